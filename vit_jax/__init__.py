@@ -1,0 +1,29 @@
+"""The Vision Transformer of arXiv:2010.11929 in JAX and Flax.
+
+The Python API: `create_model`, `list_models`, `load_params`, `preprocess`.
+"""
+
+import importlib
+import typing
+
+if typing.TYPE_CHECKING:
+    from vit_jax.data.preprocess import preprocess
+    from vit_jax.load import load_params
+    from vit_jax.models import create_model, list_models
+
+__all__ = ["create_model", "list_models", "load_params", "preprocess"]
+__version__ = "0.1.0"
+
+_HOMES = {
+    "create_model": "vit_jax.models",
+    "list_models": "vit_jax.models",
+    "load_params": "vit_jax.load",
+    "preprocess": "vit_jax.data.preprocess",
+}
+
+
+def __getattr__(name: str):
+    # JAX is imported when it is first needed: data workers and `--help` never do.
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'vit_jax' has no attribute {name!r}")

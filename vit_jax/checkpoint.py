@@ -1,0 +1,238 @@
+"""Checkpoints by Orbax, with a checksum for every array; nothing else knows Orbax.
+
+`checkpoints/<step>/` holds the items `state` (arrays), `data` (the loader's place), `meta`
+(config, classes, preprocessing, versions) and `manifest`: name, shape, dtype and CRC-32C of
+every array, and the checksums of the other items. All are committed by one rename. Orbax
+itself restores an array with a flipped bit without a word.
+"""
+
+import json
+import logging
+import pathlib
+import re
+
+import google_crc32c
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+from vit_jax import trees
+from vit_jax.errors import CheckpointError
+
+FOLDER = "checkpoints"
+MAX_LISTED = 20
+
+
+class Checkpoints:
+    """The checkpoints of one run, written in the background."""
+
+    def __init__(self, folder: pathlib.Path, keep_last: int = 2, keep_every: int | None = None):
+        policies = [preservation_policy.LatestN(keep_last)]
+        if keep_every:
+            policies.append(preservation_policy.EveryNSteps(keep_every))
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
+            cleanup_tmp_directories=True,
+        )
+        logging.getLogger("absl").setLevel(logging.ERROR)
+        self.folder = folder
+        self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+
+    def save(self, step: int, state, *, data: dict, meta: dict) -> None:
+        """Starts to write a step; arrays may be changed as soon as this returns.
+
+        Raises CheckpointError for this step, or an earlier one whose writing failed.
+        """
+        items = {"data": data, "meta": meta}
+        arguments = {name: ocp.args.JsonSave(item) for name, item in items.items()}
+        tree = trees.unflatten(trees.flatten(state))
+        self._report(
+            step,
+            lambda: self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.PyTreeSave(tree),
+                    manifest=ocp.args.JsonSave(make_manifest(state, items)),
+                    **arguments,
+                ),
+                force=True,
+            ),
+        )
+
+    def wait(self) -> None:
+        """Returns when everything is on disk; raises CheckpointError if it is not."""
+        self._report(None, self._manager.wait_until_finished)
+
+    def close(self) -> None:
+        """Waits for what is being written and stops the writers."""
+        self._manager.close()
+
+    def _report(self, step, action) -> None:
+        try:
+            action()
+            self._manager.check_for_errors()
+        except Exception as error:  # Orbax and TensorStore raise many kinds.
+            what = f"step {step}" if step is not None else "a checkpoint"
+            raise CheckpointError(
+                f"cannot save {what} under {self.folder}: {_one_line(error)}"
+            ) from error
+
+
+def steps_in(folder: pathlib.Path) -> list[int]:
+    """Committed steps, oldest first; what a killed writer left behind is not one."""
+    if not folder.is_dir():
+        return []
+    return sorted(int(p.name) for p in folder.iterdir() if re.fullmatch(r"\d+", p.name))
+
+
+def crc32c(array) -> int:
+    """CRC-32C of an array's bytes in C order, gathered from all hosts if need be."""
+    if isinstance(array, jax.Array) and not array.is_fully_addressable:
+        array = multihost_utils.process_allgather(array, tiled=True)
+    return google_crc32c.value(np.ascontiguousarray(array).tobytes())
+
+
+def make_manifest(state, items: dict) -> dict:
+    """Shape, dtype and checksum of every leaf, checksums of the items, and its own."""
+    manifest = {
+        "leaves": {
+            name: {"shape": list(leaf.shape), "dtype": str(leaf.dtype), "crc32c": crc32c(leaf)}
+            for name, leaf in trees.flatten(state).items()
+        },
+        "items": {name: _crc_of_json(item) for name, item in items.items()},
+    }
+    return manifest | {"crc32c": _crc_of_json(manifest)}
+
+
+def _crc_of_json(item: dict) -> int:
+    return google_crc32c.value(json.dumps(item, sort_keys=True).encode())
+
+
+def read_manifest(step_folder: pathlib.Path) -> dict:
+    """The manifest of a step; raises CheckpointError where it is damaged."""
+    manifest = _read_json(step_folder, "manifest")
+    body = {name: part for name, part in manifest.items() if name != "crc32c"}
+    if _crc_of_json(body) != manifest.get("crc32c") or not {"leaves", "items"} <= set(body):
+        raise CheckpointError(f"{step_folder / 'manifest'} is damaged: its checksum is wrong.")
+    return manifest
+
+
+def read_item(step_folder: pathlib.Path, name: str) -> dict:
+    """The item `data` or `meta` of a step, checked against the manifest."""
+    item = _read_json(step_folder, name)
+    if _crc_of_json(item) != read_manifest(step_folder)["items"].get(name):
+        raise CheckpointError(f"{step_folder / name} is damaged: its checksum is wrong.")
+    return item
+
+
+def _read_json(step_folder: pathlib.Path, name: str) -> dict:
+    path = step_folder / name / "metadata"
+    try:
+        item = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise CheckpointError(f"{step_folder}: no checkpoint of ours ({path} is missing).") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged ({_one_line(error)}).") from error
+    if not isinstance(item, dict):
+        raise CheckpointError(f"{path} is damaged: it holds no JSON object.")
+    return item
+
+
+def restore(step_folder: pathlib.Path, like):
+    """The arrays of a step, in the structure and at the places that `like` asks for.
+
+    Args:
+      like: a tree of ShapeDtypeStruct: a whole state, or some parts of it such as
+        {'params': ...}. A leaf without a sharding is restored as a numpy array.
+
+    Raises CheckpointError that names every leaf that is missing, unexpected or of another
+    shape or dtype, the first whose checksum is wrong, or the folder if it no longer decodes.
+    """
+    wanted = trees.flatten(like)
+    parts = {name.partition("/")[0] for name in wanted}
+    stored = {
+        name: leaf
+        for name, leaf in read_manifest(step_folder)["leaves"].items()
+        if name.partition("/")[0] in parts
+    }
+    refuse_differences(
+        {name: (tuple(leaf["shape"]), leaf["dtype"]) for name, leaf in stored.items()},
+        {name: (tuple(leaf.shape), str(leaf.dtype)) for name, leaf in wanted.items()},
+        str(step_folder),
+    )
+    tree = trees.unflatten(wanted)
+    places = trees.unflatten({name: _restore_args(leaf) for name, leaf in wanted.items()})
+    arguments = ocp.args.PyTreeRestore(item=tree, restore_args=places, partial_restore=True)
+    try:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            restored = reader.restore((step_folder / "state").absolute(), args=arguments)
+    except Exception as error:  # Orbax and TensorStore raise many kinds.
+        raise CheckpointError(
+            f"{step_folder / 'state'} is damaged: {_one_line(error)}"
+        ) from error
+    leaves = trees.flatten(restored)
+    for name in wanted:
+        if crc32c(leaves[name]) != stored[name]["crc32c"]:
+            raise CheckpointError(f"{step_folder}: {name} is damaged: its checksum is wrong.")
+    return trees.map_with_names(lambda name, _: leaves[name], like)
+
+
+def stored_params(step_folder: pathlib.Path) -> dict:
+    """Shapes and dtypes of the parameters in a step, as `restore` takes them."""
+    return {
+        "params": trees.unflatten(
+            {
+                name.removeprefix("params/"): jax.ShapeDtypeStruct(leaf["shape"], leaf["dtype"])
+                for name, leaf in read_manifest(step_folder)["leaves"].items()
+                if name.startswith("params/")
+            }
+        )
+    }
+
+
+def _restore_args(leaf: jax.ShapeDtypeStruct):
+    if leaf.sharding is None:
+        return ocp.RestoreArgs(restore_type=np.ndarray)
+    return ocp.ArrayRestoreArgs(sharding=leaf.sharding)
+
+
+def refuse_differences(found: dict, expected: dict, where: str) -> None:
+    """Raises CheckpointError that lists every difference of name -> (shape, dtype) at once."""
+    lines = []
+    for name in [*expected, *(name for name in found if name not in expected)]:
+        a, b = found.get(name), expected.get(name)
+        if a != b:
+            lines.append(f"{name}: checkpoint {_describe(a)}, model {_describe(b)}")
+    if lines:
+        more = f"; and {len(lines) - MAX_LISTED} more" if len(lines) > MAX_LISTED else ""
+        raise CheckpointError(f"{where} does not fit: {'; '.join(lines[:MAX_LISTED])}{more}.")
+
+
+def _describe(shape_and_dtype) -> str:
+    if shape_and_dtype is None:
+        return "none"
+    shape, dtype = shape_and_dtype
+    return f"({', '.join(map(str, shape))}) {dtype}"
+
+
+def find(where: str | pathlib.Path) -> pathlib.Path:
+    """The newest step folder of a workdir, stage folder or `checkpoints`, or a step itself.
+
+    Raises CheckpointError with what is there instead.
+    """
+    path = pathlib.Path(where)
+    if re.fullmatch(r"\d+", path.name) and (path / "manifest").is_dir():
+        return path
+    for folder in (path, path / FOLDER):
+        if steps_in(folder):
+            return folder / str(steps_in(folder)[-1])
+    if not path.exists():
+        raise CheckpointError(f"{where}: no such file or folder.")
+    held = ", ".join(sorted(p.name for p in path.iterdir())[:8]) if path.is_dir() else "a file"
+    raise CheckpointError(f"{where}: no checkpoint in it; it holds {held or 'nothing'}.")
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__

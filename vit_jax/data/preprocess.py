@@ -1,0 +1,117 @@
+"""From pixels to the model's input: crop, flip, resize, and the range [-1, 1].
+
+The published weights take (x - 127.5) / 127.5, without ImageNet's mean and deviation.
+"""
+
+import dataclasses
+import functools
+import math
+
+import numpy as np
+from PIL import Image
+
+Size = tuple[int, int]  # Height, width.
+
+
+def resize(image: np.ndarray, size: Size, resample: str = "antialias") -> np.ndarray:
+    """H W 3 uint8 -> h w 3, bilinear with half-pixel centres.
+
+    'antialias' is Pillow's: a wider filter when shrinking, rounded to whole values.
+    'tf_bilinear' is `tf.image.resize` without antialiasing, as the official code trained
+    and evaluated: two neighbours on each axis whatever the scale, not rounded.
+    """
+    if image.shape[:2] == tuple(size):
+        return image
+    if resample == "antialias":
+        resized = Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BILINEAR)
+        return np.asarray(resized)
+    top, bottom, y = _neighbours(image.shape[0], size[0])
+    left, right, x = _neighbours(image.shape[1], size[1])
+    rows = image[top] + (image[bottom].astype(np.float32) - image[top]) * y[:, None, None]
+    return rows[:, left] + (rows[:, right] - rows[:, left]) * x[None, :, None]
+
+
+@functools.cache
+def _neighbours(old: int, new: int):
+    """For each new pixel, its two old neighbours and the weight of the second."""
+    centres = (np.arange(new, dtype=np.float32) + 0.5) * np.float32(old / new) - 0.5
+    floor = np.floor(centres)
+    first = np.clip(floor.astype(int), 0, old - 1)
+    second = np.clip(floor.astype(int) + 1, 0, old - 1)
+    return first, second, (centres - floor).astype(np.float32)
+
+
+def to_unit_range(image: np.ndarray) -> np.ndarray:
+    """[0, 255] -> float32 in [-1, 1]."""
+    return image.astype(np.float32) / np.float32(127.5) - np.float32(1)
+
+
+def inception_box(height: int, width: int, area: tuple[float, float], random) -> tuple:
+    """Top, left, height, width of a crop: area and aspect 3/4 to 4/3 at random (GoogLeNet).
+
+    After ten boxes that do not fit, the largest central box of a permitted aspect.
+    """
+    for _ in range(10):
+        target = random.uniform(*area) * height * width
+        aspect = math.exp(random.uniform(math.log(3 / 4), math.log(4 / 3)))
+        w, h = round(math.sqrt(target * aspect)), round(math.sqrt(target / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            top, left = random.integers(height - h + 1), random.integers(width - w + 1)
+            return int(top), int(left), h, w
+    w = min(width, round(height * 4 / 3))
+    h = min(height, round(width * 4 / 3))
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+def _cut(image: np.ndarray, box: tuple) -> np.ndarray:
+    top, left, height, width = box
+    return image[top : top + height, left : left + width]
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainRecipe:
+    """Crop, flip and resize at random: (H W 3 uint8, generator) -> h w 3 in [-1, 1]."""
+
+    size: Size
+    crop: str = "inception"
+    crop_area: tuple[float, float] = (0.05, 1.0)
+    flip: bool = True
+    resample: str = "antialias"
+
+    def __call__(self, image: np.ndarray, random: np.random.Generator) -> np.ndarray:
+        if self.crop == "inception":
+            image = _cut(image, inception_box(*image.shape[:2], self.crop_area, random))
+        if self.flip and random.random() < 0.5:
+            image = image[:, ::-1]
+        return to_unit_range(resize(np.ascontiguousarray(image), self.size, self.resample))
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalRecipe:
+    """What every evaluated or predicted image goes through: H W 3 uint8 -> h w 3 in [-1, 1].
+
+    'resize' stretches the whole image, as the official code does; 'center' first resizes
+    so that the short side is 256/224 of the target, then cuts out the centre.
+    """
+
+    size: Size
+    crop: str = "resize"
+    resample: str = "antialias"
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        if self.crop == "resize":
+            return to_unit_range(resize(image, self.size, self.resample))
+        height, width = image.shape[:2]
+        scale = max(self.size[0] / height, self.size[1] / width) * 256 / 224
+        image = resize(image, (round(height * scale), round(width * scale)), self.resample)
+        top, left = (image.shape[0] - self.size[0]) // 2, (image.shape[1] - self.size[1]) // 2
+        return to_unit_range(_cut(image, (top, left, *self.size)))
+
+
+def preprocess(images, model, recipe: EvalRecipe | None = None) -> np.ndarray:
+    """Images B H W 3 uint8 (or a list of H W 3 of any size) -> B h w 3 for the model.
+
+    Without a recipe, the official one: the whole image resized, pixels in [-1, 1].
+    """
+    recipe = recipe or EvalRecipe(model.image_size, "resize", "tf_bilinear")
+    return np.stack([recipe(np.asarray(image, np.uint8)) for image in images])

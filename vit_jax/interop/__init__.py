@@ -1,0 +1,1 @@
+"""Foreign names and files <-> our parameters."""

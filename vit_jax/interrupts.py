@@ -1,0 +1,29 @@
+"""Turns SIGTERM and Ctrl-C into a flag that the training loop looks at between steps."""
+
+import os
+import signal
+import threading
+
+
+class Interrupts:
+    """A context in which the first signal sets `received` and a second one ends the process."""
+
+    SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+    def __init__(self):
+        self.received: signal.Signals | None = None
+        self._before: dict = {}
+
+    def __enter__(self):
+        if threading.current_thread() is threading.main_thread():  # Others may not install any.
+            self._before = {number: signal.signal(number, self._handle) for number in self.SIGNALS}
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number, _frame):
+        if self.received is not None:
+            os._exit(128 + number)
+        self.received = signal.Signals(number)

@@ -1,0 +1,203 @@
+"""Parses the command line and sends a verb to its file.
+
+  python -m vit_jax.main [VERB] --flags        (no verb means `train`)
+"""
+
+import argparse
+import pathlib
+import sys
+import traceback
+
+from vit_jax import config as config_lib
+from vit_jax.errors import ConfigError, VitJaxError, nearest
+
+
+class Parser(argparse.ArgumentParser):
+    """Reports a mistake in one line instead of a page."""
+
+    def error(self, message: str):
+        raise ConfigError(f"{message}. See --help.")
+
+
+def split_config_flags(argv: list[str]) -> tuple[list[str], str | None, dict[str, str]]:
+    """Other arguments, the FILE[:ARG] of --config, and the KEY: TEXT of --config.KEY=TEXT."""
+    rest, file, overrides = [], None, {}
+    arguments = iter(argv)
+    for argument in arguments:
+        flag, equals, text = argument.partition("=")
+        if flag != "--config" and not flag.startswith("--config."):
+            rest.append(argument)
+            continue
+        if not equals:
+            text = next(arguments, None)
+            if text is None:
+                raise ConfigError(f"{flag} needs a value, as in {flag}=VALUE.")
+        if flag == "--config":
+            file = text
+        else:
+            overrides[flag.removeprefix("--config.")] = text
+    return rest, file, overrides
+
+
+def run_train(args, file: str | None, overrides: dict[str, str]) -> int:
+    folder = pathlib.Path(args.workdir)
+    if file is not None:
+        config = config_lib.load(file)
+    else:
+        from vit_jax import workdir
+
+        config = config_lib.to_config_dict(workdir.read_config(folder))
+    for key, text in overrides.items():
+        config_lib.override(config, key, text)
+    stages = config_lib.check(config)  # Before the slow imports: mistakes are told at once.
+    from vit_jax import sweep
+
+    print(sweep.run(stages, folder, fallback=args.fallback), flush=True)
+    return 0
+
+
+def run_evaluate(args, file: str | None, overrides: dict[str, str]) -> int:
+    from vit_jax.evaluate import evaluate
+
+    _refuse_config_file(file, "evaluate")
+    if bool(args.workdir) == bool(args.checkpoint):
+        raise ConfigError("evaluate needs --workdir=DIR or --checkpoint=WHERE, one of the two.")
+    print(evaluate(args.workdir or args.checkpoint, overrides, args.out), flush=True)
+    return 0
+
+
+def run_predict(args, file: str | None, overrides: dict[str, str]) -> int:
+    from vit_jax.errors import DataError
+    from vit_jax.predict import predict
+
+    _refuse_config_file(file, "predict", overrides)
+    num_broken = predict(
+        args.checkpoint, args.images, top=args.top, classes=args.classes, as_json=args.json
+    )
+    return DataError.exit_code if num_broken else 0
+
+
+def run_inspect(args, file: str | None, overrides: dict[str, str]) -> int:
+    from vit_jax.inspect import inspect
+
+    _refuse_config_file(file, "inspect", overrides)
+    print(inspect(args.where, args.json))
+    return 0
+
+
+def _refuse_config_file(file, verb: str, overrides=()) -> None:
+    if file is not None or overrides:
+        flag = "--config" if file is not None else f"--config.{next(iter(overrides))}"
+        raise ConfigError(f"{verb} takes no {flag}: the checkpoint holds its config.")
+
+
+WHERE = "a workdir, a stage's folder, its checkpoints folder, one step's folder, or an .npz file"
+
+
+def make_parser() -> Parser:
+    """The verbs, their flags, and an example of each."""
+    parser = Parser(
+        prog="vit_jax",
+        description="The Vision Transformer: pre-train, fine-tune, evaluate, predict.",
+        epilog="`vit_jax VERB --help` tells more. No verb means train.",
+        allow_abbrev=False,
+    )
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+
+    def add(name, run, summary, example):
+        verb = verbs.add_parser(
+            name,
+            help=summary,
+            description=f"{summary[0].upper()}{summary[1:]}.",
+            epilog=f"example:\n  python -m vit_jax.main {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        verb.set_defaults(run=run)
+        verb.add_argument("--debug", action="store_true", help="show the traceback of a mistake")
+        return verb
+
+    train = add(
+        "train",
+        run_train,
+        "pre-train or fine-tune, from where the workdir stands",
+        "train --config=configs/quickstart.py --workdir=runs/quickstart",
+    )
+    train.add_argument("--config", metavar="FILE[:ARG]", help="config file; none resumes workdir")
+    train.add_argument(
+        "--config.KEY", metavar="VALUE", help="sets one field, as in --config.optimizer.lr=3e-4"
+    )
+    train.add_argument("--workdir", required=True, metavar="DIR", help="the run's folder")
+    train.add_argument(
+        "--fallback", action="store_true", help="go on from an older step if the newest is damaged"
+    )
+
+    evaluate = add(
+        "evaluate",
+        run_evaluate,
+        "score every example of a split exactly once",
+        "evaluate --workdir=runs/quickstart/finetune --config.data.split=val",
+    )
+    evaluate.add_argument("--workdir", metavar="DIR", help="a finished or running workdir")
+    evaluate.add_argument("--checkpoint", metavar="WHERE", help=WHERE)
+    evaluate.add_argument("--out", metavar="DIR", help="where tables go; the run's folder if not")
+    evaluate.add_argument(
+        "--config.data.KEY", metavar="VALUE", help="amends the data; data.split names the split"
+    )
+
+    predict = add(
+        "predict",
+        run_predict,
+        "label images",
+        "predict --checkpoint=runs/quickstart/finetune photo.jpg folder/",
+    )
+    predict.add_argument("--checkpoint", required=True, metavar="WHERE", help=WHERE)
+    predict.add_argument("images", nargs="+", metavar="IMAGE|FOLDER", help="files, or folders")
+    predict.add_argument("--top", type=int, default=5, help="classes per image (default 5)")
+    predict.add_argument("--classes", metavar="FILE", help="class names, one a line")
+    predict.add_argument("--json", action="store_true", help="one JSON object per image")
+
+    inspect = add(
+        "inspect",
+        run_inspect,
+        "list what a checkpoint holds, without loading it",
+        "inspect runs/quickstart/finetune",
+    )
+    inspect.add_argument("where", metavar="WHERE", help=WHERE)
+    inspect.add_argument("--json", action="store_true", help="everything, as JSON")
+    return parser
+
+
+VERBS = ("train", "evaluate", "predict", "inspect")
+
+
+def run(argv: list[str]) -> int:
+    """Runs one command line and returns its exit code; mistakes raise VitJaxError."""
+    rest, file, overrides = split_config_flags(argv)
+    if rest and not rest[0].startswith("-") and rest[0] not in VERBS:
+        raise ConfigError(
+            f"{rest[0]!r} is no verb; choose from {', '.join(VERBS)}.{nearest(rest[0], VERBS)}"
+        )
+    if not rest or rest[0] not in (*VERBS, "--help", "-h"):
+        rest = ["train", *rest]
+    args = make_parser().parse_args(rest)
+    return args.run(args, file, overrides)
+
+
+def main() -> None:
+    """The console script: one line for a mistake, and the exit code that belongs to it."""
+    argv = sys.argv[1:]
+    try:
+        sys.exit(run(argv))
+    except VitJaxError as error:
+        if "--debug" in argv:
+            traceback.print_exc()
+        print(f"vit_jax: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("vit_jax: interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""Where numbers go: `metrics.jsonl` always, TensorBoard when installed, and the live line."""
+
+import json
+import math
+import os
+import pathlib
+import sys
+
+FILE = "metrics.jsonl"
+
+
+def read(folder: pathlib.Path) -> list[dict]:
+    """All records of a run, oldest first; a line that a kill cut short is left out."""
+    path = folder / FILE
+    if not path.is_file():
+        return []
+    records = []
+    for line in path.read_text().splitlines():
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            break
+    return records
+
+
+def last_values(records: list[dict]) -> dict:
+    """The latest value of every name."""
+    values: dict = {}
+    for record in records:
+        values.update(record)
+    return values
+
+
+class MetricWriter:
+    """One JSON object per step: everything written for a step stands in one line."""
+
+    def __init__(self, folder: pathlib.Path, restored_step: int = 0):
+        """Lines beyond the restored step are cut: those steps will run again.
+
+        The line of the restored step itself is open again, for an evaluation still to come.
+        """
+        kept = [record for record in read(folder) if record["step"] <= restored_step]
+        is_open = bool(kept) and kept[-1]["step"] == restored_step
+        self._open_record = kept.pop() if is_open else {}
+        path = folder / FILE
+        temporary = path.with_name(path.name + ".tmp")
+        temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
+        temporary.replace(path)
+        self._file = open(path, "a")
+        self._board = _tensorboard(folder, restored_step)
+
+    def has(self, step: int, name: str) -> bool:
+        """Whether the open record is of this step and holds a value of that name."""
+        return self._open_record.get("step") == step and name in self._open_record
+
+    def write(self, step: int, values: dict) -> None:
+        """Adds values to the record of a step; a later step closes the earlier one."""
+        if self._open_record and self._open_record["step"] != step:
+            self.flush()
+        self._open_record = self._open_record or {"step": step}
+        self._open_record.update({name: _plain(value) for name, value in values.items()})
+
+    def sync(self) -> None:
+        """Everything written so far is on disk when this returns."""
+        self.flush()
+        os.fsync(self._file.fileno())
+
+    def flush(self) -> None:
+        """Closes the open record."""
+        if not self._open_record:
+            return
+        self._file.write(json.dumps(self._open_record) + "\n")
+        self._file.flush()
+        if self._board is not None:
+            for name, value in self._open_record.items():
+                if name != "step" and value is not None:
+                    self._board.add_scalar(name, value, self._open_record["step"])
+            self._board.flush()
+        self._open_record = {}
+
+    def close(self) -> None:
+        self.flush()
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+
+def _plain(value):
+    """A Python number; None for what JSON has no word for."""
+    value = value if isinstance(value, int) else float(value)
+    return value if math.isfinite(value) else None
+
+
+def _tensorboard(folder: pathlib.Path, restored_step: int):
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(folder), purge_step=restored_step + 1)
+
+
+class Progress:
+    """A line that lives on a terminal, and one line per interval elsewhere."""
+
+    def __init__(self, stream=None):
+        self._stream = stream or sys.stdout
+        self._is_live = self._stream.isatty()
+        self._width = 0
+
+    def show(self, line: str) -> None:
+        """The state of affairs: replaces the last one on a terminal."""
+        if self._is_live:
+            self._stream.write("\r" + line.ljust(self._width))
+            self._width = len(line)
+        else:
+            self._stream.write(line + "\n")
+        self._stream.flush()
+
+    def say(self, line: str) -> None:
+        """A line that stays."""
+        if self._is_live and self._width:
+            self._stream.write("\r" + " " * self._width + "\r")
+            self._width = 0
+        self._stream.write(line + "\n")
+        self._stream.flush()

@@ -1,0 +1,52 @@
+"""Runs the stages of a config in order."""
+
+import pathlib
+
+from vit_jax import config as config_lib
+from vit_jax import train, workdir
+from vit_jax.config import Config
+
+
+def run(stages: dict[str, Config], folder: pathlib.Path, *, fallback: bool = False) -> str:
+    """Runs what is not finished, each stage in its sub-folder; returns the closing line.
+
+    A config without stages is the one stage '', in the folder itself. All stages are
+    checked against their data and starting weights before the first begins.
+    """
+    as_dict = config_lib.to_dict(stages)
+    workdir.refuse_other_run(folder, as_dict)
+    prepared: dict[str, train.Stage] = {}
+    for name, config in stages.items():
+        prepared[name] = train.prepare(name, config, folder / name, prepared)
+    if "" in stages:
+        return _closing_line({"": train.train(prepared[""], fallback=fallback)}, prepared, folder)
+    with workdir.Lock(folder):
+        workdir.write_json(folder / workdir.CONFIG, as_dict)
+        summaries = {}
+        for name, stage in prepared.items():
+            summaries[name] = train.train(stage, fallback=fallback)
+        workdir.write_json(folder / workdir.SUMMARY, _combined(summaries))
+    return _closing_line(summaries, prepared, folder)
+
+
+def _combined(summaries: dict[str, dict]) -> dict:
+    metrics = {
+        f"{name}/{key}": value
+        for name, summary in summaries.items()
+        for key, value in summary["metrics"].items()
+    }
+    return {"metrics": metrics, "stages": summaries}
+
+
+def _closing_line(summaries: dict, prepared: dict[str, train.Stage], folder) -> str:
+    if "" in summaries:
+        summary, source = summaries[""], prepared[""].val_source
+        found = summary["metrics"]
+        score = f"val/top1={found['val/top1']:.4f} n={found['val/n']}/{len(source)} " if source else ""
+        return f"done: steps={summary['step']} {score}workdir={folder}"
+    scores = [
+        f"{name}/top1={summary['metrics']['val/top1']:.4f}"
+        for name, summary in summaries.items()
+        if "val/top1" in summary["metrics"]
+    ]
+    return f"done: stages={len(summaries)} {' '.join(scores)} workdir={folder}"

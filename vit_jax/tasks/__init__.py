@@ -1,0 +1,1 @@
+"""What a batch is asked for: loss, metrics and scores."""

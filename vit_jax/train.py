@@ -1,0 +1,414 @@
+"""Runs one training stage: the loop, in the order the paper tells it."""
+
+import collections
+import dataclasses
+import math
+import pathlib
+import time
+from collections.abc import Iterator, Mapping
+
+import jax
+import numpy as np
+
+from vit_jax import assemble, checkpoint, flops, load, metrics, transplant, trees, workdir
+from vit_jax import config as config_lib
+from vit_jax.config import Config
+from vit_jax.data import loader
+from vit_jax.data.preprocess import TrainRecipe
+from vit_jax.data.sources import make_source
+from vit_jax.errors import CheckpointError, DataError, Interrupted, NonFiniteError
+from vit_jax.evaluators import classification
+from vit_jax.interrupts import Interrupts
+from vit_jax.models import ViT, build, param_shapes
+
+STEPS_AHEAD = 2  # Steps in flight while the host prepares the next batch.
+MAX_NON_FINITE = 3  # Updates skipped in a row before the run is given up.
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One stage that has passed every check that needs no compiling, workdir untouched."""
+
+    name: str
+    config: Config
+    folder: pathlib.Path
+    train_source: object
+    val_source: object | None
+    model: ViT
+    mesh: jax.sharding.Mesh
+    total_steps: int
+    start_from: load.Weights | None
+    plan: transplant.Plan | None
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.train_source.classes
+
+
+def prepare(
+    name: str, config: Config, folder: pathlib.Path, earlier: Mapping[str, Stage]
+) -> Stage:
+    """Checks a stage against its data, devices and starting weights before anything runs.
+
+    Raises ConfigError, DataError or CheckpointError, in one line.
+    """
+    mesh = assemble.build_mesh(config)
+    build(config.model, num_classes=1, image_size=config.data.image_size)  # Before data is read.
+    train_source = _open(config, config.data.split, config.data.per_class)
+    val_source = _open(config, config.data.val_split) if config.data.val_split else None
+    if not len(train_source):
+        raise DataError(f"data.split={config.data.split} of {config.data.source} is empty.")
+    if val_source is not None and val_source.classes != train_source.classes:
+        raise DataError(f"data.val_split={config.data.val_split} has other classes than training.")
+    classes = len(train_source.classes)
+    model = build(config.model, num_classes=classes, image_size=config.data.image_size)
+    found = _starting_weights(config, folder, earlier)
+    plan = found and load.plan_for(
+        found, model, new_head=config.init.new_head, resize=config.init.resize
+    )
+    total_steps = assemble.num_steps(config, len(train_source))
+    return Stage(
+        name, config, folder, train_source, val_source, model, mesh, total_steps, found, plan
+    )
+
+
+def _open(config: Config, split: str, per_class: int | None = None):
+    data = config.data
+    return make_source(
+        data.source,
+        split,
+        dir=data.dir,
+        dataset=data.dataset,
+        val_fraction=data.val_fraction,
+        per_class=per_class,
+        num_classes=data.num_classes,
+        num_examples=data.num_examples,
+        image_size=data.image_size,
+    )
+
+
+def _starting_weights(config: Config, folder, earlier: Mapping[str, Stage]) -> load.Weights | None:
+    if config.init.path:
+        return load.weights(config.init.path)
+    if not config.init.stage:
+        return None
+    before = earlier.get(config.init.stage)
+    if before is None:  # The stage's folder was given alone.
+        return load.weights(folder.parent / config.init.stage)
+    return load.Weights(
+        where=str(before.folder),
+        shapes=param_shapes(before.model),
+        grid=before.model.grid,
+        read=lambda: load.weights(before.folder).read(),
+    )
+
+
+def train(stage: Stage, *, fallback: bool = False) -> dict:
+    """Trains a stage to its end, from its newest checkpoint if there is one.
+
+    Args:
+      fallback: when the newest checkpoint is damaged, go on from an older one that is not.
+
+    Returns the summary that stands in `summary.json`. Raises Interrupted after a signal,
+    with the last finished step saved.
+    """
+    as_dict = config_lib.to_dict({"": stage.config})
+    workdir.refuse_other_run(stage.folder, as_dict)
+    summary = workdir.read_json(stage.folder / workdir.SUMMARY)
+    if summary and summary.get("step") == stage.total_steps:
+        return summary
+    with workdir.Lock(stage.folder), Interrupts() as interrupts:
+        workdir.write_json(stage.folder / workdir.CONFIG, as_dict)
+        return Run(stage, interrupts, fallback).go()
+
+
+class Run:
+    """The loop of one stage and what it keeps count of."""
+
+    def __init__(self, stage: Stage, interrupts: Interrupts, fallback: bool):
+        self.stage, self.config, self.interrupts = stage, stage.config, interrupts
+        self.parts = assemble.assemble(stage.config, stage.model, stage.mesh, stage.total_steps)
+        self.checkpoints = checkpoint.Checkpoints(
+            stage.folder / checkpoint.FOLDER, stage.config.keep_last, stage.config.keep_every
+        )
+        self.progress = metrics.Progress()
+        self.clock = Clock()
+        self.pending: collections.deque = collections.deque()
+        self.num_non_finite = 0
+        init_key, self.dropout_key = jax.random.split(jax.random.key(stage.config.seed))
+        self.step, self.state = self._restore(fallback)
+        if self.state is None:
+            self.state = self._birth(init_key)
+        self.saved_step = self.step
+        self.writer = metrics.MetricWriter(stage.folder, self.step)
+        self._start_interval(self.step)
+
+    def _birth(self, key: jax.Array):
+        if self.stage.plan is None:
+            return self.parts.birth(key)
+        for note in self.stage.plan.notes:
+            self._say(f"{self.stage.start_from.where}: {note}")
+        params = transplant.apply_plan(self.stage.plan, self.stage.start_from.read())
+        return self.parts.birth(key, trees.unflatten(params))
+
+    def _restore(self, fallback: bool):
+        """The step and state to go on from; step 0 and None for a new run."""
+        steps = checkpoint.steps_in(self.checkpoints.folder)
+        for step in reversed(steps):
+            folder = self.checkpoints.folder / str(step)
+            try:
+                meta, data = (checkpoint.read_item(folder, name) for name in ("meta", "data"))
+                state = checkpoint.restore(folder, self.parts.like)
+            except CheckpointError as error:
+                if not fallback or step == steps[0]:
+                    raise
+                self._say(f"{error} Falling back to an older step.")
+                continue
+            self._refuse_other_data(meta, data)
+            self.clock.seconds.update(meta["seconds"])
+            if step < self.stage.total_steps:
+                self._say(f"going on from step {step}")
+            return step, state
+        return 0, None
+
+    def _refuse_other_data(self, meta: dict, data: dict) -> None:
+        classes = self.stage.classes
+        for label, (old, new) in enumerate(zip(meta["classes"], classes, strict=False)):
+            if old != new:
+                raise DataError(f"class {label} is {old!r} in the checkpoint, {new!r} in the data.")
+        for what, old, new in (
+            ("classes", len(meta["classes"]), len(classes)),
+            ("training examples", data["num_examples"], len(self.stage.train_source)),
+        ):
+            if old != new:
+                raise DataError(f"the data has {new} {what}; this run began with {old}.")
+
+    def go(self) -> dict:
+        """Trains, evaluates and saves until the last step or a signal."""
+        stage, config = self.stage, self.config
+        first = self.step + 1
+        self.clock.lap("start")
+        try:
+            if self._is_due(self.step) and not self.writer.has(self.step, "val/n"):
+                self._evaluate()  # A signal came between this step and its evaluation.
+            for batch, ids in self._batches():
+                if self.interrupts.received:
+                    break
+                self.state, scalars = self.parts.train_step(self.state, batch, self.dropout_key)
+                self.step += 1
+                self.pending.append((self.step, scalars, ids))
+                if self.step == first:  # Compiled, not trained.
+                    self._settle()
+                    self.clock.lap("start")
+                    self._start_interval(self.step)
+                elif len(self.pending) > STEPS_AHEAD:
+                    self._settle()
+                self.clock.lap("train")
+                self._after_step()
+            if self.interrupts.received:
+                self._leave()
+            summary = self._summary()
+            workdir.write_json(stage.folder / workdir.SUMMARY, summary)
+            return summary
+        finally:
+            self.writer.close()
+            self.checkpoints.close()
+
+    def _batches(self) -> Iterator[tuple[dict, np.ndarray]]:
+        """Batches on devices, with the ids of the global batch, from the next step on."""
+        config, source = self.config, self.stage.train_source
+        share = loader.share_of_batch(
+            config.batch_size, jax.process_count(), jax.process_index()
+        )
+        data = config.data
+        recipe = TrainRecipe(
+            self.stage.model.image_size, data.crop, data.crop_area, data.flip, data.resample
+        )
+        order = loader.Order(len(source), config.seed)
+        rows = loader.TrainRows(
+            source, recipe, order, share, config.seed, self.step, self.stage.total_steps
+        )
+        if not len(rows):
+            return
+        batches = loader.host_batches(rows, share, data.workers)
+        while True:
+            batch = next(batches, None)
+            self.clock.lap("data")
+            if batch is None:
+                return
+            ids = batch["id"]
+            if share.num_hosts > 1:
+                ids = order.batch(self.step, config.batch_size)
+            yield loader.to_devices(batch, self.parts.batch_sharding), ids
+
+    def _after_step(self) -> None:
+        """Evaluation first, then the checkpoint: what is restored has been measured."""
+        if self._is_due(self.step):
+            self._settle_all()
+            self._evaluate()
+        is_last = self.step == self.stage.total_steps
+        if is_last or self.step % self.config.checkpoint_every == 0:
+            if not self.interrupts.received:
+                self._save()
+
+    def _is_due(self, step: int) -> bool:
+        """Whether the model of this step is evaluated."""
+        every = self.config.eval_every
+        return step == self.stage.total_steps or bool(every and step and step % every == 0)
+
+    def _settle(self) -> None:
+        """Waits for the oldest step in flight, and logs it if it is due."""
+        step, scalars, ids = self.pending.popleft()
+        values = {name: float(value) for name, value in jax.device_get(scalars).items()}
+        if all(math.isfinite(values[name]) for name in ("loss", "grad_norm")):
+            self.num_non_finite = 0
+        else:
+            self.num_non_finite += 1
+            self._say(f"step {step}: loss {values['loss']} is not finite; update skipped")
+            if self.num_non_finite == MAX_NON_FINITE:
+                raise NonFiniteError(
+                    f"loss or gradients were not finite in {MAX_NON_FINITE} steps in a row, "
+                    f"{step - MAX_NON_FINITE + 1} to {step}; the last checkpoint is step "
+                    f"{self.saved_step or 'none'}. A lower optimizer.lr or a longer warm-up helps."
+                )
+        if step % self.config.log_every == 0 or step in (1, self.stage.total_steps):
+            self._log(step, values, ids)
+
+    def _settle_all(self) -> None:
+        while self.pending:
+            self._settle()
+
+    def _log(self, step: int, values: dict, ids: np.ndarray) -> None:
+        busy = self.clock.seconds["train"] + self.clock.seconds["data"] - self.busy_at_log
+        waited = self.clock.seconds["data"] - self.data_at_log
+        speed = (step - self.step_at_log) * self.config.batch_size / busy if busy else 0.0
+        self._start_interval(step)
+        record = {f"train/{name}": value for name, value in values.items()}
+        record["train/ids_crc"] = loader.crc_of_ids(ids)
+        record["train/img_per_sec"] = speed
+        record["train/data_wait"] = waited / busy if busy else 0.0
+        self.writer.write(step, record)
+        left = (self.stage.total_steps - step) * self.config.batch_size / speed if speed else 0
+        self._show(
+            f"step {step}/{self.stage.total_steps}  loss {values['loss']:.4f}  "
+            f"top1 {values['top1']:.4f}  {speed:,.0f} img/s  "
+            f"data wait {record['train/data_wait']:.0%}  eta {_duration(left)}"
+        )
+
+    def _start_interval(self, step: int) -> None:
+        seconds = self.clock.seconds
+        self.step_at_log, self.data_at_log = step, seconds["data"]
+        self.busy_at_log = seconds["train"] + seconds["data"]
+
+    def _evaluate(self) -> None:
+        """Adds `val/...` to this step's record."""
+        stage, config = self.stage, self.config
+        if stage.val_source is None:
+            return
+        scores = classification.evaluate(
+            self.parts.score,
+            self.state.params,
+            stage.val_source,
+            load.eval_recipe(config, stage.model),
+            batch_size=config.batch_size,
+            sharding=self.parts.batch_sharding,
+            workers=config.data.workers,
+            is_stopped=lambda: self.interrupts.received is not None,
+        )
+        self.clock.lap("eval")
+        if scores is None:  # A signal; this step is evaluated when the run goes on.
+            return
+        means = scores.means()
+        self.writer.write(self.step, {f"val/{name}": value for name, value in means.items()})
+        self._say(
+            f"step {self.step}/{stage.total_steps}  val/top1 {means['top1']:.4f}  "
+            f"val/loss {means['loss']:.4f}  n={means['n']}/{len(stage.val_source)}"
+        )
+
+    def _save(self) -> None:
+        self._settle_all()
+        self.writer.sync()
+        num_examples = len(self.stage.train_source)
+        examples_seen = self.step * self.config.batch_size
+        self.checkpoints.save(
+            self.step,
+            self.state,
+            data={
+                "seed": self.config.seed,
+                "epoch": examples_seen // num_examples,
+                "examples_seen": examples_seen,
+                "num_examples": num_examples,
+            },
+            meta={
+                "config": config_lib.to_dict({"": self.config}),
+                "classes": list(self.stage.classes),
+                "preprocessing": dataclasses.asdict(
+                    load.eval_recipe(self.config, self.stage.model)
+                ),
+                "seconds": self.clock.seconds,
+                "versions": workdir.versions(),
+            },
+        )
+        self.saved_step = self.step
+        self.clock.lap("save")
+
+    def _leave(self) -> None:
+        """Saves the last finished step and raises Interrupted."""
+        if self.step > self.saved_step:
+            self._save()
+        self.checkpoints.wait()
+        name = self.interrupts.received.name
+        saved = f"step {self.step} is saved" if self.step else "no step was finished"
+        raise Interrupted(
+            f"{name}: {saved} in {self.stage.folder}; the same command goes on from there.",
+            self.interrupts.received,
+        )
+
+    def _summary(self) -> dict:
+        self.checkpoints.wait()
+        self.writer.flush()
+        self.clock.lap("save")
+        values = metrics.last_values(metrics.read(self.stage.folder))
+        step = values.pop("step", self.step)
+        seconds, num_devices = self.clock.seconds, self.stage.mesh.size
+        return {
+            "step": step,
+            "metrics": values,
+            "num_examples": {"val": len(self.stage.val_source or ())},
+            "parameters": trees.count(self.parts.like.params),
+            "flops": flops.training_flops(self.stage.model, step * self.config.batch_size),
+            "seconds": {
+                **seconds,
+                "wall": sum(seconds.values()),
+                "device": (seconds["train"] + seconds["eval"]) * num_devices,
+            },
+            "devices": [str(device) for device in self.stage.mesh.devices.flat],
+            "versions": workdir.versions(),
+            "git_revision": workdir.git_revision(),
+        }
+
+    def _say(self, line: str) -> None:
+        self.progress.say(f"{self.stage.name}  {line}".strip())
+
+    def _show(self, line: str) -> None:
+        self.progress.show(f"{self.stage.name}  {line}".strip())
+
+
+class Clock:
+    """Seconds by what they went into; every moment is in one of them."""
+
+    def __init__(self):
+        self.seconds = dict.fromkeys(("start", "data", "train", "eval", "save"), 0.0)
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        """Books the time since the last lap."""
+        now = time.perf_counter()
+        self.seconds[name] += now - self._last
+        self._last = now
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -1,0 +1,122 @@
+"""The files of a run's folder, each written whole or not at all, and the lock on it."""
+
+import fcntl
+import json
+import os
+import pathlib
+import platform
+import socket
+import subprocess
+from importlib import metadata
+
+from vit_jax import config as config_lib
+from vit_jax.errors import ConfigError
+
+CONFIG, SUMMARY, LOCK = "config.json", "summary.json", ".lock"
+
+
+def write_json(path: pathlib.Path, values: dict) -> None:
+    """Writes a file by way of a temporary one, so that no reader sees half of it."""
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "w") as file:
+        json.dump(values, file, indent=2)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def read_json(path: pathlib.Path) -> dict | None:
+    """The file's contents, or None where there is no such file.
+
+    Raises ConfigError for a file that is no JSON object.
+    """
+    try:
+        values = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}.") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} holds no JSON object.")
+    return values
+
+
+def read_config(folder: pathlib.Path) -> dict[str, config_lib.Config]:
+    """The stages that `folder/config.json` holds; ConfigError where there is none."""
+    values = read_json(folder / CONFIG)
+    if values is None:
+        raise ConfigError(f"{folder}: no {CONFIG} in it, so no run to go on with; give --config.")
+    try:
+        return config_lib.from_dict(values)
+    except ConfigError as error:
+        raise ConfigError(f"{folder / CONFIG}: {error}") from error
+
+
+def refuse_other_run(folder: pathlib.Path, config: dict) -> None:
+    """Raises ConfigError, naming the fields, if the folder holds a run with another config."""
+    old = read_json(folder / CONFIG)
+    if old is None:
+        return
+    fields = [
+        name
+        for name in config_lib.differing_fields(old, json.loads(json.dumps(config)))
+        if not _is_free(name)
+    ]
+    if fields:
+        raise ConfigError(
+            f"workdir {folder} holds a run with another config; it differs in "
+            f"{', '.join(fields)}. Use another --workdir, or leave these fields as they were."
+        )
+
+
+def _is_free(name: str) -> bool:
+    parts = name.split(".")
+    name = ".".join(parts[2:] if parts[0] == "stages" else parts)
+    return any(name == free or name.startswith(f"{free}.") for free in config_lib.FREE_ON_RESUME)
+
+
+class Lock:
+    """A context in which this process alone writes to the folder; a kill releases it.
+
+    Raises ConfigError that names the process which holds it.
+    """
+
+    def __init__(self, folder: pathlib.Path):
+        self.path = folder / LOCK
+
+    def __enter__(self):
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = open(self.path, "a+")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._file.seek(0)
+            holder = self._file.read().strip() or "another process"
+            self._file.close()
+            raise ConfigError(f"workdir {self.path.parent} is in use by {holder}.") from error
+        self._file.truncate(0)
+        self._file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        self._file.flush()
+        return self
+
+    def __exit__(self, *_):
+        self._file.close()
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that a run's numbers depend on."""
+    names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow")
+    return {"python": platform.python_version()} | {name: metadata.version(name) for name in names}
+
+
+def git_revision() -> str | None:
+    """The commit of the source tree, with a + where files differ; None outside of git."""
+    command = ["git", "describe", "--always", "--dirty=+", "--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run(
+            command, cwd=pathlib.Path(__file__).parent, capture_output=True, text=True, timeout=10
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
