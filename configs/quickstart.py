@@ -21,13 +21,13 @@ def get_config(arg: str | None = None):
     pretrain = config.stages.pretrain
     pretrain.data.source = "mnist5k"
     pretrain.model.update(pre_logits=True, dropout=0.1)
-    pretrain.update(batch_size=128, epochs=20, log_every=50, checkpoint_every=200)
-    pretrain.optimizer.update(lr=2e-3, warmup_steps=60)
+    pretrain.update(batch_size=128, epochs=8, log_every=50, checkpoint_every=100)
+    pretrain.optimizer.update(lr=2e-3, warmup_steps=25)
 
     for name in ("finetune", "scratch"):
         stage = config.stages[name]
         stage.data.update(source="digits", per_class=arg.per_class)
-        stage.update(batch_size=50, steps=200, log_every=50, checkpoint_every=100)
-        stage.optimizer.update(lr=1e-3, warmup_steps=20)
+        stage.update(batch_size=50, steps=100, log_every=25, checkpoint_every=50)
+        stage.optimizer.update(lr=1e-3, warmup_steps=10)
     config.stages.finetune.init.update(stage="pretrain", new_head=True, resize=True)
     return smoke(config) if arg.smoke else config

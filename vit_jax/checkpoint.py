@@ -6,10 +6,12 @@ every array, and the checksums of the other items. All are committed by one rena
 itself restores an array with a flipped bit without a word.
 """
 
+import functools
 import json
 import logging
 import pathlib
 import re
+import sys
 
 import google_crc32c
 import jax
@@ -45,7 +47,8 @@ class Checkpoints:
 
         Raises CheckpointError for this step, or an earlier one whose writing failed.
         """
-        items = {"data": data, "meta": meta}
+        # Written later, in the background: a copy that the caller cannot change meanwhile.
+        items = json.loads(json.dumps({"data": data, "meta": meta}))
         arguments = {name: ocp.args.JsonSave(item) for name, item in items.items()}
         tree = trees.unflatten(trees.flatten(state))
         self._report(
@@ -165,18 +168,35 @@ def restore(step_folder: pathlib.Path, like):
     tree = trees.unflatten(wanted)
     places = trees.unflatten({name: _restore_args(leaf) for name, leaf in wanted.items()})
     arguments = ocp.args.PyTreeRestore(item=tree, restore_args=places, partial_restore=True)
+    _hush_reads_left_behind()
     try:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
             restored = reader.restore((step_folder / "state").absolute(), args=arguments)
     except Exception as error:  # Orbax and TensorStore raise many kinds.
-        raise CheckpointError(
-            f"{step_folder / 'state'} is damaged: {_one_line(error)}"
-        ) from error
+        files = re.findall(r'local file "([^"]+)"', str(error))
+        where = files[-1] if files else step_folder / "state"
+        raise CheckpointError(f"{where} is damaged: {_one_line(error)}") from error
     leaves = trees.flatten(restored)
     for name in wanted:
         if crc32c(leaves[name]) != stored[name]["crc32c"]:
             raise CheckpointError(f"{step_folder}: {name} is damaged: its checksum is wrong.")
     return trees.map_with_names(lambda name, _: leaves[name], like)
+
+
+@functools.cache
+def _hush_reads_left_behind() -> None:
+    """Keeps a failed restore to its one line.
+
+    Orbax closes its event loop at the first error; TensorStore's other reads then each
+    print a traceback that tells nothing.
+    """
+    report = sys.unraisablehook
+
+    def hook(args):
+        if str(args.exc_value) != "Event loop is closed":
+            report(args)
+
+    sys.unraisablehook = hook
 
 
 def stored_params(step_folder: pathlib.Path) -> dict:

@@ -1,0 +1,75 @@
+"""Eight CPU devices, no silent broadcasting of ranks, and a way to run the command line."""
+
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["JAX_NUM_CPU_DEVICES"] = "8"
+
+import dataclasses
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+@dataclasses.dataclass(frozen=True)
+class Finished:
+    """What a command line left behind."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def error(self) -> str:
+        """The one line of a user's mistake; a traceback fails the test."""
+        lines = [line for line in self.err.splitlines() if line.startswith("vit_jax: ")]
+        assert "Traceback" not in self.err, self.err
+        assert len(lines) == 1, self.err
+        return lines[0]
+
+
+def run_main(*arguments: str, devices: int = 1, timeout: float = 300) -> Finished:
+    """`python -m vit_jax.main` in a process of its own."""
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-m", "vit_jax.main", *map(str, arguments)],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+    return Finished(done.returncode, done.stdout, done.stderr)
+
+
+@pytest.fixture(scope="session")
+def photos() -> list[np.ndarray]:
+    """Two real photos, 427x640x3 uint8."""
+    from sklearn.datasets import load_sample_images
+
+    return load_sample_images().images
+
+
+@pytest.fixture(scope="session")
+def photo_folder(tmp_path_factory, photos) -> pathlib.Path:
+    """JPEG crops of two real photos as `train/` and `val/` class folders."""
+    root = tmp_path_factory.mktemp("photos")
+    random = np.random.default_rng(0)
+    for title, photo in zip(("flower", "temple"), reversed(photos), strict=True):
+        for split, count in (("train", 24), ("val", 7)):
+            folder = root / split / title
+            folder.mkdir(parents=True)
+            for i in range(count):
+                top, left = random.integers(0, 300), random.integers(0, 500)
+                crop = photo[top : top + 100, left : left + 120]
+                Image.fromarray(crop).save(folder / f"{i:02}.jpg", quality=90)
+    return root
