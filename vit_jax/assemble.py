@@ -8,8 +8,8 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 
 from vit_jax import optimizer, sharding
-from vit_jax.config import Config
 from vit_jax.models import ViT, make_init
+from vit_jax.schema import Config
 from vit_jax.tasks import classification
 from vit_jax.train_step import TrainState, abstract_state, create_state, make_train_step
 
@@ -66,6 +66,4 @@ def assemble(config: Config, model: ViT, mesh: Mesh, total_steps: int) -> Assemb
 
 def make_score(model: ViT, mesh: Mesh) -> Callable:
     """The jitted per-example scores, whole on every host."""
-    return jax.jit(
-        classification.make_scorer(model), out_shardings=sharding.replicated(mesh)
-    )
+    return jax.jit(classification.make_scorer(model), out_shardings=sharding.replicated(mesh))

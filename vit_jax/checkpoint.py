@@ -135,7 +135,9 @@ def _read_json(step_folder: pathlib.Path, name: str) -> dict:
     try:
         item = json.loads(path.read_bytes())
     except FileNotFoundError:
-        raise CheckpointError(f"{step_folder}: no checkpoint of ours ({path} is missing).") from None
+        raise CheckpointError(
+            f"{step_folder}: no checkpoint of ours ({path} is missing)."
+        ) from None
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged ({_one_line(error)}).") from error
     if not isinstance(item, dict):

@@ -9,10 +9,10 @@ import jax
 
 from vit_jax import assemble, load, metrics, sharding, workdir
 from vit_jax import config as config_lib
-from vit_jax.config import Config
-from vit_jax.data.sources import make_source
+from vit_jax.data.sources import open_split
 from vit_jax.errors import ConfigError, DataError, nearest
 from vit_jax.evaluators import classification
+from vit_jax.schema import Config
 
 AMENDABLE = ("data.", "batch_size")
 
@@ -51,13 +51,13 @@ def evaluate(where: str, overrides: Mapping[str, str], out: str | None = None) -
     """
     loaded = load.load(where)
     config, split = _amended(loaded, overrides)
-    source = _as_the_model_counts(_source(config, split), loaded)
+    source = _as_the_model_counts(open_split(config.data, split), loaded)
     if not len(source):
         raise DataError(f"split {split} is empty.")
     mesh = sharding.make_mesh()
     batch_size = -(-config.batch_size // mesh.size) * mesh.size
     params = jax.device_put(loaded.params(), sharding.replicated(mesh))
-    progress = metrics.Progress()
+    progress = metrics.Progress(seconds_between=10)
     recipe = dataclasses.replace(
         loaded.recipe, crop=config.data.eval_crop, resample=config.data.resample
     )
@@ -104,20 +104,6 @@ def _amended(loaded: load.Loaded, overrides: Mapping[str, str]) -> tuple[Config,
             f"config.data.image_size is {size}; these weights take {loaded.model.image_size}."
         )
     return config, config.data.split if "data.split" in overrides else config.data.val_split
-
-
-def _source(config: Config, split: str):
-    data = config.data
-    return make_source(
-        data.source,
-        split,
-        dir=data.dir,
-        dataset=data.dataset,
-        val_fraction=data.val_fraction,
-        num_classes=data.num_classes,
-        num_examples=data.num_examples,
-        image_size=data.image_size,
-    )
 
 
 def _as_the_model_counts(source, loaded: load.Loaded):

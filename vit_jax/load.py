@@ -8,11 +8,11 @@ import numpy as np
 
 from vit_jax import checkpoint, transplant, trees, workdir
 from vit_jax import config as config_lib
-from vit_jax.config import Config
 from vit_jax.data.preprocess import EvalRecipe
 from vit_jax.errors import CheckpointError, ConfigError
 from vit_jax.interop import npz
 from vit_jax.models import ViT, build, create_model, param_shapes
+from vit_jax.schema import Config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,9 +87,7 @@ def _step_weights(step_folder: pathlib.Path, model: ViT) -> Weights:
 
 def _model(step_folder: pathlib.Path, meta: dict) -> ViT:
     config = config_of(step_folder, meta)
-    return build(
-        config.model, num_classes=len(meta["classes"]), image_size=config.data.image_size
-    )
+    return build(config.model, num_classes=len(meta["classes"]), image_size=config.data.image_size)
 
 
 def config_of(step_folder: pathlib.Path, meta: dict) -> Config:

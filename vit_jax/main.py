@@ -1,6 +1,6 @@
 """Parses the command line and sends a verb to its file.
 
-  python -m vit_jax.main [VERB] --flags        (no verb means `train`)
+python -m vit_jax.main [VERB] --flags        (no verb means `train`)
 """
 
 import argparse

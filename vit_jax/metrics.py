@@ -5,6 +5,7 @@ import math
 import os
 import pathlib
 import sys
+import time
 
 FILE = "metrics.jsonl"
 
@@ -46,7 +47,7 @@ class MetricWriter:
         temporary = path.with_name(path.name + ".tmp")
         temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
         temporary.replace(path)
-        self._file = open(path, "a")
+        self._file = path.open("a")
         self._board = _tensorboard(folder, restored_step)
 
     def has(self, step: int, name: str) -> bool:
@@ -102,18 +103,22 @@ def _tensorboard(folder: pathlib.Path, restored_step: int):
 class Progress:
     """A line that lives on a terminal, and one line per interval elsewhere."""
 
-    def __init__(self, stream=None):
-        self._stream = stream or sys.stdout
+    def __init__(self, seconds_between: float = 0.0):
+        """Elsewhere than on a terminal, lines come no closer than `seconds_between`."""
+        self._stream = sys.stdout
         self._is_live = self._stream.isatty()
         self._width = 0
+        self._seconds_between = seconds_between
+        self._shown_at = time.monotonic()
 
     def show(self, line: str) -> None:
         """The state of affairs: replaces the last one on a terminal."""
         if self._is_live:
             self._stream.write("\r" + line.ljust(self._width))
             self._width = len(line)
-        else:
+        elif time.monotonic() - self._shown_at >= self._seconds_between:
             self._stream.write(line + "\n")
+            self._shown_at = time.monotonic()
         self._stream.flush()
 
     def say(self, line: str) -> None:

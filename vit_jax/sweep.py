@@ -3,8 +3,8 @@
 import pathlib
 
 from vit_jax import config as config_lib
-from vit_jax import train, workdir
-from vit_jax.config import Config
+from vit_jax import stage, train, workdir
+from vit_jax.schema import Config
 
 
 def run(stages: dict[str, Config], folder: pathlib.Path, *, fallback: bool = False) -> str:
@@ -15,16 +15,17 @@ def run(stages: dict[str, Config], folder: pathlib.Path, *, fallback: bool = Fal
     """
     as_dict = config_lib.to_dict(stages)
     workdir.refuse_other_run(folder, as_dict)
-    prepared: dict[str, train.Stage] = {}
+    workdir.refuse_in_use(folder)
+    prepared: dict[str, stage.Stage] = {}
     for name, config in stages.items():
-        prepared[name] = train.prepare(name, config, folder / name, prepared)
+        prepared[name] = stage.prepare(name, config, folder / name, prepared)
     if "" in stages:
         return _closing_line({"": train.train(prepared[""], fallback=fallback)}, prepared, folder)
     with workdir.Lock(folder):
         workdir.write_json(folder / workdir.CONFIG, as_dict)
         summaries = {}
-        for name, stage in prepared.items():
-            summaries[name] = train.train(stage, fallback=fallback)
+        for name, checked in prepared.items():
+            summaries[name] = train.train(checked, fallback=fallback)
         workdir.write_json(folder / workdir.SUMMARY, _combined(summaries))
     return _closing_line(summaries, prepared, folder)
 
@@ -38,12 +39,14 @@ def _combined(summaries: dict[str, dict]) -> dict:
     return {"metrics": metrics, "stages": summaries}
 
 
-def _closing_line(summaries: dict, prepared: dict[str, train.Stage], folder) -> str:
+def _closing_line(summaries: dict, prepared: dict[str, stage.Stage], folder) -> str:
     if "" in summaries:
         summary, source = summaries[""], prepared[""].val_source
         found = summary["metrics"]
-        score = f"val/top1={found['val/top1']:.4f} n={found['val/n']}/{len(source)} " if source else ""
-        return f"done: steps={summary['step']} {score}workdir={folder}"
+        line = f"done: steps={summary['step']}"
+        if source is not None:
+            line += f" val/top1={found['val/top1']:.4f} n={found['val/n']}/{len(source)}"
+        return f"{line} workdir={folder}"
     scores = [
         f"{name}/top1={summary['metrics']['val/top1']:.4f}"
         for name, summary in summaries.items()

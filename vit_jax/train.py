@@ -3,104 +3,23 @@
 import collections
 import dataclasses
 import math
-import pathlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import jax
 import numpy as np
 
 from vit_jax import assemble, checkpoint, flops, load, metrics, transplant, trees, workdir
 from vit_jax import config as config_lib
-from vit_jax.config import Config
 from vit_jax.data import loader
 from vit_jax.data.preprocess import TrainRecipe
-from vit_jax.data.sources import make_source
 from vit_jax.errors import CheckpointError, DataError, Interrupted, NonFiniteError
 from vit_jax.evaluators import classification
 from vit_jax.interrupts import Interrupts
-from vit_jax.models import ViT, build, param_shapes
+from vit_jax.stage import Stage
 
 STEPS_AHEAD = 2  # Steps in flight while the host prepares the next batch.
 MAX_NON_FINITE = 3  # Updates skipped in a row before the run is given up.
-
-
-@dataclasses.dataclass(frozen=True)
-class Stage:
-    """One stage that has passed every check that needs no compiling, workdir untouched."""
-
-    name: str
-    config: Config
-    folder: pathlib.Path
-    train_source: object
-    val_source: object | None
-    model: ViT
-    mesh: jax.sharding.Mesh
-    total_steps: int
-    start_from: load.Weights | None
-    plan: transplant.Plan | None
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        return self.train_source.classes
-
-
-def prepare(
-    name: str, config: Config, folder: pathlib.Path, earlier: Mapping[str, Stage]
-) -> Stage:
-    """Checks a stage against its data, devices and starting weights before anything runs.
-
-    Raises ConfigError, DataError or CheckpointError, in one line.
-    """
-    mesh = assemble.build_mesh(config)
-    build(config.model, num_classes=1, image_size=config.data.image_size)  # Before data is read.
-    train_source = _open(config, config.data.split, config.data.per_class)
-    val_source = _open(config, config.data.val_split) if config.data.val_split else None
-    if not len(train_source):
-        raise DataError(f"data.split={config.data.split} of {config.data.source} is empty.")
-    if val_source is not None and val_source.classes != train_source.classes:
-        raise DataError(f"data.val_split={config.data.val_split} has other classes than training.")
-    classes = len(train_source.classes)
-    model = build(config.model, num_classes=classes, image_size=config.data.image_size)
-    found = _starting_weights(config, folder, earlier)
-    plan = found and load.plan_for(
-        found, model, new_head=config.init.new_head, resize=config.init.resize
-    )
-    total_steps = assemble.num_steps(config, len(train_source))
-    return Stage(
-        name, config, folder, train_source, val_source, model, mesh, total_steps, found, plan
-    )
-
-
-def _open(config: Config, split: str, per_class: int | None = None):
-    data = config.data
-    return make_source(
-        data.source,
-        split,
-        dir=data.dir,
-        dataset=data.dataset,
-        val_fraction=data.val_fraction,
-        per_class=per_class,
-        num_classes=data.num_classes,
-        num_examples=data.num_examples,
-        image_size=data.image_size,
-    )
-
-
-def _starting_weights(config: Config, folder, earlier: Mapping[str, Stage]) -> load.Weights | None:
-    if config.init.path:
-        return load.weights(config.init.path)
-    if not config.init.stage:
-        return None
-    before = earlier.get(config.init.stage)
-    if before is None:  # The stage's folder was given alone.
-        return load.weights(folder.parent / config.init.stage)
-    return load.Weights(
-        where=str(before.folder),
-        shapes=param_shapes(before.model),
-        grid=before.model.grid,
-        read=lambda: load.weights(before.folder).read(),
-    )
 
 
 def train(stage: Stage, *, fallback: bool = False) -> dict:
@@ -185,7 +104,7 @@ class Run:
 
     def go(self) -> dict:
         """Trains, evaluates and saves until the last step or a signal."""
-        stage, config = self.stage, self.config
+        stage = self.stage
         first = self.step + 1
         self.clock.lap("start")
         try:
@@ -217,9 +136,7 @@ class Run:
     def _batches(self) -> Iterator[tuple[dict, np.ndarray]]:
         """Batches on devices, with the ids of the global batch, from the next step on."""
         config, source = self.config, self.stage.train_source
-        share = loader.share_of_batch(
-            config.batch_size, jax.process_count(), jax.process_index()
-        )
+        share = loader.share_of_batch(config.batch_size, jax.process_count(), jax.process_index())
         data = config.data
         recipe = TrainRecipe(
             self.stage.model.image_size, data.crop, data.crop_area, data.flip, data.resample
@@ -247,9 +164,9 @@ class Run:
             self._settle_all()
             self._evaluate()
         is_last = self.step == self.stage.total_steps
-        if is_last or self.step % self.config.checkpoint_every == 0:
-            if not self.interrupts.received:
-                self._save()
+        is_due = is_last or self.step % self.config.checkpoint_every == 0
+        if is_due and not self.interrupts.received:
+            self._save()
 
     def _is_due(self, step: int) -> bool:
         """Whether the model of this step is evaluated."""

@@ -11,6 +11,7 @@ from importlib import metadata
 
 from vit_jax import config as config_lib
 from vit_jax.errors import ConfigError
+from vit_jax.schema import Config
 
 CONFIG, SUMMARY, LOCK = "config.json", "summary.json", ".lock"
 
@@ -42,7 +43,7 @@ def read_json(path: pathlib.Path) -> dict | None:
     return values
 
 
-def read_config(folder: pathlib.Path) -> dict[str, config_lib.Config]:
+def read_config(folder: pathlib.Path) -> dict[str, Config]:
     """The stages that `folder/config.json` holds; ConfigError where there is none."""
     values = read_json(folder / CONFIG)
     if values is None:
@@ -76,6 +77,22 @@ def _is_free(name: str) -> bool:
     return any(name == free or name.startswith(f"{free}.") for free in config_lib.FREE_ON_RESUME)
 
 
+def refuse_in_use(folder: pathlib.Path) -> None:
+    """Raises ConfigError if a live process holds the folder's lock; touches nothing."""
+    if (folder / LOCK).is_file():
+        with open(folder / LOCK) as file:
+            _flock(file, fcntl.LOCK_SH, folder)
+
+
+def _flock(file, kind: int, folder: pathlib.Path) -> None:
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except OSError as error:
+        file.seek(0)
+        holder = file.read().strip() or "another process"
+        raise ConfigError(f"workdir {folder} is in use by {holder}.") from error
+
+
 class Lock:
     """A context in which this process alone writes to the folder; a kill releases it.
 
@@ -89,12 +106,10 @@ class Lock:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file = open(self.path, "a+")
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._file.seek(0)
-            holder = self._file.read().strip() or "another process"
+            _flock(self._file, fcntl.LOCK_EX, self.path.parent)
+        except ConfigError:
             self._file.close()
-            raise ConfigError(f"workdir {self.path.parent} is in use by {holder}.") from error
+            raise
         self._file.truncate(0)
         self._file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         self._file.flush()

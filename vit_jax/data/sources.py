@@ -14,6 +14,7 @@ import numpy as np
 
 from vit_jax.data.images import SUFFIXES, decode
 from vit_jax.errors import DataError, nearest
+from vit_jax.schema import Data
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,6 +136,21 @@ class Subset:
 
     def name(self, index: int) -> str:
         return self.source.name(int(self.indices[index]))
+
+
+def open_split(data: Data, split: str, per_class: int | None = None):
+    """The records of one split of a `config.data` section."""
+    return make_source(
+        data.source,
+        split,
+        dir=data.dir,
+        dataset=data.dataset,
+        val_fraction=data.val_fraction,
+        per_class=per_class,
+        num_classes=data.num_classes,
+        num_examples=data.num_examples,
+        image_size=data.image_size,
+    )
 
 
 def make_source(

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax import trees
-from vit_jax.config import Model
 from vit_jax.errors import ConfigError, nearest
 from vit_jax.models.vit import GELUS, POOLS, SIZES, Layers, ViT
+from vit_jax.schema import Model
 
 PATCHES = {"Ti": (16,), "S": (16, 32), "B": (8, 16, 32), "L": (16, 32), "H": (14,)}  # As published.
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}

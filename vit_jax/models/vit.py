@@ -36,6 +36,7 @@ SIZES = {  # Table 1; Ti and S from arXiv:2106.10270.
     "H": Size(32, 1280, 5120, 16),
 }
 
+
 @dataclasses.dataclass(frozen=True)
 class Layers:
     """What all layers of a model have in common; it travels whole."""
@@ -192,7 +193,8 @@ class AttentionPooling(nn.Module):
         probe = jnp.broadcast_to(probe, (z.shape[0], 1, z.shape[-1]))
         attention = Attention(size.num_heads, layers.dtype, name="MultiHeadDotProductAttention_0")
         x = attention(probe, z)
-        y = Mlp(size.mlp_size, layers, name="MlpBlock_0")(layers.norm("LayerNorm_0")(x), train=False)
+        y = layers.norm("LayerNorm_0")(x)
+        y = Mlp(size.mlp_size, layers, name="MlpBlock_0")(y, train=False)
         return (x + y)[:, 0]
 
 

@@ -1,0 +1,74 @@
+"""One stage of a config, checked against its data, devices and starting weights."""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping
+
+import jax
+
+from vit_jax import assemble, load, transplant
+from vit_jax.data.sources import open_split
+from vit_jax.errors import DataError
+from vit_jax.models import ViT, build, param_shapes
+from vit_jax.schema import Config
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One stage that has passed every check that needs no compiling, workdir untouched."""
+
+    name: str
+    config: Config
+    folder: pathlib.Path
+    train_source: object
+    val_source: object | None
+    model: ViT
+    mesh: jax.sharding.Mesh
+    total_steps: int
+    start_from: load.Weights | None
+    plan: transplant.Plan | None
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.train_source.classes
+
+
+def prepare(name: str, config: Config, folder: pathlib.Path, earlier: Mapping[str, Stage]) -> Stage:
+    """Checks a stage against its data, devices and starting weights before anything runs.
+
+    Raises ConfigError, DataError or CheckpointError, in one line.
+    """
+    mesh = assemble.build_mesh(config)
+    build(config.model, num_classes=1, image_size=config.data.image_size)  # Before data is read.
+    train_source = open_split(config.data, config.data.split, config.data.per_class)
+    val_source = open_split(config.data, config.data.val_split) if config.data.val_split else None
+    if not len(train_source):
+        raise DataError(f"data.split={config.data.split} of {config.data.source} is empty.")
+    if val_source is not None and val_source.classes != train_source.classes:
+        raise DataError(f"data.val_split={config.data.val_split} has other classes than training.")
+    classes = len(train_source.classes)
+    model = build(config.model, num_classes=classes, image_size=config.data.image_size)
+    found = _starting_weights(config, folder, earlier)
+    plan = found and load.plan_for(
+        found, model, new_head=config.init.new_head, resize=config.init.resize
+    )
+    total_steps = assemble.num_steps(config, len(train_source))
+    return Stage(
+        name, config, folder, train_source, val_source, model, mesh, total_steps, found, plan
+    )
+
+
+def _starting_weights(config: Config, folder, earlier: Mapping[str, Stage]) -> load.Weights | None:
+    if config.init.path:
+        return load.weights(config.init.path)
+    if not config.init.stage:
+        return None
+    before = earlier.get(config.init.stage)
+    if before is None:  # The stage's folder was given alone.
+        return load.weights(folder.parent / config.init.stage)
+    return load.Weights(
+        where=str(before.folder),
+        shapes=param_shapes(before.model),
+        grid=before.model.grid,
+        read=lambda: load.weights(before.folder).read(),
+    )
