@@ -71,7 +71,7 @@ def make_train_step(loss_fn: Callable, tx, schedule, like: TrainState, batch_sha
         key = jax.random.fold_in(key, state.step)
         value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
         (loss, metrics), grads = value_and_grad(state.params, batch, key)
-        grad_norm = optax.global_norm(grads)
+        grad_norm = optax.tree.norm(grads)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)

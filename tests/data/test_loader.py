@@ -1,6 +1,7 @@
 """The order of examples is a function of seed and place, whoever reads them."""
 
 import itertools
+import re
 import struct
 import zlib
 
@@ -139,17 +140,16 @@ def test_worker_processes_change_not_a_bit(folder):
     assert sorted(np.concatenate([batch["id"] for batch in without])[:48]) == list(range(48))
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-@pytest.mark.parametrize("label", [3, -1])
-def test_a_label_out_of_range_names_its_record(workers, label):
-    if workers and label < 0:
-        pytest.skip("one worker process is enough")
+@pytest.mark.parametrize(("label", "workers"), [(3, 0), (3, 1), (-1, 0)])
+def test_a_label_out_of_range_names_its_record(label, workers):
     source = noise(6, labels=[0, 1, 2, 0, label, 2])
-    words = rf"^4: label {label} is out of range \[0, 3\)\.$"
-    with pytest.raises(DataError, match=words):
+    expected = f"4: label {label} is out of range [0, 3)."
+    with pytest.raises(DataError) as caught:
         train_batches(source, 3, 0, 2, workers=workers)
-    with pytest.raises(DataError, match=words):
+    assert str(caught.value) == expected
+    with pytest.raises(DataError) as caught:
         eval_batches(source, 4)
+    assert str(caught.value) == expected
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -158,11 +158,12 @@ def test_an_unreadable_image_names_its_file(workers, tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         Image.new("RGB", (4, 4)).save(tmp_path / name)
     whole = (tmp_path / "b/0.png").read_bytes()
-    (tmp_path / "b/0.png").write_bytes(whole[:50])
+    (tmp_path / "b/0.png").write_bytes(whole[:45])
     files = ("a/0.png", "a/1.png", "b/0.png", "b/1.png")
     source = FolderSource(str(tmp_path), files, np.array([0, 0, 1, 1]), ("a", "b"))
-    with pytest.raises(DataError, match=r"^/\S*/b/0\.png: unreadable image \(.*\)\.$"):
+    with pytest.raises(DataError) as caught:
         train_batches(source, 2, 0, 2, workers=workers)
+    assert re.fullmatch(r"/\S*/b/0\.png: unreadable image \(.*\)\.", str(caught.value))
     if not workers:
         with pytest.raises(DataError, match=r"b/0\.png: unreadable image"):
             eval_batches(source, 2)

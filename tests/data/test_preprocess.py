@@ -52,10 +52,9 @@ def test_antialias_widens_its_filter_when_shrinking(photo, size):
 def test_tf_bilinear_samples_at_half_pixel_centres(photo, size):
     y, x = ((np.arange(new) + 0.5) * old / new - 0.5 for old, new in zip((90, 150), size))
     grid = np.meshgrid(y, x, indexing="ij")
-    expected = np.stack(
-        [ndimage.map_coordinates(photo[..., c] / 1.0, grid, order=1, mode="nearest") for c in (0, 1, 2)],
-        axis=-1,
-    )
+    channels = (photo[..., c] / 1.0 for c in range(3))
+    sampled = [ndimage.map_coordinates(c, grid, order=1, mode="nearest") for c in channels]
+    expected = np.stack(sampled, axis=-1)
     resized = resize(photo, size, "tf_bilinear")
     assert resized.dtype == np.float32
     np.testing.assert_allclose(resized, expected, atol=2e-3)  # float32 weights of values to 255.
@@ -209,14 +208,16 @@ def test_preprocess_makes_a_batch_of_images_of_any_size(photos):
     np.testing.assert_array_equal(vit_jax.preprocess(np.stack(images[2:]), model), batch[2:])
 
 
-@pytest.mark.xfail(reason="floats are cut to whole numbers: all of [0, 1) becomes black")
+@pytest.mark.xfail(
+    strict=True, reason="floats are cut to whole numbers: all of [0, 1) becomes black"
+)
 def test_images_that_are_not_uint8_are_refused():
     model = vit_jax.create_model("vit_ti16", image_size=32, num_classes=2)
     with pytest.raises(ValueError, match="uint8"):
         vit_jax.preprocess([np.full((8, 8, 3), 0.5)], model)
 
 
-@pytest.mark.xfail(reason="a grey image ends in an IndexError about an axis")
+@pytest.mark.xfail(strict=True, reason="a grey image ends in an IndexError about an axis")
 def test_images_without_three_channels_are_refused():
     model = vit_jax.create_model("vit_ti16", image_size=32, num_classes=2)
     with pytest.raises(ValueError, match=r"H W 3|channels"):

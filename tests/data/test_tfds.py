@@ -110,7 +110,8 @@ def test_per_class_works_on_a_prepared_set(folder):
 
 def test_an_unknown_split_is_answered_with_the_known(folder):
     for split in ("val", "val[:50%]"):
-        with pytest.raises(DataError, match=r"tiny_shapes has splits \['test', 'train'\], not 'val"):
+        words = r"tiny_shapes has splits \['test', 'train'\], not 'val"
+        with pytest.raises(DataError, match=words):
             open_tfds(folder, split)
 
 
@@ -132,20 +133,24 @@ def test_a_data_set_must_be_named(folder):
         open_tfds(folder, dataset="")
 
 
-@pytest.mark.xfail(reason="list_builders also asks for community data sets, by TensorFlow")
+@pytest.mark.xfail(
+    strict=True, reason="list_builders also asks for community data sets, by TensorFlow"
+)
 def test_an_unknown_name_is_answered_with_the_nearest(folder):
     words = r"data\.dataset=cifer10: TFDS does not know it\. Did you mean cifar10\?$"
     with pytest.raises(DataError, match=words):
         open_tfds(folder, dataset="cifer10")
 
 
-@pytest.mark.xfail(reason="list_builders also asks for community data sets, by TensorFlow")
+@pytest.mark.xfail(
+    strict=True, reason="list_builders also asks for community data sets, by TensorFlow"
+)
 def test_an_unknown_version_is_refused(folder):
     with pytest.raises(DataError, match=r"data\.dataset=tiny_shapes:9\.0\.0"):
         open_tfds(folder, dataset="tiny_shapes:9.0.0")
 
 
-@pytest.mark.xfail(reason="AttributeError: 'Scalar' object has no attribute 'names'")
+@pytest.mark.xfail(strict=True, reason="AttributeError: 'Scalar' object has no attribute 'names'")
 def test_a_data_set_without_classes_is_refused(folder):
     with pytest.raises(DataError, match=r"data\.dataset=plain_numbers"):
         open_tfds(folder, dataset="plain_numbers")

@@ -87,7 +87,7 @@ class PatchEmbedding(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (D,))
         patches = patchify(images.astype(self.dtype), P)
         E = kernel.reshape(P * P * C, D).astype(self.dtype)
-        return jnp.einsum("BNp,pD->BND", patches, E) + bias.astype(self.dtype)
+        return jnp.einsum("BNp,pD->BND", patches, E) + bias.astype(self.dtype)[None, None]
 
 
 class PositionEmbedding(nn.Module):

@@ -1,0 +1,98 @@
+"""The loss of a training batch and the scores of an evaluated one, against numpy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vit_jax import create_model
+from vit_jax.models import make_init
+from vit_jax.tasks.classification import make_loss, make_scorer
+
+LOGITS = np.array(
+    [[3, 1, 0, 2, -1, -2, -3], [0, 5, 4, 3, 2, 1, -1], [1, 2, 3, 4, 5, 6, 7]], np.float32
+)
+
+
+class Written:
+    """A model whose logits are its images; it says with what it was called."""
+
+    def __init__(self):
+        self.calls = []
+
+    def apply(self, variables, images, **kwargs):
+        self.calls.append((variables, kwargs))
+        return images
+
+
+def batch(labels, mask=(1, 1, 1)):
+    return {"image": LOGITS, "label": np.array(labels), "mask": np.array(mask, np.float32)}
+
+
+def log_shares():
+    return LOGITS - np.log(np.exp(np.float64(LOGITS)).sum(-1, keepdims=True))
+
+
+def test_the_loss_is_the_mean_cross_entropy_of_the_unmasked_examples():
+    loss, metrics = make_loss(Written())({}, batch([0, 2, 6], mask=[1, 1, 0]), jax.random.key(0))
+    expected = -(log_shares()[0, 0] + log_shares()[1, 2]) / 2
+    np.testing.assert_allclose(loss, expected, rtol=1e-6)
+    assert metrics == {"top1": 0.5}  # The third would have been right.
+
+
+def test_training_asks_for_dropout_with_the_given_key():
+    model, key = Written(), jax.random.key(3)
+    make_loss(model)({"a": 1}, batch([0, 1, 2]), key)
+    ((variables, kwargs),) = model.calls
+    assert variables == {"params": {"a": 1}}
+    assert kwargs == {"train": True, "rngs": {"dropout": key}}
+
+
+def test_scores_are_for_single_examples_and_without_dropout():
+    model = Written()
+    scores = make_scorer(model)({}, batch([0, 6, 2]))
+    assert model.calls == [({"params": {}}, {})]
+    assert {name: array.shape for name, array in scores.items()} == dict.fromkeys(
+        ("loss", "prediction", "probability", "top1", "top5"), (3,)
+    )
+    np.testing.assert_array_equal(scores["prediction"], [0, 1, 6])
+    np.testing.assert_array_equal(scores["top1"], [True, False, False])
+    np.testing.assert_array_equal(scores["top5"], [True, False, True])
+    np.testing.assert_allclose(scores["loss"], -log_shares()[[0, 1, 2], [0, 6, 2]], rtol=1e-6)
+    np.testing.assert_allclose(scores["probability"], np.exp(log_shares().max(-1)), rtol=1e-6)
+
+
+@pytest.mark.parametrize(("label", "hit"), [(6, True), (2, True), (1, False), (0, False)])
+def test_top5_ends_after_the_fifth_best(label, hit):
+    assert make_scorer(Written())({}, batch([0, 0, label]))["top5"][2] == hit
+
+
+def test_with_fewer_than_five_classes_every_label_is_among_the_best():
+    few = batch([0, 1, 2]) | {"image": LOGITS[:, :3]}
+    np.testing.assert_array_equal(make_scorer(Written())({}, few)["top5"], [True] * 3)
+
+
+def test_a_real_models_loss_has_dropout_and_its_score_has_none():
+    model = create_model(
+        "vit_ti16",
+        num_classes=3,
+        image_size=8,
+        patch=4,
+        num_layers=1,
+        hidden_size=8,
+        mlp_size=8,
+        num_heads=2,
+        dropout=0.5,
+    )
+    params = jax.jit(make_init(model))(jax.random.key(0))
+    params["head"]["kernel"] = jax.random.normal(jax.random.key(1), (8, 3))
+    real = batch([0, 1, 2]) | {"image": np.ones((3, 8, 8, 3), np.float32)}
+    loss = jax.jit(lambda key: make_loss(model)(params, real, key)[0])
+    assert loss(jax.random.key(0)) != loss(jax.random.key(1))
+    assert loss(jax.random.key(0)) == loss(jax.random.key(0))
+    scores = jax.jit(make_scorer(model))(params, real)
+    # Equal images get equal scores, as no dropout tells them apart.
+    assert len(set(map(float, scores["probability"]))) == 1
+    logits = jax.jit(lambda: model.apply({"params": params}, real["image"]))()
+    shares = jnp.exp(logits) / jnp.exp(logits).sum(-1, keepdims=True)
+    np.testing.assert_allclose(scores["loss"], -np.log(np.diag(shares)), rtol=1e-5)

@@ -1,0 +1,167 @@
+"""Pretrained parameters into another model: what is permitted, and what is refused at once."""
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from vit_jax.errors import CheckpointError
+from vit_jax.transplant import POSITIONS, apply_plan, make_plan, resize_positions
+
+D = 2
+SHAPES = {
+    "cls": (1, 1, D),
+    "embedding/kernel": (4, 4, 3, D),
+    POSITIONS: (1, 1 + 4 * 6, D),
+    "head/kernel": (D, 5),
+    "head/bias": (5,),
+}
+PRE_LOGITS = {"pre_logits/kernel": (D, D), "pre_logits/bias": (D,)}
+NEW_HEAD = {"head/kernel": (D, 3), "head/bias": (3,)}
+HEADLESS = {name: shape for name, shape in SHAPES.items() if not name.startswith("head")}
+
+
+def plan(found, wanted, *, old=(4, 6), new=(4, 6), new_head=False, resize=False):
+    return make_plan(
+        found,
+        wanted,
+        old_grid=old,
+        new_grid=new,
+        new_head=new_head,
+        resize=resize,
+        where="old.npz",
+    )
+
+
+def refusal(*args, **kwargs):
+    with pytest.raises(CheckpointError, match=r"^old\.npz does not fit the model: ") as caught:
+        plan(*args, **kwargs)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def arrays(shapes):
+    random = np.random.default_rng(0)
+    return {name: random.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+
+
+def test_parameters_that_fit_pass_through_untouched():
+    made, params = plan(SHAPES, SHAPES), arrays(SHAPES)
+    assert made.notes == []
+    assert apply_plan(made, params) == params
+
+
+def test_permissions_without_need_change_no_positions():
+    made, params = plan(SHAPES, SHAPES, resize=True), arrays(SHAPES)
+    assert made.notes == []
+    assert apply_plan(made, params) == params
+
+
+def test_all_mismatches_are_told_at_once():
+    found = SHAPES | {"extra/scale": (7,)} | PRE_LOGITS | {POSITIONS: (1, 1 + 2 * 2, D)}
+    wanted = SHAPES | NEW_HEAD | {"embedding/kernel": (8, 8, 3, D), "embedding/bias": (D,)}
+    message = refusal(found, wanted, old=(2, 2))
+    for words in (
+        "embedding/bias is missing there",
+        "embedding/kernel is (4, 4, 3, 2) there, (8, 8, 3, 2) here",
+        "head/kernel is (2, 5) there, (2, 3) here: init.new_head=True permits a new one",
+        "head/bias is (5,) there, (3,) here",
+        "extra/scale has no place here",
+        "pre_logits/kernel has no place here: init.new_head=True permits to drop it",
+        "position grid 2x2 there, 4x6 here: init.resize=True permits resizing",
+    ):
+        assert words in message
+
+
+def test_a_long_list_of_mismatches_is_cut_and_counted():
+    found = SHAPES | {f"extra_{i:02}": (1,) for i in range(27)}
+    message = refusal(found, SHAPES)
+    assert message.count("has no place here") == 20
+    assert message.endswith("; and 7 more.")
+
+
+def test_permission_for_one_thing_is_no_permission_for_another():
+    found = SHAPES | {"extra/scale": (7,)}
+    wanted = SHAPES | NEW_HEAD
+    assert "extra/scale has no place" in refusal(found, wanted, new_head=True, resize=True)
+    wanted = SHAPES | {POSITIONS: (1, 1 + 4 * 4, D)}
+    assert "init.resize" in refusal(SHAPES, wanted, new=(4, 4), new_head=True)
+    assert "init.new_head" in refusal(SHAPES, SHAPES | NEW_HEAD, resize=True)
+
+
+@pytest.mark.parametrize("head", [NEW_HEAD, {}], ids=["other classes", "the same classes"])
+def test_a_new_head_is_zeros_and_leaves_the_rest(head):
+    wanted, params = SHAPES | head, arrays(SHAPES)
+    made = plan(SHAPES, wanted, new_head=True)
+    new = apply_plan(made, params)
+    assert {name: array.shape for name, array in new.items()} == wanted
+    for name in new:
+        if name.startswith("head"):
+            assert not np.any(new[name])
+            assert new[name].dtype == np.float32
+        else:
+            assert new[name] is params[name]
+    assert "head replaced by zeros" in made.notes
+
+
+def test_a_new_head_may_grow_on_features_and_features_may_lose_one():
+    new = apply_plan(plan(HEADLESS, SHAPES, new_head=True), arrays(HEADLESS))
+    assert not np.any(new["head/kernel"])
+    made = plan(SHAPES, HEADLESS, new_head=True)
+    assert set(apply_plan(made, arrays(SHAPES))) == set(HEADLESS)
+    assert made.notes == ["dropped head/kernel, head/bias"]
+    assert "head/kernel is missing there" in refusal(HEADLESS, SHAPES)
+    assert "head/kernel has no place here" in refusal(SHAPES, HEADLESS)
+
+
+def test_pre_logits_go_with_a_new_head_where_the_model_has_none():
+    made = plan(SHAPES | PRE_LOGITS, SHAPES | NEW_HEAD, new_head=True)
+    assert set(apply_plan(made, arrays(SHAPES | PRE_LOGITS))) == set(SHAPES)
+    assert any("dropped" in note and "pre_logits/kernel" in note for note in made.notes)
+
+
+def test_pre_logits_stay_where_the_model_has_them_and_are_never_made_up():
+    params = arrays(SHAPES | PRE_LOGITS)
+    new = apply_plan(plan(params_shapes(params), SHAPES | PRE_LOGITS, new_head=True), params)
+    assert new["pre_logits/kernel"] is params["pre_logits/kernel"]
+    message = refusal(SHAPES, SHAPES | PRE_LOGITS, new_head=True)
+    assert "pre_logits/kernel is missing there" in message
+
+
+def params_shapes(params):
+    return {name: array.shape for name, array in params.items()}
+
+
+def test_another_grid_needs_permission_even_with_as_many_positions():
+    # 4x6 and 6x4 have the same shape: only the grids tell them apart.
+    assert "position grid 4x6 there, 6x4 here: init.resize=True" in refusal(
+        SHAPES, SHAPES, new=(6, 4)
+    )
+    made, params = plan(SHAPES, SHAPES, new=(6, 4), resize=True), arrays(SHAPES)
+    new = apply_plan(made, params)[POSITIONS]
+    assert made.notes == ["position embeddings resized from 4x6 to 6x4"]
+    grid = params[POSITIONS][0, 1:].reshape(4, 6, D)
+    expected = ndimage.zoom(grid, (6 / 4, 4 / 6, 1), order=1)
+    np.testing.assert_allclose(new[0, 1:].reshape(6, 4, D), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("tokens", [0, 1], ids=["patches only", "with a class token"])
+def test_the_class_tokens_position_is_kept_and_the_grid_is_zoomed(tokens):
+    positions = np.random.default_rng(0).normal(size=(1, tokens + 14 * 14, D)).astype(np.float32)
+    resized = resize_positions(positions, (14, 14), (10, 17))
+    assert resized.shape == (1, tokens + 10 * 17, D)
+    assert resized.dtype == np.float32
+    np.testing.assert_array_equal(resized[:, :tokens], positions[:, :tokens])
+    grid = positions[0, tokens:].reshape(14, 14, D)
+    expected = ndimage.zoom(grid, (10 / 14, 17 / 14, 1), order=1)
+    np.testing.assert_allclose(resized[0, tokens:].reshape(10, 17, D), expected, atol=1e-5)
+
+
+def test_resizing_makes_up_no_class_token():
+    wanted = SHAPES | {POSITIONS: (1, 8 * 8, D)}
+    message = refusal(SHAPES, wanted, new=(8, 8), resize=True)
+    assert f"{POSITIONS} is (1, 25, 2) there, (1, 64, 2) here" in message
+
+
+def test_resizing_is_no_permission_for_another_width():
+    wanted = SHAPES | {POSITIONS: (1, 1 + 8 * 8, D + 1)}
+    assert POSITIONS in refusal(SHAPES, wanted, new=(8, 8), resize=True)
