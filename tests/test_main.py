@@ -73,7 +73,6 @@ CONFIG_MISTAKES = [
     ("batch_size=12", "batch_size 12 is not divisible by 8 devices; nearest: 8, 16"),
     ("mesh.fsdp=3", "does not fit 8 devices; data x fsdp can be 8x1, 4x2, 2x4, 1x8"),
     ("steps=None", "set one of steps, epochs, examples"),
-    ("init.stage=pretrain", "must be an earlier stage"),
     ("data.crop_area=(0,2)", "must rise between 0 and 1"),
 ]
 

@@ -89,9 +89,6 @@ def test_the_line_of_the_restored_step_outlives_a_writer_with_nothing_to_add(tmp
     assert [record["step"] for record in metrics.read(tmp_path)] == [5, 10]
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the open line stands in memory alone until the next one is written"
-)
 def test_the_line_of_the_restored_step_outlives_a_kill_right_after_the_restore(tmp_path):
     write(tmp_path, 5, 10)
     killed = MetricWriter(tmp_path, restored_step=10)

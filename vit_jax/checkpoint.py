@@ -11,6 +11,7 @@ import json
 import logging
 import pathlib
 import re
+import shutil
 import sys
 
 import google_crc32c
@@ -63,6 +64,16 @@ class Checkpoints:
                 force=True,
             ),
         )
+
+    def set_aside(self, step: int) -> pathlib.Path:
+        """Moves a damaged step out of the way, into the folder `damaged` of the run."""
+        place = self.folder.parent / "damaged" / str(step)
+        place.parent.mkdir(exist_ok=True)
+        if place.exists():
+            shutil.rmtree(place)
+        (self.folder / str(step)).rename(place)
+        self._manager.reload()
+        return place
 
     def wait(self) -> None:
         """Returns when everything is on disk; raises CheckpointError if it is not."""

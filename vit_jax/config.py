@@ -64,13 +64,12 @@ def parse_arg(arg: str | None, **defaults) -> config_dict.ConfigDict:
         else:
             values[key] = _literal(text)
         wanted = type(defaults[key])
-        if defaults[key] is not None and not isinstance(values[key], wanted):
-            if wanted is float and isinstance(values[key], int):
-                values[key] = float(values[key])
-            else:
-                raise ConfigError(
-                    f"config argument {key} is {text or True!r}; it must be {WORDS[wanted]}."
-                )
+        if wanted is float and type(values[key]) is int:
+            values[key] = float(values[key])
+        if type(values[key]) is not wanted and defaults[key] is not None:
+            raise ConfigError(
+                f"config argument {key} is {text or True!r}; it must be {WORDS[wanted]}."
+            )
     return config_dict.ConfigDict(values)
 
 
@@ -164,7 +163,7 @@ def check(config: config_dict.ConfigDict) -> dict[str, Config]:
         raise ConfigError(f"config has no field {name!r}.{nearest(name, known)}")
     if not config.get("stages"):
         plain = {name: value for name, value in config.items() if name != "stages"}
-        return {"": check_run(plain, "config", earlier=())}
+        return {"": check_run(plain, "config", earlier=None)}
     checked: dict[str, Config] = {}
     for name in config.stages:
         if not name.isidentifier():
@@ -176,7 +175,10 @@ def check(config: config_dict.ConfigDict) -> dict[str, Config]:
 
 def from_dict(values: dict) -> dict[str, Config]:
     """The checked stages of what `to_dict` gave, as read from a `config.json`."""
-    config = base_config(*values.get("stages", {}))
+    stages = values.get("stages", {})
+    if not isinstance(stages, dict):
+        raise ConfigError(f"config.stages is {stages!r}; it is a section of stages.")
+    config = base_config(*stages)
     _update(config, values, "config")
     return check(config)
 
@@ -199,9 +201,15 @@ def _update(config: config_dict.ConfigDict, values: dict, where: str) -> None:
         if name not in config:
             raise ConfigError(f"{where} has no field {name!r}.{nearest(name, list(config))}")
         if isinstance(config[name], config_dict.ConfigDict):
+            if not isinstance(value, dict):
+                raise ConfigError(f"{where}.{name} is {value!r}; it is a section of fields.")
             _update(config[name], value, f"{where}.{name}")
-        else:
+            continue
+        try:
             config[name] = tuple(value) if isinstance(value, list) else value
+        except (TypeError, ValueError) as error:
+            wanted = WORDS.get(type(config[name]), type(config[name]).__name__)
+            raise ConfigError(f"{where}.{name} is {value!r}; it must be {wanted}.") from error
 
 
 def differing_fields(old: dict, new: dict, prefix: str = "") -> list[str]:

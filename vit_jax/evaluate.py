@@ -28,11 +28,11 @@ class Relabelled:
         return len(self.source)
 
     def __getitem__(self, index: int) -> dict:
-        record = self.source[index]
+        record, names = self.source[index], self.source.classes
         label = record["label"]
-        if 0 <= label < len(self.source.classes):  # Others are told of by the loader.
-            label = self.classes.index(self.source.classes[label])
-        return record | {"label": label}
+        if not 0 <= label < len(names):
+            raise DataError(f"{self.name(index)}: label {label} is out of range [0, {len(names)}).")
+        return record | {"label": self.classes.index(names[label])}
 
     def name(self, index: int) -> str:
         return self.source.name(index)
@@ -52,8 +52,6 @@ def evaluate(where: str, overrides: Mapping[str, str], out: str | None = None) -
     loaded = load.load(where)
     config, split = _amended(loaded, overrides)
     source = _as_the_model_counts(open_split(config.data, split), loaded)
-    if not len(source):
-        raise DataError(f"split {split} is empty.")
     mesh = sharding.make_mesh()
     batch_size = -(-config.batch_size // mesh.size) * mesh.size
     params = jax.device_put(loaded.params(), sharding.replicated(mesh))

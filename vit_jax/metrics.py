@@ -2,6 +2,7 @@
 
 import json
 import math
+import numbers
 import os
 import pathlib
 import sys
@@ -41,14 +42,18 @@ class MetricWriter:
         The line of the restored step itself is open again, for an evaluation still to come.
         """
         kept = [record for record in read(folder) if record["step"] <= restored_step]
-        is_open = bool(kept) and kept[-1]["step"] == restored_step
-        self._open_record = kept.pop() if is_open else {}
-        path = folder / FILE
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
-        temporary.replace(path)
-        self._file = path.open("a")
+        self._path = folder / FILE
+        self._open_record = kept[-1] if kept and kept[-1]["step"] == restored_step else {}
+        self._is_on_disk = True  # The open record, as it stands.
+        self._put(kept)
         self._board = _tensorboard(folder, restored_step)
+
+    def _put(self, records: list[dict]) -> None:
+        """Makes the file hold these records, by way of a temporary one."""
+        temporary = self._path.with_name(self._path.name + ".tmp")
+        temporary.write_text("".join(json.dumps(record) + "\n" for record in records))
+        temporary.replace(self._path)
+        self._file = self._path.open("a")
 
     def has(self, step: int, name: str) -> bool:
         """Whether the open record is of this step and holds a value of that name."""
@@ -58,7 +63,12 @@ class MetricWriter:
         """Adds values to the record of a step; a later step closes the earlier one."""
         if self._open_record and self._open_record["step"] != step:
             self.flush()
-        self._open_record = self._open_record or {"step": step}
+        if not self._open_record:
+            self._open_record = {"step": step}
+        elif self._is_on_disk:  # The restored step's line is written anew.
+            self._file.close()
+            self._put(read(self._path.parent)[:-1])
+        self._is_on_disk = False
         self._open_record.update({name: _plain(value) for name, value in values.items()})
 
     def sync(self) -> None:
@@ -68,7 +78,8 @@ class MetricWriter:
 
     def flush(self) -> None:
         """Closes the open record."""
-        if not self._open_record:
+        if not self._open_record or self._is_on_disk:
+            self._open_record = {}
             return
         self._file.write(json.dumps(self._open_record) + "\n")
         self._file.flush()
@@ -88,7 +99,7 @@ class MetricWriter:
 
 def _plain(value):
     """A Python number; None for what JSON has no word for."""
-    value = value if isinstance(value, int) else float(value)
+    value = int(value) if isinstance(value, numbers.Integral) else float(value)
     return value if math.isfinite(value) else None
 
 

@@ -2,9 +2,15 @@
 
 import optax
 
+from vit_jax.schema import Optimizer
+
 
 def make_schedule(
-    lr: float, *, total_steps: int, schedule: str = "cosine", warmup_steps: int = 0
+    lr: float,
+    *,
+    total_steps: int,
+    schedule: str = Optimizer.schedule,
+    warmup_steps: int = Optimizer.warmup_steps,
 ) -> optax.Schedule:
     """Linear warm-up from 0 to `lr`, then linear or cosine decay to 0, or constant.
 
@@ -25,12 +31,12 @@ def make_schedule(
 def make_optimizer(
     schedule: optax.Schedule,
     *,
-    name: str = "adamw",
-    weight_decay: float = 0.0,
-    beta1: float = 0.9,
-    beta2: float = 0.999,
-    momentum: float = 0.9,
-    clip_norm: float | None = 1.0,
+    name: str = Optimizer.name,
+    weight_decay: float = Optimizer.weight_decay,
+    beta1: float = Optimizer.beta1,
+    beta2: float = Optimizer.beta2,
+    momentum: float = Optimizer.momentum,
+    clip_norm: float | None = Optimizer.clip_norm,
 ) -> optax.GradientTransformation:
     """Clips the global norm, then AdamW or SGD with momentum.
 

@@ -91,7 +91,11 @@ def _files(images: Sequence[str]) -> Iterator[pathlib.Path]:
         if not path.is_dir():
             yield path  # A missing one is told of when it is read.
             continue
-        found = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
+        found = sorted(
+            file
+            for file in path.rglob("*")
+            if file.suffix.lower() in SUFFIXES and not file.name.startswith(".")
+        )
         if not found:
             raise DataError(f"{name}: no images ({', '.join(SUFFIXES)}) in this folder.")
         yield from found

@@ -101,7 +101,7 @@ class Init:
 class Config:
     """One run: a whole config, or one stage of it."""
 
-    seed: int = field(0, "Of initial weights, data order and dropout.", least=0)
+    seed: int = field(0, "Of initial weights, data order and dropout.", least=0, most=2**32 - 1)
     batch_size: int = field(512, "Global, over all devices and hosts.", least=1)
     steps: int | None = field(None, "Length: set one of steps, epochs, examples.", least=1)
     epochs: float | None = field(None, "Length in passes over the split.", above=0)
@@ -133,13 +133,14 @@ WORDS = {
 }
 
 
-def check_run(values, where: str, earlier: tuple[str, ...]) -> Config:
+def check_run(values, where: str, earlier: tuple[str, ...] | None) -> Config:
     """The frozen Config of one run; raises ConfigError, naming the field, if it cannot be.
 
     Args:
       values: a mapping with every field.
       where: how messages call it, such as 'config.stages.finetune'.
-      earlier: names of the stages before this one.
+      earlier: names of the stages before this one; None for a run that stands alone, whose
+        `init.stage` is the folder beside its own.
     """
     config = _build(Config, values, where)
     lengths = [name for name in DURATIONS if getattr(config, name) is not None]
@@ -157,7 +158,7 @@ def check_run(values, where: str, earlier: tuple[str, ...]) -> Config:
         )
     if config.init.path and config.init.stage:
         raise ConfigError(f"{where}.init: set path or stage, not both.")
-    if config.init.stage and config.init.stage not in earlier:
+    if config.init.stage and earlier is not None and config.init.stage not in earlier:
         raise ConfigError(
             f"{where}.init.stage is {config.init.stage!r}; "
             f"it must be an earlier stage, one of {list(earlier)}."
@@ -188,17 +189,30 @@ def _build(cls, values, where: str):
     return cls(**built)
 
 
+_MISFIT = object()
+
+
+def _as_kind(value, kind):
+    """The value as a `float`, `tuple[int, int]`, ...; _MISFIT where it is none."""
+    if typing.get_origin(kind) is tuple:
+        items = typing.get_args(kind)
+        if not isinstance(value, (tuple, list)) or len(value) != len(items):
+            return _MISFIT
+        fitting = tuple(map(_as_kind, value, items))
+        return _MISFIT if _MISFIT in fitting else fitting
+    if kind is float and type(value) is int and abs(value) < 10**300:
+        return float(value)
+    return value if type(value) is kind else _MISFIT
+
+
 def _check_value(value, each: dataclasses.Field, place: str):
     """The value in its declared type and within its bounds."""
     kinds = typing.get_args(each.type) if isinstance(each.type, types.UnionType) else (each.type,)
-    kinds = tuple(typing.get_origin(kind) or kind for kind in kinds)
-    if isinstance(value, list):
-        value = tuple(value)
-    if float in kinds and type(value) is int:
-        value = float(value)
-    if type(value) not in kinds or (type(value) is tuple and len(value) != 2):
-        wanted = " or ".join(WORDS[kind] for kind in kinds)
+    fitting = [_as_kind(value, kind) for kind in kinds]
+    if all(fit is _MISFIT for fit in fitting):
+        wanted = " or ".join(WORDS[typing.get_origin(kind) or kind] for kind in kinds)
         raise ConfigError(f"{place} is {value!r}; it must be {wanted}.")
+    value = next(fit for fit in fitting if fit is not _MISFIT)
     limits = each.metadata
     if limits["choices"] and value not in limits["choices"]:
         hint = nearest(str(value), limits["choices"])

@@ -42,8 +42,9 @@ def prepare(name: str, config: Config, folder: pathlib.Path, earlier: Mapping[st
     build(config.model, num_classes=1, image_size=config.data.image_size)  # Before data is read.
     train_source = open_split(config.data, config.data.split, config.data.per_class)
     val_source = open_split(config.data, config.data.val_split) if config.data.val_split else None
-    if not len(train_source):
-        raise DataError(f"data.split={config.data.split} of {config.data.source} is empty.")
+    for source, split in ((train_source, config.data.split), (val_source, config.data.val_split)):
+        if source is not None and not len(source):
+            raise DataError(f"split {split!r} of data.source={config.data.source} is empty.")
     if val_source is not None and val_source.classes != train_source.classes:
         raise DataError(f"data.val_split={config.data.val_split} has other classes than training.")
     classes = len(train_source.classes)

@@ -81,7 +81,8 @@ class Run:
             except CheckpointError as error:
                 if not fallback or step == steps[0]:
                     raise
-                self._say(f"{error} Falling back to an older step.")
+                place = self.checkpoints.set_aside(step)
+                self._say(f"{error} Moved to {place}; falling back to an older step.")
                 continue
             self._refuse_other_data(meta, data)
             self.clock.seconds.update(meta["seconds"])

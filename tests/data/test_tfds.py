@@ -133,24 +133,17 @@ def test_a_data_set_must_be_named(folder):
         open_tfds(folder, dataset="")
 
 
-@pytest.mark.xfail(
-    strict=True, reason="list_builders also asks for community data sets, by TensorFlow"
-)
 def test_an_unknown_name_is_answered_with_the_nearest(folder):
     words = r"data\.dataset=cifer10: TFDS does not know it\. Did you mean cifar10\?$"
     with pytest.raises(DataError, match=words):
         open_tfds(folder, dataset="cifer10")
 
 
-@pytest.mark.xfail(
-    strict=True, reason="list_builders also asks for community data sets, by TensorFlow"
-)
 def test_an_unknown_version_is_refused(folder):
     with pytest.raises(DataError, match=r"data\.dataset=tiny_shapes:9\.0\.0"):
         open_tfds(folder, dataset="tiny_shapes:9.0.0")
 
 
-@pytest.mark.xfail(strict=True, reason="AttributeError: 'Scalar' object has no attribute 'names'")
 def test_a_data_set_without_classes_is_refused(folder):
     with pytest.raises(DataError, match=r"data\.dataset=plain_numbers"):
         open_tfds(folder, dataset="plain_numbers")

@@ -133,7 +133,6 @@ def test_a_stopped_evaluation_returns_nothing():
     assert len(asked) == 2
 
 
-@pytest.mark.xfail(strict=True, reason="TypeError: no batch, so no columns")
 def test_an_empty_split_is_refused():
     with pytest.raises(DataError, match="empty"):
         evaluate(numbered(0), random_logits())
@@ -152,9 +151,7 @@ def test_labels_of_the_data_are_counted_as_the_model_counts_them():
     [
         -1,
         9,
-        pytest.param(
-            2, marks=pytest.mark.xfail(strict=True, reason="2 is no class of the data, but of ours")
-        ),
+        2,
     ],
 )
 def test_a_label_that_the_data_has_no_class_for_is_refused(label):

@@ -1,12 +1,11 @@
 """The loss of a training batch and the scores of an evaluated one, against numpy."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vit_jax import create_model
-from vit_jax.models import make_init
+from vit_jax import create_model, trees
+from vit_jax.models import param_shapes
 from vit_jax.tasks.classification import make_loss, make_scorer
 
 LOGITS = np.array(
@@ -84,8 +83,10 @@ def test_a_real_models_loss_has_dropout_and_its_score_has_none():
         num_heads=2,
         dropout=0.5,
     )
-    params = jax.jit(make_init(model))(jax.random.key(0))
-    params["head"]["kernel"] = jax.random.normal(jax.random.key(1), (8, 3))
+    random = np.random.default_rng(0)
+    params = trees.unflatten(
+        {name: random.normal(size=shape) for name, shape in param_shapes(model).items()}
+    )
     real = batch([0, 1, 2]) | {"image": np.ones((3, 8, 8, 3), np.float32)}
     loss = jax.jit(lambda key: make_loss(model)(params, real, key)[0])
     assert loss(jax.random.key(0)) != loss(jax.random.key(1))
@@ -93,6 +94,3 @@ def test_a_real_models_loss_has_dropout_and_its_score_has_none():
     scores = jax.jit(make_scorer(model))(params, real)
     # Equal images get equal scores, as no dropout tells them apart.
     assert len(set(map(float, scores["probability"]))) == 1
-    logits = jax.jit(lambda: model.apply({"params": params}, real["image"]))()
-    shares = jnp.exp(logits) / jnp.exp(logits).sum(-1, keepdims=True)
-    np.testing.assert_allclose(scores["loss"], -np.log(np.diag(shares)), rtol=1e-5)

@@ -134,12 +134,6 @@ def host_batches(rows, share: Share, workers: int) -> Iterator[dict]:
     iterator = iter(batches)
     try:
         yield from iterator
-    except RuntimeError as error:  # A worker process passes its error on as text.
-        line = str(error).strip().splitlines()[-1] if str(error).strip() else ""
-        kind, _, words = line.partition(": ")
-        if kind.endswith("DataError"):
-            raise DataError(words) from error
-        raise
     finally:
         if hasattr(iterator, "close"):
             iterator.close()

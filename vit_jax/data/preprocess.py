@@ -10,10 +10,12 @@ import math
 import numpy as np
 from PIL import Image
 
+from vit_jax.schema import Data
+
 Size = tuple[int, int]  # Height, width.
 
 
-def resize(image: np.ndarray, size: Size, resample: str = "antialias") -> np.ndarray:
+def resize(image: np.ndarray, size: Size, resample: str = Data.resample) -> np.ndarray:
     """H W 3 uint8 -> h w 3, bilinear with half-pixel centres.
 
     'antialias' is Pillow's: a wider filter when shrinking, rounded to whole values.
@@ -73,10 +75,10 @@ class TrainRecipe:
     """Crop, flip and resize at random: (H W 3 uint8, generator) -> h w 3 in [-1, 1]."""
 
     size: Size
-    crop: str = "inception"
-    crop_area: tuple[float, float] = (0.05, 1.0)
-    flip: bool = True
-    resample: str = "antialias"
+    crop: str = Data.crop
+    crop_area: tuple[float, float] = Data.crop_area
+    flip: bool = Data.flip
+    resample: str = Data.resample
 
     def __call__(self, image: np.ndarray, random: np.random.Generator) -> np.ndarray:
         if self.crop == "inception":
@@ -95,8 +97,8 @@ class EvalRecipe:
     """
 
     size: Size
-    crop: str = "resize"
-    resample: str = "antialias"
+    crop: str = Data.eval_crop
+    resample: str = Data.resample
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         if self.crop == "resize":
@@ -112,6 +114,13 @@ def preprocess(images, model, recipe: EvalRecipe | None = None) -> np.ndarray:
     """Images B H W 3 uint8 (or a list of H W 3 of any size) -> B h w 3 for the model.
 
     Without a recipe, the official one: the whole image resized, pixels in [-1, 1].
+    Raises ValueError for anything but uint8 colour images.
     """
     recipe = recipe or EvalRecipe(model.image_size, "resize", "tf_bilinear")
-    return np.stack([recipe(np.asarray(image, np.uint8)) for image in images])
+    arrays = [np.asarray(image) for image in images]
+    for array in arrays:
+        if array.dtype != np.uint8 or array.ndim != 3 or array.shape[-1] != 3:
+            raise ValueError(
+                f"an image is {array.shape} {array.dtype}; preprocess takes H W 3 uint8."
+            )
+    return np.stack([recipe(array) for array in arrays])

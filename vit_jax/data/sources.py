@@ -6,14 +6,12 @@ and `name(i)`, what a person calls record i.
 
 import dataclasses
 import functools
-import pathlib
-import zlib
-from collections.abc import Sequence
 
 import numpy as np
 
-from vit_jax.data.images import SUFFIXES, decode
-from vit_jax.errors import DataError, nearest
+from vit_jax.data.folder import FolderSource, open_folder
+from vit_jax.data.prepared import TfdsSource, open_tfds
+from vit_jax.errors import DataError
 from vit_jax.schema import Data
 
 
@@ -33,56 +31,6 @@ class ArraySource:
 
     def name(self, index: int) -> str:
         return str(index)
-
-
-@dataclasses.dataclass(frozen=True)
-class FolderSource:
-    """Image files, decoded when asked for."""
-
-    root: str
-    files: tuple[str, ...]  # Relative to the root.
-    labels: np.ndarray
-    classes: tuple[str, ...]
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, index: int) -> dict:
-        path = pathlib.Path(self.root, self.files[index])
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise DataError(f"{path}: unreadable image ({error.strerror}).") from error
-        return {"image": decode(data, str(path)), "label": int(self.labels[index])}
-
-    def name(self, index: int) -> str:
-        return self.files[index]
-
-
-@dataclasses.dataclass(frozen=True)
-class TfdsSource:
-    """A prepared TFDS split, images still encoded, read without TensorFlow."""
-
-    records: Sequence
-    image_key: str
-    label_key: str
-    classes: tuple[str, ...]
-    title: str
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def __getitem__(self, index: int) -> dict:
-        record = self.records[index]
-        image = decode(record[self.image_key], self.name(index))
-        return {"image": image, "label": int(record[self.label_key])}
-
-    @property
-    def labels(self) -> np.ndarray:
-        return np.array([int(record[self.label_key]) for record in self.records])
-
-    def name(self, index: int) -> str:
-        return f"{self.title}#{index}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,13 +105,13 @@ def make_source(
     source: str,
     split: str,
     *,
-    dir: str = "",
-    dataset: str = "",
-    val_fraction: float = 0.1,
-    per_class: int | None = None,
-    num_classes: int = 10,
-    num_examples: int = 256,
-    image_size: int | tuple[int, int] = 224,
+    dir: str = Data.dir,
+    dataset: str = Data.dataset,
+    val_fraction: float = Data.val_fraction,
+    per_class: int | None = Data.per_class,
+    num_classes: int = Data.num_classes,
+    num_examples: int = Data.num_examples,
+    image_size: int | tuple[int, int] = Data.image_size,
 ):
     """The records of one split.
 
@@ -238,99 +186,3 @@ def first_of_each_class(source, count: int) -> Subset:
             )
         picked.append(of_class[:count])
     return Subset(source, np.sort(np.concatenate(picked)))
-
-
-def open_folder(dir: str, split: str, val_fraction: float) -> FolderSource:
-    """Class folders of images: `dir/<split>/<class>/...`, or `dir/<class>/...`.
-
-    Without a folder for the split, 'train' and 'val' share the images of `dir/train` (or
-    of `dir`) by a checksum of the file's name, so that a file never changes sides.
-    Classes are those of training, sorted.
-    """
-    root = pathlib.Path(dir)
-    if not dir or not root.is_dir():
-        raise DataError(f"data.dir={dir or '(empty)'}: no such folder.")
-    has_splits = (root / "train").is_dir()
-    train_root = root / "train" if has_splits else root
-    classes = _class_folders(train_root)
-    if len(classes) < 2:
-        found = f"only the class {classes[0]!r}" if classes else "no class folders"
-        raise DataError(f"{train_root}: {found}; training needs at least two class folders.")
-    if has_splits and (root / split).is_dir():
-        unknown = sorted(set(_class_folders(root / split)) - set(classes))
-        if unknown:
-            raise DataError(
-                f"{root / split}: class {unknown[0]!r} is not among the {len(classes)} "
-                f"classes of {train_root}.{nearest(unknown[0], classes)}"
-            )
-        return _folder_source(root / split, classes, _image_files(root / split, classes))
-    if split not in ("train", "val"):
-        raise DataError(f"{root}: no folder for split {split!r}.")
-    files = {
-        name: _split_by_checksum(paths, split, val_fraction)
-        for name, paths in _image_files(train_root, classes).items()
-    }
-    return _folder_source(train_root, classes, files)
-
-
-def _class_folders(root: pathlib.Path) -> list[str]:
-    return sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
-
-
-def _image_files(root: pathlib.Path, classes: list[str]) -> dict[str, list[str]]:
-    def images(folder):
-        for path in sorted(folder.rglob("*")):
-            if path.suffix.lower() in SUFFIXES and not path.name.startswith("."):
-                yield str(path.relative_to(root))
-
-    return {name: list(images(root / name)) for name in classes}
-
-
-def _split_by_checksum(files: list[str], split: str, val_fraction: float) -> list[str]:
-    """At least one file of a class on each side, as long as it has two."""
-    ordered = sorted(files, key=lambda name: (zlib.crc32(name.encode()), name))
-    cut = min(max(round(len(files) * val_fraction), 1), len(files) - 1)
-    return sorted(ordered[cut:] if split == "train" else ordered[:cut])
-
-
-def _folder_source(root, classes, files: dict[str, list[str]]) -> FolderSource:
-    labels = [k for k, name in enumerate(classes) for _ in files[name]]
-    if not labels:
-        raise DataError(f"{root}: no images ({', '.join(SUFFIXES)}) in its class folders.")
-    flat = tuple(file for name in classes for file in files[name])
-    return FolderSource(str(root), flat, np.array(labels), tuple(classes))
-
-
-def open_tfds(dataset: str, split: str, dir: str) -> TfdsSource:
-    """A TFDS split that was prepared as ArrayRecord; no TensorFlow is imported."""
-    import tensorflow_datasets as tfds
-
-    if not dataset:
-        raise DataError("data.source=tfds needs data.dataset, such as cifar10.")
-    try:
-        builder = tfds.builder(dataset, data_dir=dir or None)
-    except tfds.core.DatasetNotFoundError as error:
-        hint = nearest(dataset, tfds.list_builders())
-        raise DataError(f"data.dataset={dataset}: TFDS does not know it.{hint}") from error
-    except Exception as error:  # TFDS raises its own and its builders' errors alike.
-        words = " ".join(str(error).split())[:200]
-        raise DataError(f"data.dataset={dataset}: TFDS cannot open it ({words}).") from error
-    how = (
-        f"prepare it once with `pip install 'vit-jax[tf]'` and `python -c \"import "
-        f"tensorflow_datasets as tfds; tfds.builder('{dataset}', data_dir={dir or None!r}, "
-        f"file_format='array_record').download_and_prepare()\"`."
-    )
-    if not builder.data_path.exists():
-        raise DataError(f"data.dataset={dataset} is not under {builder.data_path}; {how}")
-    known = sorted(builder.info.splits)
-    if split.partition("[")[0] not in known:
-        raise DataError(f"data.dataset={dataset} has splits {known}, not {split!r}.")
-    keys = builder.info.supervised_keys or ("image", "label")
-    decoders = {keys[0]: tfds.decode.SkipDecoding()}
-    try:
-        records = builder.as_data_source(split=split, decoders=decoders)
-    except Exception as error:
-        words = " ".join(str(error).split())[:200]
-        raise DataError(f"data.dataset={dataset} cannot be read ({words}); {how}") from error
-    label = builder.info.features[keys[1]]
-    return TfdsSource(records, *keys, tuple(label.names), f"{dataset}/{split}")

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from vit_jax.data import loader
+from vit_jax.errors import DataError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +61,8 @@ def evaluate(
       show: called with the number of examples done.
       is_stopped: asked between batches; when it says so, None is returned.
     """
+    if not len(source):
+        raise DataError("the split is empty; there is nothing to count.")
     share = loader.share_of_batch(batch_size, jax.process_count(), jax.process_index())
     rows = loader.EvalRows(source, recipe, share, recipe.size)
     columns: dict[str, list] = {}

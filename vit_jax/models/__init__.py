@@ -33,13 +33,13 @@ def create_model(
     hidden_size: int | None = None,
     mlp_size: int | None = None,
     num_heads: int | None = None,
-    pool: str = "token",
-    pre_logits: bool = False,
-    dropout: float = 0.0,
-    drop_path: float = 0.0,
-    gelu: str = "tanh",
-    norm_eps: float = 1e-6,
-    dtype: str = "float32",
+    pool: str = Model.pool,
+    pre_logits: bool = Model.pre_logits,
+    dropout: float = Model.dropout,
+    drop_path: float = Model.drop_path,
+    gelu: str = Model.gelu,
+    norm_eps: float = 1e-6,  # The official code's; 1e-12 in Hugging Face's.
+    dtype: str = Model.dtype,
 ) -> ViT:
     """A Flax module by name: `vit_b16`, or any other `vit_<size><patch>`.
 

@@ -41,11 +41,11 @@ SIZES = {  # Table 1; Ti and S from arXiv:2106.10270.
 class Layers:
     """What all layers of a model have in common; it travels whole."""
 
-    dropout: float = 0.0
-    drop_path: float = 0.0  # Stochastic depth of the last layer.
-    gelu: str = "tanh"
-    norm_eps: float = 1e-6
-    dtype: jnp.dtype = jnp.float32
+    dropout: float
+    drop_path: float  # Stochastic depth of the last layer.
+    gelu: str
+    norm_eps: float
+    dtype: jnp.dtype
 
     def norm(self, name: str) -> nn.LayerNorm:
         return nn.LayerNorm(epsilon=self.norm_eps, dtype=self.dtype, name=name)
@@ -212,9 +212,9 @@ class ViT(nn.Module):
     patch_size: int
     image_size: tuple[int, int]
     num_classes: int
-    pool: str = "token"
-    pre_logits: bool = False
-    layers: Layers = Layers()
+    pool: str
+    pre_logits: bool
+    layers: Layers
 
     @property
     def grid(self) -> tuple[int, int]:
