@@ -4,6 +4,7 @@ import os
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # Tests compile what they test.
 
 import dataclasses
 import pathlib

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -74,20 +75,43 @@ def run_until(step: int, number: int, *arguments: str, folder: pathlib.Path) -> 
         return process.wait()
 
 
-def test_killed_runs_go_on_to_the_same_bits(noisy, uninterrupted, tmp_path):
-    """A kill before the first checkpoint, one between two, and one SIGTERM."""
+@pytest.fixture(scope="module")
+def interrupted(noisy, tmp_path_factory) -> pathlib.Path:
+    """A run killed before its first checkpoint, and ended by SIGTERM between two."""
+    folder = tmp_path_factory.mktemp("interrupted")
     run = f"--config={noisy}"
-    assert run_until(3, signal.SIGKILL, run, folder=tmp_path) == -signal.SIGKILL
-    assert run_until(17, signal.SIGKILL, run, folder=tmp_path) == -signal.SIGKILL
-    assert run_until(22, signal.SIGTERM, run, folder=tmp_path) == 143
-    stopped_at = checkpoint.steps_in(tmp_path / checkpoint.FOLDER)[-1]
-    assert stopped_at >= 22
-    assert records(tmp_path)[-1]["step"] == stopped_at  # The last finished step, not an older.
-    done = run_main(f"--workdir={tmp_path}")
+    assert run_until(3, signal.SIGKILL, run, folder=folder) == -signal.SIGKILL
+    assert run_until(11, signal.SIGKILL, run, folder=folder) == -signal.SIGKILL
+    assert run_until(17, signal.SIGTERM, run, folder=folder) == 143
+    return folder
+
+
+def test_sigterm_saves_the_last_finished_step(interrupted):
+    stopped_at = checkpoint.steps_in(interrupted / checkpoint.FOLDER)[-1]
+    assert stopped_at >= 17
+    assert records(interrupted)[-1]["step"] == stopped_at
+
+
+def test_interrupted_runs_go_on_to_the_same_bits(interrupted, uninterrupted, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(interrupted, folder)
+    done = run_main(f"--workdir={folder}")
     assert done.code == 0, done.err
-    assert f"going on from step {stopped_at}" in done.out or stopped_at == 30
-    assert records(tmp_path) == records(uninterrupted)
-    assert final_state(tmp_path) == final_state(uninterrupted)
+    assert records(folder) == records(uninterrupted)
+    assert final_state(folder) == final_state(uninterrupted)
+
+
+def test_a_run_goes_on_with_other_devices_at_the_same_example(
+    noisy, interrupted, uninterrupted, tmp_path
+):
+    folder = tmp_path / "copy"
+    shutil.copytree(interrupted, folder)
+    flags = ["--config.mesh.data=2", "--config.mesh.fsdp=4"]
+    assert main.run([f"--config={noisy}", f"--workdir={folder}", *flags]) == 0
+    one, mixed = records(uninterrupted), records(folder)
+    assert [r["train/ids_crc"] for r in one] == [r["train/ids_crc"] for r in mixed]
+    losses = [[record["train/loss"] for record in run] for run in (one, mixed)]
+    np.testing.assert_allclose(*losses, rtol=1e-5)
 
 
 def test_every_step_is_logged_once_with_ids_in_global_order(uninterrupted):
@@ -109,16 +133,6 @@ def test_eight_devices_lose_as_one_does(noisy, uninterrupted, tmp_path, mesh):
     losses = [[record["train/loss"] for record in run] for run in (one, eight)]
     np.testing.assert_allclose(*losses, rtol=1e-5)
     assert [r.get("val/n") for r in one] == [r.get("val/n") for r in eight]
-
-
-def test_a_run_goes_on_with_other_devices_at_the_same_example(noisy, uninterrupted, tmp_path):
-    assert run_until(9, signal.SIGTERM, f"--config={noisy}", folder=tmp_path) == 143
-    flags = ["--config.mesh.data=2", "--config.mesh.fsdp=4"]
-    assert main.run([f"--config={noisy}", f"--workdir={tmp_path}", *flags]) == 0
-    one, mixed = records(uninterrupted), records(tmp_path)
-    assert [r["train/ids_crc"] for r in one] == [r["train/ids_crc"] for r in mixed]
-    losses = [[record["train/loss"] for record in run] for run in (one, mixed)]
-    np.testing.assert_allclose(*losses, rtol=1e-5)
 
 
 def test_a_workdir_in_use_is_refused_and_its_process_named(noisy, tmp_path):
@@ -164,59 +178,70 @@ def test_a_loss_that_is_no_number_ends_with_code_5_and_a_finite_checkpoint(tmp_p
         assert np.isfinite(array).all(), name
 
 
-def test_training_learns_what_can_be_learnt(tmp_path, capsys):
-    assert main.run([*tiny_flags(tmp_path, "steps=60", "optimizer.lr=0.05")]) == 0
-    top1 = json.loads((tmp_path / "summary.json").read_text())["metrics"]["val/top1"]
-    assert top1 == 1.0
+@pytest.fixture(scope="module")
+def learnt(tmp_path_factory) -> pathlib.Path:
+    """A run of 60 steps, with checkpoints at 56 and 60."""
+    folder = tmp_path_factory.mktemp("learnt")
+    assert main.run(tiny_flags(folder, "steps=60", "optimizer.lr=0.05")) == 0
+    return folder
 
 
-def test_the_summary_accounts_for_the_run(tmp_path, capsys):
-    assert main.run([*tiny_flags(tmp_path)]) == 0
-    summary = json.loads((tmp_path / "summary.json").read_text())
-    leaves = final_state(tmp_path)
+def unfinished_copy(run: pathlib.Path, folder: pathlib.Path) -> list[str]:
+    """The flags that go on with a copy of a run whose summary was never written."""
+    shutil.copytree(run, folder)
+    (folder / "summary.json").unlink()
+    return tiny_flags(folder, "steps=60", "optimizer.lr=0.05")
+
+
+def test_training_learns_what_can_be_learnt(learnt):
+    assert json.loads((learnt / "summary.json").read_text())["metrics"]["val/top1"] == 1.0
+
+
+def test_the_summary_accounts_for_the_run(learnt):
+    summary = json.loads((learnt / "summary.json").read_text())
+    leaves = final_state(learnt)
     sizes = [np.prod(v["shape"], dtype=int) for k, v in leaves.items() if k.startswith("params/")]
     assert summary["parameters"] == sum(sizes)
-    assert summary["step"] == 8
+    assert summary["step"] == 60
     assert summary["metrics"]["val/n"] == 48
     assert {"jax", "flax", "python"} <= set(summary["versions"])
     parts = ("start", "data", "train", "eval", "save")
     assert summary["seconds"]["wall"] == pytest.approx(sum(summary["seconds"][p] for p in parts))
 
 
-def test_a_damaged_newest_step_is_refused_or_with_fallback_passed_over(tmp_path, capsys):
-    flags = tiny_flags(tmp_path)
-    assert main.run(flags) == 0
-    (tmp_path / "summary.json").unlink()
-    (tmp_path / "checkpoints" / "8" / "meta" / "metadata").write_text("{}")
-    with pytest.raises(VitJaxError, match="checkpoints/8/meta is damaged") as caught:
+def test_a_damaged_newest_step_is_refused_or_with_fallback_set_aside(learnt, tmp_path, capsys):
+    folder = tmp_path / "copy"
+    flags = unfinished_copy(learnt, folder)
+    (folder / "checkpoints" / "60" / "meta" / "metadata").write_text("{}")
+    with pytest.raises(VitJaxError, match="checkpoints/60/meta is damaged") as caught:
         main.run(flags)
     assert caught.value.exit_code == 4
-    before = records(tmp_path)
     assert main.run([*flags, "--fallback"]) == 0
-    assert "going on from step 4" in capsys.readouterr().out
-    assert records(tmp_path) == before
+    assert "going on from step 56" in capsys.readouterr().out
+    assert records(folder) == records(learnt)
+    assert final_state(folder) == final_state(learnt)
+    assert (folder / "damaged" / "60" / "meta").is_dir()
 
 
-def test_other_data_than_the_run_began_with_is_refused(tmp_path, capsys):
-    flags = tiny_flags(tmp_path)
-    assert main.run(flags) == 0
-    (tmp_path / "summary.json").unlink()
-    step = tmp_path / "checkpoints" / "8"
+def test_other_data_than_the_run_began_with_is_refused(learnt, tmp_path):
+    flags = unfinished_copy(learnt, tmp_path / "copy")
+    step = tmp_path / "copy" / "checkpoints" / "60"
+    state = checkpoint.restore(step, checkpoint.stored_params(step))
     meta, data = (checkpoint.read_item(step, name) for name in ("meta", "data"))
-    manifest = checkpoint.read_manifest(step)
     meta["classes"][1] = "crane"
-    manifest["items"]["meta"] = checkpoint._crc_of_json(meta)
-    body = {name: part for name, part in manifest.items() if name != "crc32c"}
-    manifest["crc32c"] = checkpoint._crc_of_json(body)
+    manifest = checkpoint.make_manifest(state, {"meta": meta, "data": data})
+    manifest = {"leaves": final_state(learnt), "items": manifest["items"]}
+    manifest["crc32c"] = checkpoint._crc_of_json(manifest)
     (step / "meta" / "metadata").write_text(json.dumps(meta))
     (step / "manifest" / "metadata").write_text(json.dumps(manifest))
-    assert data["num_examples"] == 48
     with pytest.raises(DataError, match="class 1 is 'crane' in the checkpoint, 'class 1' in the"):
         main.run(flags)
 
 
 def test_stages_start_from_each_other_and_are_done_once(tmp_path, capsys):
     flags = [f"--config={ROOT / 'configs' / 'quickstart.py'}:smoke", f"--workdir={tmp_path}"]
+    stages = ("pretrain", "finetune", "scratch")
+    flags += [f"--config.stages.{name}.model.num_layers=1" for name in stages]
     bigger = "--config.stages.finetune.data.image_size=42"  # A grid of 6x6 from one of 4x4.
     assert main.run([*flags, bigger]) == 0
     out = capsys.readouterr().out
@@ -230,7 +255,7 @@ def test_stages_start_from_each_other_and_are_done_once(tmp_path, capsys):
     first_loss = records(tmp_path / "finetune")[0]["train/loss"]
     assert first_loss == pytest.approx(np.log(10), abs=1e-6)  # A head of zeros.
     summary = json.loads((tmp_path / "summary.json").read_text())
-    assert list(summary["stages"]) == ["pretrain", "finetune", "scratch"]
+    assert tuple(summary["stages"]) == stages
 
     assert main.run([f"--workdir={tmp_path}"]) == 0  # Finished: told again, nothing run.
     assert capsys.readouterr().out.splitlines() == [last]

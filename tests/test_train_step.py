@@ -9,7 +9,6 @@ import pytest
 from vit_jax import create_model, sharding, trees
 from vit_jax.models import make_init
 from vit_jax.optimizer import make_optimizer, make_schedule
-from vit_jax.tasks.classification import make_loss
 from vit_jax.train_step import abstract_state, create_state, make_train_step
 
 START = {"linear": {"kernel": np.array([[1.0], [-1.0]], np.float32), "bias": np.zeros(1)}}
@@ -129,46 +128,6 @@ def vit(num_layers=2):
         dropout=0.1,
         drop_path=0.1,
     )
-
-
-def vit_losses(mesh, steps=5):
-    schedule = make_schedule(0.01, total_steps=20, warmup_steps=1)
-    tx, init = make_optimizer(schedule, weight_decay=0.1), make_init(vit())
-    like = abstract_state(init, tx, mesh)
-    random = np.random.default_rng(0)
-    # Drawn by numpy: the meshes are to differ in their steps alone.
-    params = jax.tree.map(
-        lambda leaf: random.normal(0, 0.1, leaf.shape).astype(np.float32), like.params
-    )
-    state = create_state(init, tx, like, jax.random.key(0), params)
-    places = sharding.batch_sharding(mesh)
-    step = make_train_step(make_loss(vit()), tx, schedule, like, places)
-    batch = {
-        "image": random.uniform(-1, 1, (16, 8, 12, 3)).astype(np.float32),
-        "label": random.integers(0, 4, 16),
-        "mask": np.ones(16, np.float32),
-    }
-    losses = []
-    for _ in range(steps):
-        state, metrics = step(state, jax.device_put(batch, places), jax.random.key(1))
-        losses.append(float(metrics["loss"]))
-    return losses
-
-
-@pytest.fixture(scope="module")
-def losses_on_one_device():
-    return vit_losses(sharding.make_mesh(devices=jax.devices()[:1]))
-
-
-@pytest.mark.parametrize(("data", "fsdp"), [(8, 1), (2, 4)])
-def test_eight_devices_compute_the_losses_of_one(losses_on_one_device, data, fsdp):
-    losses = vit_losses(sharding.make_mesh(data, fsdp))
-    np.testing.assert_allclose(losses, losses_on_one_device, rtol=1e-5)
-
-
-def test_the_losses_of_a_tiny_run_fall(losses_on_one_device):
-    assert losses_on_one_device[-1] < losses_on_one_device[0] - 0.01
-    assert len(set(losses_on_one_device)) == 5
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """Config -> mesh, model, shardings, jitted steps."""
 
 import dataclasses
+import os
 from collections.abc import Callable
 
 import jax
@@ -12,6 +13,18 @@ from vit_jax.models import ViT, make_init
 from vit_jax.schema import Config
 from vit_jax.tasks import classification
 from vit_jax.train_step import TrainState, abstract_state, create_state, make_train_step
+
+
+def keep_compiled_programs() -> None:
+    """Keeps compiled programs in the user's cache folder: equal ones compile once.
+
+    JAX's own settings go first: JAX_COMPILATION_CACHE_DIR for another folder, and
+    JAX_ENABLE_COMPILATION_CACHE=false for none.
+    """
+    if jax.config.jax_compilation_cache_dir is None:
+        caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+        jax.config.update("jax_compilation_cache_dir", os.path.join(caches, "vit_jax", "programs"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 def build_mesh(config: Config) -> Mesh:

@@ -50,15 +50,18 @@ def run_train(args, file: str | None, overrides: dict[str, str]) -> int:
     for key, text in overrides.items():
         config_lib.override(config, key, text)
     stages = config_lib.check(config)  # Before the slow imports: mistakes are told at once.
-    from vit_jax import sweep
+    from vit_jax import assemble, sweep
 
+    assemble.keep_compiled_programs()
     print(sweep.run(stages, folder, fallback=args.fallback), flush=True)
     return 0
 
 
 def run_evaluate(args, file: str | None, overrides: dict[str, str]) -> int:
+    from vit_jax.assemble import keep_compiled_programs
     from vit_jax.evaluate import evaluate
 
+    keep_compiled_programs()
     _refuse_config_file(file, "evaluate")
     if bool(args.workdir) == bool(args.checkpoint):
         raise ConfigError("evaluate needs --workdir=DIR or --checkpoint=WHERE, one of the two.")
@@ -67,9 +70,11 @@ def run_evaluate(args, file: str | None, overrides: dict[str, str]) -> int:
 
 
 def run_predict(args, file: str | None, overrides: dict[str, str]) -> int:
+    from vit_jax.assemble import keep_compiled_programs
     from vit_jax.errors import DataError
     from vit_jax.predict import predict
 
+    keep_compiled_programs()
     _refuse_config_file(file, "predict", overrides)
     num_broken = predict(
         args.checkpoint, args.images, top=args.top, classes=args.classes, as_json=args.json

@@ -12,6 +12,7 @@ from PIL import Image
 
 from vit_jax import sharding
 from vit_jax.data.loader import (
+    GRAIN_SHUFFLE_FROM,
     PADDING_ID,
     EvalRows,
     Order,
@@ -63,6 +64,13 @@ def test_every_epoch_has_each_example_exactly_once_in_an_order_of_its_own():
     assert [sorted(epoch) for epoch in epochs] == [list(range(10))] * 5
     assert len({tuple(epoch) for epoch in epochs}) == 5
     assert tuple(range(10)) not in map(tuple, epochs)
+
+
+def test_large_sets_are_shuffled_whole_by_grain():
+    order = Order(GRAIN_SHUFFLE_FROM, seed=0)
+    first = [order[i] for i in range(GRAIN_SHUFFLE_FROM)]
+    assert sorted(first) == list(range(GRAIN_SHUFFLE_FROM))
+    assert [order[GRAIN_SHUFFLE_FROM + i] for i in range(9)] != first[:9]
 
 
 def test_the_order_follows_the_seed_alone():

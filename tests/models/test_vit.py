@@ -183,7 +183,7 @@ def some_params_of(module, *inputs):
 
 
 def test_a_block_does_not_know_the_order_of_tokens():
-    block = Block(Size(1, 32, 64, 4), Layers(), drop_path=0.0)
+    block = Block(Size(1, 32, 64, 4), Layers(0.0, 0.0, "tanh", 1e-6, jnp.float32), drop_path=0.0)
     z = jax.random.normal(jax.random.key(0), (2, 5, 32))
     variables = jax.jit(lambda: block.init(jax.random.key(1), z, train=False))()
     apply = jax.jit(lambda z: block.apply(variables, z, train=False))

@@ -17,18 +17,29 @@ import numpy as np
 from vit_jax.errors import ConfigError, DataError
 
 PADDING_ID = -1
+# Grain shuffles by walking a cipher's cycle, without memory, but over no fewer than 2^16
+# places: an index among 50 takes 0.6 ms. Smaller sets are permuted whole, once an epoch.
+GRAIN_SHUFFLE_FROM = 1 << 16
 
 
 class Order:
     """Which example stands at each place of the endless training stream."""
 
     def __init__(self, num_examples: int, seed: int):
-        self.num_examples = num_examples
+        self.num_examples, self.seed = num_examples, seed
         places = grain.MapDataset.range(num_examples).seed(seed).shuffle()
-        self._ids = places.repeat()
+        self._shuffled = places.repeat()
+        self._epoch: tuple[int, np.ndarray] = (-1, np.array([]))
 
     def __getitem__(self, place: int) -> int:
-        return int(self._ids[place])
+        if self.num_examples >= GRAIN_SHUFFLE_FROM:
+            return int(self._shuffled[place])
+        epoch, within = divmod(place, self.num_examples)
+        known, ids = self._epoch
+        if known != epoch:
+            ids = np.random.default_rng((self.seed, epoch)).permutation(self.num_examples)
+            self._epoch = (epoch, ids)
+        return int(ids[within])
 
     def batch(self, step: int, batch_size: int) -> np.ndarray:
         """Ids of the global batch of a step, in order."""
@@ -125,7 +136,7 @@ def host_batches(rows, share: Share, workers: int) -> Iterator[dict]:
 
     Raises DataError for a record that cannot be used.
     """
-    threads = min(8, os.cpu_count() or 1)
+    threads = min(8, max(1, (os.cpu_count() or 1) // 2))  # The other half is for the device.
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(2, threads))
     batches = grain.MapDataset.source(rows).batch(share.rows).to_iter_dataset(options)
     if workers:
