@@ -18,6 +18,12 @@ from PIL import Image
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
+
+def pytest_collection_modifyitems(items):
+    """The slow file first, so that one process is not left alone with it at the end."""
+    items.sort(key=lambda item: item.path.name != "test_train.py")
+
+
 ROOT = pathlib.Path(__file__).parent.parent
 
 

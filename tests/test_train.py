@@ -30,6 +30,9 @@ def get_config(arg=None):
     config.update(batch_size=16, steps=30, log_every=1, checkpoint_every=7, eval_every=10)
     return config
 """
+# Tests that share slow runs stay in one process, where those are made once.
+share_runs = pytest.mark.xdist_group("interrupted runs")
+share_learnt = pytest.mark.xdist_group("a finished run")
 TIMINGS = ("train/img_per_sec", "train/data_wait")
 
 
@@ -86,12 +89,14 @@ def interrupted(noisy, tmp_path_factory) -> pathlib.Path:
     return folder
 
 
+@share_runs
 def test_sigterm_saves_the_last_finished_step(interrupted):
     stopped_at = checkpoint.steps_in(interrupted / checkpoint.FOLDER)[-1]
     assert stopped_at >= 17
     assert records(interrupted)[-1]["step"] == stopped_at
 
 
+@share_runs
 def test_interrupted_runs_go_on_to_the_same_bits(interrupted, uninterrupted, tmp_path):
     folder = tmp_path / "copy"
     shutil.copytree(interrupted, folder)
@@ -101,6 +106,7 @@ def test_interrupted_runs_go_on_to_the_same_bits(interrupted, uninterrupted, tmp
     assert final_state(folder) == final_state(uninterrupted)
 
 
+@share_runs
 def test_a_run_goes_on_with_other_devices_at_the_same_example(
     noisy, interrupted, uninterrupted, tmp_path
 ):
@@ -114,6 +120,7 @@ def test_a_run_goes_on_with_other_devices_at_the_same_example(
     np.testing.assert_allclose(*losses, rtol=1e-5)
 
 
+@share_runs
 def test_every_step_is_logged_once_with_ids_in_global_order(uninterrupted):
     lines = records(uninterrupted)
     assert [line["step"] for line in lines] == list(range(1, 31))
@@ -122,6 +129,7 @@ def test_every_step_is_logged_once_with_ids_in_global_order(uninterrupted):
     assert {line["val/n"] for line in lines if "val/n" in line} == {359}
 
 
+@share_runs
 @pytest.mark.parametrize("mesh", ["data=8", "fsdp=8"])
 def test_eight_devices_lose_as_one_does(noisy, uninterrupted, tmp_path, mesh):
     axis, _, size = mesh.partition("=")
@@ -193,10 +201,12 @@ def unfinished_copy(run: pathlib.Path, folder: pathlib.Path) -> list[str]:
     return tiny_flags(folder, "steps=60", "optimizer.lr=0.05")
 
 
+@share_learnt
 def test_training_learns_what_can_be_learnt(learnt):
     assert json.loads((learnt / "summary.json").read_text())["metrics"]["val/top1"] == 1.0
 
 
+@share_learnt
 def test_the_summary_accounts_for_the_run(learnt):
     summary = json.loads((learnt / "summary.json").read_text())
     leaves = final_state(learnt)
@@ -209,6 +219,7 @@ def test_the_summary_accounts_for_the_run(learnt):
     assert summary["seconds"]["wall"] == pytest.approx(sum(summary["seconds"][p] for p in parts))
 
 
+@share_learnt
 def test_a_damaged_newest_step_is_refused_or_with_fallback_set_aside(learnt, tmp_path, capsys):
     folder = tmp_path / "copy"
     flags = unfinished_copy(learnt, folder)
@@ -223,6 +234,7 @@ def test_a_damaged_newest_step_is_refused_or_with_fallback_set_aside(learnt, tmp
     assert (folder / "damaged" / "60" / "meta").is_dir()
 
 
+@share_learnt
 def test_other_data_than_the_run_began_with_is_refused(learnt, tmp_path):
     flags = unfinished_copy(learnt, tmp_path / "copy")
     step = tmp_path / "copy" / "checkpoints" / "60"
