@@ -2,7 +2,6 @@
 
 import collections
 import dataclasses
-import math
 import time
 from collections.abc import Iterator
 
@@ -178,14 +177,17 @@ class Run:
         """Waits for the oldest step in flight, and logs it if it is due."""
         step, scalars, ids = self.pending.popleft()
         values = {name: float(value) for name, value in jax.device_get(scalars).items()}
-        if all(math.isfinite(values[name]) for name in ("loss", "grad_norm")):
+        if not values["skipped"]:
             self.num_non_finite = 0
         else:
             self.num_non_finite += 1
-            self._say(f"step {step}: loss {values['loss']} is not finite; update skipped")
+            self._say(
+                f"step {step}: update skipped, not finite (loss {values['loss']}, "
+                f"gradient norm {values['grad_norm']})"
+            )
             if self.num_non_finite == MAX_NON_FINITE:
                 raise NonFiniteError(
-                    f"loss or gradients were not finite in {MAX_NON_FINITE} steps in a row, "
+                    f"loss, gradients or updates were not finite in {MAX_NON_FINITE} steps in a row, "
                     f"{step - MAX_NON_FINITE + 1} to {step}; the last checkpoint is step "
                     f"{self.saved_step or 'none'}. A lower optimizer.lr or a longer warm-up helps."
                 )

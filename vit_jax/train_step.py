@@ -62,7 +62,7 @@ def make_train_step(loss_fn: Callable, tx, schedule, like: TrainState, batch_sha
       key: the same at every step; dropout gets `fold_in(key, step)`, so that a resumed
         run replays the same noise.
 
-    A step whose loss or gradient norm is not finite leaves parameters and optimiser as
+    A step whose loss, gradients or updates are not finite leaves parameters and optimiser as
     they were, so that no checkpoint ever holds such a number.
     """
     shardings = jax.tree.map(lambda leaf: leaf.sharding, like)
@@ -74,13 +74,18 @@ def make_train_step(loss_fn: Callable, tx, schedule, like: TrainState, batch_sha
         grad_norm = optax.tree.norm(grads)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm + optax.tree.norm(updates))
         params, opt_state = jax.tree.map(
             lambda new, old: jnp.where(finite, new, old),
             (params, opt_state),
             (state.params, state.opt_state),
         )
-        scalars = {"loss": loss, "grad_norm": grad_norm, "lr": schedule(state.step)}
+        scalars = {
+            "loss": loss,
+            "grad_norm": grad_norm,
+            "lr": schedule(state.step),
+            "skipped": 1.0 - finite,
+        }
         return TrainState(state.step + 1, params, opt_state), metrics | scalars
 
     return jax.jit(
