@@ -4,12 +4,15 @@ python -m vit_jax.main [VERB] --flags        (no verb means `train`)
 """
 
 import argparse
+import errno
+import os
 import pathlib
+import signal
 import sys
 import traceback
 
 from vit_jax import config as config_lib
-from vit_jax.errors import ConfigError, VitJaxError, nearest
+from vit_jax.errors import CheckpointError, ConfigError, VitJaxError, nearest
 
 
 class Parser(argparse.ArgumentParser):
@@ -194,14 +197,27 @@ def main() -> None:
     argv = sys.argv[1:]
     try:
         sys.exit(run(argv))
-    except VitJaxError as error:
+    except BrokenPipeError:  # The reader of our output has gone, as `head` does.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
+    except (VitJaxError, OSError, KeyboardInterrupt) as error:
         if "--debug" in argv:
             traceback.print_exc()
-        print(f"vit_jax: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("vit_jax: interrupted", file=sys.stderr)
-        sys.exit(130)
+        print(f"vit_jax: {_words(error)}", file=sys.stderr)
+        sys.exit(_exit_code(error))
+
+
+def _words(error: BaseException) -> str:
+    if isinstance(error, OSError):  # No room, no permission, a file where a folder should be.
+        return f"{error.filename or 'input or output'}: {error.strerror or error}."
+    return str(error) or "interrupted"
+
+
+def _exit_code(error: BaseException) -> int:
+    if isinstance(error, OSError):
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        return CheckpointError.exit_code if is_full else ConfigError.exit_code
+    return error.exit_code if isinstance(error, VitJaxError) else 128 + signal.SIGINT
 
 
 if __name__ == "__main__":

@@ -187,8 +187,8 @@ class Run:
             )
             if self.num_non_finite == MAX_NON_FINITE:
                 raise NonFiniteError(
-                    f"loss, gradients or updates were not finite in {MAX_NON_FINITE} steps in a row, "
-                    f"{step - MAX_NON_FINITE + 1} to {step}; the last checkpoint is step "
+                    f"loss, gradients or updates were not finite in {MAX_NON_FINITE} steps in a "
+                    f"row, {step - MAX_NON_FINITE + 1} to {step}; the last checkpoint is step "
                     f"{self.saved_step or 'none'}. A lower optimizer.lr or a longer warm-up helps."
                 )
         if step % self.config.log_every == 0 or step in (1, self.stage.total_steps):

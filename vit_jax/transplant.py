@@ -34,8 +34,9 @@ class Plan:
             lines.append(f"position embeddings resized from {old} to {new}")
         if self.zeros:
             lines.append("head replaced by zeros")
-        if self.dropped:
-            lines.append(f"dropped {', '.join(self.dropped)}")
+        dropped = [name for name in self.dropped if name not in self.zeros]
+        if dropped:
+            lines.append(f"dropped {', '.join(dropped)}")
         return lines
 
 
