@@ -202,7 +202,7 @@ def test_a_full_disk_is_told_of_and_the_last_step_stays(tmp_path, monkeypatch):
 
     handler = checkpoint.ocp.JsonCheckpointHandler
     monkeypatch.setattr(handler, "_save_fn", full)
-    with pytest.raises(CheckpointError, match=r"cannot save .*No space left on device"):
+    with pytest.raises(CheckpointError, match=r"cannot save under .*No space left on device"):
         writer.save(4, make_state(), data=DATA, meta=META)
         writer.wait()
     assert checkpoint.steps_in(folder) == [3]

@@ -62,7 +62,7 @@ CONFIG_MISTAKES = [
     ("optimizer.lr=-1", "must be above 0"),
     ("optimizer.lr=fast", "must be a number"),
     ("optimizer.name=adam", "Did you mean adamw?"),
-    ("optimizer.warmup_steps=100", "must be at most config.steps = 4"),
+    ("optimizer.warmup_steps=100", "must be at most the 4 steps"),
     ("model.name=vit_b", "unknown"),
     ("model.name=vit_x16", "Did you mean"),
     ("model.pool=mean", "choose from ['token', 'gap', 'map']"),

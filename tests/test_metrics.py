@@ -156,3 +156,16 @@ def test_progress_replaces_its_line_on_a_terminal(monkeypatch):
     assert stream.getvalue() == "\rstep 10\rstep 9 "  # A blank hides the longer line's end.
     progress.say("saved")
     assert stream.getvalue().endswith("\rsaved\n")
+
+
+def test_the_line_of_the_restored_step_stands_until_a_fuller_one_takes_its_place(tmp_path):
+    first = MetricWriter(tmp_path)
+    first.write(5, {"train/loss": 0.5})
+    first.close()
+    writer = MetricWriter(tmp_path, restored_step=5)
+    writer.write(5, {"val/n": 3})
+    assert metrics.read(tmp_path) == [{"step": 5, "train/loss": 0.5}]  # What a kill would leave.
+    writer.write(6, {"train/loss": 0.4})
+    assert metrics.read(tmp_path) == [{"step": 5, "train/loss": 0.5, "val/n": 3}]
+    writer.close()
+    assert [record["step"] for record in metrics.read(tmp_path)] == [5, 6]

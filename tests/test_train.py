@@ -234,19 +234,36 @@ def test_a_damaged_newest_step_is_refused_or_with_fallback_set_aside(learnt, tmp
     assert (folder / "damaged" / "60" / "meta").is_dir()
 
 
+def rewrite(step: pathlib.Path, name: str, item: dict) -> None:
+    """Puts another item into a checkpoint, with a manifest that agrees."""
+    manifest = checkpoint.read_manifest(step)
+    manifest["items"][name] = checkpoint._crc_of_json(item)
+    body = {part: manifest[part] for part in ("leaves", "items")}
+    body["crc32c"] = checkpoint._crc_of_json(body)
+    (step / name / "metadata").write_text(json.dumps(item))
+    (step / "manifest" / "metadata").write_text(json.dumps(body))
+
+
 @share_learnt
-def test_other_data_than_the_run_began_with_is_refused(learnt, tmp_path):
+def test_other_classes_than_the_run_began_with_are_refused(learnt, tmp_path):
     flags = unfinished_copy(learnt, tmp_path / "copy")
     step = tmp_path / "copy" / "checkpoints" / "60"
-    state = checkpoint.restore(step, checkpoint.stored_params(step))
-    meta, data = (checkpoint.read_item(step, name) for name in ("meta", "data"))
+    meta = checkpoint.read_item(step, "meta")
     meta["classes"][1] = "crane"
-    manifest = checkpoint.make_manifest(state, {"meta": meta, "data": data})
-    manifest = {"leaves": final_state(learnt), "items": manifest["items"]}
-    manifest["crc32c"] = checkpoint._crc_of_json(manifest)
-    (step / "meta" / "metadata").write_text(json.dumps(meta))
-    (step / "manifest" / "metadata").write_text(json.dumps(manifest))
+    rewrite(step, "meta", meta)
     with pytest.raises(DataError, match="class 1 is 'crane' in the checkpoint, 'class 1' in the"):
+        main.run(flags)
+
+
+@share_learnt
+def test_changed_data_is_told_of_when_a_run_goes_on(learnt, tmp_path):
+    flags = unfinished_copy(learnt, tmp_path / "copy")
+    step = tmp_path / "copy" / "checkpoints" / "60"
+    fingerprints = checkpoint.read_item(step, "data")["fingerprints"]
+    assert set(fingerprints) == {"train", "val"}
+    changed = {"train": fingerprints["train"] + 1, "val": fingerprints["val"]}
+    rewrite(step, "data", checkpoint.read_item(step, "data") | {"fingerprints": changed})
+    with pytest.raises(DataError, match="other names, labels or images"):
         main.run(flags)
 
 

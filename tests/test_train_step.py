@@ -40,9 +40,12 @@ def to_numpy(tree):
     return jax.tree.map(np.array, tree)
 
 
-def same_bits(a, b):
-    leaves = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-    return all(x.dtype == y.dtype and x.tobytes() == y.tobytes() for x, y in leaves)
+def same_bits(a, b) -> bool:
+    """Whether all floats are equal to the bit; counts go on, and the schedule with them."""
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return all(
+        np.asarray(x).tobytes() == np.asarray(y).tobytes() for x, y in pairs if x.dtype != np.int32
+    )
 
 
 def test_two_steps_are_those_computed_by_hand():

@@ -23,7 +23,7 @@ _HOMES = {
 
 
 def __getattr__(name: str):
-    # JAX is imported when it is first needed: data workers and `--help` never do.
+    # JAX is imported when it is first needed: `--help` and a mistake in a config never do.
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'vit_jax' has no attribute {name!r}")

@@ -39,7 +39,8 @@ class Checkpoints:
             preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
             cleanup_tmp_directories=True,
         )
-        logging.getLogger("absl").setLevel(logging.ERROR)
+        logging.getLogger("absl").setLevel(logging.CRITICAL)  # What fails is raised, too.
+        _hush_reads_left_behind()
         self.folder = folder
         self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
 
@@ -53,7 +54,6 @@ class Checkpoints:
         arguments = {name: ocp.args.JsonSave(item) for name, item in items.items()}
         tree = trees.unflatten(trees.flatten(state))
         self._report(
-            step,
             lambda: self._manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -77,21 +77,17 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Returns when everything is on disk; raises CheckpointError if it is not."""
-        self._report(None, self._manager.wait_until_finished)
+        self._report(self._manager.wait_until_finished)
 
     def close(self) -> None:
         """Waits for what is being written and stops the writers."""
-        self._manager.close()
+        self._report(self._manager.close)
 
-    def _report(self, step, action) -> None:
+    def _report(self, action) -> None:
         try:
             action()
-            self._manager.check_for_errors()
         except Exception as error:  # Orbax and TensorStore raise many kinds.
-            what = f"step {step}" if step is not None else "a checkpoint"
-            raise CheckpointError(
-                f"cannot save {what} under {self.folder}: {_one_line(error)}"
-            ) from error
+            raise CheckpointError(f"cannot save under {self.folder}: {_one_line(error)}") from error
 
 
 def steps_in(folder: pathlib.Path) -> list[int]:
@@ -149,7 +145,7 @@ def _read_json(step_folder: pathlib.Path, name: str) -> dict:
         raise CheckpointError(
             f"{step_folder}: no checkpoint of ours ({path} is missing)."
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged ({_one_line(error)}).") from error
     if not isinstance(item, dict):
         raise CheckpointError(f"{path} is damaged: it holds no JSON object.")

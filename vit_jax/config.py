@@ -104,7 +104,7 @@ def load(file_and_arg: str) -> config_dict.ConfigDict:
         config = module.get_config(arg or None)
     except ConfigError as error:
         raise ConfigError(f"--config={path}: {error}") from error
-    except Exception as error:  # Whatever a user's Python can raise.
+    except (Exception, SystemExit) as error:  # Whatever a user's Python can raise.
         words = " ".join(str(error).split())
         raise ConfigError(f"--config={path}: {type(error).__name__}: {words}") from error
     if not isinstance(config, config_dict.ConfigDict):

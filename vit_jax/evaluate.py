@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import io
 import pathlib
 from collections.abc import Mapping
 
@@ -12,6 +13,7 @@ from vit_jax import config as config_lib
 from vit_jax.data.sources import open_split
 from vit_jax.errors import ConfigError, DataError, nearest
 from vit_jax.evaluators import classification
+from vit_jax.files import write_whole
 from vit_jax.schema import Config
 
 AMENDABLE = ("data.", "batch_size")
@@ -52,6 +54,8 @@ def evaluate(where: str, overrides: Mapping[str, str], out: str | None = None) -
     loaded = load.load(where)
     config, split = _amended(loaded, overrides)
     source = _as_the_model_counts(open_split(config.data, split), loaded)
+    folder = pathlib.Path(out) if out else loaded.folder or pathlib.Path()
+    folder.mkdir(parents=True, exist_ok=True)
     mesh = sharding.make_mesh()
     batch_size = -(-config.batch_size // mesh.size) * mesh.size
     params = jax.device_put(loaded.params(), sharding.replicated(mesh))
@@ -69,8 +73,6 @@ def evaluate(where: str, overrides: Mapping[str, str], out: str | None = None) -
         workers=config.data.workers,
         show=lambda done: progress.show(f"{done}/{len(source)} examples"),
     )
-    folder = pathlib.Path(out) if out else loaded.folder or pathlib.Path()
-    folder.mkdir(parents=True, exist_ok=True)
     name = split.replace("/", "_")
     means = scores.means()
     report = {"split": split, "checkpoint": loaded.weights.where, "size": len(source), **means}
@@ -85,6 +87,10 @@ def _amended(loaded: load.Loaded, overrides: Mapping[str, str]) -> tuple[Config,
     for key in overrides:
         if not key.startswith(AMENDABLE):
             raise ConfigError(f"--config.{key}: evaluate takes config.data... and batch_size only.")
+    if loaded.config is None and "data.source" not in overrides:
+        raise ConfigError(
+            "these weights hold no config; name the data, as in --config.data.source=folder."
+        )
     if loaded.config is None:
         amended = config_lib.base_config()
         amended.steps = 1  # Nothing trains; the door wants one length.
@@ -101,7 +107,10 @@ def _amended(loaded: load.Loaded, overrides: Mapping[str, str]) -> tuple[Config,
         raise ConfigError(
             f"config.data.image_size is {size}; these weights take {loaded.model.image_size}."
         )
-    return config, config.data.split if "data.split" in overrides else config.data.val_split
+    split = config.data.split if "data.split" in overrides else config.data.val_split
+    if not split:
+        raise ConfigError("this run has no data.val_split; name one by --config.data.split.")
+    return config, split
 
 
 def _as_the_model_counts(source, loaded: load.Loaded):
@@ -139,9 +148,8 @@ def write_tables(folder: pathlib.Path, split: str, scores, source, classes) -> N
 
 
 def _write_csv(path: pathlib.Path, header, rows) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(header)
-        writer.writerows(rows)
-    temporary.replace(path)
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    write_whole(path, table.getvalue())

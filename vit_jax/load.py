@@ -37,7 +37,7 @@ class Loaded:
     config: Config | None
 
     def params(self) -> dict:
-        """The parameters as the model takes them, checked against their checksums."""
+        """The parameters as the model takes them; ours are checked against their checksums."""
         return trees.unflatten(self.weights.read())
 
 
@@ -51,7 +51,7 @@ def locate(where: str | pathlib.Path) -> pathlib.Path:
     if path.is_file():
         return path
     stages = (workdir.read_json(path / workdir.CONFIG) or {}).get("stages", {})
-    if stages:
+    if isinstance(stages, dict) and stages:
         raise ConfigError(
             f"{where} holds the stages {', '.join(stages)}; name one, as in {path / min(stages)}."
         )
@@ -110,6 +110,7 @@ def load(where: str | pathlib.Path, classes: tuple[str, ...] | None = None) -> L
     if path.is_file():
         found = _npz_weights(path)
         model = create_model("vit_b16", **npz.model_options(found.shapes, path))
+        plan_for(found, model, new_head=False, resize=False)  # Nothing missing, nothing left over.
         names = classes or tuple(f"class {k}" for k in range(model.num_classes))
         recipe, folder, config = EvalRecipe(model.image_size, "resize", "tf_bilinear"), None, None
     else:
@@ -118,7 +119,8 @@ def load(where: str | pathlib.Path, classes: tuple[str, ...] | None = None) -> L
         found = _step_weights(path, model)
         names = classes or tuple(meta["classes"])
         recipe = eval_recipe(config, model)
-        folder = path.parent.parent
+        is_in_run = path.parent.name == checkpoint.FOLDER
+        folder = path.parent.parent if is_in_run else path.parent
     if len(names) != model.num_classes:
         raise ConfigError(f"{len(names)} class names for a head of {model.num_classes}.")
     return Loaded(folder, model, found, names, recipe, config)

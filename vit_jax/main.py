@@ -43,6 +43,8 @@ def split_config_flags(argv: list[str]) -> tuple[list[str], str | None, dict[str
 
 
 def run_train(args, file: str | None, overrides: dict[str, str]) -> int:
+    if not args.workdir:
+        raise ConfigError("--workdir is empty; name the folder of the run.")
     folder = pathlib.Path(args.workdir)
     if file is not None:
         config = config_lib.load(file)
@@ -201,10 +203,19 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
     except (VitJaxError, OSError, KeyboardInterrupt) as error:
-        if "--debug" in argv:
-            traceback.print_exc()
-        print(f"vit_jax: {_words(error)}", file=sys.stderr)
-        sys.exit(_exit_code(error))
+        _leave(_words(error), _exit_code(error), argv)
+    except Exception as error:
+        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise  # A bug of ours: with its traceback, and exit code 1.
+        advice = "a smaller batch_size, model or image_size needs less"
+        _leave(f"out of memory; {advice} ({error}).", ConfigError.exit_code, argv)
+
+
+def _leave(words: str, code: int, argv: list[str]) -> None:
+    if "--debug" in argv:
+        traceback.print_exc()
+    print(f"vit_jax: {' '.join(words.split())}", file=sys.stderr)
+    sys.exit(code)
 
 
 def _words(error: BaseException) -> str:

@@ -8,20 +8,25 @@ import pathlib
 import sys
 import time
 
+from vit_jax.files import naming, write_whole
+
 FILE = "metrics.jsonl"
 
 
 def read(folder: pathlib.Path) -> list[dict]:
-    """All records of a run, oldest first; a line that a kill cut short is left out."""
+    """All records of a run, oldest first; what follows a line that a kill cut short is not one."""
     path = folder / FILE
     if not path.is_file():
         return []
     records = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text(errors="replace").splitlines():
         try:
-            records.append(json.loads(line))
-        except ValueError:
+            record = json.loads(line)
+            if not isinstance(record["step"], int):
+                break
+        except (ValueError, KeyError, TypeError):
             break
+        records.append(record)
     return records
 
 
@@ -44,15 +49,13 @@ class MetricWriter:
         kept = [record for record in read(folder) if record["step"] <= restored_step]
         self._path = folder / FILE
         self._open_record = kept[-1] if kept and kept[-1]["step"] == restored_step else {}
-        self._is_on_disk = True  # The open record, as it stands.
+        self._was_on_disk, self._is_changed = True, False
         self._put(kept)
         self._board = _tensorboard(folder, restored_step)
 
     def _put(self, records: list[dict]) -> None:
         """Makes the file hold these records, by way of a temporary one."""
-        temporary = self._path.with_name(self._path.name + ".tmp")
-        temporary.write_text("".join(json.dumps(record) + "\n" for record in records))
-        temporary.replace(self._path)
+        write_whole(self._path, "".join(json.dumps(record) + "\n" for record in records))
         self._file = self._path.open("a")
 
     def has(self, step: int, name: str) -> bool:
@@ -64,11 +67,8 @@ class MetricWriter:
         if self._open_record and self._open_record["step"] != step:
             self.flush()
         if not self._open_record:
-            self._open_record = {"step": step}
-        elif self._is_on_disk:  # The restored step's line is written anew.
-            self._file.close()
-            self._put(read(self._path.parent)[:-1])
-        self._is_on_disk = False
+            self._open_record, self._was_on_disk = {"step": step}, False
+        self._is_changed = True
         self._open_record.update({name: _plain(value) for name, value in values.items()})
 
     def sync(self) -> None:
@@ -78,21 +78,31 @@ class MetricWriter:
 
     def flush(self) -> None:
         """Closes the open record."""
-        if not self._open_record or self._is_on_disk:
-            self._open_record = {}
+        if self._open_record and self._is_changed:
+            if self._was_on_disk:  # The restored step's line gives way to a fuller one.
+                self._file.close()
+                self._put([*read(self._path.parent)[:-1], self._open_record])
+            else:
+                with naming(self._path):
+                    self._file.write(json.dumps(self._open_record) + "\n")
+                    self._file.flush()
+            self._show_on_board()
+        self._open_record, self._is_changed = {}, False
+
+    def _show_on_board(self) -> None:
+        if self._board is None:
             return
-        self._file.write(json.dumps(self._open_record) + "\n")
-        self._file.flush()
-        if self._board is not None:
-            for name, value in self._open_record.items():
-                if name != "step" and value is not None:
-                    self._board.add_scalar(name, value, self._open_record["step"])
-            self._board.flush()
-        self._open_record = {}
+        for name, value in self._open_record.items():
+            if name != "step" and value is not None:
+                self._board.add_scalar(name, value, self._open_record["step"])
+        self._board.flush()
 
     def close(self) -> None:
-        self.flush()
-        self._file.close()
+        """Flushes, and lets go of the file."""
+        try:
+            self.flush()
+        finally:
+            self._file.close()
         if self._board is not None:
             self._board.close()
 
@@ -139,3 +149,24 @@ class Progress:
             self._width = 0
         self._stream.write(line + "\n")
         self._stream.flush()
+
+
+class Clock:
+    """Seconds by what they went into; every moment is in one of them."""
+
+    def __init__(self):
+        self.seconds = dict.fromkeys(("start", "data", "train", "eval", "save"), 0.0)
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        """Books the time since the last lap."""
+        now = time.perf_counter()
+        self.seconds[name] += now - self._last
+        self._last = now
+
+
+def duration(seconds: float) -> str:
+    """As 1:02:03, or 2:03."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -37,7 +37,7 @@ def predict(
         raise ConfigError(f"--top is {top}; it must be at least 1.")
     loaded = load.load(where, _read_classes(classes))
     files = list(_files(images))
-    params = loaded.params()
+    params = jax.device_put(loaded.params())
     model, top = loaded.model, min(top, len(loaded.classes))
 
     @jax.jit
@@ -72,14 +72,15 @@ def _print(path: pathlib.Path, found: list[tuple[str, float]], as_json: bool) ->
         print(json.dumps({"path": str(path), "predictions": labels}), flush=True)
     else:
         for title, probability in found:
-            print(f"{path}\t{title}\t{probability:.4f}", flush=True)
+            name = str(path).replace("\t", "\\t").replace("\n", "\\n")
+            print(f"{name}\t{title}\t{probability:.4f}", flush=True)
 
 
 def _read_classes(file: str | None) -> tuple[str, ...] | None:
     if file is None:
         return None
     try:
-        return tuple(line.strip() for line in open(file) if line.strip())
+        return tuple(line.strip() for line in open(file, encoding="utf-8") if line.strip())
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--classes={file} cannot be read: {error}.") from error
 

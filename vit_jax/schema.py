@@ -44,7 +44,7 @@ class Data:
     split: str = field("train", "Split trained on.")
     val_split: str = field("val", "Split evaluated while training; '' for none.")
     val_fraction: float = field(
-        0.1, "Share kept for `val` where the source has no such split.", above=0, most=0.9
+        0.1, "Share kept for `val` where the source has no such split.", least=0, most=0.9
     )
     per_class: int | None = field(
         None, "Train on so many examples of each class; None for all.", least=1
@@ -151,11 +151,6 @@ def check_run(values, where: str, earlier: tuple[str, ...] | None) -> Config:
             f"(--config.{lengths[0] if lengths else 'steps'}="
             f"{'None clears one' if lengths else '1000 sets one'})."
         )
-    if config.steps is not None and config.optimizer.warmup_steps > config.steps:
-        raise ConfigError(
-            f"{where}.optimizer.warmup_steps is {config.optimizer.warmup_steps}; "
-            f"it must be at most {where}.steps = {config.steps}."
-        )
     if config.init.path and config.init.stage:
         raise ConfigError(f"{where}.init: set path or stage, not both.")
     if config.init.stage and earlier is not None and config.init.stage not in earlier:
@@ -176,6 +171,11 @@ def check_run(values, where: str, earlier: tuple[str, ...] | None) -> Config:
 
 def _build(cls, values, where: str):
     known = {each.name: each for each in dataclasses.fields(cls)}
+    if not hasattr(values, "items"):
+        raise ConfigError(f"{where} is {values!r}; it is a section of fields.")
+    for name in known:
+        if name not in values:
+            raise ConfigError(f"{where} has lost its field {name!r}; begin with base_config().")
     for name in values:
         if name not in known:
             raise ConfigError(f"{where} has no field {name!r}.{nearest(name, known)}")

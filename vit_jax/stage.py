@@ -1,14 +1,15 @@
 """One stage of a config, checked against its data, devices and starting weights."""
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Mapping
 
 import jax
 
-from vit_jax import assemble, load, transplant
+from vit_jax import assemble, checkpoint, load, transplant
 from vit_jax.data.sources import open_split
-from vit_jax.errors import DataError
+from vit_jax.errors import ConfigError, DataError
 from vit_jax.models import ViT, build, param_shapes
 from vit_jax.schema import Config
 
@@ -27,6 +28,12 @@ class Stage:
     total_steps: int
     start_from: load.Weights | None
     plan: transplant.Plan | None
+
+    @functools.cached_property
+    def fingerprints(self) -> dict[str, int]:
+        """What tells the data of one run from another's, for both splits."""
+        splits = {"train": self.train_source, "val": self.val_source}
+        return {name: source.fingerprint() for name, source in splits.items() if source is not None}
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -49,11 +56,20 @@ def prepare(name: str, config: Config, folder: pathlib.Path, earlier: Mapping[st
         raise DataError(f"data.val_split={config.data.val_split} has other classes than training.")
     classes = len(train_source.classes)
     model = build(config.model, num_classes=classes, image_size=config.data.image_size)
-    found = _starting_weights(config, folder, earlier)
+    checkpoints = folder / checkpoint.FOLDER
+    if checkpoints.exists() and not checkpoints.is_dir():
+        raise ConfigError(f"{checkpoints} is no folder; it is where checkpoints go.")
+    is_new = not checkpoint.steps_in(checkpoints)
+    found = _starting_weights(config, folder, earlier) if is_new else None
     plan = found and load.plan_for(
         found, model, new_head=config.init.new_head, resize=config.init.resize
     )
     total_steps = assemble.num_steps(config, len(train_source))
+    if config.optimizer.warmup_steps > total_steps:
+        raise ConfigError(
+            f"config.optimizer.warmup_steps is {config.optimizer.warmup_steps}; "
+            f"it must be at most the {total_steps} steps of the run."
+        )
     return Stage(
         name, config, folder, train_source, val_source, model, mesh, total_steps, found, plan
     )

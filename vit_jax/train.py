@@ -2,7 +2,6 @@
 
 import collections
 import dataclasses
-import time
 from collections.abc import Iterator
 
 import jax
@@ -31,13 +30,26 @@ def train(stage: Stage, *, fallback: bool = False) -> dict:
     with the last finished step saved.
     """
     as_dict = config_lib.to_dict({"": stage.config})
-    workdir.refuse_other_run(stage.folder, as_dict)
-    summary = workdir.read_json(stage.folder / workdir.SUMMARY)
-    if summary and summary.get("step") == stage.total_steps:
-        return summary
     with workdir.Lock(stage.folder), Interrupts() as interrupts:
-        workdir.write_json(stage.folder / workdir.CONFIG, as_dict)
-        return Run(stage, interrupts, fallback).go()
+        workdir.refuse_other_run(stage.folder, as_dict)
+        summary = workdir.read_json(stage.folder / workdir.SUMMARY)
+        if not _is_finished(summary, stage):
+            workdir.write_json(stage.folder / workdir.CONFIG, as_dict)
+            summary = Run(stage, interrupts, fallback).go()
+        if interrupts.received:
+            raise Interrupted(
+                f"{interrupts.received.name}: {stage.folder} was finished already; "
+                "the same command goes on from there.",
+                interrupts.received,
+            )
+        return summary
+
+
+def _is_finished(summary: dict | None, stage: Stage) -> bool:
+    if summary is None or summary.get("step") != stage.total_steps:
+        return False
+    found = summary.get("metrics")
+    return isinstance(found, dict) and (stage.val_source is None or "val/top1" in found)
 
 
 class Run:
@@ -50,7 +62,7 @@ class Run:
             stage.folder / checkpoint.FOLDER, stage.config.keep_last, stage.config.keep_every
         )
         self.progress = metrics.Progress()
-        self.clock = Clock()
+        self.clock = metrics.Clock()
         self.pending: collections.deque = collections.deque()
         self.num_non_finite = 0
         init_key, self.dropout_key = jax.random.split(jax.random.key(stage.config.seed))
@@ -101,6 +113,8 @@ class Run:
         ):
             if old != new:
                 raise DataError(f"the data has {new} {what}; this run began with {old}.")
+        if data["fingerprints"] != self.stage.fingerprints:
+            raise DataError("other names, labels or images than this run began with.")
 
     def go(self) -> dict:
         """Trains, evaluates and saves until the last step or a signal."""
@@ -130,8 +144,10 @@ class Run:
             workdir.write_json(stage.folder / workdir.SUMMARY, summary)
             return summary
         finally:
-            self.writer.close()
-            self.checkpoints.close()
+            try:
+                self.writer.close()
+            finally:
+                self.checkpoints.close()
 
     def _batches(self) -> Iterator[tuple[dict, np.ndarray]]:
         """Batches on devices, with the ids of the global batch, from the next step on."""
@@ -149,7 +165,12 @@ class Run:
             return
         batches = loader.host_batches(rows, share, data.workers)
         while True:
-            batch = next(batches, None)
+            try:
+                batch = next(batches, None)
+            except DataError:
+                if not self.interrupts.received:
+                    raise
+                return  # The signal reached the workers, too.
             self.clock.lap("data")
             if batch is None:
                 return
@@ -188,8 +209,8 @@ class Run:
             if self.num_non_finite == MAX_NON_FINITE:
                 raise NonFiniteError(
                     f"loss, gradients or updates were not finite in {MAX_NON_FINITE} steps in a "
-                    f"row, {step - MAX_NON_FINITE + 1} to {step}; the last checkpoint is step "
-                    f"{self.saved_step or 'none'}. A lower optimizer.lr or a longer warm-up helps."
+                    f"row, {step - MAX_NON_FINITE + 1} to {step}; the last checkpoint is that of "
+                    f"step {self.saved_step}. A lower optimizer.lr or a longer warm-up helps."
                 )
         if step % self.config.log_every == 0 or step in (1, self.stage.total_steps):
             self._log(step, values, ids)
@@ -212,7 +233,7 @@ class Run:
         self._show(
             f"step {step}/{self.stage.total_steps}  loss {values['loss']:.4f}  "
             f"top1 {values['top1']:.4f}  {speed:,.0f} img/s  "
-            f"data wait {record['train/data_wait']:.0%}  eta {_duration(left)}"
+            f"data wait {record['train/data_wait']:.0%}  eta {metrics.duration(left)}"
         )
 
     def _start_interval(self, step: int) -> None:
@@ -258,6 +279,7 @@ class Run:
                 "epoch": examples_seen // num_examples,
                 "examples_seen": examples_seen,
                 "num_examples": num_examples,
+                "fingerprints": self.stage.fingerprints,
             },
             meta={
                 "config": config_lib.to_dict({"": self.config}),
@@ -312,23 +334,3 @@ class Run:
 
     def _show(self, line: str) -> None:
         self.progress.show(f"{self.stage.name}  {line}".strip())
-
-
-class Clock:
-    """Seconds by what they went into; every moment is in one of them."""
-
-    def __init__(self):
-        self.seconds = dict.fromkeys(("start", "data", "train", "eval", "save"), 0.0)
-        self._last = time.perf_counter()
-
-    def lap(self, name: str) -> None:
-        """Books the time since the last lap."""
-        now = time.perf_counter()
-        self.seconds[name] += now - self._last
-        self._last = now
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

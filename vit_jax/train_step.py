@@ -76,7 +76,8 @@ def make_train_step(loss_fn: Callable, tx, schedule, like: TrainState, batch_sha
         params = optax.apply_updates(state.params, updates)
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm + optax.tree.norm(updates))
         params, opt_state = jax.tree.map(
-            lambda new, old: jnp.where(finite, new, old),
+            # Counts go on all the same: the schedule stays at the step it is logged with.
+            lambda new, old: new if new.dtype == jnp.int32 else jnp.where(finite, new, old),
             (params, opt_state),
             (state.params, state.opt_state),
         )

@@ -11,20 +11,15 @@ from importlib import metadata
 
 from vit_jax import config as config_lib
 from vit_jax.errors import ConfigError
+from vit_jax.files import write_whole
 from vit_jax.schema import Config
 
 CONFIG, SUMMARY, LOCK = "config.json", "summary.json", ".lock"
 
 
 def write_json(path: pathlib.Path, values: dict) -> None:
-    """Writes a file by way of a temporary one, so that no reader sees half of it."""
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w") as file:
-        json.dump(values, file, indent=2)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    """Writes a JSON file whole or not at all."""
+    write_whole(path, json.dumps(values, indent=2) + "\n")
 
 
 def read_json(path: pathlib.Path) -> dict | None:
@@ -36,7 +31,7 @@ def read_json(path: pathlib.Path) -> dict | None:
         values = json.loads(path.read_bytes())
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} cannot be read: {error}.") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds no JSON object.")

@@ -87,7 +87,7 @@ def test_records_are_decoded_pixels_with_the_classes_of_the_data_set(folder):
         assert record["image"].dtype == np.uint8
         assert record["image"].shape == (6, 5, 3)
         assert record["label"] == record["image"][0, 0, 0] // 10 % 3 == source.labels[i]
-    assert source.name(2) == "tiny_shapes/train#2"
+    assert source.name(2) == "tiny_shapes/1.0.0/train#2"
 
 
 def test_a_version_may_be_named(folder):

@@ -4,6 +4,7 @@ import dataclasses
 import os
 import pathlib
 import zlib
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -31,6 +32,10 @@ class FolderSource:
             raise DataError(f"{path}: unreadable image ({error.strerror}).") from error
         return {"image": decode(data, str(path)), "label": int(self.labels[index])}
 
+    def fingerprint(self) -> int:
+        names = "\0".join(self.files).encode(errors="surrogateescape")
+        return zlib.crc32(self.labels.tobytes(), zlib.crc32(names))
+
     def name(self, index: int) -> str:
         return self.files[index]
 
@@ -45,7 +50,10 @@ def open_folder(dir: str, split: str, val_fraction: float) -> FolderSource:
     root = pathlib.Path(dir)
     if not dir or not root.is_dir():
         raise DataError(f"data.dir={dir or '(empty)'}: no such folder.")
-    has_splits = any((root / name).is_dir() for name in ("train", "val", "test"))
+    # A class may be called `train`, too: a split holds folders, a class holds images.
+    has_splits = any(
+        (root / name).is_dir() and _class_folders(root / name) for name in ("train", "val", "test")
+    )
     train_root = root / "train" if has_splits else root
     if not train_root.is_dir():
         if split == "train" or not (root / split).is_dir():
@@ -55,6 +63,9 @@ def open_folder(dir: str, split: str, val_fraction: float) -> FolderSource:
     if len(classes) < 2:
         found = f"only the class {classes[0]!r}" if classes else "no class folders"
         raise DataError(f"{train_root}: {found}; training needs at least two class folders.")
+    for name in classes:
+        if not any(_images(train_root, name)):
+            raise DataError(f"{train_root / name}: no images ({', '.join(SUFFIXES)}) in it.")
     is_shared = split == "train" and not (root / "val").is_dir()
     if has_splits and (root / split).is_dir() and not is_shared:
         unknown = sorted(set(_class_folders(root / split)) - set(classes))
@@ -81,20 +92,22 @@ def _class_folders(root: pathlib.Path) -> list[str]:
 
 
 def _image_files(root: pathlib.Path, classes: list[str]) -> dict[str, list[str]]:
-    def images(folder):
-        for path in sorted(folder.rglob("*")):
-            name = path.relative_to(root)
-            is_hidden = any(part.startswith(".") for part in name.parts)
-            if path.suffix.lower() in SUFFIXES and not is_hidden and path.is_file():
-                yield str(name)
+    return {name: list(_images(root, name)) for name in classes}
 
-    return {name: list(images(root / name)) for name in classes}
+
+def _images(root: pathlib.Path, title: str) -> Iterator[str]:
+    """Image files of a class at any depth, relative to the root, in order."""
+    for path in sorted((root / title).rglob("*")):
+        name = path.relative_to(root)
+        is_hidden = any(part.startswith(".") for part in name.parts)
+        if path.suffix.lower() in SUFFIXES and not is_hidden and path.is_file():
+            yield str(name)
 
 
 def _split_by_checksum(files: list[str], split: str, val_fraction: float) -> list[str]:
     """At least one file of a class on each side, as long as it has two."""
     ordered = sorted(files, key=lambda name: (zlib.crc32(os.fsencode(name)), name))
-    cut = min(max(round(len(files) * val_fraction), 1), len(files) - 1)
+    cut = min(max(round(len(files) * val_fraction), 1), len(files) - 1) if val_fraction else 0
     return sorted(ordered[cut:] if split == "train" else ordered[:cut])
 
 

@@ -7,6 +7,7 @@ so the batches are the same, in set and order, for any number of hosts, devices 
 
 import dataclasses
 import os
+import signal
 import zlib
 from collections.abc import Callable, Iterator
 
@@ -141,13 +142,25 @@ def host_batches(rows, share: Share, workers: int) -> Iterator[dict]:
     batches = grain.MapDataset.source(rows).batch(share.rows).to_iter_dataset(options)
     if workers:
         _mark_grain_flags_parsed()
-        batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+        options = grain.MultiprocessingOptions(num_workers=workers)
+        batches = batches.mp_prefetch(options, worker_init_fn=_ignore_signals)
     iterator = iter(batches)
     try:
         yield from iterator
+    except RuntimeError as error:
+        if "worker" not in str(error).lower():
+            raise
+        words = " ".join(str(error).split())[:200]
+        raise DataError(f"a data worker process came to an end: {words}") from error
     finally:
         if hasattr(iterator, "close"):
             iterator.close()
+
+
+def _ignore_signals(*_) -> None:
+    """A signal to the whole process group is for the parent to answer."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _mark_grain_flags_parsed() -> None:

@@ -1,6 +1,7 @@
 """Data sets that TFDS has prepared, read without TensorFlow."""
 
 import dataclasses
+import zlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -26,6 +27,9 @@ class TfdsSource:
         record = self.records[index]
         image = decode(record[self.image_key], self.name(index))
         return {"image": image, "label": int(record[self.label_key])}
+
+    def fingerprint(self) -> int:
+        return zlib.crc32(f"{self.title} {len(self)} {self.classes}".encode())
 
     @property
     def labels(self) -> np.ndarray:
@@ -76,4 +80,6 @@ def open_tfds(dataset: str, split: str, dir: str) -> TfdsSource:
     except Exception as error:  # A slice that makes no sense, or damaged files.
         words = " ".join(str(error).split())[:200]
         raise DataError(f"data.split={split} of {dataset} cannot be read ({words}).") from error
-    return TfdsSource(records, image_key, label_key, tuple(names), f"{dataset}/{split}")
+    return TfdsSource(
+        records, image_key, label_key, tuple(names), f"{builder.info.full_name}/{split}"
+    )

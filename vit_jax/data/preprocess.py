@@ -33,7 +33,7 @@ def resize(image: np.ndarray, size: Size, resample: str = Data.resample) -> np.n
     return rows[:, left] + (rows[:, right] - rows[:, left]) * x[None, :, None]
 
 
-@functools.cache
+@functools.lru_cache(1024)
 def _neighbours(old: int, new: int):
     """For each new pixel, its two old neighbours and the weight of the second."""
     centres = (np.arange(new, dtype=np.float32) + 0.5) * np.float32(old / new) - 0.5

@@ -1,11 +1,13 @@
 """Random-access records: `source[i]` is {'image': H W 3 uint8, 'label': int}.
 
 A source also has `classes`, the names in label order, equal for all its splits, `labels`,
-and `name(i)`, what a person calls record i.
+and `name(i)`, what a person calls record i, and
+`fingerprint()`, a number that other records would hardly share.
 """
 
 import dataclasses
 import functools
+import zlib
 
 import numpy as np
 
@@ -29,6 +31,9 @@ class ArraySource:
     def __getitem__(self, index: int) -> dict:
         return {"image": self.images[index], "label": int(self.labels[index])}
 
+    def fingerprint(self) -> int:
+        return zlib.crc32(self.labels.tobytes(), zlib.crc32(self.images.tobytes()))
+
     def name(self, index: int) -> str:
         return str(index)
 
@@ -44,6 +49,9 @@ class FakeSource:
 
     def __len__(self) -> int:
         return self.num_examples
+
+    def fingerprint(self) -> int:
+        return zlib.crc32(repr(self).encode())
 
     def __getitem__(self, index: int) -> dict:
         if not 0 <= index < self.num_examples:
@@ -74,6 +82,9 @@ class Subset:
     def __getitem__(self, index: int) -> dict:
         return self.source[int(self.indices[index])]
 
+    def fingerprint(self) -> int:
+        return zlib.crc32(self.indices.tobytes(), self.source.fingerprint())
+
     @property
     def classes(self) -> tuple[str, ...]:
         return self.source.classes
@@ -93,7 +104,8 @@ def open_split(data: Data, split: str, per_class: int | None = None):
         split,
         dir=data.dir,
         dataset=data.dataset,
-        val_fraction=data.val_fraction,
+        # Nothing is held out for a split that nobody looks at.
+        val_fraction=data.val_fraction if data.val_split == "val" else 0.0,
         per_class=per_class,
         num_classes=data.num_classes,
         num_examples=data.num_examples,

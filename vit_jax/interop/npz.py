@@ -39,6 +39,9 @@ def read_npz(path: str | pathlib.Path) -> dict[str, np.ndarray]:
             }
     if "embedding/kernel" not in arrays:
         raise CheckpointError(f"{path}: no 'embedding/kernel' in it, so not a Vision Transformer.")
+    for name, array in arrays.items():
+        if array.dtype != np.float32:
+            raise CheckpointError(f"{path}: {name} is {array.dtype}; parameters are float32.")
     return {_our_name(name): array for name, array in arrays.items()}
 
 
@@ -55,6 +58,8 @@ def grid_of(shapes: dict[str, tuple], path: str | pathlib.Path) -> tuple[int, in
     name = "Transformer/posembed_input/pos_embedding"
     if name not in shapes:
         raise CheckpointError(f"{path}: no {name!r} in it, so not a plain ViT.")
+    if len(shapes[name]) != 3:
+        raise CheckpointError(f"{path}: {name} is {shapes[name]}; it must be 1 T D.")
     num = shapes[name][1] - ("cls" in shapes)
     side = math.isqrt(num)
     if side * side != num:
@@ -80,5 +85,5 @@ def model_options(shapes: dict[str, tuple], path: str | pathlib.Path) -> dict:
             "pool": pool,
             "pre_logits": "pre_logits/kernel" in shapes,
         }
-    except KeyError as error:
-        raise CheckpointError(f"{path}: no {error} in it, so not a plain ViT.") from error
+    except (KeyError, ValueError, IndexError) as error:
+        raise CheckpointError(f"{path}: not a plain ViT's parameters ({error}).") from error
