@@ -7,6 +7,7 @@ os.environ["JAX_NUM_CPU_DEVICES"] = "8"
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # Tests compile what they test.
 
 import dataclasses
+import json
 import pathlib
 import subprocess
 import sys
@@ -16,12 +17,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vit_jax import checkpoint
+
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 def pytest_collection_modifyitems(items):
-    """The slow file first, so that one process is not left alone with it at the end."""
-    items.sort(key=lambda item: item.path.name != "test_train.py")
+    """The slow files first, so that no process is left alone with one at the end."""
+    items.sort(key=lambda item: item.path.name not in ("test_resume.py", "test_train.py"))
 
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -56,6 +59,20 @@ def run_main(*arguments: str, devices: int = 1, timeout: float = 300) -> Finishe
         timeout=timeout,
     )
     return Finished(done.returncode, done.stdout, done.stderr)
+
+
+TIMINGS = ("train/img_per_sec", "train/data_wait")
+
+
+def records(folder: pathlib.Path) -> list[dict]:
+    """The lines of metrics.jsonl without what a clock measured."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in TIMINGS} for line in lines]
+
+
+def final_state(folder: pathlib.Path) -> dict[str, dict]:
+    """The checksum of every array of the newest checkpoint, optimiser included."""
+    return checkpoint.read_manifest(checkpoint.find(folder))["leaves"]
 
 
 @pytest.fixture(scope="session")

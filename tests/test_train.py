@@ -1,160 +1,15 @@
-"""Runs that are killed and go on, on one device and on eight, to the same numbers."""
+"""Whole runs in this process: what they learn, leave behind and refuse."""
 
 import json
-import os
 import pathlib
 import shutil
-import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
-from conftest import ROOT, run_main
+from conftest import ROOT, final_state, records
 
 from vit_jax import checkpoint, main, trees
 from vit_jax.errors import DataError, NonFiniteError, VitJaxError
-
-# Dropout, stochastic depth, augmentation and shuffling on: all that randomness can hide in.
-NOISY = """
-from vit_jax.config import base_config
-
-
-def get_config(arg=None):
-    config = base_config()
-    config.model.update(name="vit_ti16", patch=7, num_layers=2, hidden_size=32, mlp_size=64)
-    config.model.update(num_heads=2, dropout=0.1, drop_path=0.1)
-    config.data.update(source="digits", image_size=28, per_class=9)
-    config.optimizer.update(warmup_steps=5, weight_decay=0.1)
-    config.update(batch_size=16, steps=30, log_every=1, checkpoint_every=7, eval_every=10)
-    return config
-"""
-# Tests that share slow runs stay in one process, where those are made once.
-share_runs = pytest.mark.xdist_group("interrupted runs")
-share_learnt = pytest.mark.xdist_group("a finished run")
-TIMINGS = ("train/img_per_sec", "train/data_wait")
-
-
-@pytest.fixture(scope="module")
-def noisy(tmp_path_factory) -> pathlib.Path:
-    path = tmp_path_factory.mktemp("config") / "noisy.py"
-    path.write_text(NOISY)
-    return path
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(noisy, tmp_path_factory) -> pathlib.Path:
-    folder = tmp_path_factory.mktemp("uninterrupted")
-    done = run_main(f"--config={noisy}", f"--workdir={folder}")
-    assert done.code == 0, done.err
-    return folder
-
-
-def records(folder: pathlib.Path) -> list[dict]:
-    """The lines of metrics.jsonl without what a clock measured."""
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in TIMINGS} for line in lines]
-
-
-def final_state(folder: pathlib.Path) -> dict[str, dict]:
-    """The checksum of every array of the newest checkpoint, optimiser included."""
-    return checkpoint.read_manifest(checkpoint.find(folder))["leaves"]
-
-
-def run_until(step: int, number: int, *arguments: str, folder: pathlib.Path) -> int:
-    """Starts a run, sends a signal once the step stands in metrics.jsonl; returns the code."""
-    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "vit_jax.main", *arguments, f"--workdir={folder}"]
-    with subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    ) as process:
-        while process.poll() is None:
-            path = folder / "metrics.jsonl"
-            if path.is_file() and path.read_text().count("\n") >= step:
-                process.send_signal(number)
-                break
-            time.sleep(0.005)
-        return process.wait()
-
-
-@pytest.fixture(scope="module")
-def interrupted(noisy, tmp_path_factory) -> pathlib.Path:
-    """A run killed before its first checkpoint, and ended by SIGTERM between two."""
-    folder = tmp_path_factory.mktemp("interrupted")
-    run = f"--config={noisy}"
-    assert run_until(3, signal.SIGKILL, run, folder=folder) == -signal.SIGKILL
-    assert run_until(11, signal.SIGKILL, run, folder=folder) == -signal.SIGKILL
-    assert run_until(17, signal.SIGTERM, run, folder=folder) == 143
-    return folder
-
-
-@share_runs
-def test_sigterm_saves_the_last_finished_step(interrupted):
-    stopped_at = checkpoint.steps_in(interrupted / checkpoint.FOLDER)[-1]
-    assert stopped_at >= 17
-    assert records(interrupted)[-1]["step"] == stopped_at
-
-
-@share_runs
-def test_interrupted_runs_go_on_to_the_same_bits(interrupted, uninterrupted, tmp_path):
-    folder = tmp_path / "copy"
-    shutil.copytree(interrupted, folder)
-    done = run_main(f"--workdir={folder}")
-    assert done.code == 0, done.err
-    assert records(folder) == records(uninterrupted)
-    assert final_state(folder) == final_state(uninterrupted)
-
-
-@share_runs
-def test_a_run_goes_on_with_other_devices_at_the_same_example(
-    noisy, interrupted, uninterrupted, tmp_path
-):
-    folder = tmp_path / "copy"
-    shutil.copytree(interrupted, folder)
-    flags = ["--config.mesh.data=2", "--config.mesh.fsdp=4"]
-    assert main.run([f"--config={noisy}", f"--workdir={folder}", *flags]) == 0
-    one, mixed = records(uninterrupted), records(folder)
-    assert [r["train/ids_crc"] for r in one] == [r["train/ids_crc"] for r in mixed]
-    losses = [[record["train/loss"] for record in run] for run in (one, mixed)]
-    np.testing.assert_allclose(*losses, rtol=1e-5)
-
-
-@share_runs
-def test_every_step_is_logged_once_with_ids_in_global_order(uninterrupted):
-    lines = records(uninterrupted)
-    assert [line["step"] for line in lines] == list(range(1, 31))
-    assert len({line["train/ids_crc"] for line in lines}) == 30
-    assert [line["step"] for line in lines if "val/n" in line] == [10, 20, 30]
-    assert {line["val/n"] for line in lines if "val/n" in line} == {359}
-
-
-@share_runs
-@pytest.mark.parametrize("mesh", ["data=8", "fsdp=8"])
-def test_eight_devices_lose_as_one_does(noisy, uninterrupted, tmp_path, mesh):
-    axis, _, size = mesh.partition("=")
-    sizes = {"data": 1, "fsdp": 1} | {axis: int(size)}
-    flags = [f"--config.mesh.{name}={value}" for name, value in sizes.items()]
-    assert main.run([f"--config={noisy}", f"--workdir={tmp_path}", *flags]) == 0
-    one, eight = records(uninterrupted), records(tmp_path)
-    assert [r["train/ids_crc"] for r in one] == [r["train/ids_crc"] for r in eight]
-    losses = [[record["train/loss"] for record in run] for run in (one, eight)]
-    np.testing.assert_allclose(*losses, rtol=1e-5)
-    assert [r.get("val/n") for r in one] == [r.get("val/n") for r in eight]
-
-
-def test_a_workdir_in_use_is_refused_and_its_process_named(noisy, tmp_path):
-    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "1", "PYTHONPATH": str(ROOT)}
-    flags = [f"--config={noisy}", f"--workdir={tmp_path}", "--config.steps=100000"]
-    command = [sys.executable, "-m", "vit_jax.main", *flags]
-    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL) as first:
-        while not (tmp_path / ".lock").exists() or not (tmp_path / ".lock").read_text():
-            assert first.poll() is None
-            time.sleep(0.01)
-        with pytest.raises(VitJaxError, match=rf"in use by process {first.pid} ") as caught:
-            main.run(flags)
-        first.kill()
-    assert caught.value.exit_code == 2
 
 
 def tiny_flags(workdir, *overrides: str) -> list[str]:
@@ -201,12 +56,10 @@ def unfinished_copy(run: pathlib.Path, folder: pathlib.Path) -> list[str]:
     return tiny_flags(folder, "steps=60", "optimizer.lr=0.05")
 
 
-@share_learnt
 def test_training_learns_what_can_be_learnt(learnt):
     assert json.loads((learnt / "summary.json").read_text())["metrics"]["val/top1"] == 1.0
 
 
-@share_learnt
 def test_the_summary_accounts_for_the_run(learnt):
     summary = json.loads((learnt / "summary.json").read_text())
     leaves = final_state(learnt)
@@ -219,7 +72,6 @@ def test_the_summary_accounts_for_the_run(learnt):
     assert summary["seconds"]["wall"] == pytest.approx(sum(summary["seconds"][p] for p in parts))
 
 
-@share_learnt
 def test_a_damaged_newest_step_is_refused_or_with_fallback_set_aside(learnt, tmp_path, capsys):
     folder = tmp_path / "copy"
     flags = unfinished_copy(learnt, folder)
@@ -244,7 +96,6 @@ def rewrite(step: pathlib.Path, name: str, item: dict) -> None:
     (step / "manifest" / "metadata").write_text(json.dumps(body))
 
 
-@share_learnt
 def test_other_classes_than_the_run_began_with_are_refused(learnt, tmp_path):
     flags = unfinished_copy(learnt, tmp_path / "copy")
     step = tmp_path / "copy" / "checkpoints" / "60"
@@ -255,7 +106,6 @@ def test_other_classes_than_the_run_began_with_are_refused(learnt, tmp_path):
         main.run(flags)
 
 
-@share_learnt
 def test_changed_data_is_told_of_when_a_run_goes_on(learnt, tmp_path):
     flags = unfinished_copy(learnt, tmp_path / "copy")
     step = tmp_path / "copy" / "checkpoints" / "60"
