@@ -39,7 +39,8 @@ class Checkpoints:
             preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
             cleanup_tmp_directories=True,
         )
-        logging.getLogger("absl").setLevel(logging.CRITICAL)  # What fails is raised, too.
+        for name in ("absl", "asyncio"):  # What fails is raised, too, and told in one line.
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         _hush_reads_left_behind()
         self.folder = folder
         self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
