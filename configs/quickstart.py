@@ -2,10 +2,10 @@
 
   python -m vit_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
 
-The transfer follows section 3.2: the head is replaced by zeros, and the images are larger
-than in pre-training, so the position embeddings are resized. The stage `scratch` trains the
-same model on the same 50 labels without pre-training. Arguments: `per_class`, labels for each
-digit, and `smoke`.
+The transfer follows section 3.2: the head is replaced by zeros, and larger images may follow
+(`--config.stages.finetune.data.image_size=32` resizes the position embeddings). The stage
+`scratch` trains the same model on the same 50 labels without pre-training. Arguments:
+`per_class`, labels for each digit, and `smoke`.
 
 Hardware and time: two CPU cores, under two minutes. Expected: see the README.
 """
@@ -31,8 +31,8 @@ def get_config(arg: str | None = None):
 
     for name in ("finetune", "scratch"):
         stage = config.stages[name]
-        stage.data.update(source="digits", image_size=32, per_class=arg.per_class)
-        stage.update(batch_size=50, steps=300, log_every=100, checkpoint_every=100)
-        stage.optimizer.update(lr=1e-3, warmup_steps=30)
+        stage.data.update(source="digits", image_size=24, per_class=arg.per_class)
+        stage.update(batch_size=50, steps=200, log_every=100, checkpoint_every=100)
+        stage.optimizer.update(lr=1e-3, warmup_steps=20)
     config.stages.finetune.init.update(stage="pretrain", new_head=True, resize=True)
     return smoke(config) if arg.smoke else config

@@ -45,16 +45,17 @@ def split_config_flags(argv: list[str]) -> tuple[list[str], str | None, dict[str
 def run_train(args, file: str | None, overrides: dict[str, str]) -> int:
     if not args.workdir:
         raise ConfigError("--workdir is empty; name the folder of the run.")
+    from vit_jax import workdir
+
     folder = pathlib.Path(args.workdir)
     if file is not None:
         config = config_lib.load(file)
     else:
-        from vit_jax import workdir
-
         config = config_lib.to_config_dict(workdir.read_config(folder))
     for key, text in overrides.items():
         config_lib.override(config, key, text)
     stages = config_lib.check(config)  # Before the slow imports: mistakes are told at once.
+    workdir.refuse_in_use(folder)
     from vit_jax import assemble, sweep
 
     assemble.keep_compiled_programs()

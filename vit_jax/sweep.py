@@ -15,7 +15,6 @@ def run(stages: dict[str, Config], folder: pathlib.Path, *, fallback: bool = Fal
     """
     as_dict = config_lib.to_dict(stages)
     workdir.refuse_other_run(folder, as_dict)
-    workdir.refuse_in_use(folder)
     prepared: dict[str, stage.Stage] = {}
     for name, config in stages.items():
         prepared[name] = stage.prepare(name, config, folder / name, prepared)
