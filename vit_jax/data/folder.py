@@ -78,11 +78,6 @@ def open_folder(dir: str, split: str, val_fraction: float) -> FolderSource:
     if split not in ("train", "val"):
         raise DataError(f"{root}: no folder for split {split!r}.")
     found = _image_files(train_root, classes)
-    for name, paths in found.items():
-        if not paths:
-            raise DataError(
-                f"{train_root / name}: no images ({', '.join(SUFFIXES)}) of this class."
-            )
     files = {name: _split_by_checksum(paths, split, val_fraction) for name, paths in found.items()}
     return _folder_source(train_root, classes, files)
 
