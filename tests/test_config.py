@@ -143,7 +143,11 @@ OUT_OF_BOUNDS = [
     ("model.dropout", "1", "config.model.dropout is 1.0; it must be at most 0.99."),
     ("data.image_size", "(0, 8)", "config.data.image_size is (0, 8); it must be at least 1."),
     ("mesh.data", "-2", "config.mesh.data is -2; it must be at least -1."),
-    ("model.pool", "tokn", "config.model.pool is 'tokn'; choose from ['token', 'gap', 'map']. Did"),
+    (
+        "model.pool",
+        "tokn",
+        "config.model.pool is 'tokn'; choose from ['token', 'gap', 'map', 'token_gap']. Did",
+    ),
     ("data.source", "mnist", "Did you mean mnist5k?"),
     ("data.crop_area", "(0.5, 0.2)", "config.data.crop_area is (0.5, 0.2); it must rise between"),
     ("data.crop_area", "(0, 1)", "it must rise between 0 and 1."),

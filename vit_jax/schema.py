@@ -24,11 +24,36 @@ class Model:
     hidden_size: int | None = field(None, "None takes it from the name (Table 1).", least=1)
     mlp_size: int | None = field(None, "None takes it from the name (Table 1).", least=1)
     num_heads: int | None = field(None, "None takes it from the name (Table 1).", least=1)
-    pool: str = field("token", "What becomes the feature.", choices=("token", "gap", "map"))
+    pool: str = field(
+        "token",
+        "Class token, mean of the patches (Figure 9), attention pooling, or the first two.",
+        choices=("token", "gap", "map", "token_gap"),
+    )
     pre_logits: bool = field(False, "A tanh layer before the head (pre-training, section 3.1).")
     dropout: float = field(0.0, "Dropout rate (Table 3).", least=0, most=0.99)
     drop_path: float = field(0.0, "Stochastic depth at the last layer.", least=0, most=0.99)
     gelu: str = field("tanh", "The official code's, or timm's.", choices=("tanh", "erf"))
+    norm_eps: float = field(1e-6, "Of LayerNorm; Hugging Face's ViT has 1e-12.", above=0, most=1)
+    pos_embed: str = field(
+        "learned",
+        "Position embedding (Table 8); sincos is fixed (arXiv:2205.01580).",
+        choices=("learned", "learned_2d", "relative", "sincos", "none"),
+    )
+    pos_embed_at: str = field(
+        "stem",
+        "Added once, before every layer, or the same before every layer (Table 8).",
+        choices=("stem", "layers", "shared"),
+    )
+    registers: int = field(0, "Register tokens (arXiv:2309.16588).", least=0)
+    layer_scale: float | None = field(
+        None, "First value of LayerScale (arXiv:2103.17239); None for none.", least=0
+    )
+    qk_norm: bool = field(False, "LayerNorm of queries and keys (arXiv:2302.05442).")
+    pixel_stats: str = field(
+        "half",
+        "Mean and deviation of the pixels that the weights were trained on.",
+        choices=("half", "imagenet", "clip"),
+    )
     dtype: str = field("float32", "Of the computation.", choices=("float32", "bfloat16"))
 
 
@@ -58,8 +83,13 @@ class Data:
     eval_crop: str = field(
         "resize", "Whole image stretched (official), or centre crop.", choices=("resize", "center")
     )
+    crop_fraction: float = field(
+        0.875, "Side of the centre crop, of the short side resized.", above=0, most=1
+    )
     resample: str = field(
-        "antialias", "Pillow's bilinear, or TensorFlow's.", choices=("antialias", "tf_bilinear")
+        "antialias",
+        "Pillow's bilinear or bicubic, or TensorFlow's bilinear.",
+        choices=("antialias", "bicubic", "tf_bilinear"),
     )
     workers: int = field(0, "Worker processes; 0 loads in threads of this one.", least=0)
 
@@ -91,10 +121,14 @@ class Mesh:
 class Init:
     """config.init: what a run starts from, and what may change on the way."""
 
-    path: str = field("", "Workdir, checkpoint or .npz to start from.")
+    path: str = field("", "Weights to start from: a run, a file, a URL or a published name.")
     stage: str = field("", "Earlier stage of the same config to start from.")
     new_head: bool = field(False, "Permission to start with a head of zeros.")
     resize: bool = field(False, "Permission to resize position embeddings.")
+    drop_token: bool = field(False, "Permission to drop the class token for a model without.")
+    allow_numerics: bool = field(
+        False, "Permission to use weights with another GELU, epsilon or pixel statistics."
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,7 +176,7 @@ def check_run(values, where: str, earlier: tuple[str, ...] | None) -> Config:
       earlier: names of the stages before this one; None for a run that stands alone, whose
         `init.stage` is the folder beside its own.
     """
-    config = _build(Config, values, where)
+    config = check_section(Config, values, where)
     lengths = [name for name in DURATIONS if getattr(config, name) is not None]
     if len(lengths) != 1:
         found = " and ".join(f"{name}={getattr(config, name)}" for name in lengths) or "none"
@@ -169,7 +203,11 @@ def check_run(values, where: str, earlier: tuple[str, ...] | None) -> Config:
     return config
 
 
-def _build(cls, values, where: str):
+def check_section(cls, values, where: str):
+    """A dataclass of this module from a mapping with each of its fields, every one checked.
+
+    Raises ConfigError, naming the field as a part of `where`.
+    """
     known = {each.name: each for each in dataclasses.fields(cls)}
     if not hasattr(values, "items"):
         raise ConfigError(f"{where} is {values!r}; it is a section of fields.")
@@ -183,7 +221,7 @@ def _build(cls, values, where: str):
     for name, each in known.items():
         value, place = values[name], f"{where}.{name}"
         if dataclasses.is_dataclass(each.type):
-            built[name] = _build(each.type, value, place)
+            built[name] = check_section(each.type, value, place)
         else:
             built[name] = _check_value(value, each, place)
     return cls(**built)

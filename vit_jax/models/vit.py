@@ -2,20 +2,23 @@
 
 Alphabet of shapes, used by comments, einsum strings and unpacking alike:
   B batch   H W image   C channels   P patch side   N patches (HW / PP)
-  T tokens (N, or N + 1 with the class token)   D hidden size   M MLP size
-  h heads   d size of one head (D / h)   K classes
+  T tokens (N, one more with the class token, and the registers)   D hidden size
+  M MLP size   h heads   d size of one head (D / h)   K classes
 
 Submodules carry the names of the published checkpoints: names are the checkpoint's API.
 """
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vit_jax.errors import ConfigError
+from vit_jax.models import hybrid
+from vit_jax.models.pixels import check_size, normalize
+from vit_jax.models.position import PositionEmbedding, RelativeKeys
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,12 +31,16 @@ class Size:
     num_heads: int
 
 
-SIZES = {  # Table 1; Ti and S from arXiv:2106.10270.
-    "Ti": Size(12, 192, 768, 3),
-    "S": Size(12, 384, 1536, 6),
-    "B": Size(12, 768, 3072, 12),
-    "L": Size(24, 1024, 4096, 16),
-    "H": Size(32, 1280, 5120, 16),
+SIZES = {  # Table 1; Ti and S: arXiv:2106.10270; M: arXiv:2204.07118; g and G: arXiv:2106.04560.
+    "ti": Size(12, 192, 768, 3),
+    "s": Size(12, 384, 1536, 6),
+    "m": Size(12, 512, 2048, 8),
+    "b": Size(12, 768, 3072, 12),
+    "l": Size(24, 1024, 4096, 16),
+    "so400m": Size(27, 1152, 4304, 16),  # arXiv:2305.13035.
+    "h": Size(32, 1280, 5120, 16),
+    "g": Size(40, 1408, 6144, 16),
+    "gg": Size(48, 1664, 8192, 16),  # ViT-G.
 }
 
 
@@ -45,10 +52,14 @@ class Layers:
     drop_path: float  # Stochastic depth of the last layer.
     gelu: str
     norm_eps: float
+    pos_embed: str
+    pos_embed_at: str
+    layer_scale: float | None  # What LayerScale begins with.
+    qk_norm: bool
     dtype: jnp.dtype
 
-    def norm(self, name: str) -> nn.LayerNorm:
-        return nn.LayerNorm(epsilon=self.norm_eps, dtype=self.dtype, name=name)
+    def norm(self, name: str, use_bias: bool = True) -> nn.LayerNorm:
+        return nn.LayerNorm(epsilon=self.norm_eps, dtype=self.dtype, use_bias=use_bias, name=name)
 
 
 GELUS = {"tanh": True, "erf": False}  # Flax and the official code; PyTorch's default.
@@ -56,12 +67,12 @@ POOLS = {
     "token": "class token (equation 4)",
     "gap": "mean of the patch tokens (appendix D.3)",
     "map": "multi-head attention pooling (arXiv:2106.04560)",
+    "token_gap": "class token beside the mean of the patch tokens (arXiv:2304.07193)",
 }
 
 # The official code's initialisers.
 kernel_init = nn.initializers.xavier_uniform()
 mlp_bias_init = nn.initializers.normal(1e-6)
-position_init = nn.initializers.normal(0.02)
 
 
 def patchify(images: jax.Array, patch_size: int) -> jax.Array:
@@ -90,31 +101,26 @@ class PatchEmbedding(nn.Module):
         return jnp.einsum("BNp,pD->BND", patches, E) + bias.astype(self.dtype)[None, None]
 
 
-class PositionEmbedding(nn.Module):
-    """The E_pos of equation 1: a learned vector for each place in the sequence."""
-
-    @nn.compact
-    def __call__(self, z: jax.Array) -> jax.Array:  # B T D -> B T D
-        E_pos = self.param("pos_embedding", position_init, (1, *z.shape[1:]))
-        return z + E_pos.astype(z.dtype)
-
-
 class Attention(nn.Module):
     """Multi-head attention of queries over keys (appendix A, equations 5 to 8)."""
 
     num_heads: int
-    dtype: jnp.dtype
+    layers: Layers
+    is_relative: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, y: jax.Array) -> jax.Array:  # B T D, B S D -> B T D
-        h, D = self.num_heads, x.shape[-1]
-
-        dense = functools.partial(nn.DenseGeneral, kernel_init=kernel_init, dtype=self.dtype)
+        h, D, layers = self.num_heads, x.shape[-1], self.layers
+        dense = functools.partial(nn.DenseGeneral, kernel_init=kernel_init, dtype=layers.dtype)
         q = dense((h, D // h), name="query")(x)
         k = dense((h, D // h), name="key")(y)
         v = dense((h, D // h), name="value")(y)
+        if layers.qk_norm:  # Scales only, as in arXiv:2302.05442.
+            q = layers.norm("query_ln", use_bias=False)(q)
+            k = layers.norm("key_ln", use_bias=False)(k)
+        bias = RelativeKeys(name="relative")(q) if self.is_relative else None
         # The softmax inside is float32: bfloat16 loses small probabilities.
-        heads = jax.nn.dot_product_attention(q, k, v)  # B T h d
+        heads = jax.nn.dot_product_attention(q, k, v, bias)  # B T h d
         return dense(D, axis=(-2, -1), name="out")(heads)
 
 
@@ -133,6 +139,18 @@ class Mlp(nn.Module):
         z = nn.Dropout(self.layers.dropout, deterministic=not train)(z)
         z = nn.Dense(D, **inits, dtype=dtype, name="Dense_1")(z)
         return nn.Dropout(self.layers.dropout, deterministic=not train)(z)
+
+
+class LayerScale(nn.Module):
+    """A learned factor for each channel of a residual branch (arXiv:2103.17239)."""
+
+    initial: float
+
+    @nn.compact
+    def __call__(self, branch: jax.Array) -> jax.Array:  # B T D -> B T D
+        initial = nn.initializers.constant(self.initial)
+        scale = self.param("scale", initial, branch.shape[-1:]).astype(branch.dtype)
+        return branch * scale[None, None]
 
 
 def drop_path(module: nn.Module, branch: jax.Array, rate: float, train: bool) -> jax.Array:
@@ -154,30 +172,67 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, z: jax.Array, *, train: bool) -> jax.Array:  # B T D -> B T D
         size, layers = self.size, self.layers
-        attention = Attention(size.num_heads, layers.dtype, name="MultiHeadDotProductAttention_0")
+        attention = Attention(
+            size.num_heads,
+            layers,
+            is_relative=layers.pos_embed == "relative",
+            name="MultiHeadDotProductAttention_0",
+        )
         y = layers.norm("LayerNorm_0")(z)
         y = nn.Dropout(layers.dropout, deterministic=not train)(attention(y, y))
-        z = z + drop_path(self, y, self.drop_path, train)
+        z = z + drop_path(self, self.scale("LayerScale_0", y), self.drop_path, train)
         y = layers.norm("LayerNorm_1")(z)
         y = Mlp(size.mlp_size, layers, name="MlpBlock_0")(y, train=train)
-        return z + drop_path(self, y, self.drop_path, train)
+        return z + drop_path(self, self.scale("LayerScale_1", y), self.drop_path, train)
+
+    def scale(self, name: str, branch: jax.Array) -> jax.Array:
+        initial = self.layers.layer_scale
+        return branch if initial is None else LayerScale(initial, name=name)(branch)
 
 
 class Encoder(nn.Module):
-    """Position embedding, the layers, and the LayerNorm of equation 4."""
+    """Position embeddings, the layers, and the LayerNorm of equation 4.
+
+    Registers stand between the class token and the patches and have no position.
+    """
 
     size: Size
     layers: Layers
+    grid: tuple[int, int]
+    has_cls: bool
+    num_registers: int
 
     @nn.compact
     def __call__(self, z: jax.Array, *, train: bool) -> jax.Array:  # B T D -> B T D
-        z = PositionEmbedding(name="posembed_input")(z)
-        z = nn.Dropout(self.layers.dropout, deterministic=not train)(z)
-        L = self.size.num_layers
+        layers, L = self.layers, self.size.num_layers
+        place = self.positions("posembed_input")
+        z = nn.Dropout(layers.dropout, deterministic=not train)(place(z))
         for i in range(L):
-            rate = self.layers.drop_path * i / max(L - 1, 1)  # Linear in depth: arXiv:2106.10270.
-            z = Block(self.size, self.layers, rate, name=f"encoderblock_{i}")(z, train=train)
-        return self.layers.norm("encoder_norm")(z)
+            if i and layers.pos_embed_at == "shared":
+                z = place(z)
+            elif i and layers.pos_embed_at == "layers":
+                z = self.positions(f"posembed_{i}")(z)
+            rate = layers.drop_path * i / max(L - 1, 1)  # Linear in depth: arXiv:2106.10270.
+            z = Block(self.size, layers, rate, name=f"encoderblock_{i}")(z, train=train)
+        return layers.norm("encoder_norm")(z)
+
+    def positions(self, name: str) -> Callable[[jax.Array], jax.Array]:
+        """Returns `add(z)` for the position embeddings of that name."""
+        kind = self.layers.pos_embed
+        if kind in ("none", "relative"):
+            return lambda z: z
+        D = self.size.hidden_size
+        embedding = PositionEmbedding(kind, self.grid, self.has_cls, D, name=name)
+
+        def add(z: jax.Array) -> jax.Array:
+            E_pos = embedding().astype(z.dtype)  # 1 T D, registers left out.
+            if not self.num_registers:
+                return z + E_pos
+            cls, patches = jnp.split(E_pos, [int(self.has_cls)], axis=1)
+            registers = jnp.zeros((1, self.num_registers, D), z.dtype)
+            return z + jnp.concatenate([cls, registers, patches], axis=1)
+
+        return add
 
 
 class AttentionPooling(nn.Module):
@@ -191,7 +246,7 @@ class AttentionPooling(nn.Module):
         size, layers = self.size, self.layers
         probe = self.param("probe", kernel_init, (1, 1, z.shape[-1])).astype(layers.dtype)
         probe = jnp.broadcast_to(probe, (z.shape[0], 1, z.shape[-1]))
-        attention = Attention(size.num_heads, layers.dtype, name="MultiHeadDotProductAttention_0")
+        attention = Attention(size.num_heads, layers, name="MultiHeadDotProductAttention_0")
         x = attention(probe, z)
         y = layers.norm("LayerNorm_0")(x)
         y = Mlp(size.mlp_size, layers, name="MlpBlock_0")(y, train=False)
@@ -201,6 +256,9 @@ class AttentionPooling(nn.Module):
 class ViT(nn.Module):
     """Images B H W 3, float32 in [-1, 1] -> logits B K, or features B D when K is 0.
 
+    With a `stem`, patches are taken of its feature map: the hybrid of section 3.1. The
+    features of `pool="token_gap"` are B 2D.
+
     Parameters are float32; `layers.dtype` is that of the computation, and softmax, LayerNorm
     statistics and the logits stay float32. Dropout and stochastic depth act only with
     `train=True`, and then need `rngs={"dropout": key}`.
@@ -209,33 +267,52 @@ class ViT(nn.Module):
     """
 
     size: Size
-    patch_size: int
+    stem: hybrid.Stem | None
+    patch_size: int  # On the stem's feature map where there is one.
     image_size: tuple[int, int]
     num_classes: int
     pool: str
     pre_logits: bool
+    num_registers: int
+    pixel_stats: str
     layers: Layers
+
+    @property
+    def patch_pixels(self) -> int:
+        """Pixels of the image along the side of a patch."""
+        return self.patch_size * (self.stem.stride if self.stem else 1)
 
     @property
     def grid(self) -> tuple[int, int]:
         """Patches along height and width."""
         height, width = self.image_size
-        return height // self.patch_size, width // self.patch_size
+        return height // self.patch_pixels, width // self.patch_pixels
+
+    @property
+    def has_cls(self) -> bool:
+        """Whether there is a class token."""
+        return self.pool in ("token", "token_gap")
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
-        if images.shape[1:3] != self.image_size:
-            raise ConfigError(
-                f"images are {images.shape[1]}x{images.shape[2]}, "
-                f"the model is made for {self.image_size[0]}x{self.image_size[1]}."
-            )
-        D = self.size.hidden_size
-        z = PatchEmbedding(self.patch_size, D, self.layers.dtype, name="embedding")(images)
-        if self.pool == "token":
-            cls = self.param("cls", nn.initializers.zeros, (1, 1, D)).astype(z.dtype)
-            z = jnp.concatenate([jnp.broadcast_to(cls, (z.shape[0], 1, D)), z], axis=1)
-        z = Encoder(self.size, self.layers, name="Transformer")(z, train=train)
-        y = self.pool_tokens(z).astype(jnp.float32)
+        check_size(images, self.image_size)
+        D, dtype = self.size.hidden_size, self.layers.dtype
+        x = normalize(images, self.pixel_stats)
+        if self.stem:
+            x = hybrid.resnet(self.stem, x, dtype)
+        z = PatchEmbedding(self.patch_size, D, dtype, name="embedding")(x)
+        first = []
+        if self.has_cls:
+            first.append(self.param("cls", nn.initializers.zeros, (1, 1, D)))
+        if self.num_registers:
+            registers = (1, self.num_registers, D)
+            first.append(self.param("registers", nn.initializers.normal(1e-6), registers))
+        first = [jnp.broadcast_to(t.astype(dtype), (z.shape[0], *t.shape[1:])) for t in first]
+        z = jnp.concatenate([*first, z], axis=1)
+        encoder = Encoder(
+            self.size, self.layers, self.grid, self.has_cls, self.num_registers, name="Transformer"
+        )
+        y = self.pool_tokens(encoder(z, train=train)).astype(jnp.float32)
         if self.pre_logits:
             y = nn.tanh(nn.Dense(D, name="pre_logits")(y))
         if self.num_classes:
@@ -246,6 +323,8 @@ class ViT(nn.Module):
         """The y of equation 4, or what takes its place in appendix D.3."""
         if self.pool == "token":
             return z[:, 0]
-        if self.pool == "gap":
-            return jnp.mean(z, axis=1, dtype=jnp.float32)
-        return AttentionPooling(self.size, self.layers, name="MAPHead_0")(z)
+        if self.pool == "map":
+            return AttentionPooling(self.size, self.layers, name="MAPHead_0")(z)
+        patches = z[:, self.has_cls + self.num_registers :]
+        mean = jnp.mean(patches, axis=1, dtype=jnp.float32)
+        return mean if self.pool == "gap" else jnp.concatenate([z[:, 0], mean], axis=-1)

@@ -1,0 +1,77 @@
+"""The BiT ResNet (arXiv:1912.11370): the paper's baseline in Tables 2, 6 and 7.
+
+A ResNet-v2: units normalise and activate first. Weights are standardised, GroupNorm takes
+the place of BatchNorm, and borders are padded evenly with zeros, before the max-pooling too.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from vit_jax.models.pixels import check_size, normalize
+from vit_jax.models.resnet import EXPANSION, ROOT_FEATURES, Stage, StdConv, group_norm
+
+NORM_EPS = 1e-5
+STD_EPS = 1e-10
+
+
+def _conv(features: int, kernel_size: int, dtype, **options) -> StdConv:
+    pad = kernel_size // 2
+    padding = ((pad, pad), (pad, pad))
+    eps = {"eps": STD_EPS, "eps_outside_root": False}
+    return StdConv(features, kernel_size, dtype, **eps, padding=padding, **options)
+
+
+class Unit(nn.Module):
+    """A bottleneck of three convolutions beside a residual, each normalised before."""
+
+    features: int
+    stride: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        F, dtype = self.features, self.dtype
+        y = nn.relu(group_norm("gn1", NORM_EPS, dtype)(x))
+        residual = x
+        if x.shape[-1] != EXPANSION * F or self.stride != 1:
+            residual = _conv(EXPANSION * F, 1, dtype, stride=self.stride, name="conv_proj")(y)
+        y = _conv(F, 1, dtype, name="conv1")(y)
+        y = nn.relu(group_norm("gn2", NORM_EPS, dtype)(y))
+        y = _conv(F, 3, dtype, stride=self.stride, name="conv2")(y)
+        y = nn.relu(group_norm("gn3", NORM_EPS, dtype)(y))
+        return residual + _conv(EXPANSION * F, 1, dtype, name="conv3")(y)
+
+
+class BitResNet(nn.Module):
+    """Images B H W 3, float32 in [-1, 1] -> logits B K, or features B 2048w when K is 0.
+
+    Parameters and logits are float32; `dtype` is that of the computation.
+
+    Raises ConfigError for images of another size than `image_size`.
+    """
+
+    units: tuple[int, int, int, int]
+    width: int
+    image_size: tuple[int, int]
+    num_classes: int
+    pixel_stats: str
+    dtype: jnp.dtype
+
+    grid = None  # Of position embeddings: there are none.
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
+        check_size(images, self.image_size)
+        x = normalize(images, self.pixel_stats)
+        x = _conv(ROOT_FEATURES * self.width, 7, self.dtype, stride=2, name="conv_root")(x)
+        x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+        x = nn.max_pool(x, (3, 3), strides=(2, 2), padding="VALID")
+        for b, num_units in enumerate(self.units):
+            features, stride = ROOT_FEATURES * self.width * 2**b, 1 if b == 0 else 2
+            x = Stage(Unit, num_units, features, stride, self.dtype, name=f"block{b + 1}")(x)
+        x = nn.relu(group_norm("gn_final", NORM_EPS, self.dtype)(x))
+        y = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
+        if self.num_classes:
+            y = nn.Dense(self.num_classes, kernel_init=nn.initializers.zeros, name="head")(y)
+        return y

@@ -1,0 +1,33 @@
+"""What a model does first with images in [-1, 1]: the pixel statistics of its training."""
+
+import jax
+import numpy as np
+
+from vit_jax.errors import ConfigError
+
+PIXEL_STATS = {  # Mean and standard deviation of RGB in [0, 1].
+    "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),  # [-1, 1]: the official code, AugReg, BiT.
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),  # DeiT, DINO, torchvision.
+    "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
+}
+
+
+def normalize(images: jax.Array, pixel_stats: str) -> jax.Array:
+    """Images B H W 3 in [-1, 1] -> what weights of those statistics were trained on."""
+    mean, deviation = np.array(PIXEL_STATS[pixel_stats])
+    if pixel_stats == "half":
+        return images
+    scale, shift = 0.5 / deviation, (0.5 - mean) / deviation
+    return (
+        images * scale.astype(np.float32)[None, None, None]
+        + shift.astype(np.float32)[None, None, None]
+    )
+
+
+def check_size(images: jax.Array, image_size: tuple[int, int]) -> None:
+    """Raises ConfigError for images of another size than the model's."""
+    if images.shape[1:3] != image_size:
+        raise ConfigError(
+            f"images are {images.shape[1]}x{images.shape[2]}, "
+            f"the model is made for {image_size[0]}x{image_size[1]}."
+        )

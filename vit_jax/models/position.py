@@ -1,0 +1,73 @@
+"""Position embeddings: the E_pos of equation 1 and the alternatives of appendix D.4 (Table 8)."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+POSITIONS = {
+    "learned": "a vector for each place in the sequence (1-D, the paper's default)",
+    "learned_2d": "halves for row and column, concatenated",
+    "relative": "a key for each offset of two places, in the attention of every layer",
+    "sincos": "fixed sines and cosines of row and column (arXiv:2205.01580)",
+    "none": "tokens are a bag",
+}
+PLACES = {
+    "stem": "added once, before the first layer",
+    "layers": "added before every layer, each with its own",
+    "shared": "the same added before every layer",
+}
+TEMPERATURE = 10_000.0  # Of the sines and cosines.
+
+position_init = nn.initializers.normal(0.02)  # The official code's.
+
+
+class PositionEmbedding(nn.Module):
+    """E_pos, 1 T D, of the class token, if there is one, and the patches row by row."""
+
+    kind: str
+    grid: tuple[int, int]
+    has_cls: bool
+    hidden_size: int
+
+    @nn.compact
+    def __call__(self) -> jax.Array:
+        (rows, columns), D = self.grid, self.hidden_size
+        if self.kind == "learned":
+            T = rows * columns + self.has_cls
+            return self.param("pos_embedding", position_init, (1, T, D))
+        if self.kind == "learned_2d":
+            x = self.param("x_embedding", position_init, (1, columns, D // 2))
+            y = self.param("y_embedding", position_init, (1, rows, D // 2))
+            shape = (1, rows, columns, D // 2)
+            halves = [jnp.broadcast_to(x[:, None], shape), jnp.broadcast_to(y[:, :, None], shape)]
+            E_pos = jnp.concatenate(halves, axis=-1).reshape(1, rows * columns, D)
+        else:
+            E_pos = jnp.asarray(sincos(self.grid, D))[None]
+        return jnp.pad(E_pos, ((0, 0), (int(self.has_cls), 0), (0, 0)))
+
+
+def sincos(grid: tuple[int, int], hidden_size: int) -> np.ndarray:
+    """Fixed embeddings N D: sines and cosines of the column, then those of the row."""
+    y, x = (axis.ravel() for axis in np.mgrid[: grid[0], : grid[1]])
+    quarter = hidden_size // 4
+    frequencies = TEMPERATURE ** -np.linspace(0, 1, quarter)
+    angles = [np.outer(x, frequencies), np.outer(y, frequencies)]
+    parts = [wave(angle) for angle in angles for wave in (np.sin, np.cos)]
+    return np.concatenate(parts, axis=1).astype(np.float32)
+
+
+class RelativeKeys(nn.Module):
+    """The bias B h T T that relative positions add to the logits of attention.
+
+    The content of a query meets, in place of a key, the embedding of its offset p_q - p_k in
+    the sequence (appendix D.4).
+    """
+
+    @nn.compact
+    def __call__(self, q: jax.Array) -> jax.Array:  # B T h d -> B h T T
+        _, T, h, d = q.shape
+        keys = self.param("relative_embedding", position_init, (2 * T - 1, h, d))
+        logits = jnp.einsum("Bqhd,ohd->Bhqo", q, keys.astype(q.dtype)) / np.sqrt(d).astype(q.dtype)
+        offsets = np.arange(T)[:, None] - np.arange(T)[None] + T - 1
+        return jnp.take_along_axis(logits, jnp.asarray(offsets)[None, None], axis=-1)
