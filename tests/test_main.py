@@ -65,7 +65,7 @@ CONFIG_MISTAKES = [
     ("optimizer.warmup_steps=100", "must be at most the 4 steps"),
     ("model.name=vit_b", "unknown"),
     ("model.name=vit_x16", "Did you mean"),
-    ("model.pool=mean", "choose from ['token', 'gap', 'map']"),
+    ("model.pool=mean", "choose from ['token', 'gap', 'map', 'token_gap']"),
     ("model.hidden_size=15", "not divisible by model.num_heads 2"),
     ("data.image_size=30", "nearest sizes: 28 or 35"),
     ("data.image_size=5", "nearest sizes: 7"),
@@ -216,7 +216,7 @@ def test_weights_that_do_not_fit_are_refused(tiny, finished, tmp_path, overrides
 
 def test_missing_weights_never_become_random_ones(tiny, tmp_path):
     flags = (f"--config={tiny}", f"--workdir={tmp_path / 'w'}")
-    for path, words in (("nowhere", "no such file or folder"), ("nowhere.npz", "no such file")):
+    for path, words in (("nowhere", "no such file, folder or"), ("nowhere.npz", "no such file")):
         error = mistake(*flags, f"--config.init.path={path}")
         assert error.exit_code == 4
         assert words in str(error)

@@ -5,9 +5,11 @@ import pytest
 from scipy import ndimage
 
 from vit_jax.errors import CheckpointError
-from vit_jax.transplant import POSITIONS, apply_plan, make_plan, resize_positions
+from vit_jax.transplant import apply_plan as stream
+from vit_jax.transplant import make_plan, resize_positions
 
 D = 2
+POSITIONS = "Transformer/posembed_input/pos_embedding"
 SHAPES = {
     "cls": (1, 1, D),
     "embedding/kernel": (4, 4, 3, D),
@@ -20,16 +22,15 @@ NEW_HEAD = {"head/kernel": (D, 3), "head/bias": (3,)}
 HEADLESS = {name: shape for name, shape in SHAPES.items() if not name.startswith("head")}
 
 
-def plan(found, wanted, *, old=(4, 6), new=(4, 6), new_head=False, resize=False):
-    return make_plan(
-        found,
-        wanted,
-        old_grid=old,
-        new_grid=new,
-        new_head=new_head,
-        resize=resize,
-        where="old.npz",
-    )
+def plan(found, wanted, *, old=(4, 6), new=(4, 6), **permissions):
+    return make_plan(found, wanted, old_grid=old, new_grid=new, where="old.npz", **permissions)
+
+
+def apply_plan(made, params):
+    def read(names=None):
+        yield from ((n, array) for n, array in params.items() if names is None or n in names)
+
+    return dict(stream(made, read))
 
 
 def refusal(*args, **kwargs):
@@ -108,7 +109,7 @@ def test_a_new_head_may_grow_on_features_and_features_may_lose_one():
     assert not np.any(new["head/kernel"])
     made = plan(SHAPES, HEADLESS, new_head=True)
     assert set(apply_plan(made, arrays(SHAPES))) == set(HEADLESS)
-    assert made.notes == ["dropped head/kernel, head/bias"]
+    assert made.notes == ["dropped head/bias, head/kernel"]
     assert "head/kernel is missing there" in refusal(HEADLESS, SHAPES)
     assert "head/kernel has no place here" in refusal(SHAPES, HEADLESS)
 
@@ -147,7 +148,7 @@ def test_another_grid_needs_permission_even_with_as_many_positions():
 @pytest.mark.parametrize("tokens", [0, 1], ids=["patches only", "with a class token"])
 def test_the_class_tokens_position_is_kept_and_the_grid_is_zoomed(tokens):
     positions = np.random.default_rng(0).normal(size=(1, tokens + 14 * 14, D)).astype(np.float32)
-    resized = resize_positions(positions, (14, 14), (10, 17))
+    resized = resize_positions(POSITIONS, positions, (14, 14), (10, 17))
     assert resized.shape == (1, tokens + 10 * 17, D)
     assert resized.dtype == np.float32
     np.testing.assert_array_equal(resized[:, :tokens], positions[:, :tokens])
@@ -165,3 +166,74 @@ def test_resizing_makes_up_no_class_token():
 def test_resizing_is_no_permission_for_another_width():
     wanted = SHAPES | {POSITIONS: (1, 1 + 8 * 8, D + 1)}
     assert POSITIONS in refusal(SHAPES, wanted, new=(8, 8), resize=True)
+
+
+def test_positions_go_from_14x14_to_24x24_to_10x17_and_back_as_scipy_zooms_them():
+    positions = np.random.default_rng(0).normal(size=(1, 1 + 14 * 14, D)).astype(np.float32)
+    old, expected = (14, 14), positions[0, 1:].reshape(14, 14, D).astype(np.float64)
+    for new in ((24, 24), (10, 17), (14, 14)):
+        positions = resize_positions(POSITIONS, positions, old, new)
+        factors = (new[0] / old[0], new[1] / old[1], 1)
+        expected = ndimage.zoom(expected, factors, order=1)
+        np.testing.assert_allclose(positions[0, 1:].reshape(*new, D), expected, atol=1e-5)
+        old = new
+
+
+def test_row_and_column_embeddings_are_zoomed_each_along_its_axis():
+    x, y = (f"Transformer/posembed_input/{axis}_embedding" for axis in "xy")
+    params = arrays({x: (1, 6, D), y: (1, 4, D)})
+    wanted = {x: (1, 9, D), y: (1, 8, D)}
+    new = apply_plan(plan(params_shapes(params), wanted, new=(8, 9), resize=True), params)
+    for name, length in ((x, 9), (y, 8)):
+        old = params[name][0]
+        expected = ndimage.zoom(old, (length / len(old), 1), order=1)
+        np.testing.assert_allclose(new[name][0], expected, atol=1e-5)
+
+
+def test_positions_of_every_layer_are_resized():
+    later = "Transformer/posembed_3/pos_embedding"
+    params = arrays({later: (1, 1 + 4 * 6, D)})
+    wanted = {later: (1, 1 + 8 * 8, D)}
+    new = apply_plan(plan(params_shapes(params), wanted, new=(8, 8), resize=True), params)
+    assert new[later].shape == (1, 65, D)
+
+
+def test_the_class_token_goes_with_its_position_where_that_is_permitted():
+    wanted = {n: s for n, s in SHAPES.items() if n != "cls"} | {POSITIONS: (1, 4 * 6, D)}
+    assert "cls has no place here: init.drop_token=True permits" in refusal(SHAPES, wanted)
+    params = arrays(SHAPES)
+    made = plan(SHAPES, wanted, drop_token=True)
+    new = apply_plan(made, params)
+    assert made.notes == ["class token and its position dropped"]
+    assert set(new) == set(wanted)
+    np.testing.assert_array_equal(new[POSITIONS], params[POSITIONS][:, 1:])
+    # Dropped and resized at once.
+    wanted = wanted | {POSITIONS: (1, 5 * 5, D)}
+    new = apply_plan(plan(SHAPES, wanted, new=(5, 5), drop_token=True, resize=True), params)
+    expected = ndimage.zoom(params[POSITIONS][0, 1:].reshape(4, 6, D), (5 / 4, 5 / 6, 1), order=1)
+    np.testing.assert_allclose(new[POSITIONS].reshape(5, 5, D), expected, atol=1e-5)
+
+
+def test_layer_scale_folds_into_the_dense_layer_before_it():
+    block = "Transformer/encoderblock_0"
+    out, dense = f"{block}/MultiHeadDotProductAttention_0/out", f"{block}/MlpBlock_0/Dense_1"
+    plain = {f"{out}/kernel": (2, 3, D), f"{out}/bias": (D,)}
+    plain |= {f"{dense}/kernel": (5, D), f"{dense}/bias": (D,)}
+    scales = {f"{block}/LayerScale_0/scale": (D,), f"{block}/LayerScale_1/scale": (D,)}
+    params = arrays(plain | scales)
+    made = plan(plain | scales, plain)
+    new = apply_plan(made, params)
+    assert made.notes == ["LayerScale folded into the dense layers before it"]
+    assert set(new) == set(plain)
+    for n, layer in ((0, out), (1, dense)):
+        scale = params[f"{block}/LayerScale_{n}/scale"]
+        for leaf in ("kernel", "bias"):
+            np.testing.assert_allclose(
+                new[f"{layer}/{leaf}"], params[f"{layer}/{leaf}"] * scale, rtol=1e-6
+            )
+    assert plan(plain | scales, plain | scales).folded == {}
+
+
+def test_other_differences_are_told_with_the_rest():
+    message = refusal(SHAPES, SHAPES | NEW_HEAD, differences=["gelu is 'erf' there"])
+    assert "gelu is 'erf' there; head/kernel is" in message

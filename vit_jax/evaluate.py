@@ -61,7 +61,10 @@ def evaluate(where: str, overrides: Mapping[str, str], out: str | None = None) -
     params = jax.device_put(loaded.params(), sharding.replicated(mesh))
     progress = metrics.Progress(seconds_between=10)
     recipe = dataclasses.replace(
-        loaded.recipe, crop=config.data.eval_crop, resample=config.data.resample
+        loaded.recipe,
+        crop=config.data.eval_crop,
+        resample=config.data.resample,
+        crop_fraction=config.data.crop_fraction,
     )
     scores = classification.evaluate(
         assemble.make_score(loaded.model, mesh),
@@ -96,7 +99,11 @@ def _amended(loaded: load.Loaded, overrides: Mapping[str, str]) -> tuple[Config,
         amended.steps = 1  # Nothing trains; the door wants one length.
         amended.batch_size = 64
         amended.data.image_size = loaded.model.image_size
-        amended.data.update(eval_crop=loaded.recipe.crop, resample=loaded.recipe.resample)
+        amended.data.update(
+            eval_crop=loaded.recipe.crop,
+            resample=loaded.recipe.resample,
+            crop_fraction=loaded.recipe.crop_fraction,
+        )
     else:
         amended = config_lib.to_config_dict({"": loaded.config})
     for key, text in overrides.items():
@@ -117,8 +124,9 @@ def _as_the_model_counts(source, loaded: load.Loaded):
     """The source with the labels of the model; raises DataError for a class it never saw."""
     if source.classes == loaded.classes:
         return source
-    if loaded.folder is None and len(source.classes) == len(loaded.classes):
-        return source  # An npz has no names: label k is output k.
+    is_foreign = loaded.folder is None and len(source.classes) == len(loaded.classes)
+    if is_foreign and not set(source.classes) & set(loaded.classes):
+        return source  # Other words for the classes, or none: label k is output k.
     for title in source.classes:
         if title not in loaded.classes:
             raise DataError(

@@ -1,26 +1,29 @@
 """What a checkpoint holds, read from its manifest without loading an array."""
 
 import json
+import math
 
 from vit_jax import checkpoint, load
-from vit_jax.interop import npz
+from vit_jax.interop.archive import open_archive
 
 
 def inspect(where: str, as_json: bool = False) -> str:
     """A table of the arrays behind WHERE, and for our own checkpoints step and config."""
-    path = load.locate(where)
-    if path.is_file():
+    path, _ = load.locate(where)
+    is_foreign = load.is_foreign(path)
+    if is_foreign:
+        archive = open_archive(path / "model.safetensors" if path.is_dir() else path)
         leaves = {
-            name: {"shape": list(array.shape), "dtype": str(array.dtype)}
-            for name, array in npz.read_npz(path).items()
+            name: {"shape": list(entry.shape), "dtype": entry.dtype}
+            for name, entry in archive.entries.items()
         }
-        facts = {"file": str(path)}
+        facts = {"file": str(archive.path), **archive.metadata}
     else:
         leaves = checkpoint.read_manifest(path)["leaves"]
         data, meta = (checkpoint.read_item(path, name) for name in ("data", "meta"))
         facts = {"checkpoint": str(path), "step": int(path.name), "data": data, **meta}
     facts["parameters"] = sum(
-        _size(leaf["shape"]) for name, leaf in leaves.items() if _is_param(name, path.is_file())
+        math.prod(leaf["shape"]) for name, leaf in leaves.items() if _is_param(name, is_foreign)
     )
     if as_json:
         return json.dumps({**facts, "leaves": leaves}, indent=2)
@@ -37,12 +40,5 @@ def inspect(where: str, as_json: bool = False) -> str:
     return "\n".join(lines)
 
 
-def _is_param(name: str, is_npz: bool) -> bool:
-    return is_npz or name.startswith("params/")
-
-
-def _size(shape: list[int]) -> int:
-    product = 1
-    for length in shape:
-        product *= length
-    return product
+def _is_param(name: str, is_foreign: bool) -> bool:
+    return is_foreign or name.startswith("params/")

@@ -1,91 +1,119 @@
-"""WHERE (workdir, stage, `checkpoints`, step or `.npz`) -> model, parameters, preprocessing."""
+"""WHERE (workdir, step, file, folder, URL, published name) -> model, parameters, preprocessing."""
 
 import dataclasses
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 
+import jax
 import numpy as np
 
-from vit_jax import checkpoint, transplant, trees, workdir
+from vit_jax import checkpoint, models, schema, transplant, trees, workdir
 from vit_jax import config as config_lib
 from vit_jax.data.preprocess import EvalRecipe
 from vit_jax.errors import CheckpointError, ConfigError
-from vit_jax.interop import npz
-from vit_jax.models import ViT, build, create_model, param_shapes
+from vit_jax.interop import download, facts, published
+from vit_jax.interop.facts import Facts
+from vit_jax.interop.foreign import Foreign, open_foreign
+from vit_jax.interop.options import model_options
+from vit_jax.models import BitResNet, ViT, build, param_shapes
 from vit_jax.schema import Config
+
+Model = ViT | BitResNet
+NUMERICS = ("gelu", "norm_eps", "pixel_stats")  # Same shapes, other outputs.
 
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """Parameters that can be judged by their shapes and read when wanted."""
+    """Parameters that can be judged by their shapes and read, one by one, when wanted."""
 
     where: str
     shapes: dict[str, tuple[int, ...]]
-    grid: tuple[int, int]
-    read: Callable[[], dict[str, np.ndarray]]
+    grid: tuple[int, int] | None
+    facts: Facts
+    read: Callable[[Collection[str] | None], Iterator[tuple[str, np.ndarray]]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
-    """What evaluation and prediction need of a checkpoint."""
+    """What evaluation, prediction and conversion need of a checkpoint."""
 
     folder: pathlib.Path | None  # Of the run, where there is one.
-    model: ViT
+    section: schema.Model  # What builds the model.
+    model: Model
     weights: Weights
     classes: tuple[str, ...]
+    has_class_names: bool  # Or else they are 'class 0', 'class 1', ...
     recipe: EvalRecipe
     config: Config | None
+    foreign: Foreign | None  # What stands behind weights that are not ours.
 
     def params(self) -> dict:
         """The parameters as the model takes them; ours are checked against their checksums."""
-        return trees.unflatten(self.weights.read())
+        return trees.unflatten(dict(self.weights.read(None)))
 
 
-def locate(where: str | pathlib.Path) -> pathlib.Path:
-    """An `.npz` file, or the newest step folder behind WHERE.
+def locate(where: str | pathlib.Path) -> tuple[pathlib.Path, published.Published | None]:
+    """The file, foreign folder or newest step folder behind WHERE; published weights are fetched.
 
     Raises ConfigError that lists the stages of a workdir that has some, CheckpointError
     where there is nothing to load.
     """
+    if download.is_url(str(where)):
+        return download.fetch(str(where)), None
     path = pathlib.Path(where)
-    if path.is_file():
-        return path
+    if path.is_file() or (path / "model.safetensors").is_file():
+        return path, None
+    if not path.exists() and (entry := published.find(str(where))):
+        return published.fetch_published(entry), entry
     stages = (workdir.read_json(path / workdir.CONFIG) or {}).get("stages", {})
     if isinstance(stages, dict) and stages:
         raise ConfigError(
             f"{where} holds the stages {', '.join(stages)}; name one, as in {path / min(stages)}."
         )
-    return checkpoint.find(path)
+    if not path.exists():
+        hint = published.nearest_name(str(where))
+        raise CheckpointError(f"{where}: no such file, folder or published name.{hint}")
+    return checkpoint.find(path), None
 
 
-def weights(where: str | pathlib.Path) -> Weights:
-    """The parameters behind WHERE; raises CheckpointError where there are none."""
-    path = locate(where)
-    if path.is_file():
-        return _npz_weights(path)
+def is_foreign(path: pathlib.Path) -> bool:
+    """Whether a place that `locate` found holds weights in a form that is not a run's."""
+    return path.is_file() or (path / "model.safetensors").is_file()
+
+
+def weights(where: str | pathlib.Path, model: Model | None = None) -> Weights:
+    """The parameters behind WHERE; raises CheckpointError where there are none.
+
+    Args:
+      model: what they are meant for; it stands in where a file does not say how many heads
+        it has, or which grid.
+    """
+    path, _ = locate(where)
+    if is_foreign(path):
+        return _foreign_weights(open_foreign(path, model and facts.of_model(model)))
     return _step_weights(path, _model(path, checkpoint.read_item(path, "meta")))
 
 
-def _npz_weights(path: pathlib.Path) -> Weights:
-    if path.suffix != ".npz":
-        raise CheckpointError(f"{path}: a weights file must be an .npz.")
-    arrays = npz.read_npz(path)
-    shapes = {name: array.shape for name, array in arrays.items()}
-    return Weights(str(path), shapes, npz.grid_of(shapes, path), lambda: arrays)
+def _foreign_weights(found: Foreign) -> Weights:
+    return Weights(str(found.path), found.shapes, found.grid, found.facts, found.read)
 
 
-def _step_weights(step_folder: pathlib.Path, model: ViT) -> Weights:
+def _step_weights(step_folder: pathlib.Path, model: Model) -> Weights:
     like = checkpoint.stored_params(step_folder)
     shapes = {name: leaf.shape for name, leaf in trees.flatten(like["params"]).items()}
-    return Weights(
-        str(step_folder),
-        shapes,
-        model.grid,
-        lambda: trees.flatten(checkpoint.restore(step_folder, like)["params"]),
-    )
+
+    def read(names: Collection[str] | None = None) -> Iterator[tuple[str, np.ndarray]]:
+        restored = trees.flatten(checkpoint.restore(step_folder, like)["params"])
+        yield from ((name, array) for name, array in restored.items() if _is_in(name, names))
+
+    return Weights(str(step_folder), shapes, model.grid, facts.of_model(model), read)
 
 
-def _model(step_folder: pathlib.Path, meta: dict) -> ViT:
+def _is_in(name: str, names: Collection[str] | None) -> bool:
+    return names is None or name in names
+
+
+def _model(step_folder: pathlib.Path, meta: dict) -> Model:
     config = config_of(step_folder, meta)
     return build(config.model, num_classes=len(meta["classes"]), image_size=config.data.image_size)
 
@@ -101,63 +129,143 @@ def config_of(step_folder: pathlib.Path, meta: dict) -> Config:
 def load(where: str | pathlib.Path, classes: tuple[str, ...] | None = None) -> Loaded:
     """Model, weights, class names and preprocessing behind WHERE; arrays are not read yet.
 
-    An npz says nothing of preprocessing and classes: it gets the official whole-image
+    A file that says nothing of preprocessing and classes gets the official whole-image
     resize and the names 'class 0', 'class 1', ..., or those given.
 
     Raises CheckpointError where there is nothing to load or the weights make no model.
     """
-    path = locate(where)
-    if path.is_file():
-        found = _npz_weights(path)
-        model = create_model("vit_b16", **npz.model_options(found.shapes, path))
-        plan_for(found, model, new_head=False, resize=False)  # Nothing missing, nothing left over.
-        names = classes or tuple(f"class {k}" for k in range(model.num_classes))
-        recipe, folder, config = EvalRecipe(model.image_size, "resize", "tf_bilinear"), None, None
-    else:
-        meta = checkpoint.read_item(path, "meta")
-        model, config = _model(path, meta), config_of(path, meta)
-        found = _step_weights(path, model)
-        names = classes or tuple(meta["classes"])
-        recipe = eval_recipe(config, model)
-        is_in_run = path.parent.name == checkpoint.FOLDER
-        folder = path.parent.parent if is_in_run else path.parent
-    if len(names) != model.num_classes:
-        raise ConfigError(f"{len(names)} class names for a head of {model.num_classes}.")
-    return Loaded(folder, model, found, names, recipe, config)
+    path, entry = locate(where)
+    loaded = _load_foreign(open_foreign(path), entry) if is_foreign(path) else _load_step(path)
+    if classes is not None:
+        loaded = dataclasses.replace(loaded, classes=classes, has_class_names=True)
+    if len(loaded.classes) != loaded.model.num_classes:
+        raise ConfigError(
+            f"{len(loaded.classes)} class names for a head of {loaded.model.num_classes}."
+        )
+    return loaded
 
 
-def eval_recipe(config: Config, model: ViT) -> EvalRecipe:
+def _load_foreign(found: Foreign, entry: published.Published | None) -> Loaded:
+    options = model_options(found)
+    sizes = {name: options.pop(name) for name in ("num_classes", "image_size")}
+    section = models.section(**options)
+    model = build(section, **sizes)
+    shapes = _foreign_weights(found)
+    plan_for(shapes, model)  # Nothing missing, nothing left over.
+    known = found.facts
+    names = known.classes or (entry and published.class_names(entry))
+    recipe = EvalRecipe(
+        model.image_size,
+        known.crop or "resize",
+        known.resample or "tf_bilinear",
+        known.crop_fraction or EvalRecipe.crop_fraction,
+    )
+    return Loaded(
+        folder=None,
+        section=section,
+        model=model,
+        weights=shapes,
+        classes=tuple(names or (f"class {k}" for k in range(model.num_classes))),
+        has_class_names=bool(names),
+        recipe=recipe,
+        config=None,
+        foreign=found,
+    )
+
+
+def _load_step(path: pathlib.Path) -> Loaded:
+    meta = checkpoint.read_item(path, "meta")
+    model, config = _model(path, meta), config_of(path, meta)
+    is_in_run = path.parent.name == checkpoint.FOLDER
+    return Loaded(
+        folder=path.parent.parent if is_in_run else path.parent,
+        section=config.model,
+        model=model,
+        weights=_step_weights(path, model),
+        classes=tuple(meta["classes"]),
+        has_class_names=True,
+        recipe=eval_recipe(config, model),
+        config=config,
+        foreign=None,
+    )
+
+
+def eval_recipe(config: Config, model: Model) -> EvalRecipe:
     """How a config's images become the model's input when they are evaluated."""
-    return EvalRecipe(model.image_size, config.data.eval_crop, config.data.resample)
+    data = config.data
+    return EvalRecipe(model.image_size, data.eval_crop, data.resample, data.crop_fraction)
 
 
 def load_params(
-    path: str | pathlib.Path, model: ViT, *, new_head: bool = False, resize: bool = False
+    path: str | pathlib.Path,
+    model: Model,
+    *,
+    new_head: bool = False,
+    resize: bool = False,
+    drop_token: bool = False,
+    allow_numerics: bool = False,
+    shardings: dict | None = None,
 ) -> dict:
     """Pretrained parameters for a model, strict in all that is not permitted.
 
     Args:
-      path: an official `.npz`, or a workdir, checkpoint or step of ours.
+      path: a file of weights (official or big_vision `.npz`; timm's, DINO's or Hugging Face's
+        `.safetensors`), a Hugging Face folder, a URL, a published name, or a workdir,
+        checkpoint or step of ours.
       new_head: permission to start with a head of zeros and to drop `pre_logits`.
       resize: permission to resize position embeddings; the change is printed.
+      drop_token: permission to drop the class token for a model without one.
+      allow_numerics: permission to use weights with another GELU, epsilon or pixel
+        statistics than they were made with.
+      shardings: a tree of places like the parameters', from
+        `vit_jax.sharding.tree_shardings`; each array is put there as it is read. Without,
+        arrays are numpy's.
 
-    Raises CheckpointError that lists every difference at once.
+    LayerScale that the model has not is folded into its dense layers, which changes no
+    output. Raises CheckpointError that lists every difference at once.
     """
-    found = weights(path)
-    plan = plan_for(found, model, new_head=new_head, resize=resize)
+    found = weights(path, model)
+    permissions = {"new_head": new_head, "resize": resize, "drop_token": drop_token}
+    plan = plan_for(found, model, **permissions, allow_numerics=allow_numerics)
     for note in plan.notes:
         print(f"{path}: {note}")
-    return trees.unflatten(transplant.apply_plan(plan, found.read()))
+    return read_params(found, plan, shardings)
 
 
-def plan_for(found: Weights, model: ViT, *, new_head: bool, resize: bool) -> transplant.Plan:
+def plan_for(
+    found: Weights, model: Model, *, allow_numerics: bool = False, **permissions: bool
+) -> transplant.Plan:
     """How weights become the start of a model; raises CheckpointError if they cannot."""
     return transplant.make_plan(
         found.shapes,
         param_shapes(model),
         old_grid=found.grid,
         new_grid=model.grid,
-        new_head=new_head,
-        resize=resize,
         where=found.where,
+        differences=() if allow_numerics else _numeric_differences(found.facts, model),
+        **permissions,
     )
+
+
+def _numeric_differences(known: Facts, model: Model) -> list[str]:
+    wanted, lines = facts.of_model(model), []
+    for name in NUMERICS:
+        there, here = getattr(known, name), getattr(wanted, name)
+        if there is not None and here is not None and there != here:
+            lines.append(
+                f"{name} is {there!r} there, {here!r} here: set model.{name}={there!r}, or "
+                "init.allow_numerics=True permits it"
+            )
+    return lines
+
+
+def read_params(found: Weights, plan: transplant.Plan, shardings: dict | None = None) -> dict:
+    """The parameters that a plan makes of weights, each put in its place as it is read."""
+    places = trees.flatten(shardings) if shardings is not None else {}
+    params = {}
+    for name, array in transplant.apply_plan(plan, found.read):
+        # One array at a time on the host: nothing is read before the last one has its place.
+        params[name] = (
+            jax.block_until_ready(jax.device_put(array, places[name])) if places else array
+        )
+    return trees.unflatten(params)

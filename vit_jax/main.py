@@ -96,20 +96,58 @@ def run_inspect(args, file: str | None, overrides: dict[str, str]) -> int:
     return 0
 
 
+def run_convert(args, file: str | None, overrides: dict[str, str]) -> int:
+    from vit_jax.assemble import keep_compiled_programs
+    from vit_jax.convert import convert
+
+    keep_compiled_programs()
+    _refuse_config_file(file, "convert", overrides)
+    line = convert(
+        args.source,
+        args.destination,
+        format=args.format,
+        name=args.model,
+        image_size=args.image_size,
+        pool=args.pool,
+        no_head=args.no_head,
+    )
+    print(line, flush=True)
+    return 0
+
+
+def run_models(args, file: str | None, overrides: dict[str, str]) -> int:
+    from vit_jax.models_table import models_table
+
+    _refuse_config_file(file, "models", overrides)
+    print(models_table(args.pattern, args.json))
+    return 0
+
+
+def run_tables(args, file: str | None, overrides: dict[str, str]) -> int:
+    from vit_jax.tables.render import table
+
+    _refuse_config_file(file, "tables", overrides)
+    print(table(args.name, args.json))
+    return 0
+
+
 def _refuse_config_file(file, verb: str, overrides=()) -> None:
     if file is not None or overrides:
         flag = "--config" if file is not None else f"--config.{next(iter(overrides))}"
         raise ConfigError(f"{verb} takes no {flag}: the checkpoint holds its config.")
 
 
-WHERE = "a workdir, a stage's folder, its checkpoints folder, one step's folder, or an .npz file"
+WHERE = (
+    "a workdir, a stage's folder, its checkpoints folder, one step's folder, an .npz or "
+    ".safetensors file, a Hugging Face folder, a URL (https, gs, hf, file), or a published name"
+)
 
 
 def make_parser() -> Parser:
     """The verbs, their flags, and an example of each."""
     parser = Parser(
         prog="vit_jax",
-        description="The Vision Transformer: pre-train, fine-tune, evaluate, predict.",
+        description="The Vision Transformer: pre-train, fine-tune, evaluate, predict, convert.",
         epilog="`vit_jax VERB --help` tells more. No verb means train.",
         allow_abbrev=False,
     )
@@ -176,10 +214,52 @@ def make_parser() -> Parser:
     )
     inspect.add_argument("where", metavar="WHERE", help=WHERE)
     inspect.add_argument("--json", action="store_true", help="everything, as JSON")
+    _add_weight_verbs(add)
     return parser
 
 
-VERBS = ("train", "evaluate", "predict", "inspect")
+def _add_weight_verbs(add) -> None:
+    convert = add(
+        "convert",
+        run_convert,
+        "write weights in another ecosystem's form, every tensor accounted for, and read them back",
+        "convert ViT-B_16.npz vit_b16.safetensors",
+    )
+    convert.add_argument("source", metavar="SOURCE", help=WHERE)
+    convert.add_argument(
+        "destination", metavar="DESTINATION", help="an .npz, a .safetensors, or a new folder"
+    )
+    convert.add_argument(
+        "--format",
+        choices=("npz", "safetensors", "huggingface", "orbax"),
+        help="official npz, timm safetensors, Hugging Face folder (what a folder is by default), "
+        "or a checkpoint of ours",
+    )
+    convert.add_argument("--model", metavar="NAME", help="refuse weights of another shape")
+    convert.add_argument(
+        "--image_size", type=int, metavar="N", help="resize position embeddings to this side"
+    )
+    convert.add_argument("--pool", choices=("gap",), help="drop the class token")
+    convert.add_argument("--no_head", action="store_true", help="leave out head and pre_logits")
+
+    models = add(
+        "models", run_models, "list models and published weights", "models 'vit_b*' --json"
+    )
+    models.add_argument(
+        "pattern",
+        nargs="?",
+        default="*",
+        metavar="PATTERN",
+        help="shell pattern, or part of a name",
+    )
+    models.add_argument("--json", action="store_true", help="with URLs and notes, as JSON")
+
+    tables = add("tables", run_tables, "print a table of the paper beside ours", "tables table6")
+    tables.add_argument("name", metavar="NAME", help="table6")
+    tables.add_argument("--json", action="store_true", help="as JSON")
+
+
+VERBS = ("train", "evaluate", "predict", "inspect", "convert", "models", "tables")
 
 
 def run(argv: list[str]) -> int:

@@ -10,6 +10,7 @@ import jax
 from vit_jax import assemble, checkpoint, load, transplant
 from vit_jax.data.sources import open_split
 from vit_jax.errors import ConfigError, DataError
+from vit_jax.interop import facts
 from vit_jax.models import ViT, build, param_shapes
 from vit_jax.schema import Config
 
@@ -60,10 +61,8 @@ def prepare(name: str, config: Config, folder: pathlib.Path, earlier: Mapping[st
     if checkpoints.exists() and not checkpoints.is_dir():
         raise ConfigError(f"{checkpoints} is no folder; it is where checkpoints go.")
     is_new = not checkpoint.steps_in(checkpoints)
-    found = _starting_weights(config, folder, earlier) if is_new else None
-    plan = found and load.plan_for(
-        found, model, new_head=config.init.new_head, resize=config.init.resize
-    )
+    found = _starting_weights(config, folder, earlier, model) if is_new else None
+    plan = found and load.plan_for(found, model, **_permissions(config))
     total_steps = assemble.num_steps(config, len(train_source))
     if config.optimizer.warmup_steps > total_steps:
         raise ConfigError(
@@ -75,9 +74,16 @@ def prepare(name: str, config: Config, folder: pathlib.Path, earlier: Mapping[st
     )
 
 
-def _starting_weights(config: Config, folder, earlier: Mapping[str, Stage]) -> load.Weights | None:
+def _permissions(config: Config) -> dict[str, bool]:
+    permissions = dataclasses.asdict(config.init)
+    return {name: value for name, value in permissions.items() if name not in ("path", "stage")}
+
+
+def _starting_weights(
+    config: Config, folder, earlier: Mapping[str, Stage], model
+) -> load.Weights | None:
     if config.init.path:
-        return load.weights(config.init.path)
+        return load.weights(config.init.path, model)
     if not config.init.stage:
         return None
     before = earlier.get(config.init.stage)
@@ -87,5 +93,6 @@ def _starting_weights(config: Config, folder, earlier: Mapping[str, Stage]) -> l
         where=str(before.folder),
         shapes=param_shapes(before.model),
         grid=before.model.grid,
-        read=lambda: load.weights(before.folder).read(),
+        facts=facts.of_model(before.model),
+        read=lambda names=None: load.weights(before.folder).read(names),
     )

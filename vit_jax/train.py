@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 
-from vit_jax import assemble, checkpoint, flops, load, metrics, transplant, trees, workdir
+from vit_jax import assemble, checkpoint, flops, load, metrics, trees, workdir
 from vit_jax import config as config_lib
 from vit_jax.data import loader
 from vit_jax.data.preprocess import TrainRecipe
@@ -78,8 +78,9 @@ class Run:
             return self.parts.birth(key)
         for note in self.stage.plan.notes:
             self._say(f"{self.stage.start_from.where}: {note}")
-        params = transplant.apply_plan(self.stage.plan, self.stage.start_from.read())
-        return self.parts.birth(key, trees.unflatten(params))
+        places = jax.tree.map(lambda leaf: leaf.sharding, self.parts.like.params)
+        params = load.read_params(self.stage.start_from, self.stage.plan, places)
+        return self.parts.birth(key, params)
 
     def _restore(self, fallback: bool):
         """The step and state to go on from; step 0 and None for a new run."""

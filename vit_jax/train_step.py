@@ -37,13 +37,14 @@ def abstract_state(init: Callable, tx: optax.GradientTransformation, mesh) -> Tr
 def create_state(init: Callable, tx, like: TrainState, key: jax.Array, params=None) -> TrainState:
     """The state at step 0, each array born where `like` wants it.
 
-    With `params`, a tree of numpy arrays, those take the place of what `init` draws.
+    With `params`, those take the place of what `init` draws, and their memory.
     """
     shardings = jax.tree.map(lambda leaf: leaf.sharding, like)
     if params is None:
         return jax.jit(_birth(init, tx), out_shardings=shardings)(key)
     params = jax.tree.map(jax.device_put, params, shardings.params)
-    return jax.jit(lambda given: _state(given, tx), out_shardings=shardings)(params)
+    start = jax.jit(lambda given: _state(given, tx), out_shardings=shardings, donate_argnums=0)
+    return start(params)
 
 
 def _birth(init, tx):

@@ -7,7 +7,8 @@ import pytest
 import vit_jax
 from vit_jax import create_model, trees
 from vit_jax.errors import CheckpointError
-from vit_jax.interop.npz import grid_of, model_options, read_npz
+from vit_jax.interop.foreign import open_foreign
+from vit_jax.interop.options import model_options
 from vit_jax.models import param_shapes
 
 TINY = {"image_size": 8, "patch": 4, "num_layers": 2, "hidden_size": 8, "mlp_size": 16}
@@ -16,6 +17,10 @@ TINY |= {"num_heads": 2, "num_classes": 3}
 
 def tiny(**changes):
     return create_model("vit_ti16", **TINY | changes)
+
+
+def read_npz(path):
+    return dict(open_foreign(path).read())
 
 
 def some_arrays(model):
@@ -80,10 +85,10 @@ def test_blocks_keep_their_numbers(tmp_path):
     [{}, {"pool": "gap"}, {"pool": "map", "num_heads": 4}, {"pre_logits": True, "num_classes": 0}],
     ids=str,
 )
-def test_a_file_tells_the_options_of_its_model(options):
+def test_a_file_tells_the_options_of_its_model(tmp_path, options):
     model = tiny(**options)
-    shapes = param_shapes(model)
-    assert create_model("vit_b16", **model_options(shapes, "x.npz")) == model
+    found = open_foreign(save(tmp_path / "vit.npz", some_arrays(model), published))
+    assert create_model(**model_options(found)) == model
 
 
 @pytest.mark.parametrize("pool", ["token", "gap"])
@@ -129,54 +134,18 @@ def test_a_missing_file_is_refused(tmp_path):
     assert refusal(tmp_path / "none.npz").endswith("no such file.")
 
 
-@pytest.mark.parametrize("kept", [0.0, 0.3, 0.99])
-@pytest.mark.parametrize("save_npz", [np.savez, np.savez_compressed])
-def test_a_truncated_file_is_refused(tmp_path, save_npz, kept):
-    path = tmp_path / "vit.npz"
-    save_npz(path, **some_arrays(tiny()))
-    whole = path.read_bytes()
-    path.write_bytes(whole[: int(len(whole) * kept)])
-    assert "not a readable .npz" in refusal(path)
-
-
-@pytest.mark.parametrize("save_npz", [np.savez, np.savez_compressed])
-def test_a_file_with_damaged_numbers_is_refused(tmp_path, save_npz):
-    path = tmp_path / "vit.npz"
-    kernel = np.random.default_rng(0).normal(size=(4, 4, 3, 64))
-    save_npz(path, **{"embedding/kernel": kernel.astype(np.float32)})
-    whole = path.read_bytes()
-    # Some of these break a checksum, some the compression itself.
-    for offset in (80, 85, 90, 100, 105, 300, 1000, len(whole) // 2):
-        damaged = bytearray(whole)
-        damaged[offset] ^= 0xFF
-        path.write_bytes(bytes(damaged))
-        assert "not a readable .npz" in refusal(path), offset
-
-
-def test_a_file_of_another_kind_is_refused(tmp_path):
-    (tmp_path / "text.npz").write_text("not a zip")
-    assert "not a readable .npz" in refusal(tmp_path / "text.npz")
-    assert "not a readable .npz" in refusal(tmp_path)
-    with open(tmp_path / "array.npz", "wb") as file:
-        np.save(file, np.zeros(3))
-    assert "not a readable .npz" in refusal(tmp_path / "array.npz")
-
-
-def test_pickled_arrays_are_refused(tmp_path):
-    arrays = some_arrays(tiny()) | {"head/bias": np.array([{"a": 1}], dtype=object)}
-    assert "not a readable .npz" in refusal(save(tmp_path / "vit.npz", arrays))
-
-
 def test_arrays_of_something_else_are_refused(tmp_path):
     path = save(tmp_path / "mixer.npz", {"stem/kernel": np.zeros((4, 4, 3, 8))})
-    assert "not a Vision Transformer" in refusal(path)
+    assert "no Vision Transformer" in refusal(path)
 
 
-def test_positions_of_no_square_are_refused():
-    shapes = {"Transformer/posembed_input/pos_embedding": (1, 1 + 6, 8), "cls": (1, 1, 8)}
-    with pytest.raises(CheckpointError, match=r"x\.npz: 6 position embeddings are no square"):
-        grid_of(shapes, "x.npz")
-    assert grid_of(shapes | {"Transformer/posembed_input/pos_embedding": (1, 10, 8)}, "x") == (3, 3)
+def test_positions_of_no_square_are_refused_unless_the_model_has_their_grid(tmp_path):
+    model = tiny(image_size=(8, 12))
+    path = save(tmp_path / "x.npz", some_arrays(model), published)
+    assert "6 position embeddings are no square" in refusal(path)
+    assert_same(trees.flatten(vit_jax.load_params(path, model)), some_arrays(model))
+    with pytest.raises(CheckpointError, match="6 position embeddings are no square"):
+        vit_jax.load_params(path, tiny(image_size=(16, 12)), resize=True)
 
 
 @pytest.mark.parametrize(
@@ -188,4 +157,4 @@ def test_a_file_without_a_part_of_the_vit_is_refused(tmp_path, lost):
     with pytest.raises(CheckpointError, match=r"part\.npz"):
         vit_jax.load_params(path, tiny())
     with pytest.raises(CheckpointError, match=r"part\.npz"):
-        model_options({name: a.shape for name, a in rest.items()}, path)
+        model_options(open_foreign(path))

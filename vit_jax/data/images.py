@@ -34,6 +34,13 @@ def decode(data: bytes, name: str) -> np.ndarray:
         raise DataError(f"{name}: unreadable image ({words}).") from error
 
 
+def sample_photo() -> np.ndarray:
+    """A real photo, 427 640 3 uint8, that comes with scikit-learn."""
+    from sklearn.datasets import load_sample_image
+
+    return load_sample_image("china.jpg")
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("I;16", "I;16B", "I", "F"):  # Pillow's own conversion saturates at 255.
         grey = np.asarray(image, np.float64) / 257

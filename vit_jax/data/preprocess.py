@@ -13,19 +13,21 @@ from PIL import Image
 from vit_jax.schema import Data
 
 Size = tuple[int, int]  # Height, width.
+PILLOWS = {"antialias": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
 def resize(image: np.ndarray, size: Size, resample: str = Data.resample) -> np.ndarray:
-    """H W 3 uint8 -> h w 3, bilinear with half-pixel centres.
+    """H W 3 uint8 -> h w 3, with half-pixel centres.
 
-    'antialias' is Pillow's: a wider filter when shrinking, rounded to whole values.
-    'tf_bilinear' is `tf.image.resize` without antialiasing, as the official code trained
-    and evaluated: two neighbours on each axis whatever the scale, not rounded.
+    'antialias' is Pillow's bilinear: a wider filter when shrinking, rounded to whole values;
+    'bicubic' is Pillow's, too. 'tf_bilinear' is `tf.image.resize` without antialiasing, as the
+    official code trained and evaluated: two neighbours on each axis whatever the scale, not
+    rounded.
     """
     if image.shape[:2] == tuple(size):
         return image
-    if resample == "antialias":
-        resized = Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BILINEAR)
+    if resample in PILLOWS:
+        resized = Image.fromarray(image).resize((size[1], size[0]), PILLOWS[resample])
         return np.asarray(resized)
     top, bottom, y = _neighbours(image.shape[0], size[0])
     left, right, x = _neighbours(image.shape[1], size[1])
@@ -93,18 +95,19 @@ class EvalRecipe:
     """What every evaluated or predicted image goes through: H W 3 uint8 -> h w 3 in [-1, 1].
 
     'resize' stretches the whole image, as the official code does; 'center' first resizes
-    so that the short side is 256/224 of the target, then cuts out the centre.
+    so that the target is `crop_fraction` of the short side, then cuts out the centre.
     """
 
     size: Size
     crop: str = Data.eval_crop
     resample: str = Data.resample
+    crop_fraction: float = Data.crop_fraction
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         if self.crop == "resize":
             return to_unit_range(resize(image, self.size, self.resample))
         height, width = image.shape[:2]
-        scale = max(self.size[0] / height, self.size[1] / width) * 256 / 224
+        scale = max(self.size[0] / height, self.size[1] / width) / self.crop_fraction
         image = resize(image, (round(height * scale), round(width * scale)), self.resample)
         top, left = (image.shape[0] - self.size[0]) // 2, (image.shape[1] - self.size[1]) // 2
         return to_unit_range(_cut(image, (top, left, *self.size)))

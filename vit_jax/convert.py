@@ -1,0 +1,201 @@
+"""Weights of one ecosystem -> another's, every tensor accounted for and read back."""
+
+import dataclasses
+import pathlib
+
+import jax
+import numpy as np
+
+from vit_jax import checkpoint, load, transplant, trees
+from vit_jax import config as config_lib
+from vit_jax.data.images import sample_photo
+from vit_jax.data.preprocess import EvalRecipe
+from vit_jax.errors import CheckpointError, ConfigError
+from vit_jax.interop import export, facts
+from vit_jax.interop.card import model_card
+from vit_jax.interop.facts import Facts
+from vit_jax.models import ViT, build, create_model, param_shapes
+
+ORBAX = "orbax"
+FORMATS = (*export.FORMATS, ORBAX)
+TOLERANCE = 1e-5  # Of the largest output; what is not resized or folded is equal to the bit.
+
+
+def convert(
+    source: str,
+    destination: str,
+    *,
+    format: str | None = None,
+    name: str | None = None,
+    image_size: int | None = None,
+    pool: str | None = None,
+    no_head: bool = False,
+) -> str:
+    """Writes the weights behind `source` in another form; returns the closing line.
+
+    Args:
+      source: anything that holds weights, as `load.load` takes it.
+      destination: a `.npz`, a `.safetensors`, or a folder.
+      format: of FORMATS; by default the suffix tells, and a folder is Hugging Face's.
+      name: a model name that the weights must fit, such as `vit_b16`.
+      image_size: side to resize position embeddings to.
+      pool: 'gap' drops the class token.
+      no_head: leaves out the head, and pre_logits with it.
+
+    The table of all tensors is printed. Then what was written is read back, and the outputs
+    of both are compared on a real photo. Raises CheckpointError where they differ.
+    """
+    path = pathlib.Path(destination)
+    format = _format(format, path)
+    loaded = load.load(source)
+    if name is not None:
+        _refuse_other_shape(name, loaded)
+    section, model = _changed(loaded, format, image_size, pool, no_head)
+    plan = load.plan_for(
+        loaded.weights,
+        model,
+        new_head=no_head,
+        resize=image_size is not None,
+        drop_token=pool is not None,
+    )
+    shapes = param_shapes(model)
+    written = None if format == ORBAX else export.plan_export(format, model, shapes)
+    params = load.read_params(loaded.weights, plan)
+    classes = loaded.classes if loaded.has_class_names and not no_head else None
+    said = facts.of_model(model).over(
+        Facts(
+            classes=classes,
+            crop=loaded.recipe.crop,
+            crop_fraction=loaded.recipe.crop_fraction,
+            resample=loaded.recipe.resample,
+        )
+    )
+    card = model_card(section, model, said, source, trees.count(params))
+    if written is None:
+        _write_orbax(path, section, model, params, said)
+        notes = []
+    else:
+        notes = export.write(written, path, model, trees.flatten(params), said, card)
+    for line in (*table(loaded, plan, written, shapes), *plan.notes, *notes):
+        print(line)
+    before = _outputs(model, params)
+    again = load.load(str(path))
+    after = _outputs(again.model, again.params())
+    worst, largest = float(np.abs(after - before).max()), float(np.abs(before).max())
+    if not worst <= TOLERANCE * largest:
+        raise CheckpointError(
+            f"{path}: read back, its outputs on a photo differ by {worst:.2e} from the source's, "
+            f"of which the largest is {largest:.2e}."
+        )
+    kind = "logits" if model.num_classes else "features"
+    return (
+        f"done: tensors={len(shapes)} parameters={trees.count(params):,} "
+        f"{kind}_difference={worst:.1e} largest={largest:.3g} destination={path}"
+    )
+
+
+def _format(format: str | None, path: pathlib.Path) -> str:
+    by_suffix = {".npz": "npz", ".safetensors": "safetensors"}.get(path.suffix)
+    if format is None:
+        return by_suffix or "huggingface"
+    if by_suffix not in (None, format) or (by_suffix is None and format in ("npz", "safetensors")):
+        wanted = {"npz": ".npz", "safetensors": ".safetensors"}.get(format)
+        raise ConfigError(
+            f"{path} is no name for --format={format}: "
+            + (f"it ends in {wanted}." if wanted else "name a folder.")
+        )
+    return format
+
+
+def _changed(loaded: load.Loaded, format: str, image_size, pool, no_head):
+    """The section and the model of the new file: the old ones but for what was asked."""
+    model, changes = loaded.model, {"dtype": "float32"}
+    if pool is not None:
+        if not isinstance(model, ViT) or pool != "gap":
+            raise ConfigError(f"--pool={pool}: only gap can be made, of a class token's weights.")
+        changes["pool"] = pool
+    if no_head and isinstance(model, ViT):
+        changes["pre_logits"] = False
+        changes["pool"] = changes.get("pool", model.pool).replace("token_gap", "token")
+    if format == "npz" and loaded.section.layer_scale is not None:
+        changes["layer_scale"] = None  # The official code has none; folded, the outputs stay.
+    section = dataclasses.replace(loaded.section, **changes)
+    return section, build(
+        section,
+        num_classes=0 if no_head else model.num_classes,
+        image_size=image_size or model.image_size,
+    )
+
+
+def _refuse_other_shape(name: str, loaded: load.Loaded) -> None:
+    wanted, found = create_model(name, num_classes=0), loaded.model
+    kinds = ("size", "stem", "patch_size") if isinstance(wanted, ViT) else ("units", "width")
+    for kind in kinds:
+        there, here = getattr(found, kind, None), getattr(wanted, kind)
+        if there != here:
+            raise CheckpointError(
+                f"{loaded.weights.where}: its {kind} is {there}; that of {name} is {here}."
+            )
+
+
+def table(loaded: load.Loaded, plan: transplant.Plan, written, shapes: dict) -> list[str]:
+    """One line for each parameter: its name there, its name here, its shape, its change."""
+    found = loaded.foreign
+    sources = {name: name for name in loaded.weights.shapes}
+    if found:
+        sources = {ours: theirs for theirs, row in found.rows.items() for ours in row.ours}
+    targets = {name: name for name in shapes}
+    if written:
+        targets = {ours: theirs for theirs, row in written.rows.items() for ours in row.ours}
+    lines = [("source", "destination", "shape", "change")]
+    for name, target in targets.items():
+        changes = [
+            word
+            for word, holds in (
+                ("renamed", sources.get(name, target) != target),
+                ("resized", plan.old_grid != plan.new_grid and "/posembed_" in name),
+                ("LayerScale folded in", name in plan.folded),
+                ("zeros", name in plan.zeros),
+            )
+            if holds
+        ]
+        line = (sources.get(name, "-"), target, _by(shapes[name]), ", ".join(changes) or "same")
+        lines.append(line)
+    for name in plan.dropped:
+        change = "folded" if name in plan.folded.values() else "dropped"
+        lines.append((sources[name], "-", _by(loaded.weights.shapes[name]), change))
+    for name in found.left_out if found else ():
+        lines.append((name, "-", "-", "left out: no weights of the model"))
+    widths = [max(len(line[i]) for line in lines) for i in range(3)]
+    return [
+        "  ".join(f"{cell:{width}}" for cell, width in zip(line, (*widths, 0))).rstrip()
+        for line in lines
+    ]
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape)) or "scalar"
+
+
+def _outputs(model, params: dict) -> np.ndarray:
+    """What the model makes of a real photo."""
+    pixels = EvalRecipe(model.image_size)(sample_photo())[None]
+    return np.asarray(jax.jit(model.apply)({"params": params}, pixels))
+
+
+def _write_orbax(path: pathlib.Path, section, model, params: dict, said: Facts) -> None:
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ConfigError(f"{path} exists; name a new folder.")
+    config = config_lib.base_config()
+    config.steps = 1  # Nothing trains; the door wants one length.
+    config.model.update(dataclasses.asdict(section))
+    config.data.update(image_size=model.image_size)
+    config.data.update(
+        eval_crop=said.crop, crop_fraction=said.crop_fraction, resample=said.resample
+    )
+    stages = config_lib.check(config)
+    names = said.classes or tuple(f"class {k}" for k in range(model.num_classes))
+    meta = {"config": config_lib.to_dict(stages), "classes": list(names)}
+    folder = checkpoint.Checkpoints(path / checkpoint.FOLDER)
+    folder.save(0, {"params": jax.device_put(params)}, data={}, meta=meta)
+    folder.close()

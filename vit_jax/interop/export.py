@@ -1,0 +1,250 @@
+"""Our parameters -> the files of other ecosystems, with class names and preprocessing."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from vit_jax.errors import CheckpointError, ConfigError
+from vit_jax.files import write_whole
+from vit_jax.interop import dialects, facts
+from vit_jax.interop.archive import write_npz, write_safetensors
+from vit_jax.interop.facts import Facts
+from vit_jax.interop.layouts import CLS, POSITIONS, Row, to_theirs
+from vit_jax.models import BitResNet, ViT
+from vit_jax.models.pixels import PIXEL_STATS
+
+FORMATS = ("npz", "safetensors", "huggingface")
+MAX_LISTED = 5
+MAX_NPZ_METADATA = 65_000  # Bytes of JSON that fit into a zip with its mark.
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+    """What will be written: made from a model alone, before any array is read."""
+
+    format: str
+    dialect: dialects.Dialect
+    rows: dict[str, Row]  # By name in the new file.
+    folds_cls: bool  # timm's models with registers give no position to the class token.
+
+
+def plan_export(format: str, model: ViT | BitResNet, shapes: Mapping[str, tuple]) -> Export:
+    """How a model's parameters are written.
+
+    Raises ConfigError for a model that the ecosystem has no place for.
+    """
+    name, root = _dialect(format, model)
+    dialect = dialects.DIALECTS[name]
+    rows, unknown = dialects.rows_for(dialect, shapes)
+    if unknown:
+        more = f" and {len(unknown) - MAX_LISTED} more" if len(unknown) > MAX_LISTED else ""
+        raise ConfigError(
+            f"{dialect.name} has no place for {', '.join(unknown[:MAX_LISTED])}{more}."
+        )
+    folds_cls = format == "safetensors" and "registers" in shapes and CLS in shapes
+    named = {}
+    for row in rows:
+        is_beside = row.theirs.startswith("classifier")  # Hugging Face's heads have no root.
+        named[row.theirs if is_beside else root + row.theirs] = row
+    return Export(format, dialect, named, folds_cls)
+
+
+def _dialect(format: str, model: ViT | BitResNet) -> tuple[str, str]:
+    """The dialect of a format for a model, and the root that its names get."""
+    if isinstance(model, BitResNet):
+        root = "bit." if model.num_classes else ""
+        return {
+            "npz": (dialects.BIT_NPZ, ""),
+            "safetensors": (dialects.TIMM_BIT, ""),
+            "huggingface": (dialects.HF_BIT, root),
+        }[format]
+    if format == "npz":
+        return dialects.OFFICIAL, ""
+    if format == "safetensors":
+        if model.pre_logits:
+            raise ConfigError(f"timm has no pre_logits layer; {_WITHOUT_HEAD}")
+        return (dialects.TIMM_STEM if model.stem and not model.stem.units else dialects.TIMM), ""
+    _refuse_for_huggingface(model)
+    if model.layers.layer_scale is None:
+        return dialects.HF_VIT, "vit." if model.num_classes else ""
+    kind = "dinov2_with_registers." if model.num_registers else "dinov2."
+    return dialects.HF_DINO, kind if model.num_classes else ""
+
+
+_WITHOUT_HEAD = "--no_head leaves it and the head out."
+
+
+def _refuse_for_huggingface(model: ViT) -> None:
+    layers = model.layers
+    is_dino = layers.layer_scale is not None
+    pool = "token_gap" if is_dino and model.num_classes else "token"
+    for has_it, what in (
+        (model.stem is not None, "a ResNet before the encoder"),
+        (layers.qk_norm, "LayerNorm of queries and keys"),
+        (layers.pos_embed != "learned" or layers.pos_embed_at != "stem", "such positions"),
+        (model.num_registers and not is_dino, "registers without LayerScale"),
+        (model.pool != pool, f"pool={model.pool!r} where its own has {pool!r}"),
+        (is_dino and model.pre_logits, "pre_logits in a DINOv2"),
+        (model.pre_logits and model.num_classes, f"a head after pre_logits; {_WITHOUT_HEAD}"),
+    ):
+        if has_it:
+            raise ConfigError(f"Hugging Face's models have no place for {what}")
+
+
+def tensors(export: Export, params: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
+    """Name and numbers of every tensor of the new file, in its order."""
+    for name, row in export.rows.items():
+        arrays = [np.asarray(params[ours]) for ours in row.ours]
+        if export.folds_cls and row.ours == (CLS,):
+            arrays = [arrays[0] + np.asarray(params[POSITIONS])[:, :1]]
+        if export.folds_cls and row.ours == (POSITIONS,):
+            arrays = [arrays[0][:, 1:]]
+        yield name, to_theirs(row, arrays)
+
+
+def write(
+    export: Export,
+    path: pathlib.Path,
+    model: ViT | BitResNet,
+    params: Mapping[str, np.ndarray],
+    said: Facts,
+    card: str,
+) -> list[str]:
+    """Writes a file or folder, whole or not at all, and a model card; returns what to know.
+
+    Args:
+      params: by slash name.
+      said: classes and preprocessing; the rest is the model's.
+    """
+    said = facts.of_model(model).over(said)
+    metadata, notes = facts.to_metadata(said), []
+    if export.format == "huggingface":
+        with _new_folder(path) as folder:
+            _write_huggingface(export, folder, model, params, said)
+            write_whole(folder / "README.md", card)
+        return notes
+    if export.format == "npz":
+        if len(json.dumps(metadata)) > MAX_NPZ_METADATA and said.classes:
+            beside = path.with_suffix(".classes.txt")
+            write_whole(beside, "".join(f"{title}\n" for title in metadata.pop("classes")))
+            notes.append(f"class names do not fit into an npz: they are in {beside}")
+        write_npz(path, tensors(export, params), metadata)
+    else:
+        write_safetensors(path, dict(tensors(export, params)), metadata)
+    write_whole(path.with_suffix(".md"), card)
+    return notes
+
+
+@contextlib.contextmanager
+def _new_folder(path: pathlib.Path):
+    """A folder that appears under its name when it is complete."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ConfigError(f"{path} exists; name a new folder.")
+    temporary = path.with_name(path.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        if path.exists():
+            path.rmdir()
+        os.replace(temporary, path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _write_huggingface(export: Export, folder: pathlib.Path, model, params, said: Facts) -> None:
+    arrays = dict(tensors(export, params))
+    if export.dialect.name == dialects.HF_DINO:
+        root = next(name for name in arrays if "cls_token" in name).removesuffix("cls_token")
+        width = (1, model.size.hidden_size)
+        arrays[f"{root}mask_token"] = np.zeros(width, np.float32)  # Its class expects one.
+    write_safetensors(folder / "model.safetensors", arrays, facts.to_metadata(said))
+    for name, values in (
+        ("config.json", huggingface_config(model, said)),
+        ("preprocessor_config.json", huggingface_processor(model, said)),
+    ):
+        write_whole(folder / name, json.dumps(values, indent=2) + "\n")
+
+
+def huggingface_config(model: ViT | BitResNet, said: Facts) -> dict:
+    """The config.json of a model."""
+    names = said.classes or tuple(f"class {k}" for k in range(model.num_classes))
+    labels = {
+        "id2label": {str(k): title for k, title in enumerate(names)},
+        "label2id": {title: k for k, title in enumerate(names)},
+    }
+    ending = "ForImageClassification" if model.num_classes else "Model"
+    shared = {"num_channels": 3, "torch_dtype": "float32"} | (labels if names else {})
+    if isinstance(model, BitResNet):
+        width = model.width
+        return shared | {
+            "architectures": [f"Bit{ending}"],
+            "model_type": "bit",
+            "layer_type": "preactivation",
+            "depths": list(model.units),
+            "embedding_size": 64 * width,
+            "hidden_sizes": [256 * width * 2**b for b in range(4)],
+            "num_groups": 32,
+            "global_padding": None,
+            "hidden_act": "relu",
+        }
+    size, layers = model.size, model.layers
+    height, width = model.image_size
+    shared |= {
+        "hidden_size": size.hidden_size,
+        "num_hidden_layers": size.num_layers,
+        "num_attention_heads": size.num_heads,
+        "hidden_act": "gelu" if layers.gelu == "erf" else "gelu_pytorch_tanh",
+        "layer_norm_eps": layers.norm_eps,
+        "image_size": height if height == width else [height, width],
+        "patch_size": model.patch_size,
+        "qkv_bias": True,
+    }
+    if layers.layer_scale is None:
+        kind = {"architectures": [f"ViT{ending}"], "model_type": "vit"}
+        return shared | kind | {"intermediate_size": size.mlp_size}
+    if size.mlp_size % size.hidden_size:
+        raise CheckpointError("Hugging Face's DINOv2 wants an MLP of a whole number of widths.")
+    registers = {"num_register_tokens": model.num_registers} if model.num_registers else {}
+    name, kind = (
+        ("Dinov2WithRegisters", "dinov2_with_registers") if registers else ("Dinov2", "dinov2")
+    )
+    own = {
+        "architectures": [f"{name}{ending}"],
+        "model_type": kind,
+        "mlp_ratio": size.mlp_size // size.hidden_size,
+        "use_swiglu_ffn": False,
+        "layerscale_value": layers.layer_scale,
+    }
+    return shared | registers | own
+
+
+def huggingface_processor(model: ViT | BitResNet, said: Facts) -> dict:
+    """The preprocessor_config.json of a model."""
+    height, width = model.image_size
+    mean, deviation = PIXEL_STATS[model.pixel_stats]
+    resamples = {ours: pillow for pillow, ours in facts.PIL_RESAMPLES.items()}
+    values = {
+        "do_resize": True,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(mean),
+        "image_std": list(deviation),
+        # Its bilinear is Pillow's, with antialiasing; TensorFlow's has no number there.
+        "resample": resamples.get(said.resample, resamples["antialias"]),
+    }
+    if said.crop == "center" and height == width:
+        short = round(height / (said.crop_fraction or 1))
+        size = {"shortest_edge": short}
+        crop = {"do_center_crop": True, "crop_size": {"height": height, "width": width}}
+        return values | {"size": size, "image_processor_type": "BitImageProcessor"} | crop
+    size = {"height": height, "width": width}
+    return values | {"size": size, "image_processor_type": "ViTImageProcessor"}

@@ -1,0 +1,186 @@
+"""What files say of a model beside names and shapes: our metadata, timm's and Hugging Face's."""
+
+import dataclasses
+import math
+
+from vit_jax.errors import CheckpointError
+from vit_jax.models import BitResNet, ViT
+from vit_jax.models.pixels import PIXEL_STATS
+from vit_jax.schema import Data
+
+MAX_SIDE = 8192  # Of an image that a file may ask for.
+HF_GELUS = {  # Hugging Face's names of activations.
+    "gelu": "erf",
+    "gelu_python": "erf",
+    "gelu_new": "tanh",
+    "gelu_fast": "tanh",
+    "gelu_pytorch_tanh": "tanh",
+}
+PIL_RESAMPLES = {2: "antialias", 3: "bicubic"}  # Pillow's numbers, as Hugging Face stores them.
+TIMM_RESAMPLES = {"bilinear": "antialias", "bicubic": "bicubic"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """None stands for what nothing says."""
+
+    num_heads: int | None = None
+    image_size: tuple[int, int] | None = None
+    pool: str | None = None
+    pos_embed: str | None = None
+    pos_embed_at: str | None = None
+    gelu: str | None = None
+    norm_eps: float | None = None
+    pixel_stats: str | None = None
+    classes: tuple[str, ...] | None = None
+    crop: str | None = None
+    crop_fraction: float | None = None
+    resample: str | None = None
+
+    def known(self) -> dict:
+        """The fields that something says."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+    def over(self, other: "Facts") -> "Facts":
+        """These facts, and the other's where these are silent."""
+        return Facts(**(other.known() | self.known()))
+
+
+def of_model(model: ViT | BitResNet) -> Facts:
+    """What a model itself says."""
+    if isinstance(model, BitResNet):
+        return Facts(image_size=model.image_size, pixel_stats=model.pixel_stats)
+    layers = model.layers
+    return Facts(
+        num_heads=model.size.num_heads,
+        image_size=model.image_size,
+        pool=model.pool,
+        pos_embed=layers.pos_embed,
+        pos_embed_at=layers.pos_embed_at,
+        gelu=layers.gelu,
+        norm_eps=layers.norm_eps,
+        pixel_stats=model.pixel_stats,
+    )
+
+
+def to_metadata(facts: Facts) -> dict:
+    """As JSON, for the files that we write."""
+    return facts.known()
+
+
+def from_metadata(values: dict, where: str) -> Facts:
+    """The inverse; raises CheckpointError for values that nothing of ours writes."""
+    checks = {
+        "num_heads": lambda v: type(v) is int and 0 < v < 2**16,
+        "image_size": _is_pair,
+        "norm_eps": lambda v: type(v) in (int, float) and 0 < v <= 1,
+        "classes": lambda v: isinstance(v, list) and all(isinstance(c, str) for c in v),
+        "crop_fraction": lambda v: type(v) in (int, float) and 0 < v <= 1,
+    }
+    known = {}
+    for field in dataclasses.fields(Facts):
+        value = values.get(field.name)
+        if value is None:
+            continue
+        if not checks.get(field.name, lambda v: isinstance(v, str))(value):
+            raise CheckpointError(f"{where}: its metadata is damaged: {field.name} is {value!r}.")
+        known[field.name] = tuple(value) if isinstance(value, list) else value
+    return Facts(**known)
+
+
+def _is_pair(value) -> bool:
+    return (
+        isinstance(value, list | tuple)
+        and len(value) == 2
+        and all(type(side) is int and 0 < side <= MAX_SIDE for side in value)
+    )
+
+
+def from_huggingface(config: dict, preprocessor: dict, where: str) -> Facts:
+    """Of a Hugging Face folder: its config.json and preprocessor_config.json.
+
+    Raises CheckpointError for a kind of model that we have not.
+    """
+    kind = config.get("model_type")
+    if kind not in ("vit", "dinov2", "dinov2_with_registers", "bit", "deit"):
+        raise CheckpointError(f"{where}: model_type {kind!r} in its config.json is not read here.")
+    if config.get("use_swiglu_ffn"):
+        raise CheckpointError(f"{where}: SwiGLU layers (use_swiglu_ffn) are not read here.")
+    known = {}
+    if kind != "bit":
+        activation = config.get("hidden_act", "gelu")
+        if activation not in HF_GELUS:
+            raise CheckpointError(f"{where}: hidden_act {activation!r} is not read here.")
+        eps = 1e-12 if kind in ("vit", "deit") else 1e-6  # Hugging Face's own defaults.
+        known["gelu"] = HF_GELUS[activation]
+        known["norm_eps"] = config.get("layer_norm_eps", eps)
+        known["num_heads"] = config.get("num_attention_heads", 12)
+        known["image_size"] = _pair(config.get("image_size", 224))
+    elif config.get("layer_type", "preactivation") != "preactivation":
+        raise CheckpointError(f"{where}: a BiT of layer_type {config['layer_type']!r} is not read.")
+    elif config.get("global_padding"):
+        raise CheckpointError(f"{where}: a BiT of another padding is not read here.")
+    if kind.startswith("dinov2") and "ImageClassification" in "".join(
+        config.get("architectures", [])
+    ):
+        known["pool"] = "token_gap"
+    labels = config.get("id2label")
+    if isinstance(labels, dict) and not all(str(v).startswith("LABEL_") for v in labels.values()):
+        known["classes"] = [labels.get(str(k)) for k in range(len(labels))]
+    return from_metadata(known | _from_processor(preprocessor, where), where)
+
+
+def _from_processor(values: dict, where: str) -> dict:
+    if not values:
+        return {}
+    known = {"resample": PIL_RESAMPLES.get(values.get("resample", 2), Data.resample)}
+    if values.get("do_normalize", True) and "image_mean" in values:
+        known["pixel_stats"] = _stats_of(values["image_mean"], values["image_std"], where)
+    size, crop = values.get("size", 224), values.get("crop_size")
+    if values.get("do_center_crop") and crop:
+        short = size.get("shortest_edge") if isinstance(size, dict) else size
+        side = crop.get("height") if isinstance(crop, dict) else crop
+        if isinstance(short, int) and isinstance(side, int) and 0 < side <= short:
+            return known | {"crop": "center", "crop_fraction": side / short}
+    return known | {"crop": "resize"}
+
+
+def from_timm(config: dict, where: str) -> Facts:
+    """Of the config.json beside timm's weights."""
+    values = config.get("pretrained_cfg") or config
+    known = {}
+    if "mean" in values and "std" in values:
+        known["pixel_stats"] = _stats_of(values["mean"], values["std"], where)
+    if isinstance(values.get("input_size"), list) and len(values["input_size"]) == 3:
+        known["image_size"] = values["input_size"][1:]
+    known["resample"] = TIMM_RESAMPLES.get(values.get("interpolation"), Data.resample)
+    is_squashed = values.get("crop_mode") == "squash"
+    known["crop"] = "resize" if is_squashed else "center"
+    known["crop_fraction"] = values.get("crop_pct", Data.crop_fraction)
+    labels = (
+        values.get("label_descriptions") or values.get("label_names") or config.get("label_names")
+    )
+    if isinstance(labels, list):
+        known["classes"] = labels
+    arguments = config.get("model_args") or {}
+    if "num_heads" in arguments:
+        known["num_heads"] = arguments["num_heads"]
+    if arguments.get("act_layer") in HF_GELUS or arguments.get("act_layer") == "gelu_tanh":
+        known["gelu"] = HF_GELUS.get(arguments["act_layer"], "tanh")
+    return from_metadata(known, where)
+
+
+def _stats_of(mean, deviation, where: str) -> str:
+    """The name of pixel statistics; CheckpointError for none that we have."""
+    for name, (our_mean, our_deviation) in PIXEL_STATS.items():
+        ours, theirs = (*our_mean, *our_deviation), (*mean, *deviation)
+        if len(theirs) == 6 and all(math.isclose(a, b, abs_tol=1e-6) for a, b in zip(ours, theirs)):
+            return name
+    raise CheckpointError(
+        f"{where}: pixels of mean {list(mean)} and deviation {list(deviation)} are not read here; "
+        f"known are {', '.join(PIXEL_STATS)}."
+    )
+
+
+def _pair(size) -> list:
+    return list(size) if isinstance(size, list | tuple) else [size, size]
