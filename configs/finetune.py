@@ -3,9 +3,9 @@
   python -m vit_jax.main --config=configs/finetune.py:data=DIR,init=ViT-B_16.npz --workdir=RUN
 
 DIR holds `train/<class>/*.jpg` and, if you have it, `val/<class>/*.jpg`; without `val/` a
-tenth of the images is kept for it. `init` is an official .npz or a workdir of yours; without
-it the model starts from random weights. Other arguments: model, size (pixels), steps, lr, and
-`smoke` for a two-minute trial of a tiny model.
+tenth of the images is kept for it. `init` is a published name, a file or folder of weights, or
+a workdir of yours; without it the model starts from random weights. Other arguments: model, size
+(pixels), steps, lr, and `smoke` for a two-minute trial of a tiny model.
 """
 
 from vit_jax.config import base_config, parse_arg, smoke

@@ -14,6 +14,7 @@ from vit_jax.errors import CheckpointError, ConfigError
 from vit_jax.interop import export, facts
 from vit_jax.interop.card import model_card
 from vit_jax.interop.facts import Facts
+from vit_jax.interop.layouts import CLS, POSITIONS
 from vit_jax.models import ViT, build, create_model, param_shapes
 
 ORBAX = "orbax"
@@ -47,6 +48,8 @@ def convert(
     """
     path = pathlib.Path(destination)
     format = _format(format, path)
+    if image_size is not None and image_size < 1:
+        raise ConfigError(f"--image_size is {image_size}; it must be at least 1.")
     loaded = load.load(source)
     if name is not None:
         _refuse_other_shape(name, loaded)
@@ -96,14 +99,17 @@ def convert(
 
 def _format(format: str | None, path: pathlib.Path) -> str:
     by_suffix = {".npz": "npz", ".safetensors": "safetensors"}.get(path.suffix)
-    if format is None:
-        return by_suffix or "huggingface"
+    format = format or by_suffix or "huggingface"
     if by_suffix not in (None, format) or (by_suffix is None and format in ("npz", "safetensors")):
         wanted = {"npz": ".npz", "safetensors": ".safetensors"}.get(format)
         raise ConfigError(
             f"{path} is no name for --format={format}: "
             + (f"it ends in {wanted}." if wanted else "name a folder.")
         )
+    if not path.name:
+        raise ConfigError(f"{path} is no name for a new folder.")
+    if by_suffix is None and path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ConfigError(f"{path} exists; name a new folder.")
     return format
 
 
@@ -154,6 +160,9 @@ def table(loaded: load.Loaded, plan: transplant.Plan, written, shapes: dict) -> 
             for word, holds in (
                 ("renamed", sources.get(name, target) != target),
                 ("resized", plan.old_grid != plan.new_grid and "/posembed_" in name),
+                ("class token's place dropped", plan.drops_cls and "/posembed_" in name),
+                ("class token's place zeros", found and found.pads_cls and name == POSITIONS),
+                ("its place folded in", written and written.folds_cls and name == CLS),
                 ("LayerScale folded in", name in plan.folded),
                 ("zeros", name in plan.zeros),
             )
@@ -184,8 +193,6 @@ def _outputs(model, params: dict) -> np.ndarray:
 
 
 def _write_orbax(path: pathlib.Path, section, model, params: dict, said: Facts) -> None:
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise ConfigError(f"{path} exists; name a new folder.")
     config = config_lib.base_config()
     config.steps = 1  # Nothing trains; the door wants one length.
     config.model.update(dataclasses.asdict(section))
@@ -196,6 +203,7 @@ def _write_orbax(path: pathlib.Path, section, model, params: dict, said: Facts) 
     stages = config_lib.check(config)
     names = said.classes or tuple(f"class {k}" for k in range(model.num_classes))
     meta = {"config": config_lib.to_dict(stages), "classes": list(names)}
+    meta |= {"has_class_names": said.classes is not None, "is_converted": True}
     folder = checkpoint.Checkpoints(path / checkpoint.FOLDER)
     folder.save(0, {"params": jax.device_put(params)}, data={}, meta=meta)
     folder.close()

@@ -52,6 +52,7 @@ def evaluate(where: str, overrides: Mapping[str, str], out: str | None = None) -
         score, which else is the run's `data.val_split`.
     """
     loaded = load.load(where)
+    loaded.refuse_without_head()
     config, split = _amended(loaded, overrides)
     source = _as_the_model_counts(open_split(config.data, split), loaded)
     folder = pathlib.Path(out) if out else loaded.folder or pathlib.Path()

@@ -27,7 +27,7 @@ def inspect(where: str, as_json: bool = False) -> str:
     )
     if as_json:
         return json.dumps({**facts, "leaves": leaves}, indent=2)
-    width = max(map(len, leaves))
+    width = max(map(len, leaves), default=0)
     lines = [
         f"{name:{width}}  {'x'.join(map(str, leaf['shape'])) or 'scalar':>18}  {leaf['dtype']:8}"
         + (f"  {leaf['crc32c']:08x}" if "crc32c" in leaf else "")

@@ -19,7 +19,8 @@ from vit_jax.models import BitResNet, ViT, build, param_shapes
 from vit_jax.schema import Config
 
 Model = ViT | BitResNet
-NUMERICS = ("gelu", "norm_eps", "pixel_stats")  # Same shapes, other outputs.
+# Same shapes, other outputs.
+NUMERICS = ("gelu", "norm_eps", "pixel_stats", "pos_embed", "pos_embed_at")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +48,11 @@ class Loaded:
     config: Config | None
     foreign: Foreign | None  # What stands behind weights that are not ours.
 
+    def refuse_without_head(self) -> None:
+        """Raises CheckpointError for weights that give features and no classes."""
+        if not self.model.num_classes:
+            raise CheckpointError(f"{self.weights.where} has no head: it gives features only.")
+
     def params(self) -> dict:
         """The parameters as the model takes them; ours are checked against their checksums."""
         return trees.unflatten(dict(self.weights.read(None)))
@@ -58,9 +64,7 @@ def locate(where: str | pathlib.Path) -> tuple[pathlib.Path, published.Published
     Raises ConfigError that lists the stages of a workdir that has some, CheckpointError
     where there is nothing to load.
     """
-    if download.is_url(str(where)):
-        return download.fetch(str(where)), None
-    path = pathlib.Path(where)
+    path = download.fetch(str(where)) if download.is_url(str(where)) else pathlib.Path(where)
     if path.is_file() or (path / "model.safetensors").is_file():
         return path, None
     if not path.exists() and (entry := published.find(str(where))):
@@ -154,6 +158,7 @@ def _load_foreign(found: Foreign, entry: published.Published | None) -> Loaded:
     plan_for(shapes, model)  # Nothing missing, nothing left over.
     known = found.facts
     names = known.classes or (entry and published.class_names(entry))
+    names = names if model.num_classes else None  # Of a head that was left out.
     recipe = EvalRecipe(
         model.image_size,
         known.crop or "resize",
@@ -177,15 +182,16 @@ def _load_step(path: pathlib.Path) -> Loaded:
     meta = checkpoint.read_item(path, "meta")
     model, config = _model(path, meta), config_of(path, meta)
     is_in_run = path.parent.name == checkpoint.FOLDER
+    is_converted = meta.get("is_converted", False)  # Then there is no run, and no data of it.
     return Loaded(
-        folder=path.parent.parent if is_in_run else path.parent,
+        folder=None if is_converted else path.parent.parent if is_in_run else path.parent,
         section=config.model,
         model=model,
         weights=_step_weights(path, model),
         classes=tuple(meta["classes"]),
-        has_class_names=True,
+        has_class_names=meta.get("has_class_names", True),
         recipe=eval_recipe(config, model),
-        config=config,
+        config=None if is_converted else config,
         foreign=None,
     )
 

@@ -64,6 +64,7 @@ def run_train(args, file: str | None, overrides: dict[str, str]) -> int:
 
 
 def run_evaluate(args, file: str | None, overrides: dict[str, str]) -> int:
+    _judge(args.checkpoint)
     from vit_jax.assemble import keep_compiled_programs
     from vit_jax.evaluate import evaluate
 
@@ -76,6 +77,7 @@ def run_evaluate(args, file: str | None, overrides: dict[str, str]) -> int:
 
 
 def run_predict(args, file: str | None, overrides: dict[str, str]) -> int:
+    _judge(args.checkpoint)
     from vit_jax.assemble import keep_compiled_programs
     from vit_jax.errors import DataError
     from vit_jax.predict import predict
@@ -89,6 +91,7 @@ def run_predict(args, file: str | None, overrides: dict[str, str]) -> int:
 
 
 def run_inspect(args, file: str | None, overrides: dict[str, str]) -> int:
+    _judge(args.where)
     from vit_jax.inspect import inspect
 
     _refuse_config_file(file, "inspect", overrides)
@@ -97,6 +100,7 @@ def run_inspect(args, file: str | None, overrides: dict[str, str]) -> int:
 
 
 def run_convert(args, file: str | None, overrides: dict[str, str]) -> int:
+    _judge(args.source)
     from vit_jax.assemble import keep_compiled_programs
     from vit_jax.convert import convert
 
@@ -129,6 +133,14 @@ def run_tables(args, file: str | None, overrides: dict[str, str]) -> int:
     _refuse_config_file(file, "tables", overrides)
     print(table(args.name, args.json))
     return 0
+
+
+def _judge(where: str | None) -> None:
+    """Refuses a hostile or damaged file of weights before the slow imports."""
+    if where is not None and pathlib.Path(where).is_file():
+        from vit_jax.interop.archive import open_archive
+
+        open_archive(where)
 
 
 def _refuse_config_file(file, verb: str, overrides=()) -> None:

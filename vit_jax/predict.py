@@ -36,6 +36,7 @@ def predict(
     if top < 1:
         raise ConfigError(f"--top is {top}; it must be at least 1.")
     loaded = load.load(where, _read_classes(classes))
+    loaded.refuse_without_head()
     files = list(_files(images))
     params = jax.device_put(loaded.params())
     model, top = loaded.model, min(top, len(loaded.classes))

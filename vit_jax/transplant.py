@@ -78,6 +78,8 @@ def make_plan(
     LayerScale that the model has not is folded into the dense layer before it, which changes
     no output. Raises CheckpointError that lists everything missing, unexpected or misshapen.
     """
+    if old_grid is None or not any(re.fullmatch(POSITIONS, name) for name in found):
+        old_grid = new_grid  # Nothing there is of a grid.
     kept = [name for name in wanted if not (new_head and name in HEAD)]
     folded = _folded(found, wanted)
     drops_cls = CLS in found and CLS not in wanted and drop_token
@@ -103,6 +105,9 @@ def make_plan(
         if a != b:
             hint = ": init.new_head=True permits a new one" if name in HEAD else ""
             lines.append(f"{name} is {tuple(found[name])} there, {b} here{hint}")
+    for name, scale in folded.items():
+        if tuple(found[scale]) != tuple(wanted.get(name, ()))[-1:]:
+            lines.append(f"{scale} is {tuple(found[scale])} there, which {name} cannot take here")
     for name in found:
         if name not in wanted and name not in dropped:
             permits = dict.fromkeys(HEAD + PRE_LOGITS, "init.new_head=True permits")

@@ -67,8 +67,8 @@ def _timm_dialects() -> list[Dialect]:
 
 def _huggingface_dialects() -> list[Dialect]:
     options = {"left_out": "embeddings.mask_token", "gelu": "erf"}
-    vit = {"roots": ("vit.", "")} | options
-    dino = {"roots": ("dinov2.", "dinov2_with_registers.", "")} | options
+    vit = {"roots": ("vit.", "deit.", ""), "norm_eps": 1e-12} | options
+    dino = {"roots": ("dinov2.", "dinov2_with_registers.", ""), "norm_eps": 1e-6} | options
     marks = {  # The same name is spelt in two ways.
         4: (f"{_LAYER_0}.layernorm_before.weight", f"{_LAYER_0}.attention.attention.query.weight"),
         5: ("layers.0.layernorm_before.weight", f"{_LAYER_0}.attention.q_proj.weight"),

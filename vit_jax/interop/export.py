@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from vit_jax.errors import CheckpointError, ConfigError
+from vit_jax.errors import ConfigError
 from vit_jax.files import write_whole
 from vit_jax.interop import dialects, facts
 from vit_jax.interop.archive import write_npz, write_safetensors
@@ -21,7 +21,7 @@ from vit_jax.models.pixels import PIXEL_STATS
 
 FORMATS = ("npz", "safetensors", "huggingface")
 MAX_LISTED = 5
-MAX_NPZ_METADATA = 65_000  # Bytes of JSON that fit into a zip with its mark.
+MAX_METADATA = {"npz": 65_000, "safetensors": 900_000}  # Bytes of JSON that fit into a file.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +47,7 @@ def plan_export(format: str, model: ViT | BitResNet, shapes: Mapping[str, tuple]
         raise ConfigError(
             f"{dialect.name} has no place for {', '.join(unknown[:MAX_LISTED])}{more}."
         )
-    folds_cls = format == "safetensors" and "registers" in shapes and CLS in shapes
+    folds_cls = format == "safetensors" and {"registers", CLS, POSITIONS} <= set(shapes)
     named = {}
     for row in rows:
         is_beside = row.theirs.startswith("classifier")  # Hugging Face's heads have no root.
@@ -67,8 +67,7 @@ def _dialect(format: str, model: ViT | BitResNet) -> tuple[str, str]:
     if format == "npz":
         return dialects.OFFICIAL, ""
     if format == "safetensors":
-        if model.pre_logits:
-            raise ConfigError(f"timm has no pre_logits layer; {_WITHOUT_HEAD}")
+        _refuse_for_timm(model)
         return (dialects.TIMM_STEM if model.stem and not model.stem.units else dialects.TIMM), ""
     _refuse_for_huggingface(model)
     if model.layers.layer_scale is None:
@@ -80,6 +79,19 @@ def _dialect(format: str, model: ViT | BitResNet) -> tuple[str, str]:
 _WITHOUT_HEAD = "--no_head leaves it and the head out."
 
 
+def _refuse_for_timm(model: ViT) -> None:
+    layers = model.layers
+    for has_it, what in (
+        (model.pre_logits, f"pre_logits; {_WITHOUT_HEAD}"),
+        (model.pool == "token_gap", "pool='token_gap'"),
+        (layers.pos_embed not in ("learned", "none"), f"pos_embed={layers.pos_embed!r}"),
+        (layers.pos_embed_at != "stem", f"pos_embed_at={layers.pos_embed_at!r}"),
+        (layers.qk_norm, "LayerNorm of queries and keys without a bias"),
+    ):
+        if has_it:
+            raise ConfigError(f"timm's models have no place for {what.rstrip('.')}.")
+
+
 def _refuse_for_huggingface(model: ViT) -> None:
     layers = model.layers
     is_dino = layers.layer_scale is not None
@@ -87,14 +99,19 @@ def _refuse_for_huggingface(model: ViT) -> None:
     for has_it, what in (
         (model.stem is not None, "a ResNet before the encoder"),
         (layers.qk_norm, "LayerNorm of queries and keys"),
-        (layers.pos_embed != "learned" or layers.pos_embed_at != "stem", "such positions"),
+        (layers.pos_embed != "learned", f"pos_embed={layers.pos_embed!r}"),
+        (layers.pos_embed_at != "stem", f"pos_embed_at={layers.pos_embed_at!r}"),
         (model.num_registers and not is_dino, "registers without LayerScale"),
         (model.pool != pool, f"pool={model.pool!r} where its own has {pool!r}"),
         (is_dino and model.pre_logits, "pre_logits in a DINOv2"),
         (model.pre_logits and model.num_classes, f"a head after pre_logits; {_WITHOUT_HEAD}"),
+        (
+            is_dino and model.size.mlp_size % model.size.hidden_size,
+            "an MLP of no whole number of widths",
+        ),
     ):
         if has_it:
-            raise ConfigError(f"Hugging Face's models have no place for {what}")
+            raise ConfigError(f"Hugging Face's models have no place for {what.rstrip('.')}.")
 
 
 def tensors(export: Export, params: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
@@ -129,14 +146,16 @@ def write(
             _write_huggingface(export, folder, model, params, said)
             write_whole(folder / "README.md", card)
         return notes
+    is_too_long = len(json.dumps(metadata)) > MAX_METADATA[export.format]
+    titles = metadata.pop("classes", ()) if is_too_long else ()
     if export.format == "npz":
-        if len(json.dumps(metadata)) > MAX_NPZ_METADATA and said.classes:
-            beside = path.with_suffix(".classes.txt")
-            write_whole(beside, "".join(f"{title}\n" for title in metadata.pop("classes")))
-            notes.append(f"class names do not fit into an npz: they are in {beside}")
         write_npz(path, tensors(export, params), metadata)
     else:
         write_safetensors(path, dict(tensors(export, params)), metadata)
+    if titles:
+        beside = path.with_suffix(".classes.txt")
+        write_whole(beside, "".join(f"{title}\n" for title in titles))
+        notes.append(f"class names do not fit into {path.name}: they are in {beside}")
     write_whole(path.with_suffix(".md"), card)
     return notes
 
@@ -160,12 +179,15 @@ def _new_folder(path: pathlib.Path):
 
 
 def _write_huggingface(export: Export, folder: pathlib.Path, model, params, said: Facts) -> None:
+    metadata = facts.to_metadata(said)
+    if len(json.dumps(metadata)) > MAX_METADATA["safetensors"]:
+        raise ConfigError(f"class names of more than {MAX_METADATA['safetensors']:,} bytes.")
     arrays = dict(tensors(export, params))
     if export.dialect.name == dialects.HF_DINO:
         root = next(name for name in arrays if "cls_token" in name).removesuffix("cls_token")
         width = (1, model.size.hidden_size)
         arrays[f"{root}mask_token"] = np.zeros(width, np.float32)  # Its class expects one.
-    write_safetensors(folder / "model.safetensors", arrays, facts.to_metadata(said))
+    write_safetensors(folder / "model.safetensors", arrays, metadata)
     for name, values in (
         ("config.json", huggingface_config(model, said)),
         ("preprocessor_config.json", huggingface_processor(model, said)),
@@ -210,8 +232,6 @@ def huggingface_config(model: ViT | BitResNet, said: Facts) -> dict:
     if layers.layer_scale is None:
         kind = {"architectures": [f"ViT{ending}"], "model_type": "vit"}
         return shared | kind | {"intermediate_size": size.mlp_size}
-    if size.mlp_size % size.hidden_size:
-        raise CheckpointError("Hugging Face's DINOv2 wants an MLP of a whole number of widths.")
     registers = {"num_register_tokens": model.num_registers} if model.num_registers else {}
     name, kind = (
         ("Dinov2WithRegisters", "dinov2_with_registers") if registers else ("Dinov2", "dinov2")

@@ -6,9 +6,11 @@ import math
 from vit_jax.errors import CheckpointError
 from vit_jax.models import BitResNet, ViT
 from vit_jax.models.pixels import PIXEL_STATS
-from vit_jax.schema import Data
+from vit_jax.schema import Data, Model
 
 MAX_SIDE = 8192  # Of an image that a file may ask for.
+MIN_CROP = 1 / 32  # The least share of an image that is cut out.
+MAX_SHOWN = 80  # Characters of a value in a message.
 HF_GELUS = {  # Hugging Face's names of activations.
     "gelu": "erf",
     "gelu_python": "erf",
@@ -16,7 +18,16 @@ HF_GELUS = {  # Hugging Face's names of activations.
     "gelu_fast": "tanh",
     "gelu_pytorch_tanh": "tanh",
 }
+HF_BIT = {  # Of its ResNets, ours are these.
+    "layer_type": "preactivation",
+    "global_padding": None,
+    "num_groups": 32,
+    "hidden_act": "relu",
+    "output_stride": 32,
+    "embedding_dynamic_padding": False,
+}
 PIL_RESAMPLES = {2: "antialias", 3: "bicubic"}  # Pillow's numbers, as Hugging Face stores them.
+TIMM_POOLS = {"token": "token", "avg": "gap", "map": "map"}
 TIMM_RESAMPLES = {"bilinear": "antialias", "bicubic": "bicubic"}
 
 
@@ -75,17 +86,27 @@ def from_metadata(values: dict, where: str) -> Facts:
         "image_size": _is_pair,
         "norm_eps": lambda v: type(v) in (int, float) and 0 < v <= 1,
         "classes": lambda v: isinstance(v, list) and all(isinstance(c, str) for c in v),
-        "crop_fraction": lambda v: type(v) in (int, float) and 0 < v <= 1,
+        "crop_fraction": lambda v: type(v) in (int, float) and MIN_CROP <= v <= 1,
     }
     known = {}
     for field in dataclasses.fields(Facts):
         value = values.get(field.name)
         if value is None:
             continue
-        if not checks.get(field.name, lambda v: isinstance(v, str))(value):
-            raise CheckpointError(f"{where}: its metadata is damaged: {field.name} is {value!r}.")
+        check = checks.get(field.name, lambda v, name=field.name: v in _choices(name))
+        if not check(value):
+            shown = repr(value)[:MAX_SHOWN]
+            raise CheckpointError(f"{where}: its metadata is damaged: {field.name} is {shown}.")
         known[field.name] = tuple(value) if isinstance(value, list) else value
     return Facts(**known)
+
+
+def _choices(name: str) -> tuple[str, ...]:
+    """What the schema lets a fact be."""
+    fields = {
+        field.name: field for section in (Data, Model) for field in dataclasses.fields(section)
+    }
+    return fields["eval_crop" if name == "crop" else name].metadata["choices"]
 
 
 def _is_pair(value) -> bool:
@@ -107,6 +128,10 @@ def from_huggingface(config: dict, preprocessor: dict, where: str) -> Facts:
     if config.get("use_swiglu_ffn"):
         raise CheckpointError(f"{where}: SwiGLU layers (use_swiglu_ffn) are not read here.")
     known = {}
+    wanted = HF_BIT if kind == "bit" else {"pooler_act": "tanh"}
+    for name, value in wanted.items():
+        if config.get(name, value) != value:
+            raise CheckpointError(f"{where}: {name} {config[name]!r} is not read here.")
     if kind != "bit":
         activation = config.get("hidden_act", "gelu")
         if activation not in HF_GELUS:
@@ -116,14 +141,11 @@ def from_huggingface(config: dict, preprocessor: dict, where: str) -> Facts:
         known["norm_eps"] = config.get("layer_norm_eps", eps)
         known["num_heads"] = config.get("num_attention_heads", 12)
         known["image_size"] = _pair(config.get("image_size", 224))
-    elif config.get("layer_type", "preactivation") != "preactivation":
-        raise CheckpointError(f"{where}: a BiT of layer_type {config['layer_type']!r} is not read.")
-    elif config.get("global_padding"):
-        raise CheckpointError(f"{where}: a BiT of another padding is not read here.")
-    if kind.startswith("dinov2") and "ImageClassification" in "".join(
-        config.get("architectures", [])
-    ):
+    is_classifier = "ImageClassification" in str(config.get("architectures"))
+    if kind.startswith("dinov2") and is_classifier:
         known["pool"] = "token_gap"
+    if kind == "bit":  # Of a network that takes any, the size that it was made for.
+        known["image_size"] = _pixels(preprocessor)
     labels = config.get("id2label")
     if isinstance(labels, dict) and not all(str(v).startswith("LABEL_") for v in labels.values()):
         known["classes"] = [labels.get(str(k)) for k in range(len(labels))]
@@ -134,7 +156,10 @@ def _from_processor(values: dict, where: str) -> dict:
     if not values:
         return {}
     known = {"resample": PIL_RESAMPLES.get(values.get("resample", 2), Data.resample)}
-    if values.get("do_normalize", True) and "image_mean" in values:
+    scale = values.get("rescale_factor", 1 / 255) if values.get("do_rescale", True) else 1
+    if not values.get("do_normalize", True) or not math.isclose(scale, 1 / 255, rel_tol=1e-3):
+        raise CheckpointError(f"{where}: pixels that are not normalised are not read here.")
+    if "image_mean" in values:
         known["pixel_stats"] = _stats_of(values["image_mean"], values["image_std"], where)
     size, crop = values.get("size", 224), values.get("crop_size")
     if values.get("do_center_crop") and crop:
@@ -143,6 +168,13 @@ def _from_processor(values: dict, where: str) -> dict:
         if isinstance(short, int) and isinstance(side, int) and 0 < side <= short:
             return known | {"crop": "center", "crop_fraction": side / short}
     return known | {"crop": "resize"}
+
+
+def _pixels(values: dict) -> list | None:
+    size = values.get("crop_size" if values.get("do_center_crop") else "size")
+    if isinstance(size, dict):
+        return [size["height"], size["width"]] if {"height", "width"} <= set(size) else None
+    return _pair(size) if size else None
 
 
 def from_timm(config: dict, where: str) -> Facts:
@@ -165,8 +197,13 @@ def from_timm(config: dict, where: str) -> Facts:
     arguments = config.get("model_args") or {}
     if "num_heads" in arguments:
         known["num_heads"] = arguments["num_heads"]
-    if arguments.get("act_layer") in HF_GELUS or arguments.get("act_layer") == "gelu_tanh":
-        known["gelu"] = HF_GELUS.get(arguments["act_layer"], "tanh")
+    for field, name, ours in (
+        ("gelu", arguments.get("act_layer"), HF_GELUS | {"gelu_tanh": "tanh"}),
+        ("pool", config.get("global_pool"), TIMM_POOLS),
+    ):
+        if name and name not in ours:
+            raise CheckpointError(f"{where}: {name!r} of its config.json is not read here.")
+        known[field] = ours.get(name)
     return from_metadata(known, where)
 
 

@@ -5,21 +5,23 @@ import json
 import math
 import pathlib
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 import numpy as np
 
 from vit_jax.errors import CheckpointError
 from vit_jax.interop import dialects, facts
-from vit_jax.interop.archive import Archive, Entry, open_archive
+from vit_jax.interop.archive import READABLE, Archive, Entry, open_archive
 from vit_jax.interop.dialects import Dialect
 from vit_jax.interop.facts import Facts
-from vit_jax.interop.layouts import CLS, POSITIONS, Row, to_ours
+from vit_jax.interop.layouts import CLS, POSITIONS, X_POSITIONS, Y_POSITIONS, Row, to_ours
 from vit_jax.interop.units import stride_of
 from vit_jax.models.vit import SIZES
 
 MAX_LISTED = 20
 MAX_JSON = 2**22  # Bytes of a config.json.
+MAX_LAYERS = 1000
+MAX_PATCHES = 2**14  # Of an image; twice as many on each side as any published model has.
 STACKED = "Transformer/encoderblock/"  # Of big_vision's scanned layers.
 
 
@@ -87,6 +89,14 @@ def open_foreign(path: str | pathlib.Path, like: Facts | None = None) -> Foreign
 
 def _judged(archive, dialect, root, rows, left_out, said, like, entries) -> Foreign:
     where = archive.path
+    _refuse(
+        where,
+        [
+            f"{name} is {entries[name].dtype} {entries[name].shape}, which no weights are"
+            for name in rows
+            if 0 in entries[name].shape or entries[name].dtype not in READABLE
+        ],
+    )
     shapes = {ours: entries[name].shape for name, row in rows.items() for ours in row.ours}
     if CLS in shapes or any("/encoderblock_" in name for name in shapes):
         said = dataclasses.replace(said, num_heads=_num_heads(where, rows, entries, said, like))
@@ -99,8 +109,10 @@ def _judged(archive, dialect, root, rows, left_out, said, like, entries) -> Fore
         except (ValueError, IndexError) as error:
             strange.append(f"{name} is {entries[name].shape}: {error}")
     _refuse(where, strange)
+    if said.pool == "gap" and CLS in shapes:
+        raise CheckpointError(f"{where}: a mean of patches beside a class token is not read here.")
     grid, pads_cls = None, False
-    if POSITIONS in shapes:
+    if len(shapes.get("embedding/kernel", ())) == 4:
         said, grid, pads_cls = _grid(where, dialect, shapes, said, like)
     if pads_cls:
         _, num, width = shapes[POSITIONS]
@@ -112,12 +124,14 @@ def _unstacked(archive: Archive) -> dict[str, Entry]:
     """The entries, with big_vision's scanned layers as one entry for each layer."""
     entries = {}
     for name, entry in archive.entries.items():
-        if STACKED in name and entry.shape and entry.shape[0] <= 1000:
-            for i in range(entry.shape[0]):
-                one = name.replace(STACKED, f"Transformer/encoderblock_{i}/")
-                entries[one] = Entry(entry.shape[1:], entry.dtype)
-        else:
+        layers = []
+        if STACKED in name and entry.shape and entry.shape[0] <= MAX_LAYERS:
+            blocks = [f"Transformer/encoderblock_{i}/" for i in range(entry.shape[0])]
+            layers = [name.replace(STACKED, block) for block in blocks]
+        if not layers or set(layers) & set(archive.entries):
             entries[name] = entry
+        for layer in layers:
+            entries.setdefault(layer, Entry(entry.shape[1:], entry.dtype))
     return entries
 
 
@@ -163,24 +177,48 @@ def _num_heads(path, rows, entries, said: Facts, like: Facts) -> int | None:
         return query[1]
     if said.num_heads or like.num_heads:
         return said.num_heads or like.num_heads
-    hidden = shapes.get("Transformer/encoder_norm/scale", (0,))[0]
+    width = shapes.get("Transformer/encoder_norm/scale", ())
     for size in SIZES.values():
-        if size.hidden_size == hidden:
+        if (size.hidden_size,) == width:
             return size.num_heads
     raise CheckpointError(
-        f"{path}: nothing says how many heads these layers of width {hidden} have; "
+        f"{path}: nothing says how many heads these layers of width {_by(width)} have; "
         "load it into a model that says so."
     )
+
+
+def _by(sides: Iterable[int]) -> str:
+    return "x".join(map(str, sides)) or "unknown"
 
 
 def _grid(path, dialect: Dialect, shapes, said: Facts, like: Facts):
     """The grid of the position embeddings, and whether the class token has none of them.
 
-    That is read from metadata or names. Positions are taken to be square only where nothing
-    says otherwise, as the official files have them.
+    Facts get the size of the images that have it. None for positions without a grid.
     """
+    patch = shapes["embedding/kernel"][0] * stride_of(shapes)
+    grid, pads_cls = None, False
+    if POSITIONS in shapes:
+        grid, pads_cls = _grid_of_sequence(path, dialect, shapes, said, like, patch)
+    elif {X_POSITIONS, Y_POSITIONS} <= set(shapes):
+        if any(len(shapes[name]) != 3 for name in (X_POSITIONS, Y_POSITIONS)):
+            raise CheckpointError(f"{path}: position embeddings must be 1 T D.")
+        grid = (shapes[Y_POSITIONS][1], shapes[X_POSITIONS][1])
+    if grid:
+        said = dataclasses.replace(said, image_size=(grid[0] * patch, grid[1] * patch))
+    height, width = said.image_size or (0, 0)
+    if max(height, width) > facts.MAX_SIDE or (height // patch) * (width // patch) > MAX_PATCHES:
+        raise CheckpointError(
+            f"{path}: its images have more than {facts.MAX_SIDE} pixels on a side, or more than "
+            f"{MAX_PATCHES} patches."
+        )
+    return said, grid, pads_cls
+
+
+def _grid_of_sequence(path, dialect: Dialect, shapes, said: Facts, like: Facts, patch: int):
+    """Metadata and names tell it; where neither does, it is square, as the official code's."""
     has_cls, shape = CLS in shapes, shapes[POSITIONS]
-    if len(shape) != 3 or shape[0] != 1 or len(shapes["embedding/kernel"]) != 4:
+    if len(shape) != 3 or shape[0] != 1:
         raise CheckpointError(f"{path}: position embeddings are {shape}; they must be 1 T D.")
     if not has_cls or dialect.name == dialects.BIG_VISION:
         counts = [shape[1]]  # One for each patch, whatever else there is.
@@ -189,17 +227,16 @@ def _grid(path, dialect: Dialect, shapes, said: Facts, like: Facts):
         counts = [shape[1]] if "registers" in shapes else [shape[1] - 1, shape[1]]
     else:
         counts = [shape[1] - 1]
-    patch = shapes["embedding/kernel"][0] * stride_of(shapes)
-    sizes = [size for size in (said.image_size, like.image_size) if size]
-    grids = [(height // patch, width // patch) for height, width in sizes]
-    for count in counts:
-        side = math.isqrt(count)
-        square = [(side, side)] if side * side == count and side else []
-        for grid in (*grids[: bool(said.image_size)], *square, *grids):
-            if grid[0] * grid[1] == count:
-                size = (grid[0] * patch, grid[1] * patch)
-                said = dataclasses.replace(said, image_size=size)
-                return said, grid, has_cls and count == shape[1]
+    told, wanted = (
+        [(size[0] // patch, size[1] // patch)] if size else []
+        for size in (said.image_size, like.image_size)
+    )
+    sides = [(math.isqrt(count),) * 2 for count in counts]
+    for grids in (told, sides, wanted):
+        for count in counts:
+            for grid in grids:
+                if count and grid[0] * grid[1] == count:
+                    return grid, has_cls and count == shape[1]
     raise CheckpointError(
         f"{path}: {counts[0]} position embeddings are no square grid, and nothing says which."
     )
@@ -213,12 +250,15 @@ def _facts(archive: Archive, path: pathlib.Path) -> Facts:
     if archive.path.suffix != ".safetensors" or not (folder / "config.json").is_file():
         return Facts()
     config, where = _read_json(folder / "config.json"), str(archive.path.parent)
-    if "model_type" in config:
-        beside = folder / "preprocessor_config.json"
-        processor = _read_json(beside) if beside.is_file() else {}
-        return facts.from_huggingface(config, processor, where)
-    if "architecture" in config:
-        return facts.from_timm(config, where)
+    try:
+        if "model_type" in config:
+            beside = folder / "preprocessor_config.json"
+            processor = _read_json(beside) if beside.is_file() else {}
+            return facts.from_huggingface(config, processor, where)
+        if "architecture" in config:
+            return facts.from_timm(config, where)
+    except (TypeError, ValueError, LookupError, AttributeError) as error:
+        raise CheckpointError(f"{where}: its config.json is damaged ({error}).") from error
     if path.is_dir():
         raise CheckpointError(f"{where}: neither Hugging Face's nor timm's config.json.")
     return Facts()

@@ -9,6 +9,7 @@ BLOCK = "Transformer/encoderblock_{i}"
 ATTENTION = f"{BLOCK}/MultiHeadDotProductAttention_0"
 UNIT = "block{b}/unit{u}"
 POSITIONS = "Transformer/posembed_input/pos_embedding"
+X_POSITIONS, Y_POSITIONS = (f"Transformer/posembed_input/{axis}_embedding" for axis in "xy")
 CLS = "cls"
 
 

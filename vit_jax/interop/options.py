@@ -20,10 +20,16 @@ def model_options(found: Foreign) -> dict:
         if "gn_final/scale" in found.shapes:
             return _bit_options(found)
         return _vit_options(found)
-    except (KeyError, ValueError, IndexError) as error:
+    except KeyError as error:
         raise CheckpointError(
             f"{found.path}: tensors of a model are missing; {error} is not there."
         ) from error
+    except IndexError as error:
+        raise CheckpointError(f"{found.path}: its tensors have the shapes of no model.") from error
+
+
+def _num_classes(shapes: dict) -> int:
+    return shapes.get("head/bias", shapes.get("head/kernel", (0,)))[-1]
 
 
 def _bit_options(found: Foreign) -> dict:
@@ -34,7 +40,7 @@ def _bit_options(found: Foreign) -> dict:
         raise CheckpointError(f"{found.path}: a ResNet of {units} units in its stages is unknown.")
     return {
         "name": f"bit_r{depths[units]}x{width}",
-        "num_classes": shapes["head/bias"][0] if "head/bias" in shapes else 0,
+        "num_classes": _num_classes(shapes),
         "image_size": found.facts.image_size or (224, 224),
         "pixel_stats": found.facts.pixel_stats or "half",
     }
@@ -49,7 +55,7 @@ def _vit_options(found: Foreign) -> dict:
     mlp_size = shapes[f"{block}/MlpBlock_0/Dense_0/kernel"][1]
     options = {
         **_named(stem, patch, Size(len(layers), D, mlp_size, facts_.num_heads)),
-        "num_classes": shapes["head/bias"][0] if "head/bias" in shapes else 0,
+        "num_classes": _num_classes(shapes),
         "pool": _pool(found, D),
         "pre_logits": "pre_logits/kernel" in shapes,
         "registers": shapes["registers"][1] if "registers" in shapes else 0,

@@ -99,12 +99,14 @@ def section(name: str, **options) -> Model:
 
 def build(config: Model, *, num_classes: int, image_size: int | tuple[int, int]) -> ViT | BitResNet:
     """The model of a `config.model` section; raises ConfigError for what cannot be built."""
-    size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-    bit = re.fullmatch(r"bit_r(\d+)x([1-9]\d*)", config.name)
-    vit = re.fullmatch(r"(r\d*|vit)_([a-z0-9]*?[a-z])(\d+)", config.name)
+    size = _sides(image_size)
+    if type(num_classes) is not int or num_classes < 0:
+        raise ConfigError(f"num_classes is {num_classes!r}; it must be a whole number, 0 for none.")
+    bit = re.fullmatch(r"bit_r(\d{2,3})x([1-9]\d?)", config.name)
+    vit = re.fullmatch(r"(r\d{0,3}|vit)_([a-z0-9]*?[a-z])([1-9]\d{0,3})", config.name)
     if bit and int(bit[1]) in UNITS:
         return _build_bit(config, UNITS[int(bit[1])], int(bit[2]), num_classes, size)
-    if vit and vit[2] in SIZES and int(vit[3]):
+    if vit and vit[2] in SIZES:
         if vit[1] == "vit":
             return _build_vit(config, None, vit[2], int(vit[3]), num_classes, size)
         depth = int(vit[1][1:]) if vit[1] != "r" else None
@@ -118,14 +120,19 @@ def build(config: Model, *, num_classes: int, image_size: int | tuple[int, int])
     )
 
 
+def _sides(image_size) -> tuple[int, int]:
+    sides = (image_size, image_size) if isinstance(image_size, int) else image_size
+    is_pair = isinstance(sides, tuple | list) and len(sides) == 2
+    if not is_pair or any(type(side) is not int or side < 1 for side in sides):
+        raise ConfigError(f"image_size is {image_size!r}; it must be a side, or (height, width).")
+    return tuple(sides)
+
+
 def _build_bit(config: Model, units, width: int, num_classes: int, image_size) -> BitResNet:
     for field in dataclasses.fields(Model):
         value = getattr(config, field.name)
         if field.name not in BIT_OPTIONS and value != field.default:
             raise ConfigError(f"model.{field.name} is {value!r}; {config.name} has no such option.")
-    if min(image_size) < 1:
-        height, width = image_size
-        raise ConfigError(f"data.image_size is {height}x{width}; it must be at least 1 by 1.")
     return BitResNet(
         units=units,
         width=width,

@@ -193,7 +193,7 @@ class Block(nn.Module):
 class Encoder(nn.Module):
     """Position embeddings, the layers, and the LayerNorm of equation 4.
 
-    Registers stand between the class token and the patches and have no position.
+    Registers stand between the class token and the patches; no position is added to them.
     """
 
     size: Size
