@@ -12,6 +12,7 @@ import sys
 import zipfile
 import zlib
 
+import google_crc32c
 import ml_dtypes
 import numpy as np
 import pytest
@@ -189,7 +190,7 @@ def test_what_could_not_be_read_again_is_not_written(tmp_path, suffix):
         with pytest.raises(ValueError, match=words):
             write(tmp_path / f"x{suffix}", arrays, metadata)
     assert os.listdir(tmp_path) == []
-    most = {"x": "x" * (65_535 - len('vit_jax:{"x":""}'))}
+    most = {"x": "x" * (65_535 - len('vit_jax:1a2b3c4d:{"x":""}'))}
     assert open_archive(write(tmp_path / "x.npz", {}, most)).metadata == most
     with pytest.raises(ValueError, match="of 65536 bytes; at most 65,535"):
         write(tmp_path / "x.npz", {}, {"x": most["x"] + "x"})
@@ -279,6 +280,10 @@ def tensor(start=0, end=8, dtype="F32", shape=(2,)):
     return {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
 
 
+def sealed(text):
+    return f"vit_jax:{google_crc32c.value(text.encode()):08x}:{text}"
+
+
 def noted(**notes):
     return tensors({"__metadata__": notes, "a": F32})
 
@@ -342,8 +347,8 @@ HOSTILE = {  # Beginning with the suffix.
     ),
     ".safetensors 9 dimensions": (tensors({"a": tensor(0, 4, shape=[1] * 9)}, 4), "of no weights"),
     ".safetensors odd": (tensors({"a": tensor(dtype="O")}), "unknown variant"),
-    ".safetensors list": (noted(vit_jax="[1]"), "metadata is no JSON object"),
-    ".safetensors cut metadata": (noted(vit_jax="{"), "metadata is no JSON object"),
+    ".safetensors list": (noted(vit_jax=sealed("[1]")), "metadata is no JSON object"),
+    ".safetensors cut metadata": (noted(vit_jax=sealed("{")), "metadata is no JSON object"),
     ".safetensors number": (noted(vit_jax_crc32c="1"), "checksums is no JSON object"),
     ".safetensors others": (noted(vit_jax_crc32c='{"b":1}'), "checksums are of other arrays"),
     ".safetensors checksum": (noted(vit_jax_crc32c='{"a":1}'), "a is damaged: its checksum"),
@@ -351,7 +356,9 @@ HOSTILE = {  # Beginning with the suffix.
 for odd in ["|O", "<c8", [("x", "V2")], ">f4", "|S5", "<U4", "|V3", "<M8", ("<f2", (1,))]:
     HOSTILE[f".npz of {odd}"] = one(header(odd)), "a holds"
 for text in (b"", b"{", b"[1]", b"\xff{}", b"[" * 60_000):
-    HOSTILE[f".npz vit_jax:{text[:9]}"] = one(GOOD, comment=b"vit_jax:" + text), "metadata is no"
+    note = b"vit_jax:%08x:" % google_crc32c.value(text) + text
+    HOSTILE[f".npz vit_jax:{text[:9]}"] = one(GOOD, comment=note), "metadata is no"
+    HOSTILE[f".npz flipped {text[:9]}"] = one(GOOD, comment=note + b" "), "metadata is damaged"
 for name in ["../../x", "/abs", "a//b", "a/./b", "a/..", "a/", "", "a\\b", "C:a", "é", "a\n"]:
     HOSTILE[f".npz {name!a}"] = zipped({f"{name}.npy": GOOD}), "is no name of an array"
     HOSTILE[f".safetensors {name!a}"] = tensors({name: F32}), "is no name of an array"
@@ -393,6 +400,7 @@ def test_a_cut_or_flipped_file_is_refused_or_harmless(tmp_path, name):
         path.write_bytes(whole[:at] + bytes([byte ^ 1 << at % 8]) + whole[at + 1 :])
         try:
             assert_same(read(path), ARRAYS)
+            assert open_archive(path).metadata in ({}, METADATA)  # Or not known as ours.
         except CheckpointError:
             refused += 1
     assert refused > len(whole) / 2

@@ -141,6 +141,18 @@ def _parse_object(text: str | bytes, what: str) -> dict:
     return found
 
 
+def _sealed(metadata: dict) -> bytes:
+    """Our metadata behind its mark and its CRC-32C."""
+    return MARK + b"%08x:%b" % (google_crc32c.value(text := _json(metadata)), text)
+
+
+def _unsealed(note: bytes) -> dict:
+    checksum, _, text = note.removeprefix(MARK).partition(b":")
+    if checksum != b"%08x" % google_crc32c.value(text):
+        raise ValueError("its metadata is damaged: its checksum is another")
+    return _parse_object(text, "metadata")
+
+
 def _survey_npz(file: _BoundedFile, size: int) -> tuple[dict[str, _Place], dict]:
     with zipfile.ZipFile(file) as directory:
         members = sorted(directory.infolist(), key=lambda member: member.header_offset)
@@ -150,8 +162,7 @@ def _survey_npz(file: _BoundedFile, size: int) -> tuple[dict[str, _Place], dict]
     signature, count, length = struct.unpack("<4s6xH8xH", file.read(22))
     if (signature, count, length) != (b"PK\5\6", len(members), len(comment)):
         raise ValueError("its end is damaged")
-    total = sum(member.file_size for member in members)
-    if total > 4 * size + 16 * MIB:
+    if (total := sum(member.file_size for member in members)) > 4 * size + 16 * MIB:
         raise ValueError(f"{size} bytes that claim to hold {total}")
     places = {}
     ends = [member.header_offset for member in members[1:]] + [start]
@@ -165,8 +176,7 @@ def _survey_npz(file: _BoundedFile, size: int) -> tuple[dict[str, _Place], dict]
         places[name] = _survey_member(file, member, name)
         if places[name].start + member.compress_size > end:
             raise ValueError(f"{name} overlaps what follows it")
-    ours = comment.removeprefix(MARK) if comment.startswith(MARK) else "{}"
-    return places, _parse_object(ours, "metadata")
+    return places, _unsealed(comment) if comment.startswith(MARK) else {}
 
 
 def _survey_member(file: _BoundedFile, member: zipfile.ZipInfo, name: str) -> _Place:
@@ -232,7 +242,7 @@ def _survey_safetensors(file: _BoundedFile, size: int) -> tuple[dict[str, _Place
             start += length
     if start != size:
         raise ValueError(f"{size} bytes where its arrays need {start}")
-    return places, _parse_object(notes.get("vit_jax", "{}"), "metadata")
+    return places, _unsealed(notes["vit_jax"].encode()) if "vit_jax" in notes else {}
 
 
 def _read_bytes(file: io.FileIO, place: _Place, name: str) -> np.ndarray:
@@ -279,7 +289,7 @@ def _crc32c(array: np.ndarray) -> int:
 
 def write_npz(path: pathlib.Path, arrays: Iterable[tuple[str, np.ndarray]], metadata: dict) -> None:
     """Writes float32 arrays one at a time; ValueError where the metadata fits no zip's comment."""
-    comment = MARK + _json(metadata)
+    comment = _sealed(metadata)
     if len(comment) > zipfile.ZIP_MAX_COMMENT:
         raise ValueError(f"Metadata of {len(comment)} bytes; at most 65,535 fit in a .npz.")
     with _written_whole(path) as file, zipfile.ZipFile(file, "w") as directory:
@@ -298,7 +308,7 @@ def write_safetensors(path: pathlib.Path, arrays: Mapping[str, np.ndarray], meta
     # Not by the library: its metadata comes in an order of chance, its full disk without a name.
     arrays = {name: _writable(name, array) for name, array in arrays.items()}
     checksums = {name: _crc32c(array) for name, array in arrays.items()}
-    notes = {"vit_jax": _json(metadata), "vit_jax_crc32c": _json(checksums), "format": b"pt"}
+    notes = {"vit_jax": _sealed(metadata), "vit_jax_crc32c": _json(checksums), "format": b"pt"}
     header, end = {"__metadata__": {key: note.decode() for key, note in notes.items()}}, 0
     for name, array in arrays.items():
         start, end = end, end + array.nbytes
