@@ -9,7 +9,7 @@ import safetensors.numpy
 from conftest import run_main
 
 import vit_jax
-from vit_jax import convert, load, main, trees
+from vit_jax import convert, load, main, transplant, trees
 from vit_jax.errors import CheckpointError, VitJaxError
 from vit_jax.interop import export
 from vit_jax.interop.archive import open_archive
@@ -248,7 +248,10 @@ def test_weights_without_class_names_have_none_in_any_form(tmp_path, photo_folde
         (["{npz}", "x.npz", "--pool=map"], 2, "invalid choice"),
         (["{npz}", "{huggingface}"], 2, "exists; name a new folder"),
         (["{npz}", "{orbax}", "--format=orbax"], 2, "exists; name a new folder"),
-        (["{npz}", "."], 2, "no name for a new folder"),
+        (["{npz}", "."], 2, "no name for a new file or folder"),
+        (["{npz}", "{npz}"], 2, "is the source"),
+        (["{npz}", "gs://bucket/x.npz"], 2, "no name for a new file or folder here"),
+        (["{npz}", "x.safetensor"], 2, "ends in none of .npz and .safetensors"),
         (["{npz}", "x", "--pool=gap"], 2, "pool='gap' where its own has 'token'"),
         (["{npz}"], 2, "required: DESTINATION"),
     ],
@@ -264,6 +267,39 @@ def test_mistakes_end_in_one_line_and_write_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_nothing_of_the_users_is_written_over(forms, tmp_path):
+    (tmp_path / "x.md").write_text("# My notes")
+    assert "x.md is where the model card goes" in str(
+        mistake("convert", forms["npz"], tmp_path / "x.npz")
+    )
+    (tmp_path / "new" / "hf.tmp").mkdir(parents=True)
+    (tmp_path / "new" / "hf.tmp" / "thesis.tex").touch()
+    for name in ("hf", "deeper/y.npz"):
+        assert main.run(["convert", str(forms["npz"]), str(tmp_path / "new" / name)]) == 0
+    assert (tmp_path / "new" / "hf.tmp" / "thesis.tex").exists()
+    assert {path.name for path in (tmp_path / "new").iterdir()} == {"hf", "hf.tmp", "deeper"}
+    assert main.run(["convert", str(forms["npz"]), str(tmp_path / "new" / "deeper" / "y.npz")]) == 0
+
+
+def test_weights_that_are_not_finite_are_not_written(tmp_path):
+    path, stored = timm_file(tmp_path / "timm.safetensors")
+    stored["head.bias"][0] = np.nan
+    safetensors.numpy.save_file(stored, path)
+    error = mistake("convert", path, tmp_path / "x.npz")
+    assert error.exit_code == 4
+    assert "its outputs on a photo are not finite" in str(error)
+    assert not (tmp_path / "x.npz").exists()
+
+
+def test_scales_folded_into_the_wrong_layer_are_an_error(tmp_path, monkeypatch):
+    path, _ = timm_file(tmp_path / "timm.safetensors", layer_scale=1.0)
+    assert main.run(["convert", str(path), str(tmp_path / "right.npz")]) == 0
+    swapped = dict(zip(transplant.SCALED, reversed(transplant.SCALED.values())))
+    monkeypatch.setattr(transplant, "SCALED", swapped)
+    assert "differ by" in str(mistake("convert", path, tmp_path / "x.npz"))
+    assert not (tmp_path / "x.npz").exists()
+
+
 def test_a_difference_that_is_read_back_is_an_error(forms, tmp_path, monkeypatch):
     def swapped(plan, params):
         arrays = dict(export_tensors(plan, params))
@@ -275,6 +311,7 @@ def test_a_difference_that_is_read_back_is_an_error(forms, tmp_path, monkeypatch
     monkeypatch.setattr(export, "tensors", swapped)
     with pytest.raises(CheckpointError, match="read back, its outputs on a photo differ"):
         convert.convert(str(forms["npz"]), str(tmp_path / "x.npz"))
+    assert not (tmp_path / "x.npz").exists()
 
 
 def test_the_command_line_converts_in_a_process_of_its_own(forms, tmp_path):

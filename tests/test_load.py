@@ -234,13 +234,20 @@ def test_hostile_metadata_ends_in_one_line(tmp_path, suffix, damage):
     assert words in refused(load.load, path)
 
 
-def test_images_of_more_patches_than_memory_are_refused_before_any_is_taken(tmp_path):
-    for kind in ("sincos", "none", "learned_2d"):
-        path = told(tmp_path / "x.npz", tiny(pos_embed=kind), image_size=[8192, 8192])
-        if kind == "learned_2d":  # The shapes tell another.
-            assert load.load(path).model.image_size == (8, 8)
-        else:
-            assert "more than 16384 patches" in refused(load.load, path)
+def test_what_would_take_memory_or_time_is_refused_before_any_is_taken(tmp_path):
+    path = tmp_path / "x.npz"
+    for kind in ("sincos", "none"):
+        told(path, tiny(pos_embed=kind), image_size=[8192, 8192])
+        assert "more than 16384 patches" in refused(load.load, path)
+    told(path, tiny(pos_embed="learned_2d"), image_size=[8192, 8192])
+    assert load.load(path).model.image_size == (8, 8)  # Which the shapes tell.
+    told(path, tiny(pos_embed="relative"), image_size=[256, 512])
+    assert "no relative positions of 8193 tokens" in refused(load.load, path)
+    biases = [f"Transformer/encoderblock_{i}/LayerNorm_0/bias" for i in range(300)]
+    np.savez(path, **some_arrays(tiny()) | dict.fromkeys(biases, np.ones(1, "f4")))
+    assert "300 layers" in refused(load.load, path)
+    np.savez(path, **some_arrays(tiny()) | {"embedding/kernel": np.ones((1, 1, 1, 9999), "f4")})
+    assert "layers of width 8 after patches of width 9999" in refused(load.load, path)
 
 
 def test_class_names_of_a_head_that_was_left_out_are_forgotten(tmp_path):
@@ -303,11 +310,9 @@ def test_urls_name_files_folders_and_runs(server, tmp_path):
 
 def test_an_unknown_name_gets_a_hint(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(CheckpointError, match="Did you mean ViT-S_16-gap-norep") as caught:
+    words = "no such file, folder or published name. Did you mean ViT-S_16-gap-norep"
+    with pytest.raises(CheckpointError, match=words):
         main.run(["predict", "--checkpoint=ViT-S_16-gap-nrep", "x.jpg"])
-    assert "no such file, folder or published name" in str(caught.value)
-    with pytest.raises(CheckpointError, match="no such file"):
-        main.run(["inspect", "nowhere.npz"])
 
 
 def test_a_folder_of_timms_is_read_by_its_name_and_inspected(tmp_path, capsys):
@@ -325,6 +330,15 @@ def test_inspecting_a_file_of_nothing_is_no_bug(tmp_path, capsys):
     np.savez(tmp_path / "empty.npz")
     assert main.run(["inspect", str(tmp_path / "empty.npz")]) == 0
     assert "parameters: 0" in capsys.readouterr().out
+
+
+def test_what_a_file_says_reaches_the_terminal_as_json(tmp_path, capsys):
+    path = tmp_path / "x.npz"
+    write_npz(path, some_arrays(tiny()).items(), {"file": "other.npz", "note": "\x1b[2J", "\n": 1})
+    assert main.run(["inspect", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert "\x1b" not in out
+    assert f"file: {path}" in out
 
 
 def test_class_names_must_be_as_many_as_the_head_has(tmp_path):

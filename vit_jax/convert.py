@@ -2,6 +2,8 @@
 
 import dataclasses
 import pathlib
+import re
+import shutil
 
 import jax
 import numpy as np
@@ -11,8 +13,8 @@ from vit_jax import config as config_lib
 from vit_jax.data.images import sample_photo
 from vit_jax.data.preprocess import EvalRecipe
 from vit_jax.errors import CheckpointError, ConfigError
-from vit_jax.interop import export, facts
-from vit_jax.interop.card import model_card
+from vit_jax.interop import download, export, facts
+from vit_jax.interop.card import CARD_START, model_card
 from vit_jax.interop.facts import Facts
 from vit_jax.interop.layouts import CLS, POSITIONS
 from vit_jax.models import ViT, build, create_model, param_shapes
@@ -48,6 +50,7 @@ def convert(
     """
     path = pathlib.Path(destination)
     format = _format(format, path)
+    _refuse_taken(path, source, destination)
     if image_size is not None and image_size < 1:
         raise ConfigError(f"--image_size is {image_size}; it must be at least 1.")
     loaded = load.load(source)
@@ -74,6 +77,12 @@ def convert(
         )
     )
     card = model_card(section, model, said, source, trees.count(params))
+    before = _outputs(model, params)
+    if plan.folded and image_size is None and pool is None and not no_head:
+        before = _outputs(*_unfolded(loaded))
+    if not np.isfinite(before).all():
+        raise CheckpointError(f"{source}: its outputs on a photo are not finite.")
+    path.parent.mkdir(parents=True, exist_ok=True)
     if written is None:
         _write_orbax(path, section, model, params, said)
         notes = []
@@ -81,14 +90,14 @@ def convert(
         notes = export.write(written, path, model, trees.flatten(params), said, card)
     for line in (*table(loaded, plan, written, shapes), *plan.notes, *notes):
         print(line)
-    before = _outputs(model, params)
     again = load.load(str(path))
     after = _outputs(again.model, again.params())
     worst, largest = float(np.abs(after - before).max()), float(np.abs(before).max())
     if not worst <= TOLERANCE * largest:
+        _remove(path)
         raise CheckpointError(
-            f"{path}: read back, its outputs on a photo differ by {worst:.2e} from the source's, "
-            f"of which the largest is {largest:.2e}."
+            f"{path}, now removed: read back, its outputs on a photo differ by {worst:.2e} from "
+            f"the source's, of which the largest is {largest:.2e}."
         )
     kind = "logits" if model.num_classes else "features"
     return (
@@ -99,6 +108,11 @@ def convert(
 
 def _format(format: str | None, path: pathlib.Path) -> str:
     by_suffix = {".npz": "npz", ".safetensors": "safetensors"}.get(path.suffix)
+    if not (format or by_suffix) and re.fullmatch(r"\.[a-z_]{2,}", path.suffix):
+        raise ConfigError(
+            f"{path} ends in none of .npz and .safetensors; for a folder of that name give "
+            "--format=huggingface or --format=orbax."
+        )
     format = format or by_suffix or "huggingface"
     if by_suffix not in (None, format) or (by_suffix is None and format in ("npz", "safetensors")):
         wanted = {"npz": ".npz", "safetensors": ".safetensors"}.get(format)
@@ -106,11 +120,29 @@ def _format(format: str | None, path: pathlib.Path) -> str:
             f"{path} is no name for --format={format}: "
             + (f"it ends in {wanted}." if wanted else "name a folder.")
         )
-    if not path.name:
-        raise ConfigError(f"{path} is no name for a new folder.")
-    if by_suffix is None and path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise ConfigError(f"{path} exists; name a new folder.")
     return format
+
+
+def _refuse_taken(path: pathlib.Path, source: str, destination: str) -> None:
+    """Raises ConfigError where something else would be written over."""
+    if download.is_url(destination) or not path.name:
+        raise ConfigError(f"{destination} is no name for a new file or folder here.")
+    if path.suffix in (".npz", ".safetensors"):
+        card = path.with_suffix(".md")
+        if path.exists() and (path.is_dir() or path.resolve() == pathlib.Path(source).resolve()):
+            raise ConfigError(f"{path} is the source, or a folder; name another file.")
+        if card.exists() and not card.read_text(errors="replace").startswith(CARD_START):
+            raise ConfigError(f"{card} is where the model card goes, and is none; rename it.")
+    elif path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ConfigError(f"{path} exists; name a new folder.")
+
+
+def _remove(path: pathlib.Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+        path.with_suffix(".md").unlink(missing_ok=True)
 
 
 def _changed(loaded: load.Loaded, format: str, image_size, pool, no_head):
@@ -190,6 +222,13 @@ def _outputs(model, params: dict) -> np.ndarray:
     """What the model makes of a real photo."""
     pixels = EvalRecipe(model.image_size)(sample_photo())[None]
     return np.asarray(jax.jit(model.apply)({"params": params}, pixels))
+
+
+def _unfolded(loaded: load.Loaded):
+    """The source's own model, in float32, and its parameters."""
+    section = dataclasses.replace(loaded.section, dtype="float32")
+    sizes = {"num_classes": loaded.model.num_classes, "image_size": loaded.model.image_size}
+    return build(section, **sizes), loaded.params()
 
 
 def _write_orbax(path: pathlib.Path, section, model, params: dict, said: Facts) -> None:

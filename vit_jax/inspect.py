@@ -17,7 +17,7 @@ def inspect(where: str, as_json: bool = False) -> str:
             name: {"shape": list(entry.shape), "dtype": entry.dtype}
             for name, entry in archive.entries.items()
         }
-        facts = {"file": str(archive.path), **archive.metadata}
+        facts = {**archive.metadata, "file": str(archive.path)}
     else:
         leaves = checkpoint.read_manifest(path)["leaves"]
         data, meta = (checkpoint.read_item(path, name) for name in ("data", "meta"))
@@ -33,11 +33,13 @@ def inspect(where: str, as_json: bool = False) -> str:
         + (f"  {leaf['crc32c']:08x}" if "crc32c" in leaf else "")
         for name, leaf in leaves.items()
     ]
-    lines += [
-        f"{name}: {value if isinstance(value, str) else json.dumps(value)}"
-        for name, value in facts.items()
-    ]
+    lines += [f"{_printable(name)}: {_printable(value)}" for name, value in facts.items()]
     return "\n".join(lines)
+
+
+def _printable(text) -> str:
+    """As JSON where it is no plain text: files may hold what a terminal obeys."""
+    return text if isinstance(text, str) and text.isprintable() else json.dumps(text)
 
 
 def _is_param(name: str, is_foreign: bool) -> bool:

@@ -12,6 +12,7 @@ from vit_jax import config as config_lib
 from vit_jax.data.preprocess import EvalRecipe
 from vit_jax.errors import CheckpointError, ConfigError
 from vit_jax.interop import download, facts, published
+from vit_jax.interop.export import CLASSES_SUFFIX
 from vit_jax.interop.facts import Facts
 from vit_jax.interop.foreign import Foreign, open_foreign
 from vit_jax.interop.options import model_options
@@ -157,7 +158,8 @@ def _load_foreign(found: Foreign, entry: published.Published | None) -> Loaded:
     shapes = _foreign_weights(found)
     plan_for(shapes, model)  # Nothing missing, nothing left over.
     known = found.facts
-    names = known.classes or (entry and published.class_names(entry))
+    names = known.classes or _classes_beside(found.path, model.num_classes)
+    names = names or (entry and published.class_names(entry))
     names = names if model.num_classes else None  # Of a head that was left out.
     recipe = EvalRecipe(
         model.image_size,
@@ -176,6 +178,16 @@ def _load_foreign(found: Foreign, entry: published.Published | None) -> Loaded:
         config=None,
         foreign=found,
     )
+
+
+def _classes_beside(path: pathlib.Path, num_classes: int) -> tuple[str, ...] | None:
+    """The names that `convert` puts beside a file they do not fit into."""
+    beside = path.with_suffix(CLASSES_SUFFIX)
+    if not beside.is_file():
+        return None
+    text = beside.read_text(encoding="utf-8", errors="surrogateescape")
+    titles = tuple(text.removesuffix("\n").split("\n"))
+    return titles if len(titles) == num_classes else None
 
 
 def _load_step(path: pathlib.Path) -> Loaded:

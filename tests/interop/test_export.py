@@ -254,12 +254,17 @@ def test_hugging_face_finds_classes_and_preprocessing_in_its_own_files(tmp_path)
 @pytest.mark.parametrize(("format", "length"), [("npz", 70_000), ("safetensors", 1_000_000)])
 def test_class_names_that_do_not_fit_into_a_file_lie_beside_it(tmp_path, format, length):
     titles = ("a" * length, "b", "c")
-    path, notes = write(format, named(tmp_path, format), tiny(), said=Facts(classes=titles))
+    path, notes = write(
+        format, named(tmp_path, format), tiny(image_size=8), said=Facts(classes=titles)
+    )
     assert notes == [
         f"class names do not fit into {path.name}: they are in {tmp_path}/x.classes.txt"
     ]
     assert (tmp_path / "x.classes.txt").read_text().splitlines() == list(titles)
     assert open_foreign(path).facts.classes is None
+    assert load.load(path).classes == titles
+    (tmp_path / "x.classes.txt").write_text("of\nanother\n")
+    assert not load.load(path).has_class_names
     with pytest.raises(ConfigError, match="900,000"):
         write("huggingface", tmp_path / "hf", tiny(), said=Facts(classes=("a" * 10**6, "b", "c")))
     assert not (tmp_path / "hf").exists()
@@ -297,6 +302,12 @@ def test_what_an_ecosystem_has_no_place_for_is_refused_by_the_model_alone(format
 def test_hybrids_have_no_place_at_hugging_faces():
     with pytest.raises(ConfigError, match="a ResNet before the encoder"):
         names_for("huggingface", tiny("r_ti16", 32))
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_parameter_without_a_name_there_is_never_lost(format):
+    with pytest.raises(ConfigError, match=r"has no place for mystery/kernel\.$"):
+        export.plan_export(format, tiny(), param_shapes(tiny()) | {"mystery/kernel": (1,)})
 
 
 def test_a_folder_that_holds_something_is_left_alone(tmp_path):

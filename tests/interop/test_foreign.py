@@ -5,6 +5,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
+from test_dialects import as_huggingface, timm_weights
 
 import vit_jax
 from vit_jax import create_model, trees
@@ -261,6 +262,14 @@ def test_names_without_a_place_are_refused_by_name(tmp_path, name):
     path = tmp_path / "deit.safetensors"
     safetensors.numpy.save_file(stored, path)
     assert f"{name} has no place in a model of timm" in refusal(path, open_foreign)
+
+
+def test_hugging_faces_deit_is_refused_for_its_second_token(tmp_path):
+    stored = as_huggingface(timm_weights(), root="deit.")
+    stored["deit.embeddings.distillation_token"] = np.ones((1, 1, 8), np.float32)
+    safetensors.numpy.save_file(stored, tmp_path / "deit.safetensors")
+    message = refusal(tmp_path / "deit.safetensors", open_foreign)
+    assert "deit.embeddings.distillation_token has no place" in message
 
 
 def test_two_names_for_one_tensor_are_refused(tmp_path):

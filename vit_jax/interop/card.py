@@ -7,6 +7,7 @@ from vit_jax.models import BitResNet, ViT
 from vit_jax.models.pixels import PIXEL_STATS
 from vit_jax.schema import Model
 
+CARD_START = "---\nlibrary_name: vit_jax"
 NOT_OF_WEIGHTS = ("name", "dtype", "dropout", "drop_path")
 
 
@@ -43,8 +44,7 @@ def model_card(
     if said.classes:
         shown = ", ".join(said.classes[:20])
         classes = f"\nClasses: {shown}{', ...' if len(said.classes) > 20 else ''}\n"
-    return f"""---
-library_name: vit_jax
+    return f"""{CARD_START}
 tags: [image-classification, vision-transformer]
 ---
 # {section.name}

@@ -21,6 +21,7 @@ from vit_jax.models.pixels import PIXEL_STATS
 
 FORMATS = ("npz", "safetensors", "huggingface")
 MAX_LISTED = 5
+CLASSES_SUFFIX = ".classes.txt"  # Of a file for names that fit into no other.
 MAX_METADATA = {"npz": 65_000, "safetensors": 900_000}  # Bytes of JSON that fit into a file.
 
 
@@ -153,7 +154,7 @@ def write(
     else:
         write_safetensors(path, dict(tensors(export, params)), metadata)
     if titles:
-        beside = path.with_suffix(".classes.txt")
+        beside = path.with_suffix(CLASSES_SUFFIX)
         write_whole(beside, "".join(f"{title}\n" for title in titles))
         notes.append(f"class names do not fit into {path.name}: they are in {beside}")
     write_whole(path.with_suffix(".md"), card)
@@ -165,8 +166,7 @@ def _new_folder(path: pathlib.Path):
     """A folder that appears under its name when it is complete."""
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise ConfigError(f"{path} exists; name a new folder.")
-    temporary = path.with_name(path.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     temporary.mkdir(parents=True)
     try:
         yield temporary

@@ -42,6 +42,7 @@ def _flax_rest() -> list[Row]:
     modules += [f"{attention}/{name}" for name in ("query", "key", "value", "out")]
     rows = _same(*(f"{module}/{leaf}" for module in modules for leaf in ("kernel", "bias")))
     rows += _same(CLS, "registers", f"{pool}/probe")
+    rows += _same(f"{attention}/query_ln/scale", f"{attention}/key_ln/scale")
     for norm in ("Transformer/encoder_norm", f"{pool}/LayerNorm_0"):
         rows += _same(f"{norm}/scale", f"{norm}/bias")
     return rows

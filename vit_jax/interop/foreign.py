@@ -20,7 +20,7 @@ from vit_jax.models.vit import SIZES
 
 MAX_LISTED = 20
 MAX_JSON = 2**22  # Bytes of a config.json.
-MAX_LAYERS = 1000
+MAX_LAYERS = 256
 MAX_PATCHES = 2**14  # Of an image; twice as many on each side as any published model has.
 STACKED = "Transformer/encoderblock/"  # Of big_vision's scanned layers.
 

@@ -4,11 +4,13 @@ import dataclasses
 import re
 
 from vit_jax.errors import CheckpointError
-from vit_jax.interop.foreign import Foreign
+from vit_jax.interop.foreign import MAX_LAYERS, Foreign
 from vit_jax.interop.layouts import CLS, POSITIONS
-from vit_jax.interop.units import units_of
+from vit_jax.interop.units import stride_of, units_of
 from vit_jax.models.resnet import ROOT_FEATURES, UNITS
 from vit_jax.models.vit import SIZES, Size
+
+MAX_RELATIVE = 2**12  # Tokens with an embedding for each offset of two.
 
 
 def model_options(found: Foreign) -> dict:
@@ -52,6 +54,11 @@ def _vit_options(found: Foreign) -> dict:
     stem, patch = _stem(found)
     D = shapes["embedding/kernel"][3]
     layers = {int(m[1]) for m in (re.search(r"encoderblock_(\d+)/", n) for n in shapes) if m}
+    width = shapes[f"{block}/MultiHeadDotProductAttention_0/query/kernel"][0]
+    if len(layers) > MAX_LAYERS or width != D:
+        raise CheckpointError(
+            f"{found.path}: {len(layers)} layers of width {width} after patches of width {D}."
+        )
     mlp_size = shapes[f"{block}/MlpBlock_0/Dense_0/kernel"][1]
     options = {
         **_named(stem, patch, Size(len(layers), D, mlp_size, facts_.num_heads)),
@@ -73,9 +80,9 @@ def _pool(found: Foreign, D: int) -> str:
         return "map"
     if CLS not in found.shapes:
         return "gap"
-    if found.facts.pool in ("token", "token_gap"):
-        return found.facts.pool
-    return "token_gap" if found.shapes.get("head/kernel", (D,))[0] == 2 * D else "token"
+    if found.facts.pool is None:
+        return "token_gap" if found.shapes.get("head/kernel", (D,))[0] == 2 * D else "token"
+    return found.facts.pool
 
 
 def _position_options(found: Foreign) -> dict:
@@ -90,10 +97,26 @@ def _position_options(found: Foreign) -> dict:
             f"{found.path}: no position embeddings in it, and nothing says whether they are "
             "fixed (sincos) or none; load it into a model that does."
         )
+    if kind == "relative":
+        _refuse_relative(found)
     place = known.pos_embed_at or "stem"
     if any("/posembed_1/" in name for name in shapes):
         place = "layers"
     return {"pos_embed": kind, "pos_embed_at": place, "image_size": known.image_size}
+
+
+def _refuse_relative(found: Foreign) -> None:
+    """Each offset of two tokens has an embedding; a model takes memory for all pairs of tokens."""
+    shapes, (height, width) = found.shapes, found.facts.image_size
+    patch = shapes["embedding/kernel"][0] * stride_of(shapes)
+    tokens = (height // patch) * (width // patch) + (CLS in shapes)
+    tokens += shapes["registers"][1] if "registers" in shapes else 0
+    offsets = {s[0] for name, s in shapes.items() if name.endswith("/relative_embedding")}
+    if tokens > MAX_RELATIVE or offsets != {2 * tokens - 1}:
+        raise CheckpointError(
+            f"{found.path}: no relative positions of {tokens} tokens; at most {MAX_RELATIVE} are "
+            "read, with an embedding for each of their offsets."
+        )
 
 
 def _named(stem: str, patch: int, size: Size) -> dict:
