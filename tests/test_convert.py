@@ -142,7 +142,7 @@ def test_the_closing_line_tells_what_was_written_and_compared(forms, tmp_path, c
 
 def test_the_card_makes_the_model_again(forms):
     for form, path in forms.items():
-        card = path / "README.md" if form == "huggingface" else path.with_suffix(".md")
+        card = path / "README.md" if form == "huggingface" else path.with_name(f"{path.name}.md")
         if form in ("run", "orbax"):
             continue
         text = card.read_text()
@@ -268,8 +268,8 @@ def test_mistakes_end_in_one_line_and_write_nothing(
 
 
 def test_nothing_of_the_users_is_written_over(forms, tmp_path):
-    (tmp_path / "x.md").write_text("# My notes")
-    assert "x.md is where the model card goes" in str(
+    (tmp_path / "x.npz.md").write_text("# My notes")
+    assert "x.npz.md is where the model card goes" in str(
         mistake("convert", forms["npz"], tmp_path / "x.npz")
     )
     (tmp_path / "new" / "hf.tmp").mkdir(parents=True)

@@ -128,7 +128,7 @@ def _refuse_taken(path: pathlib.Path, source: str, destination: str) -> None:
     if download.is_url(destination) or not path.name:
         raise ConfigError(f"{destination} is no name for a new file or folder here.")
     if path.suffix in (".npz", ".safetensors"):
-        card = path.with_suffix(".md")
+        card = export.card_path(path)
         if path.exists() and (path.is_dir() or path.resolve() == pathlib.Path(source).resolve()):
             raise ConfigError(f"{path} is the source, or a folder; name another file.")
         if card.exists() and not card.read_text(errors="replace").startswith(CARD_START):
@@ -142,7 +142,7 @@ def _remove(path: pathlib.Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink()
-        path.with_suffix(".md").unlink(missing_ok=True)
+        export.card_path(path).unlink(missing_ok=True)
 
 
 def _changed(loaded: load.Loaded, format: str, image_size, pool, no_head):

@@ -127,7 +127,9 @@ def _as_the_model_counts(source, loaded: load.Loaded):
         return source
     is_foreign = loaded.folder is None and len(source.classes) == len(loaded.classes)
     if is_foreign and not set(source.classes) & set(loaded.classes):
-        return source  # Other words for the classes, or none: label k is output k.
+        if loaded.has_class_names:
+            print("the weights have other names for the classes: label k is scored as output k.")
+        return source  # Other words for the classes, or none.
     for title in source.classes:
         if title not in loaded.classes:
             raise DataError(

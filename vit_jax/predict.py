@@ -73,8 +73,12 @@ def _print(path: pathlib.Path, found: list[tuple[str, float]], as_json: bool) ->
         print(json.dumps({"path": str(path), "predictions": labels}), flush=True)
     else:
         for title, probability in found:
-            name = str(path).replace("\t", "\\t").replace("\n", "\\n")
-            print(f"{name}\t{title}\t{probability:.4f}", flush=True)
+            print(f"{_cell(str(path))}\t{_cell(title)}\t{probability:.4f}", flush=True)
+
+
+def _cell(text: str) -> str:
+    """Text that ends no cell of a tab-separated table, and that no terminal obeys."""
+    return text if text.isprintable() else text.encode("unicode_escape").decode()
 
 
 def _read_classes(file: str | None) -> tuple[str, ...] | None:

@@ -234,7 +234,7 @@ def test_classes_preprocessing_numerics_and_a_wide_grid_survive(tmp_path, format
     recipe = loaded.recipe
     assert (recipe.size, recipe.crop, recipe.crop_fraction) == ((8, 12), "center", 0.8)
     assert recipe.resample == resample
-    card = path / "README.md" if path.is_dir() else path.with_suffix(".md")
+    card = path / "README.md" if path.is_dir() else path.with_name(f"{path.name}.md")
     assert card.read_text() == "# A card"
 
 

@@ -21,6 +21,7 @@ from vit_jax.models.pixels import PIXEL_STATS
 
 FORMATS = ("npz", "safetensors", "huggingface")
 MAX_LISTED = 5
+UNOFFICIAL = ("registers", "_ln/scale", "MAPHead_0", "posembed_1", "x_embedding", "relative")
 CLASSES_SUFFIX = ".classes.txt"  # Of a file for names that fit into no other.
 MAX_METADATA = {"npz": 65_000, "safetensors": 900_000}  # Bytes of JSON that fit into a file.
 
@@ -157,8 +158,16 @@ def write(
         beside = path.with_suffix(CLASSES_SUFFIX)
         write_whole(beside, "".join(f"{title}\n" for title in titles))
         notes.append(f"class names do not fit into {path.name}: they are in {beside}")
-    write_whole(path.with_suffix(".md"), card)
+    strange = [name for name in params if any(part in name for part in UNOFFICIAL)]
+    if export.format == "npz" and strange:
+        notes.append(f"the official code has no place for {', '.join(strange[:MAX_LISTED])}")
+    write_whole(card_path(path), card)
     return notes
+
+
+def card_path(path: pathlib.Path) -> pathlib.Path:
+    """Where the model card of a file goes."""
+    return path.with_name(f"{path.name}.md")
 
 
 @contextlib.contextmanager

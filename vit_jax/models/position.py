@@ -69,5 +69,5 @@ class RelativeKeys(nn.Module):
         _, T, h, d = q.shape
         keys = self.param("relative_embedding", position_init, (2 * T - 1, h, d))
         logits = jnp.einsum("Bqhd,ohd->Bhqo", q, keys.astype(q.dtype)) / np.sqrt(d).astype(q.dtype)
-        offsets = np.arange(T)[:, None] - np.arange(T)[None] + T - 1
-        return jnp.take_along_axis(logits, jnp.asarray(offsets)[None, None], axis=-1)
+        offsets = jnp.arange(T)[:, None] - jnp.arange(T)[None] + T - 1
+        return jnp.take_along_axis(logits, offsets[None, None], axis=-1)
