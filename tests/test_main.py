@@ -260,6 +260,17 @@ def test_predict_labels_what_it_can_and_tells_of_the_rest(finished, photo_folder
     assert float(rows[0][2]) >= float(rows[1][2])
 
 
+def test_class_names_end_no_cell_and_steer_no_terminal(finished, photo_folder, tmp_path, capsys):
+    file = str(next((photo_folder / "val").rglob("*.jpg")))
+    names = tmp_path / "classes.txt"
+    names.write_text("".join(f"a\tb\x1b[2J{k}\n" for k in range(3)))
+    flags = [f"--checkpoint={finished}", f"--classes={names}", file, "--top=1"]
+    assert main.run(["predict", *flags]) == 0
+    path, title, _ = capsys.readouterr().out.split("\t")
+    assert path == file
+    assert title.startswith(r"a\tb\x1b[2J")
+
+
 def test_predict_speaks_json(finished, photo_folder, capsys):
     file = str(next((photo_folder / "val").rglob("*.jpg")))
     assert main.run(["predict", f"--checkpoint={finished}", file, "--json"]) == 0

@@ -345,3 +345,9 @@ def test_the_units_of_a_stem_tell_its_depth_and_patch(name):
     shapes, known = param_shapes(model), Facts(num_heads=2, image_size=(64, 64))
     found = types.SimpleNamespace(path="x.npz", shapes=shapes, facts=known)
     assert create_model(**model_options(found)) == model
+
+
+def test_an_npz_tells_what_the_official_code_has_no_place_for(tmp_path):
+    assert write("npz", tmp_path / "plain.npz", tiny())[1] == []
+    _, notes = write("npz", tmp_path / "x.npz", tiny(registers=2))
+    assert notes == ["the official code has no place for registers"]
