@@ -1,6 +1,7 @@
 """Fine-tunes on your own folder of class folders (section 4.1, Table 4).
 
-  python -m vit_jax.main --config=configs/finetune.py:data=DIR,init=ViT-B_16.npz --workdir=RUN
+  python -m vit_jax.main --config=configs/finetune.py:data=DIR,init=imagenet21k/ViT-B_16 \\
+    --workdir=RUN
 
 DIR holds `train/<class>/*.jpg` and, if you have it, `val/<class>/*.jpg`; without `val/` a
 tenth of the images is kept for it. `init` is a published name, a file or folder of weights, or

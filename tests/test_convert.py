@@ -278,7 +278,9 @@ def test_nothing_of_the_users_is_written_over(forms, tmp_path):
         assert main.run(["convert", str(forms["npz"]), str(tmp_path / "new" / name)]) == 0
     assert (tmp_path / "new" / "hf.tmp" / "thesis.tex").exists()
     assert {path.name for path in (tmp_path / "new").iterdir()} == {"hf", "hf.tmp", "deeper"}
-    assert main.run(["convert", str(forms["npz"]), str(tmp_path / "new" / "deeper" / "y.npz")]) == 0
+    again = ["convert", str(forms["npz"]), str(tmp_path / "new" / "deeper" / "y.npz")]
+    assert "y.npz exists; name a new file, or give --overwrite" in str(mistake(*again))
+    assert main.run([*again, "--overwrite"]) == 0
 
 
 def test_weights_that_are_not_finite_are_not_written(tmp_path):

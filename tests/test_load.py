@@ -348,3 +348,15 @@ def test_class_names_must_be_as_many_as_the_head_has(tmp_path):
     loaded = load.load(path, ("cat", "dog", "fox"))
     assert (loaded.classes, loaded.has_class_names) == (("cat", "dog", "fox"), True)
     assert load.load(path).classes == ("class 0", "class 1", "class 2")
+
+
+def test_a_file_that_cannot_be_read_does_not_stay_in_the_cache(server, tmp_path):
+    url, root = server
+    (root / "x.npz").write_text("an error page")
+    assert "It is removed, to be fetched anew" in refused(load.load, f"{url}/x.npz")
+    plain_npz(root / "x.npz", tiny())
+    assert load.load(f"{url}/x.npz").model.num_classes == 3
+    local = tmp_path / "y.npz"
+    local.write_text("mine")
+    refused(load.load, local.as_uri())
+    assert local.exists()

@@ -22,6 +22,10 @@ _HOMES = {
 }
 
 
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]
+
+
 def __getattr__(name: str):
     # JAX is imported when it is first needed: `--help` and a mistake in a config never do.
     if name in _HOMES:

@@ -12,6 +12,7 @@ from vit_jax import config as config_lib
 from vit_jax.data.preprocess import EvalRecipe
 from vit_jax.errors import CheckpointError, ConfigError
 from vit_jax.interop import download, facts, published
+from vit_jax.interop.archive import open_archive
 from vit_jax.interop.export import CLASSES_SUFFIX
 from vit_jax.interop.facts import Facts
 from vit_jax.interop.foreign import Foreign, open_foreign
@@ -65,11 +66,13 @@ def locate(where: str | pathlib.Path) -> tuple[pathlib.Path, published.Published
     Raises ConfigError that lists the stages of a workdir that has some, CheckpointError
     where there is nothing to load.
     """
-    path = download.fetch(str(where)) if download.is_url(str(where)) else pathlib.Path(where)
+    path = pathlib.Path(where)
+    if download.is_url(str(where)):
+        path = _sound(download.fetch(str(where)), str(where))
     if path.is_file() or (path / "model.safetensors").is_file():
         return path, None
     if not path.exists() and (entry := published.find(str(where))):
-        return published.fetch_published(entry), entry
+        return _sound(published.fetch_published(entry), entry.url), entry
     stages = (workdir.read_json(path / workdir.CONFIG) or {}).get("stages", {})
     if isinstance(stages, dict) and stages:
         raise ConfigError(
@@ -79,6 +82,17 @@ def locate(where: str | pathlib.Path) -> tuple[pathlib.Path, published.Published
         hint = published.nearest_name(str(where))
         raise CheckpointError(f"{where}: no such file, folder or published name.{hint}")
     return checkpoint.find(path), None
+
+
+def _sound(path: pathlib.Path, url: str) -> pathlib.Path:
+    """A file that was fetched; one that cannot be read is not kept in the cache."""
+    if path.is_file() and not url.startswith("file:"):
+        try:
+            open_archive(path)
+        except CheckpointError as error:
+            path.unlink()
+            raise CheckpointError(f"{url}: {error} It is removed, to be fetched anew.") from error
+    return path
 
 
 def is_foreign(path: pathlib.Path) -> bool:

@@ -114,6 +114,7 @@ def run_convert(args, file: str | None, overrides: dict[str, str]) -> int:
         image_size=args.image_size,
         pool=args.pool,
         no_head=args.no_head,
+        overwrite=args.overwrite,
     )
     print(line, flush=True)
     return 0
@@ -235,7 +236,7 @@ def _add_weight_verbs(add) -> None:
         "convert",
         run_convert,
         "write weights in another ecosystem's form, every tensor accounted for, and read them back",
-        "convert ViT-B_16.npz vit_b16.safetensors",
+        "convert imagenet21k+imagenet2012/ViT-B_16 vit_b16.safetensors",
     )
     convert.add_argument("source", metavar="SOURCE", help=WHERE)
     convert.add_argument(
@@ -253,6 +254,7 @@ def _add_weight_verbs(add) -> None:
     )
     convert.add_argument("--pool", choices=("gap",), help="drop the class token")
     convert.add_argument("--no_head", action="store_true", help="leave out head and pre_logits")
+    convert.add_argument("--overwrite", action="store_true", help="replace a file that exists")
 
     models = add(
         "models", run_models, "list models and published weights", "models 'vit_b*' --json"

@@ -385,7 +385,7 @@ def test_a_pickle_that_is_loaded_leaves_a_marker(tmp_path):
 @both
 def test_a_missing_file_and_another_kind_are_refused(tmp_path, suffix):
     assert refusal(tmp_path / f"none{suffix}").endswith("no such file.")
-    assert "ends in .npz or .safetensors" in refusal(tmp_path / "vit.pth")
+    assert "end in .npz or .safetensors; pickles are not read" in refusal(tmp_path / "vit.pth")
 
 
 @pytest.mark.parametrize("name", ["x.npz", "deflated.npz", "x.safetensors"])

@@ -401,3 +401,12 @@ def test_without_their_list_classes_have_no_names_and_that_is_said(monkeypatch, 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert class_names(EVERY["sam/ViT-B_16"]) is None
     assert "classes stay without names" in capsys.readouterr().err
+
+
+def test_a_hint_for_a_file_that_several_have_names_them_all():
+    hint = nearest_name("ViT-B_32.npz")
+    assert hint == (
+        " Did you mean imagenet21k/ViT-B_32 or imagenet21k+imagenet2012/ViT-B_32 or sam/ViT-B_32?"
+    )
+    assert find("ViT-S_16-gap-norep") is not None
+    assert nearest_name("ViT-S_16-gap-nrep") == " Did you mean ViT-S_16-gap-norep?"

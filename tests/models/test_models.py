@@ -3,6 +3,7 @@
 import jax
 import pytest
 
+import vit_jax
 from vit_jax import create_model, list_models
 from vit_jax.errors import ConfigError
 from vit_jax.models import build, param_shapes
@@ -125,3 +126,7 @@ def test_shapes_cost_no_memory():
     before = len(jax.live_arrays())
     param_shapes(create_model("vit_b16", num_layers=1))
     assert len(jax.live_arrays()) <= before + 1  # The one dummy image at most.
+
+
+def test_the_package_lists_its_api_before_it_is_used():
+    assert {"create_model", "list_models", "load_params", "preprocess"} <= set(dir(vit_jax))

@@ -124,6 +124,7 @@ def preprocess(images, model, recipe: EvalRecipe | None = None) -> np.ndarray:
     for array in arrays:
         if array.dtype != np.uint8 or array.ndim != 3 or array.shape[-1] != 3:
             raise ValueError(
-                f"an image is {array.shape} {array.dtype}; preprocess takes H W 3 uint8."
+                f"an image is {array.shape} {array.dtype}; preprocess takes a batch, or a list, of "
+                "H W 3 uint8."
             )
     return np.stack([recipe(array) for array in arrays])

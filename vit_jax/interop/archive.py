@@ -93,7 +93,7 @@ def open_archive(path: str | pathlib.Path) -> Archive:
     path = pathlib.Path(path)
     surveys = {".npz": _survey_npz, ".safetensors": _survey_safetensors}
     if path.suffix not in surveys:
-        raise CheckpointError(f"{path}: a file of weights ends in {' or '.join(surveys)}.")
+        raise CheckpointError(f"{path}: weights end in .npz or .safetensors; pickles are not read.")
     with _opened(path) as (file, identity):
         places, metadata = surveys[path.suffix](file, size=identity[0])
         entries = {name: place.entry for name, place in places.items()}

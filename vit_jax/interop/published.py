@@ -139,7 +139,12 @@ def find(name: str) -> Published | None:
 
 def nearest_name(name: str) -> str:
     """A hint such as ' Did you mean sam/ViT-B_16?', or '' when nothing is close."""
-    return nearest(name, [*_listed(), *(full.rpartition("/")[2] for full in _listed())])
+    wanted = name.removesuffix(".npz")
+    files = [full.rpartition("/")[2] for full in _listed()]
+    same = [full for full in _listed() if full.rpartition("/")[2] == wanted]
+    if same:
+        return f" Did you mean {' or '.join(same)}?"
+    return nearest(wanted, [*_listed(), *(file for file in files if files.count(file) == 1)])
 
 
 def fetch_published(entry: Published) -> pathlib.Path:
