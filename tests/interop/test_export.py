@@ -255,7 +255,7 @@ def test_hugging_face_finds_classes_and_preprocessing_in_its_own_files(tmp_path)
 def test_class_names_that_do_not_fit_into_a_file_lie_beside_it(tmp_path, format, length):
     titles = ("a" * length, "b", "c")
     path, notes = write(
-        format, named(tmp_path, format), tiny(image_size=8), said=Facts(classes=titles)
+        format, named(tmp_path, format), tiny(image_size=8, gelu="erf"), said=Facts(classes=titles)
     )
     assert notes == [
         f"class names do not fit into {path.name}: they are in {tmp_path}/x.classes.txt"
@@ -351,3 +351,11 @@ def test_an_npz_tells_what_the_official_code_has_no_place_for(tmp_path):
     assert write("npz", tmp_path / "plain.npz", tiny())[1] == []
     _, notes = write("npz", tmp_path / "x.npz", tiny(registers=2))
     assert notes == ["the official code has no place for registers"]
+
+
+def test_weights_of_another_gelu_than_timms_come_with_the_option_for_it(tmp_path):
+    _, notes = write("safetensors", tmp_path / "x.safetensors", tiny())
+    assert notes == ["timm gives these outputs with create_model(..., act_layer='gelu_tanh')"]
+    model = tiny(gelu="erf", norm_eps=1e-12)
+    _, notes = write("safetensors", tmp_path / "y.safetensors", model)
+    assert notes == ["timm's LayerNorms have epsilon 1e-06, these 1e-12"]

@@ -22,6 +22,7 @@ from vit_jax.models.pixels import PIXEL_STATS
 FORMATS = ("npz", "safetensors", "huggingface")
 MAX_LISTED = 5
 UNOFFICIAL = ("registers", "_ln/scale", "MAPHead_0", "posembed_1", "x_embedding", "relative")
+TIMM_EPS = 1e-6
 CLASSES_SUFFIX = ".classes.txt"  # Of a file for names that fit into no other.
 MAX_METADATA = {"npz": 65_000, "safetensors": 900_000}  # Bytes of JSON that fit into a file.
 
@@ -161,6 +162,10 @@ def write(
     strange = [name for name in params if any(part in name for part in UNOFFICIAL)]
     if export.format == "npz" and strange:
         notes.append(f"the official code has no place for {', '.join(strange[:MAX_LISTED])}")
+    if export.format == "safetensors" and said.gelu == "tanh":
+        notes.append("timm gives these outputs with create_model(..., act_layer='gelu_tanh')")
+    if export.format == "safetensors" and said.norm_eps not in (None, TIMM_EPS):
+        notes.append(f"timm's LayerNorms have epsilon {TIMM_EPS:g}, these {said.norm_eps:g}")
     write_whole(card_path(path), card)
     return notes
 
