@@ -326,3 +326,37 @@ def test_help_and_config_mistakes_import_no_jax():
         """
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["inspect", "{file}"],
+        ["predict", "--checkpoint={file}", "x.jpg"],
+        ["evaluate", "--checkpoint={file}"],
+        ["convert", "{file}", "x.safetensors"],
+        ["--config=configs/quickstart.py", "--workdir={folder}/w", "{init}={file}"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_a_hostile_file_is_refused_before_jax_is_imported(tmp_path, arguments):
+    file = tmp_path / "bomb.npz"
+    np.savez_compressed(file, **{"embedding/kernel": np.zeros((16, 16, 3, 50_000), np.float32)})
+    init = "--config.stages.pretrain.init.path"
+    given = [each.format(file=file, folder=tmp_path, init=init) for each in arguments]
+    code = textwrap.dedent(
+        f"""
+        import sys
+        from vit_jax import main
+        try:
+            main.run({given!r})
+        except Exception as error:
+            assert error.exit_code == 4, error
+            assert "bomb.npz" in str(error)
+        else:
+            raise AssertionError
+        assert "jax" not in sys.modules
+        """
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+    assert list(tmp_path.iterdir()) == [file]

@@ -55,6 +55,8 @@ def run_train(args, file: str | None, overrides: dict[str, str]) -> int:
     for key, text in overrides.items():
         config_lib.override(config, key, text)
     stages = config_lib.check(config)  # Before the slow imports: mistakes are told at once.
+    for stage in stages.values():
+        _judge(stage.init.path or None)
     workdir.refuse_in_use(folder)
     from vit_jax import assemble, sweep
 
