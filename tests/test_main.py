@@ -1,6 +1,7 @@
 """Each mistake ends in one line and its exit code, with the workdir unchanged."""
 
 import json
+import os
 import subprocess
 import sys
 import textwrap
@@ -360,3 +361,11 @@ def test_a_hostile_file_is_refused_before_jax_is_imported(tmp_path, arguments):
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_pipe_is_no_file_of_weights(tmp_path):
+    os.mkfifo(tmp_path / "x.npz")
+    for verb in (["inspect"], ["convert", "--format=npz"]):
+        error = mistake(*verb, tmp_path / "x.npz", *(["y.npz"] if len(verb) > 1 else []))
+        assert error.exit_code == 4
+        assert "not a regular file" in str(error)

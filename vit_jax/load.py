@@ -69,7 +69,7 @@ def locate(where: str | pathlib.Path) -> tuple[pathlib.Path, published.Published
     path = pathlib.Path(where)
     if download.is_url(str(where)):
         path = _sound(download.fetch(str(where)), str(where))
-    if path.is_file() or (path / "model.safetensors").is_file():
+    if is_foreign(path):
         return path, None
     if not path.exists() and (entry := published.find(str(where))):
         return _sound(published.fetch_published(entry), entry.url), entry
@@ -96,8 +96,9 @@ def _sound(path: pathlib.Path, url: str) -> pathlib.Path:
 
 
 def is_foreign(path: pathlib.Path) -> bool:
-    """Whether a place that `locate` found holds weights in a form that is not a run's."""
-    return path.is_file() or (path / "model.safetensors").is_file()
+    """Whether a place is a file, or holds weights in a form that is not a run's."""
+    is_file = path.exists() and not path.is_dir()
+    return is_file or (path / "model.safetensors").is_file()
 
 
 def weights(where: str | pathlib.Path, model: Model | None = None) -> Weights:

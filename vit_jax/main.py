@@ -140,10 +140,11 @@ def run_tables(args, file: str | None, overrides: dict[str, str]) -> int:
 
 def _judge(where: str | None) -> None:
     """Refuses a hostile or damaged file of weights before the slow imports."""
-    if where is not None and pathlib.Path(where).is_file():
+    path = pathlib.Path(where or ".")
+    if path.exists() and not path.is_dir():
         from vit_jax.interop.archive import open_archive
 
-        open_archive(where)
+        open_archive(path)
 
 
 def _refuse_config_file(file, verb: str, overrides=()) -> None:
