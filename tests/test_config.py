@@ -131,8 +131,8 @@ WRONG_TYPES = [
     ("data.flip", "1", "config.data.flip is '1'; it must be True or False."),
     ("data.per_class", "many", "config.data.per_class is 'many'; it must be a whole number or"),
     ("epochs", "many", "config.epochs is 'many'; it must be a number or None."),
-    ("data.crop_area", "0.5", "config.data.crop_area is '0.5'; it must be a pair of numbers."),
-    ("data.crop_area", "(1,)", "config.data.crop_area is (1,); it must be a pair of numbers."),
+    ("data.crop_area", "0.5", "config.data.crop_area is 0.5; it must be (number, number)."),
+    ("data.crop_area", "(1,)", "config.data.crop_area is (1,); it must be (number, number)."),
     ("data.image_size", "(1,2,3)", "config.data.image_size is (1, 2, 3); it must be a whole "),
 ]
 OUT_OF_BOUNDS = [

@@ -187,3 +187,10 @@ def test_versions_name_what_numbers_depend_on():
     assert versions["jax"] == jax.__version__
     assert versions["python"] == sys.version.split()[0]
     assert {"flax", "optax", "grain", "numpy", "pillow"} <= set(versions)
+
+
+def test_a_run_that_began_before_a_field_existed_goes_on(tmp_path):
+    old = run_config()
+    del old["optimizer"]["layer_decay"]
+    write_json(tmp_path / "config.json", old)
+    refuse_other_run(tmp_path, run_config())

@@ -7,13 +7,16 @@ the dataclasses of `schema.py`, and the functions behind the door take plain arg
 import ast
 import dataclasses
 import importlib.util
+import json
 import pathlib
 import types
+import typing
 
 from ml_collections import config_dict
 
+from vit_jax.checks import DURATIONS, WORDS, check_run
 from vit_jax.errors import ConfigError, nearest
-from vit_jax.schema import DURATIONS, WORDS, Config, check_run
+from vit_jax.schema import Config
 
 # What a resumed run may change without becoming another run.
 FREE_ON_RESUME = ("mesh", "log_every", "checkpoint_every", "data.workers")
@@ -42,7 +45,8 @@ def _section(cls) -> config_dict.ConfigDict:
     for each in dataclasses.fields(cls):
         if dataclasses.is_dataclass(each.type):
             section[each.name] = _section(each.type)
-        elif isinstance(each.type, types.UnionType):  # Holds None or a tuple: checked by `check`.
+        elif isinstance(each.type, types.UnionType) or typing.get_origin(each.type) is tuple:
+            # `check` judges what ml_collections knows no type for.
             section[each.name] = config_dict.FieldReference(each.default, field_type=object)
         else:
             section[each.name] = each.default
@@ -74,18 +78,65 @@ def parse_arg(arg: str | None, **defaults) -> config_dict.ConfigDict:
 
 
 def smoke(config: config_dict.ConfigDict, keep_data: bool = False) -> config_dict.ConfigDict:
-    """Swaps model, data and length of every stage for ones that two minutes are ample for."""
-    for stage in [config.stages[name] for name in config.stages] or [config]:
-        stage.model.update(name="vit_ti16", patch=7, num_layers=2, hidden_size=32)
-        stage.model.update(mlp_size=64, num_heads=2)
-        stage.data.image_size = 28
+    """Swaps model, data and length of every stage for ones that two minutes are ample for.
+
+    The recipe stays: task, loss, update rule, schedule, augmentation, head, position embedding,
+    the family of the model, and whether a later stage has another image size than the first. A
+    teacher is trained first, as a stage.
+    """
+    if not config.stages and config.task.teacher:
+        config = _teacher_first(config)
+    stages = [config.stages[name] for name in config.stages] or [config]
+    config.mesh.update(data=-1, fsdp=1)
+    pixels = stages[0].data.image_size
+    for stage in stages:
+        patch = _shrink_model(stage.model)
+        stage.data.image_size = patch * (4 if stage.data.image_size == pixels else 5)
         if not keep_data:
-            stage.data.update(source="digits", split="train", val_split="val", per_class=None)
-        stage.update(batch_size=16, steps=20, epochs=None, examples=None)
-        stage.update(log_every=5, eval_every=None, checkpoint_every=10)
-        stage.optimizer.warmup_steps = 2
+            stage.data.update(source="digits", split="train", val_split="val", mix=())
+        _shrink_subset(stage.data)
+        _shrink_schedule(stage.optimizer)
+        stage.update(batch_size=16, accumulate=min(stage.accumulate, 2))
+        stage.update(steps=20, epochs=None, examples=None)
+        stage.update(log_every=5, eval_every=stage.eval_every and 10, checkpoint_every=10)
         stage.init.path = ""
+        if stage.task.teacher not in config.stages:
+            stage.task.teacher = ""
     return config
+
+
+def _teacher_first(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
+    """The run `student`, after a run `teacher` that differs in having no teacher."""
+    staged = base_config("teacher", "student")
+    for name in staged.stages:
+        run = {key: value for key, value in config.to_dict().items() if key != "stages"}
+        _update(staged.stages[name], run, name)
+    staged.stages.teacher.task.teacher = ""
+    staged.stages.student.task.teacher = "teacher"
+    return staged
+
+
+def _shrink_model(model) -> int:
+    """Makes a model the smallest of its family; returns how many pixels to give for a patch."""
+    if model.name.startswith("bit_"):
+        model.name = "bit_r26x1"
+        return 8
+    is_hybrid = model.name.startswith("r")
+    model.update(name="r_ti16" if is_hybrid else "vit_ti16", patch=None if is_hybrid else 8)
+    model.update(num_layers=2, hidden_size=32, mlp_size=64, num_heads=2)
+    return 32 if is_hybrid else 8
+
+
+def _shrink_subset(data) -> None:
+    """Leaves enough of a small data set for a few batches."""
+    data.update(per_class=None, count=data.count and min(data.count, 64))
+    data.fraction = data.fraction and max(data.fraction, 0.05)
+
+
+def _shrink_schedule(optimizer) -> None:
+    optimizer.update(warmup_steps=2, timescale=min(optimizer.timescale, 5))
+    optimizer.cooldown_steps = min(optimizer.cooldown_steps, 2)
+    optimizer.ema = optimizer.ema and min(optimizer.ema, 0.9)  # Twenty steps are to be seen.
 
 
 def load(file_and_arg: str) -> config_dict.ConfigDict:
@@ -219,6 +270,6 @@ def differing_fields(old: dict, new: dict, prefix: str = "") -> list[str]:
         a, b = old.get(name), new.get(name)
         if isinstance(a, dict) and isinstance(b, dict):
             names += differing_fields(a, b, f"{prefix}{name}.")
-        elif (list(a) if isinstance(a, tuple) else a) != (list(b) if isinstance(b, tuple) else b):
+        elif json.dumps(a) != json.dumps(b):  # A tuple is a list there, at any depth.
             names.append(prefix + name)
     return names

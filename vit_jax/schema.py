@@ -1,11 +1,6 @@
 """Every field of a config: its default, its meaning and what it may be."""
 
 import dataclasses
-import math
-import types
-import typing
-
-from vit_jax.errors import ConfigError, nearest
 
 
 def field(default, meaning: str, *, choices=(), above=None, least=None, most=None):
@@ -54,6 +49,9 @@ class Model:
         "Mean and deviation of the pixels that the weights were trained on.",
         choices=("half", "imagenet", "clip"),
     )
+    head_bias: float = field(
+        0.0, "First bias of the head: -10, or -6.9, for the sigmoid loss (arXiv:2106.10270)."
+    )
     dtype: str = field("float32", "Of the computation.", choices=("float32", "bfloat16"))
 
 
@@ -62,10 +60,15 @@ class Data:
     """config.data: where the examples come from and how they become pixels."""
 
     source: str = field(
-        "fake", "Kind of source.", choices=("mnist5k", "digits", "folder", "tfds", "fake")
+        "fake",
+        "Kind of source; 'prepared' is a folder that the verb `prepare` wrote.",
+        choices=("mnist5k", "digits", "folder", "prepared", "tfds", "fake"),
     )
-    dir: str = field("", "The image folder, or the TFDS data folder.")
+    dir: str = field("", "The image folder, the prepared folder, or TFDS's data folder.")
     dataset: str = field("", "TFDS name, such as cifar10 or my_set:1.0.0.")
+    mix: tuple[tuple[str, int], ...] = field(
+        (), "Training sets in place of `dir` or `dataset`, each with its share of the stream."
+    )
     split: str = field("train", "Split trained on.")
     val_split: str = field("val", "Split evaluated while training; '' for none.")
     val_fraction: float = field(
@@ -74,12 +77,55 @@ class Data:
     per_class: int | None = field(
         None, "Train on so many examples of each class; None for all.", least=1
     )
+    fraction: float | None = field(
+        None, "Train on this share of the examples; None for all.", above=0, most=1
+    )
+    count: int | None = field(None, "Train on so many examples; None for all.", least=1)
+    subset_seed: int = field(0, "Draws per_class, fraction or count.", least=0, most=2**32 - 1)
     num_classes: int = field(10, "Classes of the fake source.", least=2)
     num_examples: int = field(256, "Examples in each split of the fake source.", least=1)
     image_size: int | tuple[int, int] = field(224, "Side, or (height, width).", least=1)
-    crop: str = field("inception", "Training crop.", choices=("inception", "resize"))
+    decoder: str = field(
+        "pillow",
+        "Of JPEGs; the second needs the extra fast-jpeg.",
+        choices=("pillow", "simplejpeg"),
+    )
+    on_bad_image: str = field(
+        "error",
+        "What an unreadable training image does; 'skip' takes another in its place.",
+        choices=("error", "skip"),
+    )
+    max_bad: float = field(0.001, "Share of bad images that ends a run.", least=0, most=1)
+    crop: str = field(
+        "inception",
+        "Training crop: Inception's, the whole image stretched, a square out of the image "
+        "resized to 8/7 of the size, or out of one padded by 4 pixels (arXiv:2204.07118).",
+        choices=("inception", "resize", "random", "pad"),
+    )
     crop_area: tuple[float, float] = field((0.05, 1.0), "Area range of the Inception crop.")
+    fast_crop: bool = field(False, "Let JPEGs shrink by 1/2, 1/4 or 1/8 while they are decoded.")
     flip: bool = field(True, "Mirror half of the training images.")
+    repeats: int = field(
+        1, "Repeated augmentation (arXiv:1902.05509): times an image stands in a batch.", least=1
+    )
+    randaug: str = field(
+        "none",
+        "RandAugment (arXiv:1909.13719) as the published numbers were made, or corrected.",
+        choices=("none", "published", "corrected"),
+    )
+    randaug_layers: int = field(2, "Operations one after the other.", least=1)
+    randaug_magnitude: float = field(10.0, "Of the operations; 10 is the full scale.", least=0)
+    randaug_std: float = field(0.0, "Deviation of the magnitude (corrected only).", least=0)
+    randaug_prob: float = field(1.0, "Of an operation (corrected only).", least=0, most=1)
+    three_augment: bool = field(False, "Grey, solarised or blurred (3-Augment, arXiv:2204.07118).")
+    color_jitter: float = field(0.0, "Brightness, contrast, saturation.", least=0, most=1)
+    random_erasing: float = field(0.0, "Probability (arXiv:1708.04896).", least=0, most=1)
+    mixup: float = field(0.0, "Alpha of mixup (arXiv:1710.09412); 0 for none.", least=0)
+    cutmix: float = field(
+        0.0,
+        "Alpha of CutMix (arXiv:1905.04899); beside mixup, each has half of the steps.",
+        least=0,
+    )
     eval_crop: str = field(
         "resize", "Whole image stretched (official), or centre crop.", choices=("resize", "center")
     )
@@ -95,18 +141,88 @@ class Data:
 
 
 @dataclasses.dataclass(frozen=True)
+class Task:
+    """config.task: what is learnt from a batch."""
+
+    name: str = field(
+        "classification",
+        "Labels, or masked patch prediction (appendix B.1.2).",
+        choices=("classification", "masked_patches"),
+    )
+    loss: str = field(
+        "softmax",
+        "Cross-entropy; binary is sigmoid with each class of a mixed image counted whole.",
+        choices=("softmax", "sigmoid", "binary"),
+    )
+    label_smoothing: float = field(0.0, "Share of the label spread evenly.", least=0, most=0.99)
+    teacher: str = field("", "Weights to distil from: what init.path takes; '' for none.")
+    distill: str = field(
+        "soft",
+        "From the teacher's probabilities, or from its best class (arXiv:2012.12877).",
+        choices=("soft", "hard"),
+    )
+    distill_weight: float = field(0.5, "Share of the teacher in the loss.", least=0, most=1)
+    temperature: float = field(1.0, "Of soft distillation.", above=0)
+    targets: str = field(
+        "mean",
+        "Of masked patches: mean 3-bit colour, 4x4 of them, or all pixels (appendix B.1.2).",
+        choices=("mean", "downsized", "pixels"),
+    )
+    corrupted: float = field(0.5, "Share of patches corrupted (appendix B.1.2).", above=0, most=1)
+    mask_share: float = field(0.8, "Of the corrupted: mask token instead.", least=0, most=1)
+    random_share: float = field(0.1, "Of the corrupted: another patch instead.", least=0, most=1)
+
+
+@dataclasses.dataclass(frozen=True)
 class Optimizer:
     """config.optimizer (Tables 3 and 4)."""
 
-    name: str = field("adamw", "Update rule.", choices=("adamw", "sgd"))
+    name: str = field("adamw", "Update rule.", choices=("adamw", "sgd", "adafactor", "lamb"))
     lr: float = field(1e-3, "Peak learning rate.", above=0)
-    schedule: str = field("cosine", "After warm-up.", choices=("linear", "cosine", "constant"))
+    schedule: str = field(
+        "cosine",
+        "After warm-up.",
+        choices=("linear", "cosine", "rsqrt", "stair", "constant"),
+    )
     warmup_steps: int = field(0, "Steps of linear warm-up from zero.", least=0)
-    weight_decay: float = field(0.0, "Decoupled, times the learning rate (Table 3).", least=0)
-    beta1: float = field(0.9, "Adam's (Table 3).", least=0, most=0.9999)
-    beta2: float = field(0.999, "Adam's (Table 3).", least=0, most=0.99999)
+    end_lr: float = field(0.0, "Where linear and cosine end.", least=0)
+    timescale: int = field(10_000, "Of rsqrt, in steps (arXiv:2106.04560).", least=1)
+    cooldown_steps: int = field(0, "Last steps, linearly to zero (arXiv:2106.04560).", least=0)
+    stair_at: tuple[float, ...] = field(
+        (), "Shares of the run after which `stair` goes down by 10.", above=0, most=1
+    )
+    weight_decay: float = field(
+        0.0, "Decoupled, times the learning rate: the unit of Table 3.", least=0
+    )
+    decay_factors: tuple[tuple[str, float], ...] = field(
+        (), "(regex, factor) of weight decay by name; the first that matches counts, else 1."
+    )
+    lr_factors: tuple[tuple[str, float], ...] = field(
+        (), "(regex, factor) of the learning rate, likewise; 0 freezes, without optimiser state."
+    )
+    layer_decay: float | None = field(
+        None, "Learning rate of a layer, of that above it (arXiv:2111.06377).", above=0, most=1
+    )
+    beta1: float = field(0.9, "Adam's (Table 3); Adafactor's momentum.", least=0, most=0.9999)
+    beta2: float = field(0.999, "Adam's (Table 3); Adafactor's limit.", least=0, most=0.99999)
     momentum: float = field(0.9, "SGD's (Table 4).", least=0, most=0.9999)
+    moment_dtype: str = field(
+        "float32", "Of the first moment or momentum.", choices=("float32", "bfloat16")
+    )
     clip_norm: float | None = field(1.0, "Global norm of the gradients; None for any.", above=0)
+    ema: float | None = field(
+        None,
+        "Decay of averaged weights, which are then evaluated (Table 2: 0.9999).",
+        least=0,
+        most=1,
+    )
+    sam_rho: float | None = field(None, "Radius of SAM (arXiv:2106.01548).", above=0)
+    sam_rho_min: float | None = field(
+        None,
+        "Radius at the smallest learning rate (GSAM, arXiv:2203.08065); None for sam_rho.",
+        least=0,
+    )
+    gsam_alpha: float = field(0.0, "Of GSAM (arXiv:2203.08065); 0 is SAM.", least=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,6 +256,14 @@ class Config:
     steps: int | None = field(None, "Length: set one of steps, epochs, examples.", least=1)
     epochs: float | None = field(None, "Length in passes over the split.", above=0)
     examples: int | None = field(None, "Length in examples seen.", least=1)
+    accumulate: int = field(
+        1, "Micro-batches of a step, one after the other, for a batch beyond memory.", least=1
+    )
+    select: str = field(
+        "last",
+        "Weights a run is judged by: the last, or the best on val.",
+        choices=("last", "best"),
+    )
     log_every: int = field(50, "Steps between lines of metrics.jsonl.", least=1)
     eval_every: int | None = field(
         None, "Steps between evaluations; None for the end only.", least=1
@@ -151,120 +275,7 @@ class Config:
     )
     model: Model = Model()
     data: Data = Data()
+    task: Task = Task()
     optimizer: Optimizer = Optimizer()
     mesh: Mesh = Mesh()
     init: Init = Init()
-
-
-DURATIONS = ("steps", "epochs", "examples")  # Ways to give a run's length.
-WORDS = {
-    int: "a whole number",
-    float: "a number",
-    bool: "True or False",
-    str: "a string",
-    tuple: "a pair of numbers",
-    type(None): "None",
-}
-
-
-def check_run(values, where: str, earlier: tuple[str, ...] | None) -> Config:
-    """The frozen Config of one run; raises ConfigError, naming the field, if it cannot be.
-
-    Args:
-      values: a mapping with every field.
-      where: how messages call it, such as 'config.stages.finetune'.
-      earlier: names of the stages before this one; None for a run that stands alone, whose
-        `init.stage` is the folder beside its own.
-    """
-    config = check_section(Config, values, where)
-    lengths = [name for name in DURATIONS if getattr(config, name) is not None]
-    if len(lengths) != 1:
-        found = " and ".join(f"{name}={getattr(config, name)}" for name in lengths) or "none"
-        raise ConfigError(
-            f"{where}: set one of steps, epochs, examples; found {found} "
-            f"(--config.{lengths[0] if lengths else 'steps'}="
-            f"{'None clears one' if lengths else '1000 sets one'})."
-        )
-    if config.init.path and config.init.stage:
-        raise ConfigError(f"{where}.init: set path or stage, not both.")
-    if config.init.stage and earlier is not None and config.init.stage not in earlier:
-        raise ConfigError(
-            f"{where}.init.stage is {config.init.stage!r}; "
-            f"it must be an earlier stage, one of {list(earlier)}."
-        )
-    low, high = config.data.crop_area
-    if not 0 < low <= high <= 1:
-        raise ConfigError(f"{where}.data.crop_area is {(low, high)}; it must rise between 0 and 1.")
-    if 0 in (config.mesh.data, config.mesh.fsdp) or config.mesh.data == config.mesh.fsdp == -1:
-        raise ConfigError(
-            f"{where}.mesh is data:{config.mesh.data},fsdp:{config.mesh.fsdp}; "
-            "give sizes of at least 1, at most one of them -1."
-        )
-    return config
-
-
-def check_section(cls, values, where: str):
-    """A dataclass of this module from a mapping with each of its fields, every one checked.
-
-    Raises ConfigError, naming the field as a part of `where`.
-    """
-    known = {each.name: each for each in dataclasses.fields(cls)}
-    if not hasattr(values, "items"):
-        raise ConfigError(f"{where} is {values!r}; it is a section of fields.")
-    for name in known:
-        if name not in values:
-            raise ConfigError(f"{where} has lost its field {name!r}; begin with base_config().")
-    for name in values:
-        if name not in known:
-            raise ConfigError(f"{where} has no field {name!r}.{nearest(name, known)}")
-    built = {}
-    for name, each in known.items():
-        value, place = values[name], f"{where}.{name}"
-        if dataclasses.is_dataclass(each.type):
-            built[name] = check_section(each.type, value, place)
-        else:
-            built[name] = _check_value(value, each, place)
-    return cls(**built)
-
-
-_MISFIT = object()
-
-
-def _as_kind(value, kind):
-    """The value as a `float`, `tuple[int, int]`, ...; _MISFIT where it is none."""
-    if typing.get_origin(kind) is tuple:
-        items = typing.get_args(kind)
-        if not isinstance(value, (tuple, list)) or len(value) != len(items):
-            return _MISFIT
-        fitting = tuple(map(_as_kind, value, items))
-        return _MISFIT if _MISFIT in fitting else fitting
-    if kind is float and type(value) is int and abs(value) < 10**300:
-        return float(value)
-    return value if type(value) is kind else _MISFIT
-
-
-def _check_value(value, each: dataclasses.Field, place: str):
-    """The value in its declared type and within its bounds."""
-    kinds = typing.get_args(each.type) if isinstance(each.type, types.UnionType) else (each.type,)
-    fitting = [_as_kind(value, kind) for kind in kinds]
-    if all(fit is _MISFIT for fit in fitting):
-        wanted = " or ".join(WORDS[typing.get_origin(kind) or kind] for kind in kinds)
-        raise ConfigError(f"{place} is {value!r}; it must be {wanted}.")
-    value = next(fit for fit in fitting if fit is not _MISFIT)
-    limits = each.metadata
-    if limits["choices"] and value not in limits["choices"]:
-        hint = nearest(str(value), limits["choices"])
-        raise ConfigError(f"{place} is {value!r}; choose from {list(limits['choices'])}.{hint}")
-    for number in value if isinstance(value, tuple) else (value,):
-        if not isinstance(number, (int, float)) or isinstance(number, bool):
-            continue
-        rules = [
-            (math.isfinite(number), "finite"),
-            (limits["above"] is None or number > limits["above"], f"above {limits['above']}"),
-            (limits["least"] is None or number >= limits["least"], f"at least {limits['least']}"),
-            (limits["most"] is None or number <= limits["most"], f"at most {limits['most']}"),
-        ]
-        for holds, words in rules:
-            if not holds:
-                raise ConfigError(f"{place} is {value!r}; it must be {words}.")
-    return value

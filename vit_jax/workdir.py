@@ -1,5 +1,6 @@
 """The files of a run's folder, each written whole or not at all, and the lock on it."""
 
+import contextlib
 import fcntl
 import json
 import os
@@ -54,6 +55,8 @@ def refuse_other_run(folder: pathlib.Path, config: dict) -> None:
     old = read_json(folder / CONFIG)
     if old is None:
         return
+    with contextlib.suppress(ConfigError):  # What it differs in is told below.
+        old = config_lib.to_dict(config_lib.from_dict(old))  # With fields that came since.
     fields = [
         name
         for name in config_lib.differing_fields(old, json.loads(json.dumps(config)))

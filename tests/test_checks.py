@@ -1,0 +1,89 @@
+"""What fields of a config must be to each other, one line for each mistake."""
+
+import dataclasses
+import json
+
+import pytest
+
+from vit_jax import config as config_lib
+from vit_jax.config import base_config, check, override
+from vit_jax.errors import ConfigError
+
+
+def checked(**overrides: str):
+    """The checked run of the defaults with some fields set as on the command line."""
+    config = base_config()
+    config.steps = 10
+    for key, text in overrides.items():
+        override(config, key.replace("__", "."), text)
+    return check(config)[""]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (
+            {"data__per_class": "5", "data__fraction": "0.5"},
+            "data: set one of per_class, fraction, count; found ['per_class', 'fraction'].",
+        ),
+        ({"data__mix": "(('a', 0),)", "data__source": "tfds"}, "shares must be at least 1."),
+        ({"data__mix": "(('a', 1),)"}, "data.source=fake has one data set only."),
+        ({"data__mix": "(('a', 0.5),)"}, "it must be a tuple, of (string, whole number) each."),
+        ({"data__mix": "a"}, "data.mix is 'a'; it must be a tuple, of (string, whole number)"),
+        (
+            {"optimizer__lr_factors": "(('(', 1.0),)"},
+            "optimizer.lr_factors: '(' is no regular expression.",
+        ),
+        (
+            {"optimizer__decay_factors": "(('a', -1),)"},
+            "optimizer.decay_factors: 'a' has the factor -1.0, below 0.",
+        ),
+        ({"optimizer__stair_at": "(0.6, 0.3)"}, "optimizer.stair_at is (0.6, 0.3); it must rise."),
+        ({"optimizer__stair_at": "(0.6, 1.3)"}, "it must be at most 1."),
+        ({"optimizer__end_lr": "1"}, "optimizer.end_lr is 1.0; it must be at most lr, 0.001."),
+        ({"optimizer__gsam_alpha": "0.5"}, "optimizer.sam_rho is None;"),
+        (
+            {"optimizer__sam_rho": "0.1", "optimizer__sam_rho_min": "0.2"},
+            "optimizer.sam_rho is 0.1; sam_rho_min (0.2) must be at most that",
+        ),
+        ({"task__mask_share": "0.95"}, "task.mask_share and random_share are 0.95 and 0.1;"),
+        (
+            {"task__name": "masked_patches", "data__mixup": "0.2"},
+            "mixup, cutmix, random_erasing and teacher are for classification.",
+        ),
+        (
+            {"task__loss": "binary", "task__label_smoothing": "0.1"},
+            "label_smoothing must be 0.",
+        ),
+        ({"accumulate": "3"}, "accumulate is 3; it must divide batch_size, 512."),
+        ({"select": "best"}, "select is 'best'; that needs data.val_split and eval_every."),
+    ],
+)
+def test_fields_that_cannot_go_together_are_named(overrides, words):
+    with pytest.raises(ConfigError) as caught:
+        checked(**overrides)
+    assert str(caught.value).startswith("config.")
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_tuples_of_any_length_keep_their_order_and_types():
+    run = checked(
+        optimizer__lr_factors="((r'head', 10), ('', 0.5))",
+        optimizer__stair_at="(0.3, 0.6, 0.9)",
+        data__source="tfds",
+        data__mix="[['a', 3], ['b', 1]]",
+    )
+    assert run.optimizer.lr_factors == (("head", 10.0), ("", 0.5))
+    assert run.optimizer.stair_at == (0.3, 0.6, 0.9)
+    assert run.data.mix == (("a", 3), ("b", 1))
+
+
+def test_tuples_survive_being_written_and_read():
+    run = checked(optimizer__lr_factors="((r'head', 10), ('', 0.5))")
+    written = json.loads(json.dumps(config_lib.to_dict({"": run})))
+    assert config_lib.from_dict(written)[""] == run
+    assert config_lib.differing_fields(written, dataclasses.asdict(run)) == []
+    other = checked(optimizer__lr_factors="((r'head', 11), ('', 0.5))")
+    found = config_lib.differing_fields(written, dataclasses.asdict(other))
+    assert found == ["optimizer.lr_factors"]
