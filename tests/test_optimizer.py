@@ -8,7 +8,7 @@ import pytest
 
 from vit_jax.optimizer import make_optimizer, make_schedule
 
-STEPS = 20
+STEPS = 100
 START = {"kernel": np.array([[1.0, -2.0], [0.5, 3.0]]), "bias": np.array([0.1, -0.2])}
 
 

@@ -40,13 +40,15 @@ def make_mesh(data: int = -1, fsdp: int = 1, devices=None) -> Mesh:
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
-def check_batch(batch_size: int, mesh: Mesh) -> None:
+def check_batch(batch_size: int, mesh: Mesh, accumulate: int = 1) -> None:
     """Raises ConfigError, with the nearest sizes, for a batch that devices cannot share."""
-    if batch_size % mesh.size:
-        below = batch_size // mesh.size * mesh.size
-        near = [str(size) for size in (below, below + mesh.size) if size]
+    parts = mesh.size * accumulate
+    if batch_size % parts:
+        below = batch_size // parts * parts
+        near = [str(size) for size in (below, below + parts) if size]
+        times = f" times accumulate={accumulate}" if accumulate > 1 else ""
         raise ConfigError(
-            f"batch_size {batch_size} is not divisible by {mesh.size} devices; "
+            f"batch_size {batch_size} is not divisible by {mesh.size} devices{times}; "
             f"nearest: {', '.join(near)}."
         )
 
