@@ -94,3 +94,44 @@ def test_a_real_models_loss_has_dropout_and_its_score_has_none():
     scores = jax.jit(make_scorer(model))(params, real)
     # Equal images get equal scores, as no dropout tells them apart.
     assert len(set(map(float, scores["probability"]))) == 1
+
+
+def test_mixed_images_are_learnt_by_their_shares_and_counted_by_their_label():
+    targets = np.zeros((3, 7), np.float32)
+    targets[:, 1], targets[:, 6] = 0.75, 0.25
+    mixed = batch([0, 1, 1]) | {"targets": targets}
+    loss, metrics = make_loss(Written())({}, mixed, jax.random.key(0))
+    np.testing.assert_allclose(loss, -(targets * log_shares()).sum(-1).mean(), rtol=1e-6)
+    np.testing.assert_allclose(metrics["top1"], 2 / 3, rtol=1e-6)
+
+
+def test_smoothed_labels_give_every_class_a_share():
+    loss, _ = make_loss(Written(), label_smoothing=0.1)({}, batch([0, 1, 6]), jax.random.key(0))
+    smooth = np.eye(7)[[0, 1, 6]] * 0.9 + 0.1 / 7
+    np.testing.assert_allclose(loss, -(smooth * log_shares()).sum(-1).mean(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("distill", ["soft", "hard"])
+def test_a_teacher_has_its_share_of_the_loss(distill):
+    teacher = LOGITS[:, ::-1]
+    given = batch([0, 1, 6]) | {"teacher": teacher}
+    options = {"distill": distill, "distill_weight": 0.25, "temperature": 2.0}
+    loss, _ = make_loss(Written(), **options)({}, given, jax.random.key(0))
+    plain, _ = make_loss(Written())({}, batch([0, 1, 6]), jax.random.key(0))
+    if distill == "hard":
+        taught = -log_shares()[np.arange(3), teacher.argmax(-1)].mean()
+    else:
+        p, q = (np.exp(x / 2) / np.exp(x / 2).sum(-1, keepdims=True) for x in (teacher, LOGITS))
+        taught = 4 * (p * np.log(p / q)).sum(-1).mean()
+    np.testing.assert_allclose(loss, 0.75 * plain + 0.25 * taught, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["sigmoid", "binary"])
+def test_a_run_is_judged_by_the_loss_it_learns_from(name):
+    learnt, _ = make_loss(Written(), loss=name)({}, batch([0, 1, 6]), jax.random.key(0))
+    judged = make_scorer(Written(), loss=name)({}, batch([0, 1, 6]))["loss"]
+    np.testing.assert_allclose(learnt, judged.mean(), rtol=1e-6)
+    p = 1 / (1 + np.exp(-np.float64(LOGITS)))
+    each = -np.where(np.eye(7)[[0, 1, 6]] == 1, np.log(p), np.log(1 - p))
+    expected = each.sum(-1) if name == "sigmoid" else each.mean(-1)
+    np.testing.assert_allclose(judged, expected, rtol=1e-5)
