@@ -19,6 +19,7 @@ SHAPES = {
 }
 PRE_LOGITS = {"pre_logits/kernel": (D, D), "pre_logits/bias": (D,)}
 NEW_HEAD = {"head/kernel": (D, 3), "head/bias": (3,)}
+MASKED = {"mask_token": (1, 1, D), "patch_head/kernel": (D, 512), "patch_head/bias": (512,)}
 HEADLESS = {name: shape for name, shape in SHAPES.items() if not name.startswith("head")}
 
 
@@ -237,3 +238,66 @@ def test_layer_scale_folds_into_the_dense_layer_before_it():
 def test_other_differences_are_told_with_the_rest():
     message = refusal(SHAPES, SHAPES | NEW_HEAD, differences=["gelu is 'erf' there"])
     assert "gelu is 'erf' there; head/kernel is" in message
+
+
+def test_a_classifier_starts_from_masked_patches_without_what_only_they_need():
+    found = HEADLESS | MASKED
+    message = refusal(found, SHAPES)
+    assert "mask_token has no place here: init.new_head=True permits to drop it" in message
+    assert "patch_head/bias has no place here: init.new_head=True permits to drop it" in message
+    made, params = plan(found, SHAPES, new_head=True), arrays(found)
+    assert made.notes == [
+        "head replaced by zeros",
+        "dropped mask_token, patch_head/bias, patch_head/kernel",
+    ]
+    new = apply_plan(made, params)
+    assert params_shapes(new) == SHAPES
+    assert all(new[name] is params[name] for name in HEADLESS)
+
+
+def test_masked_patches_start_from_a_classifier_with_a_mask_token_and_a_head_of_zeros():
+    wanted = HEADLESS | MASKED
+    message = refusal(SHAPES, wanted)
+    assert "mask_token is missing there: init.new_head=True permits a new one" in message
+    assert "head/kernel has no place here: init.new_head=True permits to drop it" in message
+    made, params = plan(SHAPES | PRE_LOGITS, wanted, new_head=True), arrays(SHAPES | PRE_LOGITS)
+    assert made.notes == [
+        "mask_token, patch_head replaced by zeros",
+        "dropped head/bias, head/kernel, pre_logits/bias, pre_logits/kernel",
+    ]
+    new = apply_plan(made, params)
+    assert params_shapes(new) == wanted
+    assert all(np.any(new[name]) == (name in HEADLESS) for name in wanted)
+
+
+def test_masked_patches_go_on_from_masked_patches_untouched():
+    found = HEADLESS | MASKED
+    made, params = plan(found, found), arrays(found)
+    assert made.notes == []
+    assert apply_plan(made, params) == params
+    wanted = found | {"patch_head/kernel": (D, 48), "patch_head/bias": (48,)}
+    message = refusal(found, wanted)
+    assert "patch_head/bias is (512,) there, (48,) here: init.new_head=True permits" in message
+
+
+def test_a_new_heads_bias_begins_where_it_is_told():
+    wanted = SHAPES | NEW_HEAD
+    made = plan(SHAPES, wanted, new_head=True, head_bias=-10.0)
+    assert made.notes == ["head replaced by zeros, its bias by -10"]
+    new = apply_plan(made, arrays(SHAPES))
+    np.testing.assert_array_equal(new["head/bias"], np.full(3, -10, np.float32))
+    assert not np.any(new["head/kernel"])
+    # What is not new keeps the bias that it has; what has no head has none.
+    params = arrays(SHAPES)
+    kept = apply_plan(plan(SHAPES, SHAPES, head_bias=-10.0), params)
+    assert kept["head/bias"] is params["head/bias"]
+    assert plan(SHAPES, HEADLESS, new_head=True, head_bias=-10.0).notes == [
+        "dropped head/bias, head/kernel"
+    ]
+
+
+def test_resizing_may_be_needed_and_the_token_dropped_and_both_are_told_at_once():
+    wanted = {n: s for n, s in SHAPES.items() if n != "cls"} | {POSITIONS: (1, 5 * 5, D)}
+    message = refusal(SHAPES, wanted, new=(5, 5), drop_token=True)
+    assert "position grid 4x6 there, 5x5 here: init.resize=True permits resizing" in message
+    assert "cls" not in message

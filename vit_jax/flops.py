@@ -7,6 +7,7 @@ them forward and two backward, as the exaFLOPs of Table 6 count.
 from collections.abc import Iterator
 
 from vit_jax.models import BitResNet, ViT
+from vit_jax.models.masked import MaskedViT
 from vit_jax.models.resnet import EXPANSION, ROOT_FEATURES
 
 FLOPS_PER_MAC = 2
@@ -42,6 +43,8 @@ def _vit_macs(model: ViT) -> int:
         macs += L * T * (2 * T - 1) * D
     if model.pool == "map":  # Projections of the tokens, one query over them, and its MLP.
         macs += 2 * T * D * D + 2 * D * D + 2 * T * D + 2 * D * M
+    if isinstance(model, MaskedViT):  # A prediction for every patch, and nothing pooled.
+        return macs + N * D * model.num_outputs
     features = 2 * D if model.pool == "token_gap" else D
     if model.pre_logits:
         macs, features = macs + features * D, D

@@ -10,7 +10,9 @@ from vit_jax.errors import CheckpointError
 from vit_jax.grids import interpolation_matrix, resize_grid
 
 POSITIONS = r"Transformer/posembed_(?:input|\d+)/(pos|x|y)_embedding"
-HEAD = ("head/kernel", "head/bias")
+HEAD_BIAS = "head/bias"
+MASKED = ("mask_token", "patch_head/kernel", "patch_head/bias")  # Of masked patches.
+HEADS = ("head/kernel", HEAD_BIAS, *MASKED)  # Of a task, not of the body.
 PRE_LOGITS = ("pre_logits/kernel", "pre_logits/bias")
 CLS = "cls"
 SCALED = {  # The LayerScale of an encoder layer -> the dense layer before it.
@@ -33,6 +35,7 @@ class Plan:
     old_grid: Grid | None
     new_grid: Grid | None
     drops_cls: bool
+    head_bias: float  # What stands in a new head's bias.
 
     @property
     def notes(self) -> list[str]:
@@ -42,7 +45,9 @@ class Plan:
             old, new = ("x".join(map(str, grid)) for grid in (self.old_grid, self.new_grid))
             lines.append(f"position embeddings resized from {old} to {new}")
         if self.zeros:
-            lines.append("head replaced by zeros")
+            parts = dict.fromkeys(name.split("/")[0] for name in self.zeros)
+            bias = f", its bias by {self.head_bias:g}" if self.head_bias else ""
+            lines.append(f"{', '.join(parts)} replaced by zeros{bias}")
         if self.drops_cls:
             lines.append("class token and its position dropped")
         if self.folded:
@@ -63,15 +68,18 @@ def make_plan(
     new_head: bool = False,
     resize: bool = False,
     drop_token: bool = False,
+    head_bias: float = 0.0,
     where: str,
     differences: Sequence[str] = (),
 ) -> Plan:
     """How parameters of shapes `found` become parameters of shapes `wanted`.
 
     Args:
-      new_head: permission to start with a head of zeros and to drop `pre_logits`.
+      new_head: permission to start with a head of zeros and to drop `pre_logits`; so too with
+        the mask token and the head of masked patches.
       resize: permission to resize the position embeddings to the new grid.
       drop_token: permission to drop the class token for a model that has none.
+      head_bias: what the bias of a new head begins with.
       where: what the parameters come from, for messages.
       differences: what else does not fit, told together with the rest.
 
@@ -80,47 +88,59 @@ def make_plan(
     """
     if old_grid is None or not any(re.fullmatch(POSITIONS, name) for name in found):
         old_grid = new_grid  # Nothing there is of a grid.
-    kept = [name for name in wanted if not (new_head and name in HEAD)]
+    zeros = {name: tuple(wanted[name]) for name in wanted if new_head and name in HEADS}
     folded = _folded(found, wanted)
     drops_cls = CLS in found and CLS not in wanted and drop_token
-    dropped = {
-        name for name in found if new_head and name in HEAD + PRE_LOGITS and name not in kept
-    }
-    dropped |= set(folded.values()) | ({CLS} if drops_cls else set())
-    lines = list(differences)
-    for name in kept:
-        if name not in found:
-            lines.append(f"{name} is missing there")
-            continue
-        a, b = tuple(found[name]), tuple(wanted[name])
-        if re.fullmatch(POSITIONS, name):
-            a = _without_cls(name, a) if drops_cls else a
-            if old_grid != new_grid and _resized(name, a, old_grid, new_grid) == b:
-                if not resize:
-                    lines.append(
-                        f"position grid {old_grid[0]}x{old_grid[1]} there, "
-                        f"{new_grid[0]}x{new_grid[1]} here: init.resize=True permits resizing"
-                    )
-                continue
-        if a != b:
-            hint = ": init.new_head=True permits a new one" if name in HEAD else ""
-            lines.append(f"{name} is {tuple(found[name])} there, {b} here{hint}")
-    for name, scale in folded.items():
-        if tuple(found[scale]) != tuple(wanted.get(name, ()))[-1:]:
-            lines.append(f"{scale} is {tuple(found[scale])} there, which {name} cannot take here")
-    for name in found:
-        if name not in wanted and name not in dropped:
-            permits = dict.fromkeys(HEAD + PRE_LOGITS, "init.new_head=True permits")
-            permits |= {CLS: "init.drop_token=True permits"}
-            hint = f": {permits[name]} to drop it" if name in permits else ""
-            lines.append(f"{name} has no place here{hint}")
+    dropped = {*folded.values()} | ({CLS} if drops_cls else set())
+    if new_head:
+        stays = wanted.keys() - zeros.keys()
+        dropped |= (found.keys() & {*HEADS, *PRE_LOGITS}) - stays
+    bias = head_bias if HEAD_BIAS in zeros else 0.0
+    plan = Plan(zeros, tuple(sorted(dropped)), folded, old_grid, new_grid, drops_cls, bias)
+    lines = [
+        *differences,
+        *_misfits(plan, found, wanted, resize),
+        *_unfoldable(plan, found, wanted),
+        *_left_over(plan, found, wanted),
+    ]
     if lines:
         more = f"; and {len(lines) - MAX_LISTED} more" if len(lines) > MAX_LISTED else ""
-        raise CheckpointError(
-            f"{where} does not fit the model: {'; '.join(lines[:MAX_LISTED])}{more}."
-        )
-    zeros = {name: tuple(wanted[name]) for name in wanted if name not in kept}
-    return Plan(zeros, tuple(sorted(dropped)), folded, old_grid, new_grid, drops_cls)
+        told = "; ".join(lines[:MAX_LISTED])
+        raise CheckpointError(f"{where} does not fit the model: {told}{more}.")
+    return plan
+
+
+def _misfits(plan: Plan, found: Mapping, wanted: Mapping, resize: bool) -> Iterator[str]:
+    """What is said of parameters that are missing, misshapen or of another grid."""
+    for name in wanted:
+        if name in plan.zeros:
+            continue
+        hint = ": init.new_head=True permits a new one" if name in HEADS else ""
+        if name not in found:
+            yield f"{name} is missing there{hint}"
+        elif _changes_grid(plan, name, found[name], wanted[name]):
+            if not resize:
+                old, new = ("x".join(map(str, grid)) for grid in (plan.old_grid, plan.new_grid))
+                yield f"position grid {old} there, {new} here: init.resize=True permits resizing"
+        elif _kept_shape(plan, name, found[name]) != tuple(wanted[name]):
+            yield f"{name} is {tuple(found[name])} there, {tuple(wanted[name])} here{hint}"
+
+
+def _unfoldable(plan: Plan, found: Mapping, wanted: Mapping) -> Iterator[str]:
+    """What is said of a LayerScale that does not fit the layer it is folded into."""
+    for name, scale in plan.folded.items():
+        if tuple(found[scale]) != tuple(wanted.get(name, ()))[-1:]:
+            yield f"{scale} is {tuple(found[scale])} there, which {name} cannot take here"
+
+
+def _left_over(plan: Plan, found: Mapping, wanted: Mapping) -> Iterator[str]:
+    """What is said of parameters that the model has no place for."""
+    permits = dict.fromkeys(HEADS + PRE_LOGITS, "init.new_head=True permits")
+    permits |= {CLS: "init.drop_token=True permits"}
+    for name in found:
+        if name not in wanted and name not in plan.dropped:
+            hint = f": {permits[name]} to drop it" if name in permits else ""
+            yield f"{name} has no place here{hint}"
 
 
 def _folded(found: Mapping[str, tuple], wanted: Mapping[str, tuple]) -> dict[str, str]:
@@ -133,8 +153,19 @@ def _folded(found: Mapping[str, tuple], wanted: Mapping[str, tuple]) -> dict[str
     return folded
 
 
-def _without_cls(name: str, shape: tuple) -> tuple:
-    return (shape[0], shape[1] - 1, *shape[2:]) if name.endswith("pos_embedding") else shape
+def _kept_shape(plan: Plan, name: str, shape: tuple) -> tuple:
+    """The shape without the class token's position, where that is dropped."""
+    if plan.drops_cls and re.fullmatch(POSITIONS, name) and name.endswith("pos_embedding"):
+        return (shape[0], shape[1] - 1, *shape[2:])
+    return tuple(shape)
+
+
+def _changes_grid(plan: Plan, name: str, found: tuple, wanted: tuple) -> bool:
+    """Whether these are position embeddings that resizing makes fit."""
+    if plan.old_grid == plan.new_grid or not re.fullmatch(POSITIONS, name):
+        return False
+    kept = _kept_shape(plan, name, found)
+    return _resized(name, kept, plan.old_grid, plan.new_grid) == tuple(wanted)
 
 
 def _resized(name: str, shape: tuple, old: Grid, new: Grid) -> tuple:
@@ -170,7 +201,7 @@ def apply_plan(plan: Plan, read: Read) -> Iterator[tuple[str, np.ndarray]]:
                 array = resize_positions(name, array, plan.old_grid, plan.new_grid)
         yield name, array
     for name, shape in plan.zeros.items():
-        yield name, np.zeros(shape, np.float32)
+        yield name, np.full(shape, plan.head_bias if name == HEAD_BIAS else 0, np.float32)
 
 
 def resize_positions(name: str, positions: np.ndarray, old: Grid, new: Grid) -> np.ndarray:

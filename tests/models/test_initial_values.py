@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from tiny import tiny
 
-from vit_jax import trees
+from vit_jax import create_model, trees
 from vit_jax.models import make_init
 from vit_jax.models.position import PositionEmbedding, RelativeKeys
 
@@ -21,6 +21,15 @@ def born():
 def test_the_head_starts_at_zero_and_so_does_the_class_token(born):
     for name in ("head/kernel", "head/bias", "cls"):
         assert not np.any(born[name]), name
+
+
+@pytest.mark.parametrize("name", ["vit_ti16", "bit_r50x1"])
+def test_the_heads_bias_starts_where_it_is_told_and_its_kernel_at_zero(name):
+    layers = {"num_layers": 1} if name == "vit_ti16" else {}
+    model = create_model(name, num_classes=5, image_size=32, head_bias=-6.9, **layers)
+    head = jax.jit(lambda key: make_init(model)(key)["head"])(jax.random.key(0, impl="rbg"))
+    np.testing.assert_array_equal(head["bias"], np.full(5, -6.9, np.float32))
+    assert not np.any(head["kernel"])
 
 
 def test_positions_start_normal_with_deviation_two_hundredths(born):

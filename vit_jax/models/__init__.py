@@ -9,12 +9,13 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax import trees
+from vit_jax.checks import check_section
 from vit_jax.errors import ConfigError, nearest
 from vit_jax.models.bit_resnet import BitResNet
 from vit_jax.models.hybrid import Stem, stem_of
 from vit_jax.models.resnet import UNITS
 from vit_jax.models.vit import SIZES, Layers, Size, ViT
-from vit_jax.schema import Model, check_section
+from vit_jax.schema import Model
 
 PARAMETERS = {  # Of the shapes published or in the paper, with 1,000 classes at 224 px.
     "vit_ti16": 5_717_416,
@@ -56,7 +57,7 @@ PARAMETERS = {  # Of the shapes published or in the paper, with 1,000 classes at
 }
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 SHAPE = ("patch", "num_layers", "hidden_size", "mlp_size", "num_heads")  # Replace the name's.
-BIT_OPTIONS = ("name", "pixel_stats", "dtype")
+BIT_OPTIONS = ("name", "pixel_stats", "head_bias", "dtype")
 
 
 def list_models(pattern: str = "*") -> list[str]:
@@ -140,6 +141,7 @@ def _build_bit(config: Model, units, width: int, num_classes: int, image_size) -
         num_classes=num_classes,
         pixel_stats=config.pixel_stats,
         dtype=DTYPES[config.dtype],
+        head_bias=config.head_bias,
     )
 
 
@@ -165,6 +167,7 @@ def _build_vit(
         num_classes=num_classes,
         pool=config.pool,
         pre_logits=config.pre_logits,
+        head_bias=config.head_bias,
         num_registers=config.registers,
         pixel_stats=config.pixel_stats,
         layers=Layers(

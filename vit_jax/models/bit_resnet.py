@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from vit_jax.models.pixels import check_size, normalize
 from vit_jax.models.resnet import EXPANSION, ROOT_FEATURES, Stage, StdConv, group_norm
+from vit_jax.schema import Model
 
 NORM_EPS = 1e-5
 STD_EPS = 1e-10
@@ -57,6 +58,7 @@ class BitResNet(nn.Module):
     num_classes: int
     pixel_stats: str
     dtype: jnp.dtype
+    head_bias: float = Model.head_bias  # What the bias of the head begins with.
 
     grid = None  # Of position embeddings: there are none.
 
@@ -73,5 +75,7 @@ class BitResNet(nn.Module):
         x = nn.relu(group_norm("gn_final", NORM_EPS, self.dtype)(x))
         y = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
         if self.num_classes:
-            y = nn.Dense(self.num_classes, kernel_init=nn.initializers.zeros, name="head")(y)
+            bias_init = nn.initializers.constant(self.head_bias)
+            zeros = nn.initializers.zeros
+            y = nn.Dense(self.num_classes, kernel_init=zeros, bias_init=bias_init, name="head")(y)
         return y

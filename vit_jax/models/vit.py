@@ -273,6 +273,7 @@ class ViT(nn.Module):
     num_classes: int
     pool: str
     pre_logits: bool
+    head_bias: float  # What the bias of the head begins with.
     num_registers: int
     pixel_stats: str
     layers: Layers
@@ -295,12 +296,28 @@ class ViT(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
+        z = self.encode(self.embed(images), train=train)
+        y = self.pool_tokens(z).astype(jnp.float32)
+        if self.pre_logits:
+            y = nn.tanh(nn.Dense(self.size.hidden_size, name="pre_logits")(y))
+        if self.num_classes:
+            bias_init = nn.initializers.constant(self.head_bias)
+            zeros = nn.initializers.zeros
+            y = nn.Dense(self.num_classes, kernel_init=zeros, bias_init=bias_init, name="head")(y)
+        return y
+
+    def embed(self, images: jax.Array) -> jax.Array:  # B H W 3 -> B N D
+        """The x_p E of equation 1, without positions."""
         check_size(images, self.image_size)
         D, dtype = self.size.hidden_size, self.layers.dtype
         x = normalize(images, self.pixel_stats)
         if self.stem:
             x = hybrid.resnet(self.stem, x, dtype)
-        z = PatchEmbedding(self.patch_size, D, dtype, name="embedding")(x)
+        return PatchEmbedding(self.patch_size, D, dtype, name="embedding")(x)
+
+    def encode(self, z: jax.Array, *, train: bool) -> jax.Array:  # B N D -> B T D
+        """The z_L of the patches and the tokens before them, normalised."""
+        D, dtype = self.size.hidden_size, self.layers.dtype
         first = []
         if self.has_cls:
             first.append(self.param("cls", nn.initializers.zeros, (1, 1, D)))
@@ -312,12 +329,7 @@ class ViT(nn.Module):
         encoder = Encoder(
             self.size, self.layers, self.grid, self.has_cls, self.num_registers, name="Transformer"
         )
-        y = self.pool_tokens(encoder(z, train=train)).astype(jnp.float32)
-        if self.pre_logits:
-            y = nn.tanh(nn.Dense(D, name="pre_logits")(y))
-        if self.num_classes:
-            y = nn.Dense(self.num_classes, kernel_init=nn.initializers.zeros, name="head")(y)
-        return y
+        return encoder(z, train=train)
 
     def pool_tokens(self, z: jax.Array) -> jax.Array:  # B T D -> B D
         """The y of equation 4, or what takes its place in appendix D.3."""
@@ -325,6 +337,9 @@ class ViT(nn.Module):
             return z[:, 0]
         if self.pool == "map":
             return AttentionPooling(self.size, self.layers, name="MAPHead_0")(z)
-        patches = z[:, self.has_cls + self.num_registers :]
-        mean = jnp.mean(patches, axis=1, dtype=jnp.float32)
+        mean = jnp.mean(self.patches_of(z), axis=1, dtype=jnp.float32)
         return mean if self.pool == "gap" else jnp.concatenate([z[:, 0], mean], axis=-1)
+
+    def patches_of(self, z: jax.Array) -> jax.Array:  # B T D -> B N D
+        """The tokens of the patches, which stand last."""
+        return z[:, self.has_cls + self.num_registers :]

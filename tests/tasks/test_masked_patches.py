@@ -1,0 +1,351 @@
+"""Masked patch prediction against numpy: corruption, targets, loss and scores."""
+
+import collections
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from vit_jax import trees
+from vit_jax.data.preprocess import to_unit_range
+from vit_jax.errors import ConfigError
+from vit_jax.models import param_shapes, section
+from vit_jax.models.vit import patchify
+from vit_jax.schema import Task
+from vit_jax.tasks.masked_patches import (
+    build_model,
+    colours,
+    draw_corruption,
+    make_loss,
+    make_scorer,
+    put_together,
+)
+
+SHAPE = {"patch": 4, "num_layers": 1, "hidden_size": 8, "mlp_size": 8, "num_heads": 2}
+
+
+def some_pixels(*shape, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def classes_of(pixels, patch, side):
+    """Classes N S of an image H W 3 uint8, in whole numbers from beginning to end."""
+    H, W, _ = pixels.shape
+    cell, found = patch // side, []
+    for top in range(0, H, patch):
+        for left in range(0, W, patch):
+            cells = []
+            for y in range(top, top + patch, cell):
+                for x in range(left, left + patch, cell):
+                    total = pixels[y : y + cell, x : x + cell].astype(int).sum((0, 1))
+                    r, g, b = total * 8 // (256 * cell * cell)
+                    cells.append(64 * r + 8 * g + b)
+            found.append(cells)
+    return np.array(found)
+
+
+def colours_of(pixels, patch, side):
+    return np.asarray(colours(patchify(to_unit_range(pixels)[None], patch), side))[0]
+
+
+# Targets.
+
+
+def test_the_class_of_a_patch_is_its_mean_colour_in_three_bits_a_channel():
+    pixels = np.zeros((8, 8, 3), np.uint8)
+    pixels[:4, 4:] = 255
+    pixels[4:, :4] = (32, 64, 96)
+    pixels[4:, 4:6] = (250, 0, 31)
+    pixels[4:, 6:] = (0, 0, 31)  # With its other half: (125, 0, 31).
+    assert colours_of(pixels, 4, 1).tolist() == [[0], [511], [64 * 1 + 8 * 2 + 3], [64 * 3]]
+
+
+def test_every_level_falls_into_its_bin_and_none_is_rounded_below():
+    for level in range(256):
+        grey = np.full((14, 14, 3), level, np.uint8)
+        assert colours_of(grey, 14, 1) == 73 * (level // 32), level
+
+
+@pytest.mark.parametrize(("patch", "side"), [(4, 1), (8, 1), (4, 4), (8, 4), (16, 4)])
+def test_colours_equal_those_of_whole_numbers(patch, side):
+    pixels = some_pixels(2 * patch, 3 * patch, 3)
+    expected = classes_of(pixels, patch, side)
+    assert expected.shape == (6, side * side)
+    np.testing.assert_array_equal(colours_of(pixels, patch, side), expected)
+
+
+def test_patches_are_put_together_as_they_were_cut():
+    images = some_pixels(2, 8, 12, 3)
+    np.testing.assert_array_equal(put_together(patchify(images, 4), (2, 3)), images)
+
+
+# Corruption.
+
+
+COUNT = 4000
+
+
+@functools.cache
+def corruptions(N, **shares):
+    """Of so many images: what is corrupted, what is masked, and what stands there."""
+    keys = jax.random.split(jax.random.key(0), COUNT)
+    draw = jax.jit(jax.vmap(lambda key: draw_corruption(key, N, **shares)))
+    return [np.asarray(part) for part in draw(keys)]
+
+
+@pytest.mark.parametrize(("N", "corrupted", "num"), [(2, 0.5, 1), (9, 0.4, 4), (196, 0.15, 29)])
+def test_every_image_has_exactly_its_share_of_corrupted_patches(N, corrupted, num):
+    is_corrupted, is_masked, source = corruptions(N, corrupted=corrupted)
+    assert set(is_corrupted.sum(1)) == {num}
+    is_moved = source != np.arange(N)
+    assert not np.any((is_masked | is_moved) & ~is_corrupted | is_masked & is_moved)
+    assert 0 <= source.min() <= source.max() < N
+
+
+def test_by_default_half_is_corrupted_of_which_80_percent_masked_and_10_moved():
+    is_corrupted, is_masked, source = corruptions(196)
+    is_moved = source != np.arange(196)
+    assert set(is_corrupted.sum(1)) == {98}
+    # Of 392,000 draws: five deviations are 0.0032 and 0.0024.
+    assert is_masked.sum() / is_corrupted.sum() == pytest.approx(0.8, abs=0.0032)
+    assert is_moved.sum() / is_corrupted.sum() == pytest.approx(0.1, abs=0.0024)
+
+
+def test_every_patch_is_as_often_corrupted_and_meets_all_others_as_often():
+    is_corrupted, _, source = corruptions(5, corrupted=0.4, mask_share=0.0, random_share=1.0)
+    np.testing.assert_allclose(is_corrupted.mean(0), 0.4, atol=0.04)
+    own = np.broadcast_to(np.arange(5), source.shape)
+    pairs = collections.Counter(zip(own[is_corrupted], source[is_corrupted], strict=True))
+    assert set(pairs) == {(a, b) for a in range(5) for b in range(5) if a != b}  # Never itself.
+    np.testing.assert_allclose(list(pairs.values()), 2 * COUNT / 20, rtol=0.25)
+
+
+def test_no_two_images_are_corrupted_alike():
+    for part in corruptions(196):
+        assert len({row.tobytes() for row in part}) == COUNT
+
+
+# Loss.
+
+
+def quick_key(seed):
+    return jax.random.key(seed, impl="rbg")  # Quicker to compile than the default.
+
+
+class Written:
+    """A model that predicts what it is given, and says with what it was called."""
+
+    patch_size, grid = 4, (2, 3)
+
+    def apply(self, variables, images, is_masked, *, train, rngs):
+        self.called = {"images": images, "is_masked": is_masked, "train": train, "rngs": rngs}
+        return variables["params"]
+
+
+ALL_MASKED = {"mask_share": 1.0, "random_share": 0.0}  # Then the mask tells what is corrupted.
+
+
+def batch_of(pixels, **more):
+    mask = np.ones(len(pixels), np.float32)
+    return {"image": to_unit_range(pixels), "mask": mask, "number": np.arange(len(pixels))} | more
+
+
+@functools.cache
+def compiled_loss(targets, **shares):
+    model = Written()
+    loss = make_loss(model, targets=targets, **shares)
+    return jax.jit(lambda *inputs: (*loss(*inputs), model.called))
+
+
+def measured(predictions, pixels, targets, make_key=quick_key, seed=0, mask=(1, 1, 1), **shares):
+    """Loss, metrics, and how the model was called."""
+    batch = batch_of(pixels, mask=np.float32(mask))
+    return compiled_loss(targets, **shares)(predictions, batch, make_key(seed))
+
+
+def cross_entropy(logits, labels):
+    log_shares = logits - np.log(np.exp(np.float64(logits)).sum(-1, keepdims=True))
+    return -np.take_along_axis(log_shares, labels[..., None], -1)[..., 0]
+
+
+def some_predictions(size):
+    return np.random.default_rng(1).normal(size=(3, 6, size)).astype(np.float32)
+
+
+def square_errors(guesses, pixels):
+    cut = pixels.reshape(3, 2, 4, 3, 4, 3).swapaxes(2, 3).reshape(3, 6, 48)
+    return np.square(guesses - (cut / 127.5 - 1))
+
+
+@pytest.mark.parametrize(("targets", "side"), [("mean", 1), ("downsized", 4)])
+def test_the_loss_is_the_mean_cross_entropy_of_the_corrupted_patches(targets, side):
+    pixels, S = some_pixels(3, 8, 12, 3), side * side
+    labels = np.stack([classes_of(image, 4, side) for image in pixels])
+    rows = some_predictions(S * 512).reshape(3, 6, S, 512)
+    rows[:, ::2, 0] += 20 * np.eye(512)[labels[:, ::2, 0]]  # Some are right.
+    loss, metrics, called = measured(rows.reshape(3, 6, -1), pixels, targets, **ALL_MASKED)
+    is_masked = np.asarray(called["is_masked"])
+    assert is_masked.sum(1).tolist() == [3, 3, 3]
+    expected = cross_entropy(rows, labels)[is_masked].mean()
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    hits = (rows.argmax(-1) == labels)[is_masked].mean()
+    assert 0 < hits < 1
+    assert set(metrics) == {"top1"}
+    np.testing.assert_allclose(metrics["top1"], hits, rtol=1e-6)
+
+
+def test_the_loss_of_pixels_is_their_mean_squared_error_and_has_no_top1():
+    pixels, guesses = some_pixels(3, 8, 12, 3), some_predictions(48)
+    loss, metrics, called = measured(guesses, pixels, "pixels", **ALL_MASKED)
+    expected = square_errors(guesses, pixels)[np.asarray(called["is_masked"])].mean()
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    assert metrics == {}
+
+
+@pytest.mark.parametrize(("targets", "size"), [("mean", 512), ("pixels", 48)])
+def test_what_is_predicted_of_the_other_patches_counts_for_nothing(targets, size):
+    pixels, predictions = some_pixels(3, 8, 12, 3), some_predictions(size)
+    *_, called = measured(predictions, pixels, targets, **ALL_MASKED)
+    loss = make_loss(Written(), targets=targets)  # Of those not masked, too.
+    gradient = jax.jit(jax.grad(loss, has_aux=True))
+    grads, _ = gradient(predictions, batch_of(pixels), quick_key(0))
+    np.testing.assert_array_equal(np.any(np.asarray(grads) != 0, axis=-1), called["is_masked"])
+
+
+def test_a_padded_example_counts_for_nothing():
+    pixels, guesses = some_pixels(3, 8, 12, 3), some_predictions(48)
+    loss, _, called = measured(guesses, pixels, "pixels", mask=(1, 1, 0), **ALL_MASKED)
+    is_masked = np.asarray(called["is_masked"])
+    expected = square_errors(guesses, pixels)[:2][is_masked[:2]].mean()
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+
+
+def test_the_model_sees_other_patches_where_they_are_moved_and_targets_stay():
+    levels = np.arange(6, dtype=np.uint8) * 40
+    pixels = np.tile(levels.reshape(2, 3).repeat(4, 0).repeat(4, 1)[None, :, :, None], (3, 1, 1, 3))
+    target = to_unit_range(levels)
+    guesses = np.broadcast_to(target[None, :, None], (3, 6, 48))
+    shares = {"mask_share": 0.0, "random_share": 1.0}
+    loss, _, called = measured(guesses, pixels, "pixels", **shares)
+    assert loss < 1e-12  # Of the images as they were.
+    assert not np.any(called["is_masked"])
+    seen = np.asarray(patchify(called["images"], 4))
+    assert np.all(seen == seen[:, :, :1])  # Whole patches.
+    assert set(np.round((seen[:, :, 0] + 1) * 127.5).ravel()) <= set(levels)
+    is_moved = np.abs(seen[:, :, 0] - target) > 0.1
+    assert is_moved.sum(1).tolist() == [3, 3, 3]
+
+
+def test_training_asks_for_dropout_and_draws_anew_with_every_key_and_image():
+    pixels, guesses = np.repeat(some_pixels(1, 8, 12, 3), 3, axis=0), some_predictions(48)
+    act = functools.partial(measured, guesses, pixels, "pixels", jax.random.key, **ALL_MASKED)
+    calls = [act(seed=seed)[2] for seed in (0, 0, 1)]
+    assert all(called["train"] and set(called["rngs"]) == {"dropout"} for called in calls)
+    one, same, other = (called["rngs"]["dropout"] for called in calls)
+    assert one == same != other
+    one, same, other = (np.asarray(called["is_masked"]) for called in calls)
+    assert np.array_equal(one, same)
+    assert not np.array_equal(one, other)
+    assert len({row.tobytes() for row in one}) > 1
+
+
+# Models.
+
+
+def small(image_size=(8, 12), targets="mean", corrupted=0.5, name="vit_ti16", **changes):
+    options = (SHAPE if name == "vit_ti16" else {}) | changes
+    task = Task(name="masked_patches", targets=targets, corrupted=corrupted)
+    return build_model(section(name, **options), image_size=image_size, task=task)
+
+
+def some_params(model, seed=0):
+    random = np.random.default_rng(seed)
+    return trees.unflatten(
+        {
+            name: random.normal(0, 0.3, shape).astype(np.float32)
+            for name, shape in param_shapes(model).items()
+        }
+    )
+
+
+def headless(model):
+    """Parameters of a model that predicts zeros, as a new one does."""
+    params = some_params(model)
+    return params | {"patch_head": jax.tree.map(np.zeros_like, params["patch_head"])}
+
+
+def test_a_new_model_knows_nothing_of_512_colours():
+    model, pixels = small(), some_pixels(3, 8, 12, 3)
+    loss = jax.jit(make_loss(model, corrupted=1.0))
+    loss, _ = loss(headless(model), batch_of(pixels), quick_key(0))
+    np.testing.assert_allclose(loss, np.log(512), rtol=1e-6)
+
+
+@pytest.mark.parametrize(("targets", "size"), [("mean", 512), ("downsized", 8192), ("pixels", 48)])
+def test_a_model_predicts_what_the_targets_ask_of_every_patch(targets, size):
+    assert param_shapes(small(targets=targets))["patch_head/kernel"] == (8, size)
+
+
+def test_targets_are_of_the_images_whatever_pixel_statistics_the_model_gives_them():
+    pixels, zeros = some_pixels(3, 8, 12, 3), np.zeros((3, 6, 48), np.float32)
+    model = small(targets="pixels", pixel_stats="imagenet")
+    loss = jax.jit(make_loss(model, targets="pixels"))
+    loss, _ = loss(headless(model), batch_of(pixels), quick_key(0))
+    expected, *_ = measured(zeros, pixels, "pixels")
+    np.testing.assert_allclose(loss, expected, rtol=1e-6)
+
+
+def test_every_parameter_learns_and_the_mask_token_too():
+    model, pixels = small(registers=1), some_pixels(3, 8, 12, 3)
+    loss = make_loss(model)
+    grads = jax.jit(jax.grad(lambda p: loss(p, batch_of(pixels), quick_key(0))[0]))
+    for name, grad in trees.flatten(grads(some_params(model))).items():
+        assert np.all(np.isfinite(grad)), name
+        assert np.any(grad != 0), name
+
+
+def test_a_score_follows_the_number_of_the_example_and_nothing_else():
+    model, pixels = small(dropout=0.5), some_pixels(5, 8, 12, 3)
+    params, score = some_params(model), jax.jit(make_scorer(model))
+    batch = batch_of(pixels, number=np.array([7, 0, 3, 2**31 - 1, -1], np.int32))
+    scores = score(params, batch)
+    assert set(scores) == {"loss", "top1", "mask"}
+    assert {array.shape for array in scores.values()} == {(5,)}
+    order = np.array([3, 1, 4, 0, 0])
+    again = score(params, {name: rows[order] for name, rows in batch.items()})
+    for name, values in scores.items():
+        np.testing.assert_allclose(again[name], values[order], rtol=1e-5, err_msg=name)
+    other = score(params, batch | {"number": batch["number"] + 1})
+    assert np.all(np.abs(other["loss"] - scores["loss"]) > 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"name": "r50_b32", "image_size": 64}, "model.name is 'r50_b32'; masked patches are cut"),
+        ({"name": "bit_r50x1"}, "model.name is 'bit_r50x1'; masked patches are cut"),
+        ({"pool": "map"}, "model.pool is 'map'; masked patches are not pooled: take 'gap'"),
+        ({"pre_logits": True}, "model.pre_logits is True; masked patches have no classification"),
+        ({"head_bias": -10.0}, "model.head_bias is -10.0; masked patches have no classification"),
+        ({"image_size": 4}, "data.image_size gives 1 patch of 4x4; .* at least 2"),
+        ({"corrupted": 0.08}, "task.corrupted is 0.08; of 6 patches that is none"),
+        (
+            {"patch": 2, "targets": "downsized"},
+            "task.targets is 'downsized'; a patch of 2x2 pixels does not divide into 4x4",
+        ),
+        ({"name": "vit_s14", "image_size": 28, "targets": "downsized"}, "14x14 pixels does not"),
+        ({"image_size": (8, 10)}, "data.image_size 8x10 does not divide into patches of 4x4"),
+    ],
+    ids=str,
+)
+def test_targets_that_would_mean_nothing_are_refused_before_training(options, words):
+    with pytest.raises(ConfigError, match=words) as caught:
+        small(**options)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_smallest_that_make_sense_are_built():
+    assert small(image_size=(4, 8), targets="downsized").num_outputs == 16 * 512
+    assert small(image_size=28, name="vit_s14").num_outputs == 512
+    assert small(corrupted=0.09).grid == (2, 3)

@@ -1,0 +1,41 @@
+"""The Vision Transformer that predicts masked patches (appendix B.1.2 of arXiv:2010.11929)."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from vit_jax.models.vit import ViT
+
+
+class MaskedViT(ViT):
+    """Images B H W 3, float32 in [-1, 1] -> predictions B N O, one for every patch.
+
+    A ViT whose head is a dense layer over the encoder's output at the patches. Its parameters
+    are those of a ViT, by the same names, with `mask_token` and `patch_head` in place of a head.
+    """
+
+    num_outputs: int  # O: of one patch.
+
+    @classmethod
+    def of(cls, vit: ViT, num_outputs: int) -> "MaskedViT":
+        """The same shape and options as a ViT."""
+        names = {field.name for field in dataclasses.fields(ViT)} - {"parent", "name"}
+        return cls(**{name: getattr(vit, name) for name in names}, num_outputs=num_outputs)
+
+    @nn.compact
+    def __call__(
+        self, images: jax.Array, is_masked: jax.Array | None = None, *, train: bool = False
+    ) -> jax.Array:
+        """Predictions B N O in float32.
+
+        Args:
+          is_masked: B N; the mask token stands for the embedding of the patches that are.
+        """
+        z = self.embed(images)  # B N D
+        mask_token = self.param("mask_token", nn.initializers.zeros, (1, 1, z.shape[-1]))
+        if is_masked is not None:
+            z = jnp.where(is_masked[..., None], mask_token.astype(z.dtype), z)
+        z = self.patches_of(self.encode(z, train=train)).astype(jnp.float32)
+        return nn.Dense(self.num_outputs, kernel_init=nn.initializers.zeros, name="patch_head")(z)
