@@ -10,34 +10,14 @@ import jax
 
 from vit_jax import assemble, load, metrics, sharding, workdir
 from vit_jax import config as config_lib
+from vit_jax.data.classes import Relabelled
 from vit_jax.data.sources import open_split
 from vit_jax.errors import ConfigError, DataError, nearest
 from vit_jax.evaluators import classification
 from vit_jax.files import write_whole
-from vit_jax.schema import Config
+from vit_jax.schema import Config, Task
 
 AMENDABLE = ("data.", "batch_size")
-
-
-@dataclasses.dataclass(frozen=True)
-class Relabelled:
-    """A source whose classes stand among those of a model, in another order or fewer."""
-
-    source: object
-    classes: tuple[str, ...]
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitem__(self, index: int) -> dict:
-        record, names = self.source[index], self.source.classes
-        label = record["label"]
-        if not 0 <= label < len(names):
-            raise DataError(f"{self.name(index)}: label {label} is out of range [0, {len(names)}).")
-        return record | {"label": self.classes.index(names[label])}
-
-    def name(self, index: int) -> str:
-        return self.source.name(index)
 
 
 def evaluate(where: str, overrides: Mapping[str, str], out: str | None = None) -> str:
@@ -68,7 +48,7 @@ def evaluate(where: str, overrides: Mapping[str, str], out: str | None = None) -
         crop_fraction=config.data.crop_fraction,
     )
     scores = classification.evaluate(
-        assemble.make_score(loaded.model, mesh),
+        assemble.make_score(loaded.model, mesh, loaded.config.task if loaded.config else Task()),
         params,
         source,
         recipe,

@@ -8,13 +8,13 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from vit_jax.data.images import SUFFIXES, decode
+from vit_jax.data.images import SUFFIXES, Encoded, UnreadableImage
 from vit_jax.errors import DataError, nearest
 
 
 @dataclasses.dataclass(frozen=True)
 class FolderSource:
-    """Image files, decoded when asked for."""
+    """Image files, still encoded."""
 
     root: str
     files: tuple[str, ...]  # Relative to the root.
@@ -29,8 +29,8 @@ class FolderSource:
         try:
             data = path.read_bytes()
         except OSError as error:
-            raise DataError(f"{path}: unreadable image ({error.strerror}).") from error
-        return {"image": decode(data, str(path)), "label": int(self.labels[index])}
+            raise UnreadableImage(f"{path}: unreadable image ({error.strerror}).") from error
+        return {"image": Encoded(data, str(path)), "label": int(self.labels[index])}
 
     def fingerprint(self) -> int:
         names = "\0".join(self.files).encode(errors="surrogateescape")

@@ -1,12 +1,16 @@
-"""Data sets that TFDS has prepared, read without TensorFlow."""
+"""Data sets that TFDS, or our own verb `prepare`, has prepared; read without TensorFlow."""
 
 import dataclasses
+import functools
+import os
+import pathlib
 import zlib
 from collections.abc import Sequence
 
 import numpy as np
 
-from vit_jax.data.images import decode
+from vit_jax.data import manifest
+from vit_jax.data.images import Encoded
 from vit_jax.errors import DataError, nearest
 
 
@@ -25,7 +29,7 @@ class TfdsSource:
 
     def __getitem__(self, index: int) -> dict:
         record = self.records[index]
-        image = decode(record[self.image_key], self.name(index))
+        image = Encoded(record[self.image_key], self.name(index))
         return {"image": image, "label": int(record[self.label_key])}
 
     def fingerprint(self) -> int:
@@ -33,10 +37,95 @@ class TfdsSource:
 
     @property
     def labels(self) -> np.ndarray:
-        return np.array([int(record[self.label_key]) for record in self.records])
+        """From the records, all of which are read: TFDS keeps no list of labels."""
+        labels = np.empty(len(self), np.int64)
+        for start in range(0, len(self), 1024):  # In threads, so many at a time.
+            places = range(start, min(start + 1024, len(self)))
+            records = self.records.__getitems__(places)
+            labels[start : places.stop] = [int(record[self.label_key]) for record in records]
+        return labels
 
     def name(self, index: int) -> str:
         return f"{self.title}#{index}"
+
+
+@dataclasses.dataclass(frozen=True)
+class PreparedSource(TfdsSource):
+    """A split of a folder that `prepare` wrote; labels and names come from its manifest."""
+
+    folder: str
+    spans: tuple[tuple[int, int], ...]  # First row of the manifest, and the one past the last.
+
+    @functools.cached_property
+    def _ends(self) -> np.ndarray:
+        """The index after the last of each span."""
+        return np.cumsum([last - first for first, last in self.spans])
+
+    @property
+    def labels(self) -> np.ndarray:
+        labels = manifest.rows(self.folder)["label"]
+        parts = [labels[first:last] for first, last in self.spans]
+        return np.concatenate([labels[:0], *parts]).astype(np.int64)
+
+    def fingerprint(self) -> int:
+        digest = manifest.about(pathlib.Path(self.folder))["manifest"]
+        return zlib.crc32(f"{digest} {self.spans}".encode())
+
+    def name(self, index: int) -> str:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        which = int(np.searchsorted(self._ends, index, side="right"))
+        _, last = self.spans[which]
+        return manifest.record(self.folder, last - int(self._ends[which]) + index)["path"]
+
+
+def open_prepared(dir: str, split: str, val_fraction: float) -> PreparedSource:
+    """A split, or a slice as TFDS writes it, of a folder that `prepare` wrote.
+
+    Without a split `val`, 'train' and 'val' share its `train`: records stand in an order drawn
+    by their names, so that its first ones are as good for 'val' as any.
+    """
+    import tensorflow_datasets as tfds
+
+    folder = pathlib.Path(dir)
+    if not dir or not folder.is_dir():
+        unfinished = pathlib.Path(f"{dir.rstrip('/')}.partial").is_dir() if dir else False
+        words = "`prepare` has not finished it; run it again" if unfinished else "no such folder"
+        raise DataError(f"data.dir={dir or '(empty)'}: {words}.")
+    if manifest.about(folder) is None:
+        raise DataError(
+            f"data.dir={dir}: `prepare` did not write this folder; data.source=folder reads "
+            "class folders, data.source=tfds reads TFDS's folder of data sets."
+        )
+    try:
+        builder = tfds.builder_from_directory(dir)
+        sizes = {name: info.num_examples for name, info in builder.info.splits.items()}
+    except Exception as error:
+        raise DataError(f"data.dir={dir}: damaged ({_in_brief(error)}).") from error
+    if "train" in sizes and "val" not in sizes and split in ("train", "val") and val_fraction:
+        cut = max(1, round(sizes["train"] * val_fraction))
+        split = f"train[{cut}:]" if split == "train" else f"train[:{cut}]"
+    _refuse_unknown(split, sizes, f"data.dir={dir}")
+    records, image_key, label_key, names = _records(builder, split, f"data.dir={dir}", "")
+    spans = _spans(builder, split)
+    return PreparedSource(records, image_key, label_key, names, f"{dir}/{split}", dir, spans)
+
+
+def _spans(builder, split: str) -> tuple[tuple[int, int], ...]:
+    """Rows of the manifest that a split is made of; raises DataError where a shard is missing."""
+    first_row, row = {}, 0
+    for name in sorted(builder.info.splits):
+        info = builder.info.splits[name]
+        for path, length in zip(info.filepaths, info.shard_lengths):
+            first_row[os.fspath(path)] = row
+            row += length
+    spans = []
+    for part in builder.info.splits[split].file_instructions:
+        if not os.path.isfile(part.filename):
+            raise DataError(f"{part.filename}: this file of the data set is missing.")
+        first = first_row[os.fspath(part.filename)] + part.skip
+        spans.append((first, first + part.take))
+    return tuple(spans)
 
 
 def open_tfds(dataset: str, split: str, dir: str) -> TfdsSource:
@@ -51,8 +140,9 @@ def open_tfds(dataset: str, split: str, dir: str) -> TfdsSource:
         hint = nearest(dataset, tfds.list_builders(with_community_datasets=False))
         raise DataError(f"data.dataset={dataset}: TFDS does not know it.{hint}") from error
     except Exception as error:  # TFDS raises its own and its builders' errors alike.
-        words = " ".join(str(error).split())[:200]
-        raise DataError(f"data.dataset={dataset}: TFDS cannot open it ({words}).") from error
+        raise DataError(
+            f"data.dataset={dataset}: TFDS cannot open it ({_in_brief(error)})."
+        ) from error
     how = (
         f"prepare it once with `pip install 'vit-jax[tf]'` and `python -c \"import "
         f"tensorflow_datasets as tfds; tfds.builder('{dataset}', data_dir={dir or None!r}, "
@@ -60,26 +150,39 @@ def open_tfds(dataset: str, split: str, dir: str) -> TfdsSource:
     )
     if not builder.data_path.exists():
         raise DataError(f"data.dataset={dataset} is not under {builder.data_path}; {how}")
-    known = sorted(builder.info.splits)
+    title = f"data.dataset={dataset}"
+    _refuse_unknown(split, builder.info.splits, title)
+    return TfdsSource(*_records(builder, split, title, how), f"{builder.info.full_name}/{split}")
+
+
+def _refuse_unknown(split: str, known, title: str) -> None:
     if any(part.partition("[")[0] not in known for part in split.split("+")):
-        raise DataError(f"data.dataset={dataset} has splits {known}, not {split!r}.")
+        raise DataError(f"{title} has splits {sorted(known)}, not {split!r}.")
+
+
+def _records(builder, split: str, title: str, how: str) -> tuple:
+    """Records with images still encoded, their image and label keys, and the class names."""
+    import tensorflow_datasets as tfds
+
     image_key, label_key = builder.info.supervised_keys or ("image", "label")
     features = dict(builder.info.features)
     names = getattr(features.get(label_key), "names", None)
     if names is None or image_key not in features:
         raise DataError(
-            f"data.dataset={dataset} has no image with a class label; its features are "
-            f"{sorted(features)}."
+            f"{title} has no image with a class label; its features are {sorted(features)}."
         )
     try:
         decoders = {image_key: tfds.decode.SkipDecoding()}
         records = builder.as_data_source(split=split, decoders=decoders)
     except NotImplementedError as error:  # Files of a format without random access.
-        words = " ".join(str(error).split())[:200]
-        raise DataError(f"data.dataset={dataset} cannot be read ({words}); {how}") from error
+        raise DataError(f"{title} cannot be read ({_in_brief(error)}); {how}") from error
     except Exception as error:  # A slice that makes no sense, or damaged files.
-        words = " ".join(str(error).split())[:200]
-        raise DataError(f"data.split={split} of {dataset} cannot be read ({words}).") from error
-    return TfdsSource(
-        records, image_key, label_key, tuple(names), f"{builder.info.full_name}/{split}"
-    )
+        place = title.partition("=")[2]
+        raise DataError(
+            f"data.split={split} of {place} cannot be read ({_in_brief(error)})."
+        ) from error
+    return records, image_key, label_key, tuple(names)
+
+
+def _in_brief(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

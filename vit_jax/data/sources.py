@@ -1,8 +1,10 @@
-"""Random-access records: `source[i]` is {'image': H W 3 uint8, 'label': int}.
+"""Random-access records: `source[i]` is {'image': pixels or an encoded file, 'label': int}.
 
-A source also has `classes`, the names in label order, equal for all its splits, `labels`,
-and `name(i)`, what a person calls record i, and
-`fingerprint()`, a number that other records would hardly share.
+Pixels are H W 3 uint8; a file's bytes are an `images.Encoded`, which the recipes decode.
+
+A source also has `classes`, the names in label order, equal for all its splits; `labels`;
+`name(i)`, what a person calls record i; and `fingerprint()`, a number that other records would
+hardly share.
 """
 
 import dataclasses
@@ -11,10 +13,15 @@ import zlib
 
 import numpy as np
 
-from vit_jax.data.folder import FolderSource, open_folder
-from vit_jax.data.prepared import TfdsSource, open_tfds
+from vit_jax.data import subsets
+from vit_jax.data.classes import relabelled
+from vit_jax.data.folder import open_folder
+from vit_jax.data.mixture import mix
+from vit_jax.data.prepared import open_prepared, open_tfds
 from vit_jax.errors import DataError
 from vit_jax.schema import Data
+
+__all__ = ["make_source", "open_split", "open_training", "relabelled"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,35 +76,7 @@ class FakeSource:
         return str(index)
 
 
-@dataclasses.dataclass(frozen=True)
-class Subset:
-    """Some records of another source, in a given order."""
-
-    source: ArraySource | FolderSource | TfdsSource
-    indices: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, index: int) -> dict:
-        return self.source[int(self.indices[index])]
-
-    def fingerprint(self) -> int:
-        return zlib.crc32(self.indices.tobytes(), self.source.fingerprint())
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        return self.source.classes
-
-    @property
-    def labels(self) -> np.ndarray:
-        return self.source.labels[self.indices]
-
-    def name(self, index: int) -> str:
-        return self.source.name(int(self.indices[index]))
-
-
-def open_split(data: Data, split: str, per_class: int | None = None):
+def open_split(data: Data, split: str):
     """The records of one split of a `config.data` section."""
     return make_source(
         data.source,
@@ -106,10 +85,27 @@ def open_split(data: Data, split: str, per_class: int | None = None):
         dataset=data.dataset,
         # Nothing is held out for a split that nobody looks at.
         val_fraction=data.val_fraction if data.val_split == "val" else 0.0,
-        per_class=per_class,
         num_classes=data.num_classes,
         num_examples=data.num_examples,
         image_size=data.image_size,
+    )
+
+
+def open_training(data: Data):
+    """The records trained on: `data.split`, or the mixture of `data.mix`, and the draw from it."""
+    if data.mix:
+        key = "dataset" if data.source == "tfds" else "dir"
+        sets = [dataclasses.replace(data, **{key: name}) for name, _ in data.mix]
+        sources = [open_split(each, data.split) for each in sets]
+        source = mix(sources, shares=[share for _, share in data.mix])
+    else:
+        source = open_split(data, data.split)
+    return subsets.draw(
+        source,
+        per_class=data.per_class,
+        fraction=data.fraction,
+        count=data.count,
+        seed=data.subset_seed,
     )
 
 
@@ -120,7 +116,6 @@ def make_source(
     dir: str = Data.dir,
     dataset: str = Data.dataset,
     val_fraction: float = Data.val_fraction,
-    per_class: int | None = Data.per_class,
     num_classes: int = Data.num_classes,
     num_examples: int = Data.num_examples,
     image_size: int | tuple[int, int] = Data.image_size,
@@ -128,29 +123,27 @@ def make_source(
     """The records of one split.
 
     Args:
-      source: 'mnist5k', 'digits', 'folder', 'tfds' or 'fake'.
+      source: 'mnist5k', 'digits', 'folder', 'prepared', 'tfds' or 'fake'.
       split: 'train' or 'val'; a folder has those its data came with, TFDS has its own.
       dir, dataset: where a folder lies; TFDS's data folder and the name in it.
-      val_fraction: share of a folder without `val/` that is kept for 'val'.
-      per_class: only so many records of each class.
+      val_fraction: share of a folder or prepared set without `val` that is kept for 'val'.
       num_classes, num_examples, image_size: of the fake source.
 
     Raises DataError, in one line, where there is no such split or it cannot be used.
     """
     if source == "folder":
-        records = open_folder(dir, split, val_fraction)
-    elif source == "tfds":
-        records = open_tfds(dataset, split, dir)
-    else:
-        if split not in ("train", "val"):
-            raise DataError(f"data.source={source} has splits train and val, not {split!r}.")
-        if source == "fake":
-            size = (image_size, image_size) if isinstance(image_size, int) else image_size
-            classes = tuple(f"class {k}" for k in range(num_classes))
-            records = FakeSource(num_examples, size, classes, seed=("train", "val").index(split))
-        else:
-            records = _packaged_split(PACKAGED[source](), split)
-    return records if per_class is None else first_of_each_class(records, per_class)
+        return open_folder(dir, split, val_fraction)
+    if source == "prepared":
+        return open_prepared(dir, split, val_fraction)
+    if source == "tfds":
+        return open_tfds(dataset, split, dir)
+    if split not in ("train", "val"):
+        raise DataError(f"data.source={source} has splits train and val, not {split!r}.")
+    if source == "fake":
+        size = (image_size, image_size) if isinstance(image_size, int) else image_size
+        classes = tuple(f"class {k}" for k in range(num_classes))
+        return FakeSource(num_examples, size, classes, seed=("train", "val").index(split))
+    return _packaged_split(PACKAGED[source](), split)
 
 
 @functools.cache
@@ -179,22 +172,8 @@ def _grey(images: np.ndarray, labels: np.ndarray) -> ArraySource:
     return ArraySource(images, labels.astype(np.int64), tuple("0123456789"))
 
 
-def _packaged_split(source: ArraySource, split: str) -> Subset:
+def _packaged_split(source: ArraySource, split: str) -> subsets.Subset:
     """A fifth for 'val', drawn once and for all."""
     order = np.random.default_rng(0).permutation(len(source))
     cut = len(source) // 5
-    return Subset(source, order[cut:] if split == "train" else order[:cut])
-
-
-def first_of_each_class(source, count: int) -> Subset:
-    """The first `count` records of each class, in the source's order."""
-    labels = source.labels
-    picked = []
-    for label, title in enumerate(source.classes):
-        of_class = np.flatnonzero(labels == label)
-        if len(of_class) < count:
-            raise DataError(
-                f"data.per_class is {count}, but class {title!r} has {len(of_class)} examples."
-            )
-        picked.append(of_class[:count])
-    return Subset(source, np.sort(np.concatenate(picked)))
+    return subsets.Subset(source, order[cut:] if split == "train" else order[:cut])

@@ -1,0 +1,66 @@
+"""Labels of one list of class names as labels of another."""
+
+import dataclasses
+import functools
+
+import numpy as np
+
+from vit_jax.errors import DataError, nearest
+
+
+@dataclasses.dataclass(frozen=True)
+class Relabelled:
+    """A source whose classes stand among others, in another order or fewer."""
+
+    source: object
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> dict:
+        record, num_classes = self.source[index], len(self.source.classes)
+        label = record["label"]
+        if not 0 <= label < num_classes:
+            raise DataError(
+                f"{self.name(index)}: label {label} is out of range [0, {num_classes})."
+            )
+        return record | {"label": int(self._table[label])}
+
+    @functools.cached_property
+    def _table(self) -> np.ndarray:
+        """The label here of each label of the source."""
+        place = {title: k for k, title in enumerate(self.classes)}
+        return np.array([place[title] for title in self.source.classes], np.int64)
+
+    @property
+    def labels(self) -> np.ndarray:
+        return self._table[self.source.labels]
+
+    def fingerprint(self) -> int:
+        return self.source.fingerprint()
+
+    def name(self, index: int) -> str:
+        return self.source.name(index)
+
+
+def relabelled(source, classes: tuple[str, ...]):
+    """The source with labels counted among `classes`; itself if it counts like that already.
+
+    Raises DataError for a class that is not among them.
+    """
+    if source.classes == classes:
+        return source
+    known = set(classes)
+    for title in source.classes:
+        if title not in known:
+            raise DataError(
+                f"class {title!r} of {source.name(0) if len(source) else 'the data'} is not among "
+                f"the {len(classes)} classes of training.{nearest(title, classes)}"
+            )
+    return Relabelled(source, classes)
+
+
+def union(*lists: tuple[str, ...]) -> tuple[str, ...]:
+    """All class names, in the order in which they first appear."""
+    return tuple(dict.fromkeys(title for titles in lists for title in titles))
