@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from vit_jax import load
-from vit_jax.data.images import SUFFIXES, decode
+from vit_jax.data.images import SUFFIXES, Encoded
 from vit_jax.errors import ConfigError, DataError
 
 BATCH_SIZE = 32
@@ -51,7 +51,7 @@ def predict(
         paths, pixels = [], []
         for path in files[first : first + size]:
             try:
-                pixels.append(loaded.recipe(decode(path.read_bytes(), str(path))))
+                pixels.append(loaded.recipe(Encoded(path.read_bytes(), str(path))))
                 paths.append(path)
             except (DataError, OSError) as error:
                 num_broken += 1

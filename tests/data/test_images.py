@@ -9,11 +9,15 @@ import pytest
 from PIL import Image, ImageFile
 
 from vit_jax.data import images
-from vit_jax.data.images import decode
+from vit_jax.data.images import Encoded
 from vit_jax.errors import DataError
 
 PIXELS = np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255]], [[0, 0, 0], [9, 99, 199], [255] * 3]])
 PIXELS = PIXELS.astype(np.uint8)
+
+
+def decode(data: bytes, name: str = "x") -> np.ndarray:
+    return images.decode(Encoded(data, name))
 
 
 def encode(image, kind: str, **options) -> bytes:

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from vit_jax import sharding
+from vit_jax.data.folder import FolderSource
 from vit_jax.data.loader import (
     GRAIN_SHUFFLE_FROM,
     PADDING_ID,
@@ -24,7 +25,7 @@ from vit_jax.data.loader import (
     to_devices,
 )
 from vit_jax.data.preprocess import EvalRecipe, TrainRecipe
-from vit_jax.data.sources import ArraySource, FakeSource, FolderSource, make_source
+from vit_jax.data.sources import ArraySource, FakeSource, make_source
 from vit_jax.errors import ConfigError, DataError
 
 SIZE = (4, 6)
@@ -49,10 +50,10 @@ def eval_batches(source, batch_size, hosts=1, host=0, workers=0):
     return list(host_batches(EvalRows(source, EvalRecipe(SIZE), share, SIZE), share, workers))
 
 
-def assert_same(batches, others):
+def assert_same(batches, others, extra=("bad",)):
     assert len(batches) == len(others)
     for batch, other in zip(batches, others):
-        assert batch.keys() == other.keys() == {"image", "label", "mask", "id"}
+        assert batch.keys() == other.keys() == {"image", "label", "mask", "id", *extra}
         for name in batch:
             assert batch[name].dtype == other[name].dtype
             np.testing.assert_array_equal(batch[name], other[name])

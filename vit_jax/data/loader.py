@@ -1,51 +1,110 @@
 """Batches in a global order that is a pure function of seed and place.
 
-Place p of the training stream is example p % n of epoch p // n, in an order that Grain
-shuffles anew each epoch. Host i of k reads rows i*B/k to (i+1)*B/k of every global batch,
-so the batches are the same, in set and order, for any number of hosts, devices and workers.
+Place p of the training stream is example p % n of epoch p // n, in an order that is shuffled
+anew each epoch. Host i of k reads rows i*B/k to (i+1)*B/k of every global batch, so the
+batches are the same, in set and order, for any number of hosts, devices and workers.
 """
 
 import dataclasses
-import os
-import signal
+import functools
+import itertools
+import typing
 import zlib
 from collections.abc import Callable, Iterator
 
-import grain
-import jax
 import numpy as np
 
+from vit_jax.data import workers as workers_lib
+from vit_jax.data.images import UnreadableImage
 from vit_jax.errors import ConfigError, DataError
+from vit_jax.schema import Data
+
+if typing.TYPE_CHECKING:  # Workers have no need of JAX, which takes seconds to import.
+    import jax
 
 PADDING_ID = -1
+HOST_ONLY = ("id", "bad")  # Columns that no device needs.
+MOST_BAD = 100  # Unreadable images in a row that are passed over.
 # Grain shuffles by walking a cipher's cycle, without memory, but over no fewer than 2^16
 # places: an index among 50 takes 0.6 ms. Smaller sets are permuted whole, once an epoch.
 GRAIN_SHUFFLE_FROM = 1 << 16
 
 
 class Order:
-    """Which example stands at each place of the endless training stream."""
+    """Which example stands at each place of the endless training stream.
 
-    def __init__(self, num_examples: int, seed: int):
-        self.num_examples, self.seed = num_examples, seed
-        places = grain.MapDataset.range(num_examples).seed(seed).shuffle()
-        self._shuffled = places.repeat()
-        self._epoch: tuple[int, np.ndarray] = (-1, np.array([]))
+    With repeats, each stands at so many places in a row (arXiv:1902.05509).
+    """
+
+    def __init__(self, num_examples: int, seed: int, repeats: int = Data.repeats):
+        self.num_examples, self.seed, self.repeats = num_examples, seed, repeats
+        if num_examples >= GRAIN_SHUFFLE_FROM:
+            import grain
+
+            self._shuffled = grain.MapDataset.range(num_examples).seed(seed).shuffle().repeat()
 
     def __getitem__(self, place: int) -> int:
+        place //= self.repeats
         if self.num_examples >= GRAIN_SHUFFLE_FROM:
             return int(self._shuffled[place])
         epoch, within = divmod(place, self.num_examples)
-        known, ids = self._epoch
-        if known != epoch:
-            ids = np.random.default_rng((self.seed, epoch)).permutation(self.num_examples)
-            self._epoch = (epoch, ids)
-        return int(ids[within])
+        return int(_permutation(self.num_examples, self.seed, epoch)[within])
+
+    def visit(self, place: int) -> int:
+        """How often the example at this place came before."""
+        place, repeat = divmod(place, self.repeats)
+        return place // self.num_examples * self.repeats + repeat
 
     def batch(self, step: int, batch_size: int) -> np.ndarray:
         """Ids of the global batch of a step, in order."""
         first = step * batch_size
         return np.array([self[place] for place in range(first, first + batch_size)], np.int64)
+
+
+@functools.lru_cache(64)  # An epoch or two of each set of a mixture; at most 512 KB each.
+def _permutation(num_examples: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng((seed, epoch)).permutation(num_examples)
+
+
+class MixedOrder(Order):
+    """The order of several sets, one after the other in the index, each with its share.
+
+    Of every `sum(shares)` examples a set gives its share, spread evenly and always at the same
+    places; each set goes through shuffled epochs of its own.
+    """
+
+    def __init__(self, sizes, shares, seed: int, repeats: int = Data.repeats):
+        self.num_examples, self.repeats, self.shares = sum(sizes), repeats, shares
+        self._starts = [0, *itertools.accumulate(sizes)]
+        seeds = np.random.SeedSequence(seed).generate_state(len(sizes))
+        self._orders = [Order(size, int(own)) for size, own in zip(sizes, seeds)]
+        # Turn j of a share of a lies at (j + 1/2) / a of the period.
+        turns = np.concatenate([np.arange(share) for share in shares])
+        owners = np.repeat(np.arange(len(shares)), shares)
+        by_time = np.argsort((turns + 0.5) / np.repeat(shares, shares), kind="stable")
+        self._pattern, self._turn = owners[by_time], turns[by_time]
+
+    def _find(self, place: int) -> tuple[int, int]:
+        """The set whose turn it is, and the place in that set's own order."""
+        cycle, within = divmod(place, len(self._pattern))
+        which = int(self._pattern[within])
+        return which, cycle * self.shares[which] + int(self._turn[within])
+
+    def __getitem__(self, place: int) -> int:
+        which, own = self._find(place // self.repeats)
+        return self._starts[which] + self._orders[which][own]
+
+    def visit(self, place: int) -> int:
+        place, repeat = divmod(place, self.repeats)
+        which, own = self._find(place)
+        return self._orders[which].visit(own) * self.repeats + repeat
+
+
+def make_order(source, seed: int, repeats: int = Data.repeats) -> Order:
+    """The training order of a source, or of a mixture, which has `sizes` and `shares`."""
+    if hasattr(source, "shares"):
+        return MixedOrder(source.sizes, source.shares, seed, repeats)
+    return Order(len(source), seed, repeats)
 
 
 def crc_of_ids(ids: np.ndarray) -> int:
@@ -87,7 +146,11 @@ def _record(source, index: int, recipe: Callable) -> dict:
 
 @dataclasses.dataclass(frozen=True)
 class TrainRows:
-    """A Grain source: this host's rows from step `start` to step `stop`."""
+    """This host's rows from step `start` to step `stop`.
+
+    `bad` is 1 in a row whose image could not be read. With on_bad_image='skip' the image and
+    label are then those of the next index that can be; `id` stays what the order planned.
+    """
 
     source: object
     recipe: Callable
@@ -96,6 +159,7 @@ class TrainRows:
     seed: int
     start: int
     stop: int
+    on_bad_image: str = Data.on_bad_image
 
     def __len__(self) -> int:
         return (self.stop - self.start) * self.share.rows
@@ -103,14 +167,31 @@ class TrainRows:
     def __getitem__(self, row: int) -> dict:
         place = self.share.place(row + self.start * self.share.rows)
         index = self.order[place]
-        # Augmentation follows the example and its epoch, not the worker that happens to run it.
-        random = np.random.default_rng((self.seed, place // self.order.num_examples, index))
+        try:
+            record, bad = self._record(place, index, index), 0
+        except UnreadableImage as error:
+            if self.on_bad_image == "error":
+                raise
+            record, bad = self._substitute(place, index, error), 1
+        return record | {"id": np.int64(index), "bad": np.int32(bad)}
+
+    def _record(self, place: int, planned: int, index: int) -> dict:
+        # Augmentation follows the example and its visit, not the worker that happens to run it.
+        random = np.random.default_rng((self.seed, self.order.visit(place), planned))
         return _record(self.source, index, lambda image: self.recipe(image, random))
+
+    def _substitute(self, place: int, planned: int, error: UnreadableImage) -> dict:
+        for step in range(1, min(MOST_BAD, len(self.source))):
+            try:
+                return self._record(place, planned, (planned + step) % len(self.source))
+            except UnreadableImage:
+                continue
+        raise DataError(f"{error} The images after it cannot be read either.") from error
 
 
 @dataclasses.dataclass(frozen=True)
 class EvalRows:
-    """A Grain source: every example once, in order, then padding to whole batches."""
+    """Every example once, in order, then padding to whole batches: this host's rows."""
 
     source: object
     recipe: Callable
@@ -133,41 +214,11 @@ class EvalRows:
 
 
 def host_batches(rows, share: Share, workers: int) -> Iterator[dict]:
-    """Stacked numpy batches of this host's rows, read ahead by threads or processes.
+    """Numpy batches of this host's rows, filled ahead by threads or, with workers, processes.
 
     Raises DataError for a record that cannot be used.
     """
-    threads = min(8, max(1, (os.cpu_count() or 1) // 2))  # The other half is for the device.
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(2, threads))
-    batches = grain.MapDataset.source(rows).batch(share.rows).to_iter_dataset(options)
-    if workers:
-        _mark_grain_flags_parsed()
-        options = grain.MultiprocessingOptions(num_workers=workers)
-        batches = batches.mp_prefetch(options, worker_init_fn=_ignore_signals)
-    iterator = iter(batches)
-    try:
-        yield from iterator
-    except RuntimeError as error:
-        if "worker" not in str(error).lower():
-            raise
-        words = " ".join(str(error).split())[:200]
-        raise DataError(f"a data worker process came to an end: {words}") from error
-    finally:
-        if hasattr(iterator, "close"):
-            iterator.close()
-
-
-def _ignore_signals(*_) -> None:
-    """A signal to the whole process group is for the parent to answer."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-
-def _mark_grain_flags_parsed() -> None:
-    from absl import flags  # Grain's workers read absl flags, which only absl.app.run parses.
-
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()
+    return workers_lib.batches(rows, share.rows, workers)
 
 
 def share_of_batch(batch_size: int, num_hosts: int = 1, host: int = 0) -> Share:
@@ -177,10 +228,12 @@ def share_of_batch(batch_size: int, num_hosts: int = 1, host: int = 0) -> Share:
     return Share(batch_size, host, num_hosts)
 
 
-def to_devices(batch: dict, sharding: jax.sharding.Sharding) -> dict:
-    """Global arrays from every host's rows; ids stay behind on the host."""
+def to_devices(batch: dict, sharding: "jax.sharding.Sharding") -> dict:
+    """Global arrays from every host's rows; HOST_ONLY columns stay behind."""
+    import jax
+
     return {
         name: jax.make_array_from_process_local_data(sharding, rows)
         for name, rows in batch.items()
-        if name != "id"
+        if name not in HOST_ONLY
     }

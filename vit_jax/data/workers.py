@@ -1,0 +1,233 @@
+"""Fills batches with rows, by threads or by processes, in order and in bounded memory.
+
+All work on the same batch, each on rows of its own: memory does not grow with their number.
+"""
+
+import atexit
+import collections
+import contextlib
+import dataclasses
+import math
+import mmap
+import multiprocessing
+import os
+import signal
+import traceback
+import weakref
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from multiprocessing import heap
+
+import numpy as np
+
+from vit_jax.errors import DataError
+
+AHEAD = 2  # Batches that are being filled, or wait to be asked for.
+HELD = 3  # Batches that a caller may hold at a time without a copy.
+MAX_THREADS = 16  # More would wait for Python's lock.
+PAGE = 4096  # Bytes; arrays that begin at a multiple of 64 need no copy to a CPU device.
+
+Failure = tuple[int, Exception]  # A row's place in its batch, and what it raised.
+
+
+def batches(rows: Sequence[dict], size: int, workers: int) -> Iterator[dict[str, np.ndarray]]:
+    """Every `size` rows as one dictionary of arrays, in order; rows beyond are left out.
+
+    Args:
+      rows: dictionaries with the same names, shapes and dtypes; for processes, picklable.
+      workers: processes that fill the batches; with 0, a thread for each core does.
+
+    What a row raises is raised in place of its batch. Memory is filled again when nothing
+    refers to a batch's arrays any more, so at most AHEAD + HELD batches are in memory, and
+    copies of what a caller holds beyond HELD.
+    """
+    count = len(rows) // size
+    if not count:
+        return
+    layout = Layout.of(rows[0], size)
+    crew = _Processes(rows, layout, workers) if workers else _Threads(rows, layout)
+    free = collections.deque(range(AHEAD + HELD))
+    ahead: collections.deque[int] = collections.deque()
+    try:
+        for number in range(count):
+            while free and len(ahead) < min(AHEAD, count - number):
+                slot = free.popleft()
+                crew.fill(number + len(ahead), slot)
+                ahead.append(slot)
+            slot = ahead.popleft()
+            failures = crew.wait(slot)
+            if failures:
+                raise min(failures, key=lambda failure: failure[0])[1]
+            is_last_free = len(free) + len(ahead) < AHEAD
+            yield _copied(crew, slot, free) if is_last_free else _lent(crew, slot, free)
+    finally:
+        crew.stop()
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How the arrays of a batch lie in memory."""
+
+    size: int  # Rows.
+    columns: dict[str, tuple[int, tuple[int, ...], np.dtype]]  # Offset in bytes, shape, dtype.
+    num_bytes: int
+
+    @classmethod
+    def of(cls, row: dict, size: int) -> "Layout":
+        columns, end = {}, 0
+        for name, value in row.items():
+            array = np.asarray(value)
+            columns[name] = (end, (size, *array.shape), array.dtype)
+            end += -(-size * array.nbytes // PAGE) * PAGE
+        return cls(size, columns, end)
+
+    def slot(self, memory, number: int) -> np.ndarray:
+        """The bytes of batch number `number` in memory."""
+        return np.frombuffer(memory, np.uint8, self.num_bytes, number * self.num_bytes)
+
+    def arrays(self, slot: np.ndarray) -> dict[str, np.ndarray]:
+        """A batch's arrays, which keep `slot` alive."""
+        return {
+            name: slot[start : start + math.prod(shape) * dtype.itemsize].view(dtype).reshape(shape)
+            for name, (start, shape, dtype) in self.columns.items()
+        }
+
+
+def _lent(crew, slot: int, free: collections.deque) -> dict[str, np.ndarray]:
+    """A slot's own arrays; it is free when the last reference to them is gone."""
+    memory = crew.layout.slot(crew.memory, slot)
+    weakref.finalize(memory, free.append, slot).atexit = False
+    # Labels and ids are small: whoever keeps those does not keep the images.
+    return {
+        name: array.copy() if array.ndim == 1 else array
+        for name, array in crew.layout.arrays(memory).items()
+    }
+
+
+def _copied(crew, slot: int, free: collections.deque) -> dict[str, np.ndarray]:
+    arrays = crew.layout.arrays(crew.layout.slot(crew.memory, slot))
+    free.append(slot)
+    return {name: array.copy() for name, array in arrays.items()}
+
+
+def _fill(rows, first: int, arrays: dict[str, np.ndarray], places: range) -> Failure | None:
+    """Writes some places of the batch whose first row is `first`; returns the first failure."""
+    for place in places:
+        try:
+            for name, value in rows[first + place].items():
+                arrays[name][place] = value
+        except Exception as error:
+            return place, error
+    return None
+
+
+class _Threads:
+    """Threads of this process, one for each core."""
+
+    def __init__(self, rows, layout: Layout):
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        self.rows, self.layout, self.num_threads = rows, layout, min(cores or 1, MAX_THREADS)
+        self.memory = mmap.mmap(-1, layout.num_bytes * (AHEAD + HELD))
+        self.pool = ThreadPoolExecutor(self.num_threads)
+        self.tasks: dict[int, list[Future]] = {}
+
+    def fill(self, number: int, slot: int) -> None:
+        arrays = self.layout.arrays(self.layout.slot(self.memory, slot))
+        shares = _shares(self.layout.size, self.num_threads)
+        first = number * self.layout.size
+        self.tasks[slot] = [
+            self.pool.submit(_fill, self.rows, first, arrays, share) for share in shares
+        ]
+
+    def wait(self, slot: int) -> list[Failure]:
+        return [found for task in self.tasks.pop(slot) if (found := task.result()) is not None]
+
+    def stop(self) -> None:
+        self.pool.shutdown(cancel_futures=True)
+
+
+def _shares(size: int, count: int) -> list[range]:
+    """The places 0 to size - 1 of a batch, dealt out."""
+    return [range(first, size, count) for first in range(min(size, count))]
+
+
+class _Processes:
+    """Processes of their own, which end with this one whatever becomes of it."""
+
+    def __init__(self, rows, layout: Layout, num_workers: int):
+        self.layout = layout
+        context = multiprocessing.get_context("spawn")  # JAX's threads do not survive a fork.
+        arena = _shared_memory(layout.num_bytes * (AHEAD + HELD))
+        self.memory = arena.buffer
+        self.workers: list[tuple] = []
+        atexit.register(self.stop)  # For an iterator that nobody closes.
+        try:
+            for share in _shares(layout.size, num_workers):
+                self._start(context, (rows, layout, arena, share))
+        except BaseException:
+            self.stop()
+            raise
+
+    def _start(self, context, arguments: tuple) -> None:
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_work, args=(theirs, *arguments), daemon=True)
+        process.start()
+        theirs.close()  # Now the pipe ends when either process does.
+        self.workers.append((process, ours))
+
+    def fill(self, number: int, slot: int) -> None:
+        for _, pipe in self.workers:
+            with contextlib.suppress(OSError):  # `wait` tells of a worker that is gone.
+                pipe.send((number, slot))
+
+    def wait(self, slot: int) -> list[Failure]:
+        return [found for worker in self.workers if (found := self._answer(*worker)) is not None]
+
+    def _answer(self, process, pipe) -> Failure | None:
+        try:
+            return pipe.recv()
+        except (EOFError, OSError) as error:
+            process.join()
+            raise DataError(
+                f"a data worker process came to an end: exit code {process.exitcode}."
+            ) from error
+
+    def stop(self) -> None:
+        atexit.unregister(self.stop)
+        for process, pipe in self.workers:
+            process.kill()  # It holds nothing that needs an orderly end.
+            process.join()
+            pipe.close()
+
+
+def _shared_memory(num_bytes: int) -> heap.Arena:
+    """Memory without a name: it is gone with the last process that knows it.
+
+    A named block would outlive a killed process, and containers limit those to 64 MB.
+    """
+    if not hasattr(os, "memfd_create"):
+        return heap.Arena(num_bytes)  # A temporary file, deleted already.
+    file = os.memfd_create("batches")
+    os.ftruncate(file, num_bytes)
+    arena = heap.Arena(num_bytes, file)
+    weakref.finalize(arena, os.close, file)
+    return arena
+
+
+def _work(pipe, rows, layout: Layout, arena: heap.Arena, places: range) -> None:
+    """A worker's life: fills its places of one batch after the other until the pipe ends."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # Sent to the whole group; the parent answers.
+    with contextlib.suppress(EOFError, OSError):
+        while True:
+            number, slot = pipe.recv()
+            arrays = layout.arrays(layout.slot(arena.buffer, slot))
+            failure = _fill(rows, number * layout.size, arrays, places)
+            pipe.send(failure and _portable(*failure))
+
+
+def _portable(place: int, error: Exception) -> Failure:
+    """A failure that can be pickled; of what is no user's mistake, its traceback."""
+    if isinstance(error, DataError):
+        return place, error
+    return place, RuntimeError("in a data worker:\n" + "".join(traceback.format_exception(error)))
