@@ -121,7 +121,7 @@ def test_stages_start_from_each_other_and_are_done_once(tmp_path, capsys):
     flags = [f"--config={ROOT / 'configs' / 'quickstart.py'}:smoke", f"--workdir={tmp_path}"]
     stages = ("pretrain", "finetune", "scratch")
     flags += [f"--config.stages.{name}.model.num_layers=1" for name in stages]
-    bigger = "--config.stages.finetune.data.image_size=42"  # A grid of 6x6 from one of 4x4.
+    bigger = "--config.stages.finetune.data.image_size=48"  # A grid of 6x6 from one of 4x4.
     assert main.run([*flags, bigger]) == 0
     out = capsys.readouterr().out
     assert "finetune  " in out

@@ -1,18 +1,27 @@
 """Config -> mesh, model, shardings, jitted steps."""
 
 import dataclasses
+import inspect
 import os
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding
 
-from vit_jax import optimizer, sharding
+from vit_jax import optimizer, sharding, tasks
+from vit_jax.data import augment, mixing
+from vit_jax.data.preprocess import TrainRecipe
 from vit_jax.models import ViT, make_init
-from vit_jax.schema import Config
-from vit_jax.tasks import classification
-from vit_jax.train_step import TrainState, abstract_state, create_state, make_train_step
+from vit_jax.schema import Config, Data, Optimizer, Task
+from vit_jax.train_step import (
+    Sam,
+    TrainState,
+    abstract_state,
+    create_state,
+    make_train_step,
+)
 
 
 def keep_compiled_programs() -> None:
@@ -30,7 +39,7 @@ def keep_compiled_programs() -> None:
 def build_mesh(config: Config) -> Mesh:
     """The mesh of a config; raises ConfigError where devices or batch do not fit."""
     mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh))
-    sharding.check_batch(config.batch_size, mesh)
+    sharding.check_batch(config.batch_size, mesh, config.accumulate)
     return mesh
 
 
@@ -42,41 +51,117 @@ def num_steps(config: Config, num_examples: int) -> int:
     return max(int(examples / config.batch_size), 1)
 
 
+def train_recipe(data: Data, size: tuple[int, int]) -> TrainRecipe:
+    """How a config's images become training examples."""
+    return TrainRecipe(
+        size,
+        data.crop,
+        data.crop_area,
+        data.flip,
+        data.resample,
+        decoder=data.decoder,
+        fast_crop=data.fast_crop,
+        augment=augment.make_augment(
+            randaug=data.randaug,
+            layers=data.randaug_layers,
+            magnitude=data.randaug_magnitude,
+            std=data.randaug_std,
+            prob=data.randaug_prob,
+            three_augment=data.three_augment,
+            color_jitter=data.color_jitter,
+        ),
+        random_erasing=data.random_erasing,
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class Assembly:
     """The moving parts of one run."""
 
-    model: ViT
-    mesh: Mesh
     batch_sharding: NamedSharding
     like: TrainState  # Shapes, dtypes and places.
     birth: Callable  # (key, params or None) -> TrainState
-    train_step: Callable
+    train_step: Callable  # (state, batch, key, teacher's parameters) -> (state, metrics)
     score: Callable
 
 
-def assemble(config: Config, model: ViT, mesh: Mesh, total_steps: int) -> Assembly:
+def assemble(
+    config: Config, model: ViT, mesh: Mesh, total_steps: int, teacher: ViT | None = None
+) -> Assembly:
     """Everything that a training run calls, built but not yet compiled."""
-    rates = dataclasses.asdict(config.optimizer)
+    rule, batches = config.optimizer, sharding.batch_sharding(mesh)
     schedule = optimizer.make_schedule(
-        **{name: rates.pop(name) for name in ("lr", "schedule", "warmup_steps")},
-        total_steps=total_steps,
+        rule.lr, total_steps=total_steps, **_fields(rule, optimizer.make_schedule)
     )
-    tx: optax.GradientTransformation = optimizer.make_optimizer(schedule, **rates)
-    init, batches = make_init(model), sharding.batch_sharding(mesh)
-    like = abstract_state(init, tx, mesh)
-    loss = classification.make_loss(model)
+    tx = optimizer.make_optimizer(schedule, **_fields(rule, optimizer.make_optimizer))
+    init = make_init(model)
+    like = abstract_state(init, tx, mesh, has_ema=rule.ema is not None)
+    step = make_train_step(
+        tasks.make_loss(config.task, model),
+        tx,
+        schedule,
+        like,
+        batches,
+        accumulate=config.accumulate,
+        ema=rule.ema,
+        sam=_sam(rule, schedule),
+    )
+    prepare = _make_prepare(config.data, model, teacher, batches)
     return Assembly(
-        model=model,
-        mesh=mesh,
         batch_sharding=batches,
         like=like,
         birth=lambda key, params=None: create_state(init, tx, like, key, params),
-        train_step=make_train_step(loss, tx, schedule, like, batches),
-        score=make_score(model, mesh),
+        train_step=lambda state, batch, key, taught=None: step(
+            state, prepare(batch, key, state.step, taught), key
+        ),
+        score=make_score(model, mesh, config.task),
     )
 
 
-def make_score(model: ViT, mesh: Mesh) -> Callable:
+def _fields(section, function: Callable) -> dict:
+    """Those fields of a section that a function takes as keywords."""
+    names = inspect.signature(function).parameters
+    return {
+        each.name: getattr(section, each.name)
+        for each in dataclasses.fields(section)
+        if each.name in names and names[each.name].kind is inspect.Parameter.KEYWORD_ONLY
+    }
+
+
+def _sam(rule: Optimizer, schedule: optax.Schedule) -> Sam | None:
+    """Its radius falls with the learning rate (arXiv:2203.08065, section 4.2)."""
+    largest, smallest = rule.sam_rho, rule.sam_rho_min
+    if largest is None:
+        return None
+    if smallest is None:
+        return Sam(lambda _: largest, rule.gsam_alpha)
+
+    def radius(step: jax.Array) -> jax.Array:
+        share = (schedule(step) - rule.end_lr) / (rule.lr - rule.end_lr)
+        return smallest + (largest - smallest) * jnp.maximum(share, 0.0)
+
+    return Sam(radius, rule.gsam_alpha)
+
+
+def _make_prepare(data: Data, model: ViT, teacher: ViT | None, batches: NamedSharding) -> Callable:
+    """Returns `prepare(batch, key, step, taught) -> batch`, on the devices.
+
+    It mixes images, and asks a teacher, whose parameters are `taught`, about the mixed ones.
+    """
+    mix = mixing.make_mixer(data.mixup, data.cutmix, model.num_classes)
+    if mix is None and teacher is None:
+        return lambda batch, *_: batch
+
+    def prepare(batch: dict, key: jax.Array, step: jax.Array, taught) -> dict:
+        if mix is not None:  # Folded once more: the step's own key makes the dropout's noise.
+            batch = mix(batch, jax.random.fold_in(jax.random.fold_in(key, step), 1))
+        if teacher is not None:
+            batch = batch | {"teacher": teacher.apply({"params": taught}, batch["image"])}
+        return batch
+
+    return jax.jit(prepare, in_shardings=(batches, None, None, None), out_shardings=batches)
+
+
+def make_score(model: ViT, mesh: Mesh, task: Task) -> Callable:
     """The jitted per-example scores, whole on every host."""
-    return jax.jit(classification.make_scorer(model), out_shardings=sharding.replicated(mesh))
+    return jax.jit(tasks.make_scorer(task, model), out_shardings=sharding.replicated(mesh))

@@ -24,7 +24,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 from vit_jax import trees
 from vit_jax.errors import CheckpointError
 
-FOLDER = "checkpoints"
+FOLDER, BEST = "checkpoints", "best"
 MAX_LISTED = 20
 
 
@@ -89,6 +89,38 @@ class Checkpoints:
             action()
         except Exception as error:  # Orbax and TensorStore raise many kinds.
             raise CheckpointError(f"cannot save under {self.folder}: {_one_line(error)}") from error
+
+
+class BestWeights:
+    """The weights with the best score on `val` so far, in the run's folder `best`.
+
+    The score is top1, or, where there is none, the loss.
+    """
+
+    def __init__(self, folder: pathlib.Path):
+        folder = folder / BEST
+        self._checkpoints = Checkpoints(folder, keep_last=1)
+        self.step, self.means = 0, {}
+        for step in steps_in(folder)[-1:]:
+            self.step, self.means = step, read_item(folder / str(step), "meta")["means"]
+
+    def offer(self, step: int, params, means: dict, meta: dict) -> None:
+        """Keeps the weights of a step if they are better than all before."""
+        if not self.means or _score(means) > _score(self.means):
+            self.step, self.means = step, means
+            self._checkpoints.save(step, {"params": params}, data={}, meta=meta | {"means": means})
+
+    def wait(self) -> None:
+        """Returns when everything is on disk; raises CheckpointError if it is not."""
+        self._checkpoints.wait()
+
+    def close(self) -> None:
+        """Waits, and stops the writers."""
+        self._checkpoints.close()
+
+
+def _score(means: dict) -> float:
+    return means.get("top1", -means["loss"])
 
 
 def steps_in(folder: pathlib.Path) -> list[int]:
@@ -210,16 +242,19 @@ def _hush_reads_left_behind() -> None:
 
 
 def stored_params(step_folder: pathlib.Path) -> dict:
-    """Shapes and dtypes of the parameters in a step, as `restore` takes them."""
-    return {
-        "params": trees.unflatten(
-            {
-                name.removeprefix("params/"): jax.ShapeDtypeStruct(leaf["shape"], leaf["dtype"])
-                for name, leaf in read_manifest(step_folder)["leaves"].items()
-                if name.startswith("params/")
-            }
-        )
-    }
+    """Shapes and dtypes of a step's parameters, as `restore` takes them.
+
+    They are the averaged ones, 'ema', where the run kept an average; else 'params'.
+    """
+    leaves = trees.unflatten(
+        {
+            name: jax.ShapeDtypeStruct(leaf["shape"], leaf["dtype"])
+            for name, leaf in read_manifest(step_folder)["leaves"].items()
+            if name.startswith(("params/", "ema/"))
+        }
+    )
+    kind = "ema" if "ema" in leaves else "params"
+    return {kind: leaves[kind]}
 
 
 def _restore_args(leaf: jax.ShapeDtypeStruct):
@@ -250,12 +285,13 @@ def _describe(shape_and_dtype) -> str:
 def find(where: str | pathlib.Path) -> pathlib.Path:
     """The newest step folder of a workdir, stage folder or `checkpoints`, or a step itself.
 
+    Of a run that is judged by its best weights, those.
     Raises CheckpointError with what is there instead.
     """
     path = pathlib.Path(where)
     if re.fullmatch(r"\d+", path.name) and (path / "manifest").is_dir():
         return path
-    for folder in (path, path / FOLDER):
+    for folder in (path, path / BEST, path / FOLDER):
         if steps_in(folder):
             return folder / str(steps_in(folder)[-1])
     if not path.exists():

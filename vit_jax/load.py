@@ -52,8 +52,13 @@ class Loaded:
 
     def refuse_without_head(self) -> None:
         """Raises CheckpointError for weights that give features and no classes."""
-        if not self.model.num_classes:
-            raise CheckpointError(f"{self.weights.where} has no head: it gives features only.")
+        if self.model.num_classes:
+            return
+        if self.config and _is_masked(self.config):
+            why = "is a masked patch run: it has no classes; fine-tune it first"
+        else:
+            why = "has no head: it gives features only"
+        raise CheckpointError(f"{self.weights.where} {why}.")
 
     def params(self) -> dict:
         """The parameters as the model takes them; ours are checked against their checksums."""
@@ -120,10 +125,11 @@ def _foreign_weights(found: Foreign) -> Weights:
 
 def _step_weights(step_folder: pathlib.Path, model: Model) -> Weights:
     like = checkpoint.stored_params(step_folder)
-    shapes = {name: leaf.shape for name, leaf in trees.flatten(like["params"]).items()}
+    ((kind, leaves),) = like.items()
+    shapes = {name: leaf.shape for name, leaf in trees.flatten(leaves).items()}
 
     def read(names: Collection[str] | None = None) -> Iterator[tuple[str, np.ndarray]]:
-        restored = trees.flatten(checkpoint.restore(step_folder, like)["params"])
+        restored = trees.flatten(checkpoint.restore(step_folder, like)[kind])
         yield from ((name, array) for name, array in restored.items() if _is_in(name, names))
 
     return Weights(str(step_folder), shapes, model.grid, facts.of_model(model), read)
@@ -135,7 +141,23 @@ def _is_in(name: str, names: Collection[str] | None) -> bool:
 
 def _model(step_folder: pathlib.Path, meta: dict) -> Model:
     config = config_of(step_folder, meta)
-    return build(config.model, num_classes=len(meta["classes"]), image_size=config.data.image_size)
+    num_classes = 0 if _is_masked(config) else len(meta["classes"])
+    return build(config.model, num_classes=num_classes, image_size=config.data.image_size)
+
+
+def _is_masked(config: Config) -> bool:
+    """Whether a run predicted masked patches: its classes are the data's, not the model's."""
+    return config.task.name == "masked_patches"
+
+
+def _body(found: Weights) -> Weights:
+    """The weights of a masked patch run without what only that task needs."""
+    shapes = {name: s for name, s in found.shapes.items() if name not in transplant.MASKED}
+
+    def read(names: Collection[str] | None = None) -> Iterator[tuple[str, np.ndarray]]:
+        return found.read(shapes.keys() if names is None else names)
+
+    return dataclasses.replace(found, shapes=shapes, read=read)
 
 
 def config_of(step_folder: pathlib.Path, meta: dict) -> Config:
@@ -208,14 +230,15 @@ def _classes_beside(path: pathlib.Path, num_classes: int) -> tuple[str, ...] | N
 def _load_step(path: pathlib.Path) -> Loaded:
     meta = checkpoint.read_item(path, "meta")
     model, config = _model(path, meta), config_of(path, meta)
-    is_in_run = path.parent.name == checkpoint.FOLDER
+    found = _step_weights(path, model)
+    is_in_run = path.parent.name in (checkpoint.FOLDER, checkpoint.BEST)
     is_converted = meta.get("is_converted", False)  # Then there is no run, and no data of it.
     return Loaded(
         folder=None if is_converted else path.parent.parent if is_in_run else path.parent,
         section=config.model,
         model=model,
-        weights=_step_weights(path, model),
-        classes=tuple(meta["classes"]),
+        weights=_body(found) if _is_masked(config) else found,
+        classes=() if _is_masked(config) else tuple(meta["classes"]),
         has_class_names=meta.get("has_class_names", True),
         recipe=eval_recipe(config, model),
         config=None if is_converted else config,
@@ -274,6 +297,7 @@ def plan_for(
         param_shapes(model),
         old_grid=found.grid,
         new_grid=model.grid,
+        head_bias=model.head_bias,
         where=found.where,
         differences=() if allow_numerics else _numeric_differences(found.facts, model),
         **permissions,

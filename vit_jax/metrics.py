@@ -165,6 +165,51 @@ class Clock:
         self._last = now
 
 
+class TrainingLog:
+    """What a training loop tells: records of steps, and a line that lives."""
+
+    def __init__(self, folder: pathlib.Path, name: str, total_steps: int, batch_size: int):
+        """Every line starts with the stage's `name`."""
+        self.clock = Clock()
+        self._folder, self._name, self._progress = folder, name, Progress()
+        self._total_steps, self._batch_size = total_steps, batch_size
+
+    def open(self, step: int) -> None:
+        """Records go on from `step`; those beyond it are cut."""
+        self.writer = MetricWriter(self._folder, step)
+        self.start_interval(step)
+
+    def start_interval(self, step: int) -> None:
+        """Speed is measured from here on."""
+        seconds = self.clock.seconds
+        self._step, self._data = step, seconds["data"]
+        self._busy = seconds["train"] + seconds["data"]
+
+    def log(self, step: int, values: dict) -> None:
+        """Records a training step's values, with the speed since the last record."""
+        busy = self.clock.seconds["train"] + self.clock.seconds["data"] - self._busy
+        waited = self.clock.seconds["data"] - self._data
+        speed = (step - self._step) * self._batch_size / busy if busy else 0.0
+        self.start_interval(step)
+        record = values | {"img_per_sec": speed, "data_wait": waited / busy if busy else 0.0}
+        self.writer.write(step, {f"train/{name}": value for name, value in record.items()})
+        left = (self._total_steps - step) * self._batch_size / speed if speed else 0
+        top1 = f"top1 {values['top1']:.4f}  " if "top1" in values else ""
+        self._progress.show(
+            self._line(
+                f"step {step}/{self._total_steps}  loss {values['loss']:.4f}  {top1}"
+                f"{speed:,.0f} img/s  data wait {record['data_wait']:.0%}  eta {duration(left)}"
+            )
+        )
+
+    def say(self, line: str) -> None:
+        """A line that stays."""
+        self._progress.say(self._line(line))
+
+    def _line(self, text: str) -> str:
+        return f"{self._name}  {text}".strip()
+
+
 def duration(seconds: float) -> str:
     """As 1:02:03, or 2:03."""
     minutes, seconds = divmod(round(seconds), 60)

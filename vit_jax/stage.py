@@ -7,12 +7,25 @@ from collections.abc import Mapping
 
 import jax
 
-from vit_jax import assemble, checkpoint, load, transplant
-from vit_jax.data.sources import open_split
+from vit_jax import assemble, checkpoint, load, tasks, transplant
+from vit_jax.data.sources import open_split, open_training, relabelled
 from vit_jax.errors import ConfigError, DataError
 from vit_jax.interop import facts
 from vit_jax.models import ViT, build, param_shapes
 from vit_jax.schema import Config
+
+
+@dataclasses.dataclass(frozen=True)
+class Teacher:
+    """A model to distil from, at the image size of its student."""
+
+    model: ViT
+    weights: load.Weights
+    plan: transplant.Plan
+
+    def params(self) -> dict:
+        """The teacher's parameters, read from where they are."""
+        return load.read_params(self.weights, self.plan)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +42,7 @@ class Stage:
     total_steps: int
     start_from: load.Weights | None
     plan: transplant.Plan | None
+    teacher: Teacher | None
 
     @functools.cached_property
     def fingerprints(self) -> dict[str, int]:
@@ -40,6 +54,20 @@ class Stage:
     def classes(self) -> tuple[str, ...]:
         return self.train_source.classes
 
+    def refuse_other_data(self, meta: dict, data: dict) -> None:
+        """Raises DataError if a checkpoint's `meta` and `data` are of a run on other data."""
+        for label, (old, new) in enumerate(zip(meta["classes"], self.classes, strict=False)):
+            if old != new:
+                raise DataError(f"class {label} is {old!r} in the checkpoint, {new!r} in the data.")
+        for what, old, new in (
+            ("classes", len(meta["classes"]), len(self.classes)),
+            ("training examples", data["num_examples"], len(self.train_source)),
+        ):
+            if old != new:
+                raise DataError(f"the data has {new} {what}; this run began with {old}.")
+        if data["fingerprints"] != self.fingerprints:
+            raise DataError("other names, labels or images than this run began with.")
+
 
 def prepare(name: str, config: Config, folder: pathlib.Path, earlier: Mapping[str, Stage]) -> Stage:
     """Checks a stage against its data, devices and starting weights before anything runs.
@@ -47,16 +75,9 @@ def prepare(name: str, config: Config, folder: pathlib.Path, earlier: Mapping[st
     Raises ConfigError, DataError or CheckpointError, in one line.
     """
     mesh = assemble.build_mesh(config)
-    build(config.model, num_classes=1, image_size=config.data.image_size)  # Before data is read.
-    train_source = open_split(config.data, config.data.split, config.data.per_class)
-    val_source = open_split(config.data, config.data.val_split) if config.data.val_split else None
-    for source, split in ((train_source, config.data.split), (val_source, config.data.val_split)):
-        if source is not None and not len(source):
-            raise DataError(f"split {split!r} of data.source={config.data.source} is empty.")
-    if val_source is not None and val_source.classes != train_source.classes:
-        raise DataError(f"data.val_split={config.data.val_split} has other classes than training.")
-    classes = len(train_source.classes)
-    model = build(config.model, num_classes=classes, image_size=config.data.image_size)
+    tasks.build_model(config, num_classes=1)  # Before data is read.
+    train_source, val_source = _open_data(config)
+    model = tasks.build_model(config, num_classes=len(train_source.classes))
     checkpoints = folder / checkpoint.FOLDER
     if checkpoints.exists() and not checkpoints.is_dir():
         raise ConfigError(f"{checkpoints} is no folder; it is where checkpoints go.")
@@ -64,14 +85,40 @@ def prepare(name: str, config: Config, folder: pathlib.Path, earlier: Mapping[st
     found = _starting_weights(config, folder, earlier, model) if is_new else None
     plan = found and load.plan_for(found, model, **_permissions(config))
     total_steps = assemble.num_steps(config, len(train_source))
-    if config.optimizer.warmup_steps > total_steps:
-        raise ConfigError(
-            f"config.optimizer.warmup_steps is {config.optimizer.warmup_steps}; "
-            f"it must be at most the {total_steps} steps of the run."
-        )
+    for field in ("warmup_steps", "cooldown_steps"):
+        if getattr(config.optimizer, field) > total_steps:
+            raise ConfigError(
+                f"config.optimizer.{field} is {getattr(config.optimizer, field)}; "
+                f"it must be at most the {total_steps} steps of the run."
+            )
     return Stage(
-        name, config, folder, train_source, val_source, model, mesh, total_steps, found, plan
+        name=name,
+        config=config,
+        folder=folder,
+        train_source=train_source,
+        val_source=val_source,
+        model=model,
+        mesh=mesh,
+        total_steps=total_steps,
+        start_from=found,
+        plan=plan,
+        teacher=_teacher(config, earlier, train_source.classes),
     )
+
+
+def _open_data(config: Config) -> tuple:
+    """The records trained on, and those of `val` or None; raises DataError if they do not fit."""
+    data = config.data
+    train_source = open_training(data)
+    val_source = open_split(data, data.val_split) if data.val_split else None
+    for source, split in ((train_source, data.split), (val_source, data.val_split)):
+        if source is not None and not len(source):
+            raise DataError(f"split {split!r} of data.source={data.source} is empty.")
+    if val_source is not None and val_source.classes != train_source.classes:
+        if not data.mix:
+            raise DataError(f"data.val_split={data.val_split} has other classes than training.")
+        val_source = relabelled(val_source, train_source.classes)
+    return train_source, val_source
 
 
 def _permissions(config: Config) -> dict[str, bool]:
@@ -80,15 +127,19 @@ def _permissions(config: Config) -> dict[str, bool]:
 
 
 def _starting_weights(
-    config: Config, folder, earlier: Mapping[str, Stage], model
+    config: Config, folder: pathlib.Path, earlier: Mapping[str, Stage], model
 ) -> load.Weights | None:
     if config.init.path:
         return load.weights(config.init.path, model)
     if not config.init.stage:
         return None
-    before = earlier.get(config.init.stage)
-    if before is None:  # The stage's folder was given alone.
-        return load.weights(folder.parent / config.init.stage)
+    if config.init.stage in earlier:
+        return _weights_to_come(earlier[config.init.stage])
+    return load.weights(folder.parent / config.init.stage)  # The stage's folder was given alone.
+
+
+def _weights_to_come(before: Stage) -> load.Weights:
+    """The weights of an earlier stage, which may not have run yet."""
     return load.Weights(
         where=str(before.folder),
         shapes=param_shapes(before.model),
@@ -96,3 +147,25 @@ def _starting_weights(
         facts=facts.of_model(before.model),
         read=lambda names=None: load.weights(before.folder).read(names),
     )
+
+
+def _teacher(
+    config: Config, earlier: Mapping[str, Stage], classes: tuple[str, ...]
+) -> Teacher | None:
+    where = config.task.teacher
+    if not where:
+        return None
+    if where in earlier:
+        section, known = earlier[where].config.model, earlier[where].classes
+        weights = _weights_to_come(earlier[where])
+    else:
+        loaded = load.load(where)
+        loaded.refuse_without_head()
+        section, known, weights = loaded.section, loaded.classes, loaded.weights
+    if len(known) != len(classes) or (set(known) == set(classes) and known != classes):
+        raise ConfigError(
+            f"config.task.teacher={where} knows {len(known)} classes, the data has "
+            f"{len(classes)}; they must be the same, in the same order."
+        )
+    model = build(section, num_classes=len(known), image_size=config.data.image_size)
+    return Teacher(model, weights, load.plan_for(weights, model, resize=True))

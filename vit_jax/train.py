@@ -7,16 +7,19 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 
-from vit_jax import assemble, checkpoint, flops, load, metrics, trees, workdir
+from vit_jax import assemble, checkpoint, flops, load, metrics, sharding, trees, workdir
 from vit_jax import config as config_lib
 from vit_jax.data import loader
-from vit_jax.data.preprocess import TrainRecipe
 from vit_jax.errors import CheckpointError, DataError, Interrupted, NonFiniteError
-from vit_jax.evaluators import classification
+from vit_jax.evaluators import classification, masked_patches
 from vit_jax.interrupts import Interrupts
 from vit_jax.stage import Stage
 
 STEPS_AHEAD = 2  # Steps in flight while the host prepares the next batch.
+EVALUATORS = {
+    "classification": classification.evaluate,
+    "masked_patches": masked_patches.evaluate,
+}
 MAX_NON_FINITE = 3  # Updates skipped in a row before the run is given up.
 
 
@@ -49,7 +52,7 @@ def _is_finished(summary: dict | None, stage: Stage) -> bool:
     if summary is None or summary.get("step") != stage.total_steps:
         return False
     found = summary.get("metrics")
-    return isinstance(found, dict) and (stage.val_source is None or "val/top1" in found)
+    return isinstance(found, dict) and (stage.val_source is None or "val/n" in found)
 
 
 class Run:
@@ -57,27 +60,38 @@ class Run:
 
     def __init__(self, stage: Stage, interrupts: Interrupts, fallback: bool):
         self.stage, self.config, self.interrupts = stage, stage.config, interrupts
-        self.parts = assemble.assemble(stage.config, stage.model, stage.mesh, stage.total_steps)
-        self.checkpoints = checkpoint.Checkpoints(
-            stage.folder / checkpoint.FOLDER, stage.config.keep_last, stage.config.keep_every
+        config = self.config
+        self.parts = assemble.assemble(
+            config,
+            stage.model,
+            stage.mesh,
+            stage.total_steps,
+            stage.teacher and stage.teacher.model,
         )
-        self.progress = metrics.Progress()
-        self.clock = metrics.Clock()
+        self.checkpoints = checkpoint.Checkpoints(
+            stage.folder / checkpoint.FOLDER, config.keep_last, config.keep_every
+        )
         self.pending: collections.deque = collections.deque()
-        self.num_non_finite = 0
-        init_key, self.dropout_key = jax.random.split(jax.random.key(stage.config.seed))
+        self.num_non_finite = self.num_bad = 0
+        init_key, self.noise_key = jax.random.split(jax.random.key(config.seed))
+        self.log = metrics.TrainingLog(
+            stage.folder, stage.name, stage.total_steps, config.batch_size
+        )
         self.step, self.state = self._restore(fallback)
+        self.log.open(self.step)
         if self.state is None:
             self.state = self._birth(init_key)
         self.saved_step = self.step
-        self.writer = metrics.MetricWriter(stage.folder, self.step)
-        self._start_interval(self.step)
+        self.best = checkpoint.BestWeights(stage.folder) if config.select == "best" else None
+        self.teacher = stage.teacher and jax.device_put(
+            stage.teacher.params(), sharding.replicated(stage.mesh)
+        )
 
     def _birth(self, key: jax.Array):
         if self.stage.plan is None:
             return self.parts.birth(key)
         for note in self.stage.plan.notes:
-            self._say(f"{self.stage.start_from.where}: {note}")
+            self.log.say(f"{self.stage.start_from.where}: {note}")
         places = jax.tree.map(lambda leaf: leaf.sharding, self.parts.like.params)
         params = load.read_params(self.stage.start_from, self.stage.plan, places)
         return self.parts.birth(key, params)
@@ -94,50 +108,39 @@ class Run:
                 if not fallback or step == steps[0]:
                     raise
                 place = self.checkpoints.set_aside(step)
-                self._say(f"{error} Moved to {place}; falling back to an older step.")
+                self.log.say(f"{error} Moved to {place}; falling back to an older step.")
                 continue
-            self._refuse_other_data(meta, data)
-            self.clock.seconds.update(meta["seconds"])
+            self.stage.refuse_other_data(meta, data)
+            self.log.clock.seconds.update(meta["seconds"])
+            self.num_bad = meta.get("bad_images", 0)
             if step < self.stage.total_steps:
-                self._say(f"going on from step {step}")
+                self.log.say(f"going on from step {step}")
             return step, state
         return 0, None
-
-    def _refuse_other_data(self, meta: dict, data: dict) -> None:
-        classes = self.stage.classes
-        for label, (old, new) in enumerate(zip(meta["classes"], classes, strict=False)):
-            if old != new:
-                raise DataError(f"class {label} is {old!r} in the checkpoint, {new!r} in the data.")
-        for what, old, new in (
-            ("classes", len(meta["classes"]), len(classes)),
-            ("training examples", data["num_examples"], len(self.stage.train_source)),
-        ):
-            if old != new:
-                raise DataError(f"the data has {new} {what}; this run began with {old}.")
-        if data["fingerprints"] != self.stage.fingerprints:
-            raise DataError("other names, labels or images than this run began with.")
 
     def go(self) -> dict:
         """Trains, evaluates and saves until the last step or a signal."""
         stage = self.stage
         first = self.step + 1
-        self.clock.lap("start")
+        self.log.clock.lap("start")
         try:
-            if self._is_due(self.step) and not self.writer.has(self.step, "val/n"):
+            if self._is_due(self.step) and not self.log.writer.has(self.step, "val/n"):
                 self._evaluate()  # A signal came between this step and its evaluation.
             for batch, ids in self._batches():
                 if self.interrupts.received:
                     break
-                self.state, scalars = self.parts.train_step(self.state, batch, self.dropout_key)
+                self.state, scalars = self.parts.train_step(
+                    self.state, batch, self.noise_key, self.teacher
+                )
                 self.step += 1
                 self.pending.append((self.step, scalars, ids))
                 if self.step == first:  # Compiled, not trained.
                     self._settle()
-                    self.clock.lap("start")
-                    self._start_interval(self.step)
+                    self.log.clock.lap("start")
+                    self.log.start_interval(self.step)
                 elif len(self.pending) > STEPS_AHEAD:
                     self._settle()
-                self.clock.lap("train")
+                self.log.clock.lap("train")
                 self._after_step()
             if self.interrupts.received:
                 self._leave()
@@ -146,25 +149,31 @@ class Run:
             return summary
         finally:
             try:
-                self.writer.close()
+                self.log.writer.close()
             finally:
                 self.checkpoints.close()
+                if self.best is not None:
+                    self.best.close()
 
     def _batches(self) -> Iterator[tuple[dict, np.ndarray]]:
         """Batches on devices, with the ids of the global batch, from the next step on."""
         config, source = self.config, self.stage.train_source
         share = loader.share_of_batch(config.batch_size, jax.process_count(), jax.process_index())
-        data = config.data
-        recipe = TrainRecipe(
-            self.stage.model.image_size, data.crop, data.crop_area, data.flip, data.resample
-        )
-        order = loader.Order(len(source), config.seed)
+        order = loader.make_order(source, config.seed, config.data.repeats)
+        recipe = assemble.train_recipe(config.data, self.stage.model.image_size)
         rows = loader.TrainRows(
-            source, recipe, order, share, config.seed, self.step, self.stage.total_steps
+            source,
+            recipe,
+            order,
+            share,
+            config.seed,
+            self.step,
+            self.stage.total_steps,
+            on_bad_image=config.data.on_bad_image,
         )
         if not len(rows):
             return
-        batches = loader.host_batches(rows, share, data.workers)
+        batches = loader.host_batches(rows, share, config.data.workers)
         while True:
             try:
                 batch = next(batches, None)
@@ -172,13 +181,24 @@ class Run:
                 if not self.interrupts.received:
                     raise
                 return  # The signal reached the workers, too.
-            self.clock.lap("data")
+            self.log.clock.lap("data")
             if batch is None:
                 return
+            self._count_bad(int(batch["bad"].sum()))
             ids = batch["id"]
             if share.num_hosts > 1:
                 ids = order.batch(self.step, config.batch_size)
             yield loader.to_devices(batch, self.parts.batch_sharding), ids
+
+    def _count_bad(self, found: int) -> None:
+        """Raises DataError when too many images were taken for ones that cannot be read."""
+        self.num_bad += found
+        seen = max(self.step * self.config.batch_size, len(self.stage.train_source))
+        if self.num_bad > self.config.data.max_bad * seen:
+            raise DataError(
+                f"{self.num_bad} images could not be read, more than data.max_bad="
+                f"{self.config.data.max_bad} of {seen}; the verb `prepare` lists them."
+            )
 
     def _after_step(self) -> None:
         """Evaluation first, then the checkpoint: what is restored has been measured."""
@@ -203,7 +223,7 @@ class Run:
             self.num_non_finite = 0
         else:
             self.num_non_finite += 1
-            self._say(
+            self.log.say(
                 f"step {step}: update skipped, not finite (loss {values['loss']}, "
                 f"gradient norm {values['grad_norm']})"
             )
@@ -214,42 +234,24 @@ class Run:
                     f"step {self.saved_step}. A lower optimizer.lr or a longer warm-up helps."
                 )
         if step % self.config.log_every == 0 or step in (1, self.stage.total_steps):
-            self._log(step, values, ids)
+            values["ids_crc"] = loader.crc_of_ids(ids)
+            if self.config.data.on_bad_image == "skip":
+                values["bad_images"] = self.num_bad
+            self.log.log(step, values)
 
     def _settle_all(self) -> None:
         while self.pending:
             self._settle()
-
-    def _log(self, step: int, values: dict, ids: np.ndarray) -> None:
-        busy = self.clock.seconds["train"] + self.clock.seconds["data"] - self.busy_at_log
-        waited = self.clock.seconds["data"] - self.data_at_log
-        speed = (step - self.step_at_log) * self.config.batch_size / busy if busy else 0.0
-        self._start_interval(step)
-        record = {f"train/{name}": value for name, value in values.items()}
-        record["train/ids_crc"] = loader.crc_of_ids(ids)
-        record["train/img_per_sec"] = speed
-        record["train/data_wait"] = waited / busy if busy else 0.0
-        self.writer.write(step, record)
-        left = (self.stage.total_steps - step) * self.config.batch_size / speed if speed else 0
-        self._show(
-            f"step {step}/{self.stage.total_steps}  loss {values['loss']:.4f}  "
-            f"top1 {values['top1']:.4f}  {speed:,.0f} img/s  "
-            f"data wait {record['train/data_wait']:.0%}  eta {metrics.duration(left)}"
-        )
-
-    def _start_interval(self, step: int) -> None:
-        seconds = self.clock.seconds
-        self.step_at_log, self.data_at_log = step, seconds["data"]
-        self.busy_at_log = seconds["train"] + seconds["data"]
 
     def _evaluate(self) -> None:
         """Adds `val/...` to this step's record."""
         stage, config = self.stage, self.config
         if stage.val_source is None:
             return
-        scores = classification.evaluate(
+        params = self.state.judged
+        scores = EVALUATORS[config.task.name](
             self.parts.score,
-            self.state.params,
+            params,
             stage.val_source,
             load.eval_recipe(config, stage.model),
             batch_size=config.batch_size,
@@ -257,19 +259,23 @@ class Run:
             workers=config.data.workers,
             is_stopped=lambda: self.interrupts.received is not None,
         )
-        self.clock.lap("eval")
+        self.log.clock.lap("eval")
         if scores is None:  # A signal; this step is evaluated when the run goes on.
             return
         means = scores.means()
-        self.writer.write(self.step, {f"val/{name}": value for name, value in means.items()})
-        self._say(
-            f"step {self.step}/{stage.total_steps}  val/top1 {means['top1']:.4f}  "
+        self.log.writer.write(self.step, {f"val/{name}": value for name, value in means.items()})
+        top1 = f"val/top1 {means['top1']:.4f}  " if "top1" in means else ""
+        self.log.say(
+            f"step {self.step}/{stage.total_steps}  {top1}"
             f"val/loss {means['loss']:.4f}  n={means['n']}/{len(stage.val_source)}"
         )
+        if self.best is not None:
+            self.best.offer(self.step, params, means, self._meta())
+            self.log.clock.lap("save")
 
     def _save(self) -> None:
         self._settle_all()
-        self.writer.sync()
+        self.log.writer.sync()
         num_examples = len(self.stage.train_source)
         examples_seen = self.step * self.config.batch_size
         self.checkpoints.save(
@@ -282,18 +288,21 @@ class Run:
                 "num_examples": num_examples,
                 "fingerprints": self.stage.fingerprints,
             },
-            meta={
-                "config": config_lib.to_dict({"": self.config}),
-                "classes": list(self.stage.classes),
-                "preprocessing": dataclasses.asdict(
-                    load.eval_recipe(self.config, self.stage.model)
-                ),
-                "seconds": self.clock.seconds,
-                "versions": workdir.versions(),
-            },
+            meta=self._meta(),
         )
         self.saved_step = self.step
-        self.clock.lap("save")
+        self.log.clock.lap("save")
+
+    def _meta(self) -> dict:
+        recipe = load.eval_recipe(self.config, self.stage.model)
+        return {
+            "config": config_lib.to_dict({"": self.config}),
+            "classes": list(self.stage.classes),
+            "preprocessing": dataclasses.asdict(recipe),
+            "seconds": self.log.clock.seconds,
+            "bad_images": self.num_bad,
+            "versions": workdir.versions(),
+        }
 
     def _leave(self) -> None:
         """Saves the last finished step and raises Interrupted."""
@@ -309,11 +318,16 @@ class Run:
 
     def _summary(self) -> dict:
         self.checkpoints.wait()
-        self.writer.flush()
-        self.clock.lap("save")
+        if self.best is not None:
+            self.best.wait()
+        self.log.writer.flush()
+        self.log.clock.lap("save")
         values = metrics.last_values(metrics.read(self.stage.folder))
         step = values.pop("step", self.step)
-        seconds, num_devices = self.clock.seconds, self.stage.mesh.size
+        if self.best is not None:
+            values |= {f"val/{name}": value for name, value in self.best.means.items()}
+            values["best_step"] = self.best.step
+        seconds, num_devices = self.log.clock.seconds, self.stage.mesh.size
         return {
             "step": step,
             "metrics": values,
@@ -329,9 +343,3 @@ class Run:
             "versions": workdir.versions(),
             "git_revision": workdir.git_revision(),
         }
-
-    def _say(self, line: str) -> None:
-        self.progress.say(f"{self.stage.name}  {line}".strip())
-
-    def _show(self, line: str) -> None:
-        self.progress.show(f"{self.stage.name}  {line}".strip())

@@ -1,0 +1,348 @@
+"""Every config file and every row of docs/configs.md: its numbers, and two steps of its trial."""
+
+import ast
+import dataclasses
+import pathlib
+import re
+
+import jax
+import pytest
+
+from vit_jax import assemble, sharding, sweep, tasks, workdir
+from vit_jax import config as config_lib
+from vit_jax.errors import ConfigError
+from vit_jax.schema import Config
+
+ROOT = pathlib.Path(__file__).parent.parent
+FILES = sorted(path.name for path in (ROOT / "configs").glob("*.py"))
+DOCS = (ROOT / "docs" / "configs.md").read_text(encoding="utf-8")
+ROWS = re.findall(r"^\| `([a-z0-9_]+\.py(?::[^` ]+)?)` \|", DOCS, flags=re.MULTILINE)
+
+
+def checked(file_and_arg: str) -> dict[str, Config]:
+    return config_lib.check(config_lib.load(f"{ROOT}/configs/{file_and_arg}"))
+
+
+def get(config: Config, name: str):
+    for part in name.split("."):
+        config = getattr(config, part)
+    return config
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_a_documented_row_builds_at_full_size(row):
+    for stage in checked(row).values():
+        tasks.build_model(stage, num_classes=1000)
+
+
+def test_every_file_is_documented_with_a_run_of_its_trial():
+    assert {row.partition(":")[0] for row in ROWS} == set(FILES)
+    trials = {row.partition(":")[0] for row in ROWS if re.search(r"[:,]smoke$", row)}
+    assert trials == {file for file in FILES if "smoke" in (ROOT / "configs" / file).read_text()}
+
+
+def test_no_row_is_documented_twice():
+    assert len(ROWS) == len(set(ROWS))
+
+
+# Tables 3 and 4 of arXiv:2010.11929v2, typed anew.
+JFT = {
+    ("vit_b16", "vit_b32", "r50_b16", "r50_b32", "bit_r101x1"): (8e-4, [7]),
+    ("vit_l32", "bit_r152x1"): (6e-4, [7]),
+    ("bit_r152x2",): (6e-4, [7, 14]),  # 14 in Table 6.
+    ("vit_l16", "r50_l16"): (4e-4, [7, 14]),
+    ("vit_h14",): (3e-4, [14]),
+    ("bit_r50x1", "bit_r50x2"): (1e-3, [7]),
+    ("r50_l32",): (2e-4, [7]),
+}
+B, L = ["vit_b16", "vit_b32"], ["vit_l16", "vit_l32"]
+TABLE_3 = [
+    ("jft", model, epochs, lr, "linear", 0.1, 0.0, None)
+    for models, (lr, lengths) in JFT.items()
+    for model in models
+    for epochs in lengths
+]
+TABLE_3 += [("imagenet21k", m, 90, 1e-3, "linear", 0.03, 0.1, None) for m in B + L]
+TABLE_3 += [("imagenet21k", m, 30, 1e-3, "linear", 0.03, 0.1, None) for m in L]
+TABLE_3 += [("imagenet", m, 300, 3e-3, "cosine", 0.3, 0.1, 1.0) for m in B + L]
+
+
+def row_of_table_3(data: str, model: str, epochs: int) -> str:
+    """The documented row; a length that is not a row's own is an argument."""
+    row = f"pretrain.py:data={data},model={model}"
+    return row if row in ROWS and checked(row)[""].epochs == epochs else f"{row},epochs={epochs}"
+
+
+@pytest.mark.parametrize(
+    ("data", "model", "epochs", "lr", "decay", "weight_decay", "dropout", "clip"),
+    TABLE_3,
+    ids=[f"{row[0]}-{row[1]}-{row[2]}" for row in TABLE_3],
+)
+def test_pre_training_is_table_3(data, model, epochs, lr, decay, weight_decay, dropout, clip):
+    row = row_of_table_3(data, model, epochs)
+    assert row in ROWS
+    config = checked(row)[""]
+    rule = config.optimizer
+    assert (config.model.name, config.epochs, config.batch_size) == (model, epochs, 4096)
+    assert (rule.name, rule.beta1, rule.beta2, rule.warmup_steps) == ("adamw", 0.9, 0.999, 10_000)
+    assert (rule.lr, rule.schedule, rule.weight_decay) == (lr, decay, weight_decay)
+    assert (rule.clip_norm, config.model.dropout) == (clip, dropout)
+    assert (config.data.image_size, rule.decay_factors) == (224, ())
+    assert config.model.pre_logits == (not model.startswith("bit"))
+
+
+SMALL = [0.001, 0.003, 0.01, 0.03]
+TABLE_4 = {
+    "imagenet2012": (20_000, [0.003, 0.01, 0.03, 0.06], 99, 500, "validation"),
+    "cifar100": (10_000, SMALL, 98, 500, "test"),
+    "cifar10": (10_000, SMALL, 98, 500, "test"),
+    "oxford_iiit_pet": (500, SMALL, 90, 100, "test"),
+    "oxford_flowers102": (500, SMALL, 90, 100, "test"),
+}
+
+
+@pytest.mark.parametrize("dataset", TABLE_4)
+def test_fine_tuning_is_table_4(dataset):
+    steps, rates, percent, warmup, test = TABLE_4[dataset]
+    assert f"transfer.py:dataset={dataset},grid" in ROWS
+    grid = checked(f"transfer.py:dataset={dataset},grid")
+    assert [stage.optimizer.lr for stage in grid.values()] == rates
+    final = checked(f"transfer.py:dataset={dataset},lr=0.01")[""]
+    assert (final.data.split, final.data.val_split, final.optimizer.lr) == ("train", test, 0.01)
+    for stage in grid.values():
+        assert stage.data.split == f"train[:{percent}%]"
+        assert stage.data.val_split == f"train[{percent}%:]"
+    for stage in [*grid.values(), final]:
+        rule = stage.optimizer
+        assert (rule.name, rule.momentum, rule.schedule) == ("sgd", 0.9, "cosine")
+        assert (rule.weight_decay, rule.clip_norm, rule.ema) == (0.0, 1.0, None)
+        assert (stage.steps, rule.warmup_steps) == (steps, warmup)
+        assert (stage.batch_size, stage.data.image_size) == (512, 384)
+        assert (stage.init.path, stage.init.new_head) == ("imagenet21k/ViT-B_16", True)
+
+
+ADAPTED = {"optimizer.decay_factors": ((".*kernel", 1.0), (".*", 0.0))}
+RAND_M9 = {"data.randaug": "corrected", "data.randaug_magnitude": 9.0, "data.randaug_std": 0.5}
+NUMBERS = {  # Recipes beside the paper's tables: what must hold in which stage.
+    "transfer.py:dataset=imagenet2012,model=vit_h14,polyak": {
+        "": {"data.image_size": 518, "optimizer.ema": 0.9999}
+    },
+    "transfer.py:dataset=imagenet2012,model=vit_l16,polyak": {
+        "": {"data.image_size": 512, "optimizer.ema": 0.9999}
+    },
+    "transfer.py:dataset=cifar10,model=vit_h14,grid": {"lr_0_03": {"data.image_size": 378}},
+    "transfer.py:dataset=cifar10,steps=500": {"": {"steps": 500, "optimizer.warmup_steps": 50}},
+    "vtab.py:task=dtd": {
+        "": {"steps": 2500, "optimizer.lr": 0.01, "data.split": "train[:800]+validation[:200]"}
+    },
+    "table7.py:model=bit_r50x1,optimizer=sgd": {
+        "": {"optimizer.lr": 0.48, "optimizer.warmup_steps": 5000, "optimizer.weight_decay": 1e-3}
+    },
+    "table7.py:model=bit_r152x2,optimizer=adam": {
+        "": {"optimizer.lr": 6e-4, "optimizer.weight_decay": 0.1, "epochs": 7.0}
+    },
+    "subsets.py:subset=9M,model=vit_b32": {
+        "": {"select": "best", "data.fraction": 9 / 303, "epochs": pytest.approx(7 * 303 / 9)}
+    },
+    "heads.py:head=gap_low": {"": {"optimizer.lr": 3e-4, "model.pool": "gap"}},
+    "heads.py:head=gap": {"": {"optimizer.lr": 8e-4, "model.pool": "gap"}},
+    "positions.py:kind=learned_2d,at=shared": {
+        "": {"model.pos_embed": "learned_2d", "model.pos_embed_at": "shared"}
+    },
+    "shapes.py:scale=patch,factor=2": {
+        "": {"model.patch": 16, "model.num_layers": 8, "model.hidden_size": 1024}
+    },
+    "shapes.py:scale=all,factor=2": {
+        "": {"model.patch": 16, "model.num_layers": 16, "model.mlp_size": 4096}
+    },
+    "masked_patches.py": {
+        "pretrain": {
+            "steps": 1_000_000,
+            "optimizer.lr": 2e-4,
+            "optimizer.schedule": "cosine",
+            "task.corrupted": 0.5,
+        },
+        "finetune": {"steps": 20_000, "init.stage": "pretrain", "data.image_size": 384},
+    },
+    "augreg.py:data=imagenet21k,model=r50_l32": {
+        "": {
+            "data.randaug_magnitude": 15.0,
+            "data.mixup": 0.2,
+            "model.dropout": 0.1,
+            "model.drop_path": 0.1,
+            "optimizer.weight_decay": 0.1,
+            "model.head_bias": -10.0,
+            **ADAPTED,
+        }
+    },
+    "augreg.py:model=vit_b16,aug=strong2,reg=0.1,wd=0.03": {
+        "": {
+            "data.randaug_magnitude": 20.0,
+            "data.mixup": 0.8,
+            "optimizer.weight_decay": 0.03,
+            "model.head_bias": -6.9,
+        }
+    },
+    "plain_vit.py:epochs=90": {
+        "": {
+            "batch_size": 1024,
+            "optimizer.lr": 1e-3,
+            "optimizer.weight_decay": 0.1,
+            "data.mixup": 0.2,
+            "data.randaug_magnitude": 10.0,
+            "model.pos_embed": "sincos",
+            "model.pool": "gap",
+            **ADAPTED,
+        }
+    },
+    "deit.py:model=vit_b16": {
+        "": {
+            "optimizer.lr": 1e-3,
+            "optimizer.warmup_steps": 6255,
+            "optimizer.weight_decay": 0.05,
+            "data.repeats": 3,
+            "model.gelu": "erf",
+            **RAND_M9,
+        }
+    },
+    "deit3.py:model=vit_h14": {
+        "pretrain": {"optimizer.name": "lamb", "model.drop_path": 0.6, "task.loss": "binary"},
+        "finetune": {"optimizer.lr": 1e-5, "epochs": 20.0, "batch_size": 512, **RAND_M9},
+    },
+    "deit3.py:data=imagenet21k,model=vit_h14": {
+        "pretrain": {"epochs": 90.0, "optimizer.weight_decay": 0.02, "data.crop": "pad"},
+        "finetune": {"epochs": 50.0, "optimizer.lr": 3e-4, "data.image_size": 224},
+    },
+    "mae_finetune.py:model=vit_l16": {
+        "": {
+            "optimizer.lr": 4e-3,
+            "optimizer.layer_decay": 0.75,
+            "optimizer.warmup_steps": 6255,
+            "model.drop_path": 0.2,
+            "epochs": 50.0,
+            **RAND_M9,
+        }
+    },
+    "bit_hyperrule.py:dataset=imagenet2012": {
+        "": {"steps": 20_000, "optimizer.stair_at": (0.3, 0.6, 0.9), "data.mixup": 0.1}
+    },
+    "bit_hyperrule.py:dataset=oxford_iiit_pet": {
+        "": {"steps": 500, "optimizer.stair_at": (0.4, 0.6, 0.8), "data.mixup": 0.0}
+    },
+    "sam.py:rule=sam,model=vit_s16": {"": {"optimizer.sam_rho": 0.1, "optimizer.gsam_alpha": 0.0}},
+    "sam.py:rule=gsam,model=vit_b32": {
+        "": {
+            "optimizer.sam_rho": 0.6,
+            "optimizer.sam_rho_min": 0.1,
+            "optimizer.gsam_alpha": 0.6,
+            "optimizer.end_lr": 3e-5,
+        }
+    },
+    "scaling_vit.py:model=vit_gg14": {
+        "": {
+            "batch_size": 16_384,
+            "optimizer.lr": 8e-4,
+            "optimizer.cooldown_steps": 50_000,
+            "optimizer.weight_decay": 0.03,
+        }
+    },
+    "distill.py:epochs=300": {
+        "": {"optimizer.lr": 0.03, "optimizer.weight_decay": 0.01, "task.distill_weight": 1.0}
+    },
+}
+
+
+@pytest.mark.parametrize("row", NUMBERS)
+def test_a_recipe_has_its_published_numbers(row):
+    assert row in ROWS
+    stages = checked(row)
+    for name, numbers in NUMBERS[row].items():
+        assert {field: get(stages[name], field) for field in numbers} == numbers
+
+
+WRONG = {
+    "pretrain.py:model=vit_b17": "model is 'vit_b17'; choose from vit_b16, vit_b32, vit_l16",
+    "pretrain.py:data=jfk": "data is 'jfk'; choose from jft, imagenet21k, imagenet.",
+    "transfer.py:dataset=cifar": "dataset is 'cifar'; choose from imagenet2012, cifar100, cifar10",
+    "transfer.py:model=vit_s16": "model is 'vit_s16'; give init=WHERE, or one of vit_b16",
+    "augreg.py:aug=heavy": "aug is 'heavy'; choose from none, light1, light2, medium1",
+    "positions.py:kind=none,at=layers": "at is 'layers'; none has stem.",
+    "bit_hyperrule.py:dataset=svhn": "dataset is 'svhn'; give regime, or cifar10, cifar100",
+}
+
+
+@pytest.mark.parametrize("row", WRONG)
+def test_a_wrong_name_is_answered_with_the_right_ones(row):
+    with pytest.raises(ConfigError) as caught:
+        checked(row)
+    assert WRONG[row] in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+TRIALS = [row for row in ROWS if re.search(r"[:,]smoke$", row)]
+
+
+@pytest.fixture
+def quick_compiling(monkeypatch):
+    """One of the eight devices and slow programs: two steps are nothing beside compiling them."""
+    monkeypatch.setattr(
+        assemble, "build_mesh", lambda config: sharding.make_mesh(devices=jax.devices()[:1])
+    )
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.mark.usefixtures("quick_compiling")
+@pytest.mark.parametrize("row", TRIALS)
+def test_a_trial_takes_two_steps(row, tmp_path):
+    config = config_lib.load(f"{ROOT}/configs/{row}")
+    for stage in [config.stages[name] for name in config.stages] or [config]:
+        stage.update(steps=2, eval_every=stage.eval_every and 2)
+    stages = config_lib.check(config)
+    sweep.run(stages, tmp_path)
+    for name in stages:
+        summary = workdir.read_json(tmp_path / name / workdir.SUMMARY)
+        assert summary["step"] == 2
+        assert summary["metrics"]["train/skipped"] == 0
+
+
+@pytest.mark.parametrize("row", TRIALS)
+def test_a_trial_keeps_the_recipe(row):
+    whole, small = checked(re.sub(r"[:,]smoke$", "", row)), checked(row)
+    if "student" in small:  # Its teacher is trained first.
+        assert small["student"].task.teacher == "teacher"
+        whole, small = {"": whole[""]}, {"": small["student"]}
+    assert list(whole) == list(small)
+    for name, stage in small.items():
+        kept = dataclasses.replace(whole[name].task, teacher=stage.task.teacher)
+        assert stage.task == kept
+        assert stage.data.source == "digits"
+        for field in ("model.pool", "model.pos_embed", "model.layer_scale", "data.randaug"):
+            assert get(stage, field) == get(whole[name], field)
+        for field in ("optimizer.name", "optimizer.schedule", "optimizer.sam_rho", "select"):
+            assert get(stage, field) == get(whole[name], field)
+
+
+UNREAD = {"schema.py", "checks.py", "config.py"}  # They know fields, and act on none.
+
+
+def test_every_field_of_the_schema_is_read():
+    names = set()
+    for path in (ROOT / "vit_jax").rglob("*.py"):
+        if path.name in UNREAD:
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Attribute):
+                names.add(node.attr)
+            elif isinstance(node, ast.arg | ast.keyword):
+                names.add(node.arg)
+
+    def unread(section, prefix=""):
+        for each in dataclasses.fields(section):
+            if dataclasses.is_dataclass(each.type):
+                yield from unread(each.type, f"{prefix}{each.name}.")
+            elif each.name not in names:
+                yield prefix + each.name
+
+    assert list(unread(Config)) == []
