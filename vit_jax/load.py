@@ -249,7 +249,9 @@ def _load_step(path: pathlib.Path) -> Loaded:
 def eval_recipe(config: Config, model: Model) -> EvalRecipe:
     """How a config's images become the model's input when they are evaluated."""
     data = config.data
-    return EvalRecipe(model.image_size, data.eval_crop, data.resample, data.crop_fraction)
+    return EvalRecipe(
+        model.image_size, data.eval_crop, data.resample, data.crop_fraction, data.decoder
+    )
 
 
 def load_params(

@@ -130,7 +130,7 @@ def test_the_draws_are_of_crop_flip_augment_and_erasing_in_this_order(photo):
                 np.ascontiguousarray(photo[top : top + h, left : left + w]), (20, 30), resample
             )
             image = image[:, ::-1] if random.random() < 0.5 else image
-            image = augment(np.rint(image).astype(np.uint8), random)
+            image = augment(image.astype(np.uint8), random)
             expected = erase(to_unit_range(image), 0.5, random)
             np.testing.assert_array_equal(recipe(photo, np.random.default_rng(seed)), expected)
 

@@ -120,8 +120,8 @@ def _mirrored(image: Pixels, decoder: str) -> Pixels:
 
 
 def _to_uint8(image: Pixels) -> np.ndarray:
-    image = np.asarray(image)
-    return image if image.dtype == np.uint8 else np.rint(image).astype(np.uint8)
+    """Whole values for augmentation: what is between is cut off, as published numbers have it."""
+    return np.asarray(image).astype(np.uint8, copy=False)
 
 
 @dataclasses.dataclass(frozen=True)
