@@ -38,7 +38,7 @@ DOORS = {  # A third party -> the rooms that may know it.
     "optax": {"losses", "optimizer", "train_step", "assemble"},
     "flax": {"models", "train_step"},
     "tensorboardX": {"metrics"},
-    "absl": {"data"},
+    "absl": set(),
     "argparse": {"flags"},
     "safetensors": {"interop"},
     "ml_dtypes": {"interop"},
