@@ -8,7 +8,7 @@ import typing
 from collections.abc import Iterator
 
 from vit_jax.errors import ConfigError, nearest
-from vit_jax.schema import Config
+from vit_jax.schema import Config, Data, Optimizer, Task
 
 DURATIONS = ("steps", "epochs", "examples")  # Ways to give a run's length.
 WORDS = {
@@ -53,7 +53,26 @@ def check_run(values, where: str, earlier: tuple[str, ...] | None) -> Config:
 
 def _rules(config: Config) -> Iterator[tuple[bool, str]]:
     """What fields must be to each other: whether they are, and the words if they are not."""
-    data, task, optimizer, mesh = config.data, config.task, config.optimizer, config.mesh
+    mesh = config.mesh
+    yield from _data_rules(config.data)
+    yield from _optimizer_rules(config.optimizer)
+    yield from _task_rules(config.task, config.data)
+    yield (
+        config.batch_size % config.accumulate == 0,
+        f"accumulate is {config.accumulate}; it must divide batch_size, {config.batch_size}",
+    )
+    yield (
+        config.select == "last" or bool(config.data.val_split and config.eval_every),
+        "select is 'best'; that needs data.val_split and eval_every",
+    )
+    yield (
+        0 not in (mesh.data, mesh.fsdp) and not mesh.data == mesh.fsdp == -1,
+        f"mesh is data:{mesh.data},fsdp:{mesh.fsdp}; give sizes of at least 1, "
+        "at most one of them -1",
+    )
+
+
+def _data_rules(data: Data) -> Iterator[tuple[bool, str]]:
     low, high = data.crop_area
     yield 0 < low <= high <= 1, f"data.crop_area is {(low, high)}; it must rise between 0 and 1"
     subset = [
@@ -68,6 +87,9 @@ def _rules(config: Config) -> Iterator[tuple[bool, str]]:
         not data.mix or data.source in ("tfds", "folder", "prepared"),
         f"data.mix: data.source={data.source} has one data set only",
     )
+
+
+def _optimizer_rules(optimizer: Optimizer) -> Iterator[tuple[bool, str]]:
     for name in ("decay_factors", "lr_factors"):
         for pattern, factor in getattr(optimizer, name):
             yield _compiles(pattern), f"optimizer.{name}: {pattern!r} is no regular expression"
@@ -87,6 +109,9 @@ def _rules(config: Config) -> Iterator[tuple[bool, str]]:
         f"optimizer.sam_rho is {rho}; sam_rho_min ({rho_min}) must be at most that, "
         "and gsam_alpha needs it",
     )
+
+
+def _task_rules(task: Task, data: Data) -> Iterator[tuple[bool, str]]:
     yield (
         task.mask_share + task.random_share <= 1,
         f"task.mask_share and random_share are {task.mask_share} and {task.random_share}; "
@@ -102,19 +127,6 @@ def _rules(config: Config) -> Iterator[tuple[bool, str]]:
         not (masked and (data.mixup or data.cutmix or data.random_erasing or task.teacher)),
         "task.name is 'masked_patches'; mixup, cutmix, random_erasing and teacher are for "
         "classification",
-    )
-    yield (
-        config.batch_size % config.accumulate == 0,
-        f"accumulate is {config.accumulate}; it must divide batch_size, {config.batch_size}",
-    )
-    yield (
-        config.select == "last" or bool(data.val_split and config.eval_every),
-        "select is 'best'; that needs data.val_split and eval_every",
-    )
-    yield (
-        0 not in (mesh.data, mesh.fsdp) and not mesh.data == mesh.fsdp == -1,
-        f"mesh is data:{mesh.data},fsdp:{mesh.fsdp}; give sizes of at least 1, "
-        "at most one of them -1",
     )
 
 

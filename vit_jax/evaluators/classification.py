@@ -3,11 +3,9 @@
 import dataclasses
 from collections.abc import Callable
 
-import jax
 import numpy as np
 
-from vit_jax.data import loader
-from vit_jax.errors import DataError
+from vit_jax.evaluators import score_all
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,49 +40,12 @@ class Scores:
         return counts.reshape(num_classes, num_classes)
 
 
-def evaluate(
-    score: Callable,
-    params,
-    source,
-    recipe: Callable,
-    *,
-    batch_size: int,
-    sharding: jax.sharding.Sharding,
-    workers: int = 0,
-    show: Callable[[int], None] = lambda _: None,
-    is_stopped: Callable[[], bool] = lambda: False,
-) -> Scores | None:
-    """Scores every example of a source once, for any batch size and number of devices.
+def evaluate(score: Callable, params, source, recipe: Callable, **options) -> Scores | None:
+    """Scores every example of a source once; None when it was stopped.
 
     Args:
-      score: the jitted function of `tasks.classification.make_scorer`.
-      show: called with the number of examples done.
-      is_stopped: asked between batches; when it says so, None is returned.
+      score: the jitted function of `tasks.classification.make_scorer`, whole on every host.
+      **options: those of `score_all`.
     """
-    if not len(source):
-        raise DataError("the split is empty; there is nothing to count.")
-    share = loader.share_of_batch(batch_size, jax.process_count(), jax.process_index())
-    rows = loader.EvalRows(source, recipe, share, recipe.size)
-    columns: dict[str, list] = {}
-    done = 0
-    for batch in loader.host_batches(rows, share, workers):
-        if is_stopped():
-            return None
-        labels = _of_all_hosts(batch["label"])
-        is_real = _of_all_hosts(batch["mask"]) > 0
-        scores = jax.device_get(score(params, loader.to_devices(batch, sharding)))
-        for name, values in {"label": labels, **scores}.items():
-            columns.setdefault(name, []).append(np.asarray(values)[is_real])
-        done += int(is_real.sum())
-        show(done)
-    counted = Scores(**{name: np.concatenate(parts) for name, parts in columns.items()})
-    assert counted.n == len(source), f"counted {counted.n} of {len(source)} examples"
-    return counted
-
-
-def _of_all_hosts(rows: np.ndarray) -> np.ndarray:
-    if jax.process_count() == 1:
-        return rows
-    from jax.experimental import multihost_utils
-
-    return multihost_utils.process_allgather(rows, tiled=True)
+    columns = score_all(score, params, source, recipe, **options)
+    return columns and Scores(**columns)
