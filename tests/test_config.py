@@ -151,14 +151,14 @@ OUT_OF_BOUNDS = [
     ("data.source", "mnist", "Did you mean mnist5k?"),
     ("data.crop_area", "(0.5, 0.2)", "config.data.crop_area is (0.5, 0.2); it must rise between"),
     ("data.crop_area", "(0, 1)", "it must rise between 0 and 1."),
-    ("mesh.fsdp", "-1", "config.mesh is data:-1,fsdp:-1; give sizes of at least 1, at most one"),
-    ("mesh.fsdp", "0", "config.mesh is data:-1,fsdp:0; give sizes of at least 1"),
+    ("mesh.fsdp", "-1", "config.mesh is data:-1,fsdp:-1,tensor:1; give sizes of at least 1, at most"),
+    ("mesh.fsdp", "0", "config.mesh is data:-1,fsdp:0,tensor:1; give sizes of at least 1"),
 ]
 UNKNOWN = [
     ("batchsize", "1", "--config.batchsize: config has no field 'batchsize'. Did you mean batch_"),
     ("optimizer.warmup_step", "1", "config.optimizer has no field 'warmup_step'. Did you mean "),
     ("optimiser.lr", "1", "config has no field 'optimiser'. Did you mean optimizer?"),
-    ("mesh.zzzzzz", "1", "config.mesh has no field 'zzzzzz'. It has data, fsdp."),
+    ("mesh.zzzzzz", "1", "config.mesh has no field 'zzzzzz'. It has data, fsdp, tensor."),
     ("seed.deep", "1", "config.seed has no field 'deep'."),
     ("model", "vit", "--config.model is a section; set one of its fields: ['drop_path', "),
     ("", "1", "config has no field ''."),

@@ -27,7 +27,7 @@ from vit_jax.train_step import abstract_state
         ("head/bias", (16,), 8, ()),
         ("LayerNorm_0/scale", (16,), 8, ()),
         ("cls", (1, 1, 16), 8, ()),
-        ("posembed_input/pos_embedding", (1, 16, 16), 8, ()),
+        ("posembed_input/pos_embedding", (1, 15, 16), 8, (None, None, "fsdp")),
         ("my_kernel", (16, 16), 8, ()),
         ("kernel/scale", (16, 16), 8, ()),
         ("step", (), 8, ()),
@@ -35,29 +35,115 @@ from vit_jax.train_step import abstract_state
         ("opt_state/1/count", (), 8, ()),
     ],
 )
-def test_rules_split_the_longest_divisible_axis_of_kernels(name, shape, fsdp, spec):
-    assert sharding.spec_for(name, shape, fsdp) == PartitionSpec(*spec)
+def test_fsdp_splits_the_longest_divisible_axis_of_kernels_and_embeddings(name, shape, fsdp, spec):
+    assert sharding.spec_for(name, shape, fsdp=fsdp) == PartitionSpec(*spec)
+
+
+BLOCK = "Transformer/encoderblock_3"
+ATTENTION = f"{BLOCK}/MultiHeadDotProductAttention_0"
 
 
 @pytest.mark.parametrize(
-    ("data", "fsdp", "shape"),
-    [(-1, 1, (8, 1)), (-1, 4, (2, 4)), (2, -1, (2, 4)), (1, 8, (1, 8)), (4, 2, (4, 2))],
+    ("name", "shape", "spec"),
+    [
+        (f"{ATTENTION}/query/kernel", (32, 4, 8), ("fsdp", "tensor")),
+        (f"{ATTENTION}/key/kernel", (32, 3, 8), ("fsdp", None, "tensor")),  # 3 heads of 8.
+        (f"{ATTENTION}/value/bias", (4, 8), ("tensor",)),
+        (f"{ATTENTION}/value/bias", (3, 8), (None, "tensor")),
+        (f"{ATTENTION}/out/kernel", (4, 8, 32), ("tensor", None, "fsdp")),
+        (f"{ATTENTION}/out/bias", (32,), ()),
+        (f"{ATTENTION}/query_ln/scale", (8,), ()),
+        (f"{ATTENTION}/relative/relative_embedding", (25, 4, 8), (None, "tensor", "fsdp")),
+        (f"{BLOCK}/MlpBlock_0/Dense_0/kernel", (32, 64), ("fsdp", "tensor")),
+        (f"{BLOCK}/MlpBlock_0/Dense_0/bias", (64,), ("tensor",)),
+        (f"{BLOCK}/MlpBlock_0/Dense_1/kernel", (64, 32), ("tensor", "fsdp")),
+        (f"{BLOCK}/MlpBlock_0/Dense_1/bias", (32,), ()),
+        (f"opt_state/1/mu/{BLOCK}/MlpBlock_0/Dense_1/kernel", (64, 32), ("tensor", "fsdp")),
+        (f"opt_state/0/v_row/{BLOCK}/MlpBlock_0/Dense_1/kernel", (64,), ("fsdp",)),
+        (f"{BLOCK}/LayerNorm_0/scale", (32,), ()),
+        ("head/kernel", (32, 10), ("fsdp",)),
+        ("embedding/kernel", (4, 4, 3, 32), (None, None, None, "fsdp")),
+    ],
 )
-def test_minus_one_takes_the_devices_that_are_left(data, fsdp, shape):
-    mesh = sharding.make_mesh(data, fsdp)
-    assert dict(mesh.shape) == {"data": shape[0], "fsdp": shape[1]}
+def test_tensor_splits_heads_or_their_dimension_and_the_mlp(name, shape, spec):
+    assert sharding.spec_for(name, shape, fsdp=2, tensor=2) == PartitionSpec(*spec)
+
+
+def test_a_tensor_axis_that_divides_nothing_is_refused_with_what_would():
+    with pytest.raises(
+        ConfigError, match=r"tensor=5 .*\[3, 8\] of query/kernel; .*\[1, 2, 3, 4, 8\]"
+    ):
+        sharding.spec_for("query/kernel", (32, 3, 8), fsdp=1, tensor=5)
+
+
+def test_a_large_parameter_left_whole_under_fsdp_is_named():
+    shapes = {"probe": (1, 513, 512), "a": {"kernel": (7, 99_991)}, "b": {"kernel": (8, 99_991)}}
+    shapes |= {"scale": (512,), "c": {"kernel": (7, 9)}}  # Small ones do not matter.
+    is_shape = lambda leaf: isinstance(leaf, tuple)  # noqa: E731
+    tree = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s, jnp.float32), shapes, is_leaf=is_shape)
+
+    def placed(mesh):
+        return jax.tree.map(
+            lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+            tree,
+            sharding.tree_shardings(tree, mesh),
+        )
+
+    assert sharding.left_whole(placed(sharding.make_mesh(1, 8))) == ["a/kernel", "probe"]
+    assert sharding.left_whole(placed(sharding.make_mesh(8, 1))) == []
+
+
+def test_the_layout_has_a_row_for_equal_arrays_and_their_bytes():
+    model = create_model(
+        "vit_ti16", patch=4, image_size=8, num_layers=3, hidden_size=32, mlp_size=64, num_heads=4
+    )
+    tx = make_optimizer(make_schedule(0.1, total_steps=9), name="sgd")
+    state = abstract_state(make_init(model), tx, sharding.make_mesh(2, 2, 2))
+    rows = {row["array"]: row for row in sharding.layout(state.params)}
+    assert len(rows) == 16 + 8  # Of a layer; of embedding, token, positions, norm and head.
+    row = rows["Transformer/encoderblock_*/MlpBlock_0/Dense_1/kernel"]
+    assert (row["of them"], row["shape / axis"]) == (3, "64/tensor x 32/fsdp")
+    assert row["MB"] == round(3 * 64 * 32 * 4 / 1e6, 3)
+    assert row["MB per device"] == round(3 * 64 * 32 * 4 / 4 / 1e6, 3)
+    total = sum(row["MB per device"] for row in rows.values())
+    places = jax.tree.map(lambda leaf: leaf.sharding, state.params)
+    held = sharding.bytes_per_device(state.params, places)
+    assert total == pytest.approx(held / 1e6, abs=0.0005 * len(rows))
+
+
+@pytest.mark.parametrize(
+    ("asked", "shape"),
+    [
+        ((-1, 1, 1), (8, 1, 1)),
+        ((-1, 4, 1), (2, 4, 1)),
+        ((2, -1, 2), (2, 2, 2)),
+        ((1, 1, -1), (1, 1, 8)),
+        ((4, 2, 1), (4, 2, 1)),
+    ],
+)
+def test_minus_one_takes_the_devices_that_are_left(asked, shape):
+    mesh = sharding.make_mesh(*asked)
+    assert tuple(mesh.shape.items()) == tuple(zip(("data", "fsdp", "tensor"), shape))
     assert mesh.size == 8
 
 
-def test_a_mesh_may_be_made_of_some_devices():
-    assert dict(sharding.make_mesh(devices=jax.devices()[:2]).shape) == {"data": 2, "fsdp": 1}
+def test_devices_that_split_a_layer_are_neighbours():
+    mesh = sharding.make_mesh(2, 2, 2)
+    assert [[d.id for d in row] for row in mesh.devices.reshape(4, 2)] == [
+        [0, 1],
+        [2, 3],
+        [4, 5],
+        [6, 7],
+    ]
 
 
-@pytest.mark.parametrize(("data", "fsdp"), [(3, 1), (-1, 3), (5, -1), (4, 4), (1, 1)])
-def test_axes_that_do_not_multiply_to_the_devices_are_refused_with_those_that_do(data, fsdp):
-    words = rf"data:{data},fsdp:{fsdp} does not fit 8 devices.*8x1, 4x2, 2x4, 1x8\.$"
+@pytest.mark.parametrize("sizes", [(3, 1, 1), (4, 4, 1), (-1, 3, 1), (8, 1, 2), (2, 2, 1)])
+def test_a_mesh_that_does_not_fit_is_refused_with_those_that_do(sizes):
+    words = (
+        r"does not fit 8 devices; data x fsdp x tensor can be 8x1x1, 4x2x1, .* 2x2x2, .* 1x1x8\.$"
+    )
     with pytest.raises(ConfigError, match=words):
-        sharding.make_mesh(data, fsdp)
+        sharding.make_mesh(*sizes)
 
 
 @pytest.mark.parametrize(("batch", "nearest"), [(30, "24, 32"), (5, "8"), (33, "32, 40")])
@@ -68,14 +154,19 @@ def test_a_batch_that_devices_cannot_share_is_refused_with_the_nearest(batch, ne
 
 def test_a_batch_that_divides_is_accepted():
     sharding.check_batch(32, sharding.make_mesh(4, 2))
+    sharding.check_batch(4, sharding.make_mesh(2, 2, 2))
     sharding.check_batch(5, sharding.make_mesh(devices=jax.devices()[:1]))
 
 
-def test_both_axes_split_the_batch():
+def test_data_and_fsdp_split_the_batch_and_tensor_does_not():
     mesh = sharding.make_mesh(2, 4)
     batch = jax.device_put(np.arange(16), sharding.batch_sharding(mesh))
     parts = [tuple(np.asarray(shard.data)) for shard in batch.addressable_shards]
     assert sorted(parts) == [(i, i + 1) for i in range(0, 16, 2)]
+    shared = sharding.batch_sharding(sharding.make_mesh(2, 2, 2))
+    assert {s.data.shape for s in jax.device_put(np.arange(16), shared).addressable_shards} == {
+        (4,)
+    }
     whole = jax.device_put(np.arange(16), sharding.replicated(mesh))
     assert {shard.data.shape for shard in whole.addressable_shards} == {(16,)}
 
@@ -96,8 +187,9 @@ def test_an_optimisers_state_lies_where_its_parameter_lies(name):
     assert len(followers) == len(params) * {"adamw": 2, "sgd": 1}[name]
     for moment, owner in followers.items():
         assert moments[moment].sharding == params[owner].sharding, moment
-    num_split = sum(params[p].sharding.spec != PartitionSpec() for p in params)
-    assert num_split == sum(p.endswith("kernel") for p in params) == 8
+    split = {p for p in params if params[p].sharding.spec != PartitionSpec()}
+    assert split == {p for p in params if p.endswith(("kernel", "pos_embedding"))}
+    assert len(split) == 9
     for moment in set(moments) - set(followers):
         assert moments[moment].sharding.spec == PartitionSpec(), moment
 

@@ -120,7 +120,7 @@ def test_a_vit_accumulates_to_the_gradient_of_the_whole_batch_on_any_mesh(sizes)
     schedule = make_schedule(0.1, total_steps=4)
     tx = make_optimizer(schedule, name="sgd", clip_norm=None)
     moved = {}
-    for accumulate, mesh in ((1, sharding.make_mesh(1, 1, jax.devices()[:1])), (4, None)):
+    for accumulate, mesh in ((1, sharding.make_mesh(1, 1, devices=jax.devices()[:1])), (4, None)):
         mesh = mesh or sharding.make_mesh(*sizes)
         like = abstract_state(make_init(model), tx, mesh)
         state = create_state(make_init(model), tx, like, jax.random.key(0))
@@ -137,7 +137,7 @@ def test_a_vit_accumulates_to_the_gradient_of_the_whole_batch_on_any_mesh(sizes)
 
 
 def test_a_step_of_no_number_leaves_the_average_as_it_was():
-    mesh = sharding.make_mesh(1, 1, jax.devices()[:1])
+    mesh = sharding.make_mesh(1, 1, devices=jax.devices()[:1])
     schedule = make_schedule(RATE, total_steps=STEPS)
     tx = make_optimizer(schedule, name="sgd")
 

@@ -111,11 +111,24 @@ def assemble(
         batch_sharding=batches,
         like=like,
         birth=lambda key, params=None: create_state(init, tx, like, key, params),
-        train_step=lambda state, batch, key, taught=None: step(
-            state, prepare(batch, key, state.step, taught), key
+        train_step=_on(
+            mesh,
+            lambda state, batch, key, taught=None: step(
+                state, prepare(batch, key, state.step, taught), key
+            ),
         ),
-        score=make_score(model, mesh, config.task),
+        score=_on(mesh, make_score(model, mesh, config.task)),
     )
+
+
+def _on(mesh: Mesh, function: Callable) -> Callable:
+    """The function, traced where models see the mesh."""
+
+    def call(*args):
+        with jax.set_mesh(mesh):
+            return function(*args)
+
+    return call
 
 
 def _fields(section, function: Callable) -> dict:

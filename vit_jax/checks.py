@@ -65,10 +65,11 @@ def _rules(config: Config) -> Iterator[tuple[bool, str]]:
         config.select == "last" or bool(config.data.val_split and config.eval_every),
         "select is 'best'; that needs data.val_split and eval_every",
     )
+    sizes = (mesh.data, mesh.fsdp, mesh.tensor)
     yield (
-        0 not in (mesh.data, mesh.fsdp) and not mesh.data == mesh.fsdp == -1,
-        f"mesh is data:{mesh.data},fsdp:{mesh.fsdp}; give sizes of at least 1, "
-        "at most one of them -1",
+        0 not in sizes and sizes.count(-1) <= 1,
+        f"mesh is data:{mesh.data},fsdp:{mesh.fsdp},tensor:{mesh.tensor}; give sizes of at "
+        "least 1, at most one of them -1",
     )
 
 

@@ -19,7 +19,15 @@ from vit_jax.errors import ConfigError, nearest
 from vit_jax.schema import Config
 
 # What a resumed run may change without becoming another run.
-FREE_ON_RESUME = ("mesh", "log_every", "checkpoint_every", "data.workers")
+FREE_ON_RESUME = (
+    "mesh",
+    "log_every",
+    "checkpoint_every",
+    "data.workers",
+    "model.scan",
+    "model.remat",
+    "model.kernels",
+)
 
 
 def base_config(*stages: str) -> config_dict.ConfigDict:

@@ -53,6 +53,19 @@ class Model:
         0.0, "First bias of the head: -10, or -6.9, for the sigmoid loss (arXiv:2106.10270)."
     )
     dtype: str = field("float32", "Of the computation.", choices=("float32", "bfloat16"))
+    scan: bool = field(False, "Compile one layer, and loop over it: L times less to compile.")
+    remat: str = field(
+        "none",
+        "What a layer's backward pass computes again instead of keeping it: nothing, all but "
+        "matrix products, or everything.",
+        choices=("none", "dots", "full"),
+    )
+    kernels: str = field(
+        "auto",
+        "How products and attention are written: plainly, as XLA on a CPU runs them fastest, "
+        "or with cuDNN's attention; auto is cpu on a CPU, plain elsewhere.",
+        choices=("auto", "plain", "cpu", "cudnn"),
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,6 +244,9 @@ class Mesh:
 
     data: int = field(-1, "Copies of the model, each with its share of the batch.", least=-1)
     fsdp: int = field(1, "Devices that share one copy of parameters and batch.", least=-1)
+    tensor: int = field(
+        1, "Devices that share each example: heads and MLP width are split over them.", least=-1
+    )
 
 
 @dataclasses.dataclass(frozen=True)

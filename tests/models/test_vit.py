@@ -12,7 +12,8 @@ from tiny import TINY, equations, forward, named, some_images, some_like, some_p
 from vit_jax import create_model, trees
 from vit_jax.errors import ConfigError
 from vit_jax.models import make_init, param_shapes
-from vit_jax.models.vit import Attention, Block, PatchEmbedding, Size, patchify
+from vit_jax.models.layers import Attention, Block, Size
+from vit_jax.models.vit import PatchEmbedding, patchify
 
 
 def told(changes):
@@ -72,7 +73,7 @@ def test_patches_run_row_by_row():
 
 
 def test_patch_embedding_is_a_convolution_with_stride_and_window_of_a_patch():
-    images, module = some_images(2, 8, 12, 3), PatchEmbedding(4, 16, jnp.float32)
+    images, module = some_images(2, 8, 12, 3), PatchEmbedding(4, 16, tiny().layers)
     params = some_like(jax.eval_shape(module.init, jax.random.key(0), images)["params"])
     convolved = jax.lax.conv_general_dilated(
         images, params["kernel"], (4, 4), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
@@ -82,11 +83,11 @@ def test_patch_embedding_is_a_convolution_with_stride_and_window_of_a_patch():
 
 
 def test_a_block_does_not_know_the_order_of_tokens():
-    block = Block(Size(1, 32, 64, 4), tiny().layers, drop_path=0.0)
+    block = Block(Size(1, 32, 64, 4), tiny().layers)
     z = some_images(2, 5, 32)
-    shapes = jax.eval_shape(lambda: block.init(jax.random.key(0), z, train=False))["params"]
+    shapes = jax.eval_shape(lambda: block.init(jax.random.key(0), z))["params"]
     params = some_like(shapes)
-    apply = jax.jit(lambda z: block.apply({"params": params}, z, train=False))
+    apply = jax.jit(lambda z: block.apply({"params": params}, z))
     order = np.array([3, 1, 4, 0, 2])
     np.testing.assert_allclose(apply(z[:, order]), apply(z)[:, order], atol=1e-5)
 

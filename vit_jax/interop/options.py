@@ -7,8 +7,9 @@ from vit_jax.errors import CheckpointError
 from vit_jax.interop.foreign import MAX_LAYERS, Foreign
 from vit_jax.interop.layouts import CLS, POSITIONS
 from vit_jax.interop.units import stride_of, units_of
+from vit_jax.models.layers import Size
 from vit_jax.models.resnet import ROOT_FEATURES, UNITS
-from vit_jax.models.vit import SIZES, Size
+from vit_jax.models.vit import SIZES
 
 MAX_RELATIVE = 2**12  # Tokens with an embedding for each offset of two.
 

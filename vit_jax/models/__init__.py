@@ -13,8 +13,9 @@ from vit_jax.checks import check_section
 from vit_jax.errors import ConfigError, nearest
 from vit_jax.models.bit_resnet import BitResNet
 from vit_jax.models.hybrid import Stem, stem_of
+from vit_jax.models.layers import Layers, Size
 from vit_jax.models.resnet import UNITS
-from vit_jax.models.vit import SIZES, Layers, Size, ViT
+from vit_jax.models.vit import SIZES, ViT
 from vit_jax.schema import Model
 
 PARAMETERS = {  # Of the shapes published or in the paper, with 1,000 classes at 224 px.
@@ -159,6 +160,10 @@ def _build_vit(
             f"model.pos_embed_at is {config.pos_embed_at!r}; with pos_embed="
             f"{config.pos_embed!r} nothing is added anywhere, so leave it at 'stem'."
         )
+    if config.scan and config.pos_embed_at == "layers":
+        raise ConfigError(
+            "model.scan is True; with pos_embed_at='layers' each layer is another, so set it False."
+        )
     model = ViT(
         size=shape,
         stem=stem,
@@ -179,6 +184,9 @@ def _build_vit(
             pos_embed_at=config.pos_embed_at,
             layer_scale=config.layer_scale,
             qk_norm=config.qk_norm,
+            scan=config.scan,
+            remat=config.remat,
+            kernels=config.kernels,
             dtype=DTYPES[config.dtype],
         ),
     )

@@ -8,28 +8,18 @@ Alphabet of shapes, used by comments, einsum strings and unpacking alike:
 Submodules carry the names of the published checkpoints: names are the checkpoint's API.
 """
 
-import dataclasses
-import functools
 from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec
 
-from vit_jax.models import hybrid
+from vit_jax.models import hybrid, kernels
+from vit_jax.models.layers import Attention, Block, Layers, Mlp, Size, kernel_init
 from vit_jax.models.pixels import check_size, normalize
-from vit_jax.models.position import PositionEmbedding, RelativeKeys
-
-
-@dataclasses.dataclass(frozen=True)
-class Size:
-    """One row of Table 1."""
-
-    num_layers: int
-    hidden_size: int
-    mlp_size: int
-    num_heads: int
-
+from vit_jax.models.position import PositionEmbedding
 
 SIZES = {  # Table 1; Ti and S: arXiv:2106.10270; M: arXiv:2204.07118; g and G: arXiv:2106.04560.
     "ti": Size(12, 192, 768, 3),
@@ -44,25 +34,6 @@ SIZES = {  # Table 1; Ti and S: arXiv:2106.10270; M: arXiv:2204.07118; g and G: 
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Layers:
-    """What all layers of a model have in common; it travels whole."""
-
-    dropout: float
-    drop_path: float  # Stochastic depth of the last layer.
-    gelu: str
-    norm_eps: float
-    pos_embed: str
-    pos_embed_at: str
-    layer_scale: float | None  # What LayerScale begins with.
-    qk_norm: bool
-    dtype: jnp.dtype
-
-    def norm(self, name: str, use_bias: bool = True) -> nn.LayerNorm:
-        return nn.LayerNorm(epsilon=self.norm_eps, dtype=self.dtype, use_bias=use_bias, name=name)
-
-
-GELUS = {"tanh": True, "erf": False}  # Flax and the official code; PyTorch's default.
 POOLS = {
     "token": "class token (equation 4)",
     "gap": "mean of the patch tokens (appendix D.3)",
@@ -70,9 +41,22 @@ POOLS = {
     "token_gap": "class token beside the mean of the patch tokens (arXiv:2304.07193)",
 }
 
-# The official code's initialisers.
-kernel_init = nn.initializers.xavier_uniform()
-mlp_bias_init = nn.initializers.normal(1e-6)
+
+# What a layer keeps for its backward pass; the rest is computed again.
+REMATS = {
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+def over_batch(z: jax.Array) -> jax.Array:
+    """Activations B ... that stay split over examples alone, where a mesh is set.
+
+    So that parameters move to the examples of a device, never examples to the parameters.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = tuple(axis for axis in ("data", "fsdp") if axis in mesh.axis_names)
+    return jax.lax.with_sharding_constraint(z, PartitionSpec(axes)) if axes else z
 
 
 def patchify(images: jax.Array, patch_size: int) -> jax.Array:
@@ -89,105 +73,16 @@ class PatchEmbedding(nn.Module):
 
     patch_size: int
     hidden_size: int
-    dtype: jnp.dtype
+    layers: Layers
 
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:  # B H W C -> B N D
         P, C, D = self.patch_size, images.shape[-1], self.hidden_size
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (P, P, C, D))
         bias = self.param("bias", nn.initializers.zeros, (D,))
-        patches = patchify(images.astype(self.dtype), P)
-        E = kernel.reshape(P * P * C, D).astype(self.dtype)
-        return jnp.einsum("BNp,pD->BND", patches, E) + bias.astype(self.dtype)[None, None]
-
-
-class Attention(nn.Module):
-    """Multi-head attention of queries over keys (appendix A, equations 5 to 8)."""
-
-    num_heads: int
-    layers: Layers
-    is_relative: bool = False
-
-    @nn.compact
-    def __call__(self, x: jax.Array, y: jax.Array) -> jax.Array:  # B T D, B S D -> B T D
-        h, D, layers = self.num_heads, x.shape[-1], self.layers
-        dense = functools.partial(nn.DenseGeneral, kernel_init=kernel_init, dtype=layers.dtype)
-        q = dense((h, D // h), name="query")(x)
-        k = dense((h, D // h), name="key")(y)
-        v = dense((h, D // h), name="value")(y)
-        if layers.qk_norm:  # Scales only, as in arXiv:2302.05442.
-            q = layers.norm("query_ln", use_bias=False)(q)
-            k = layers.norm("key_ln", use_bias=False)(k)
-        bias = RelativeKeys(name="relative")(q) if self.is_relative else None
-        # The softmax inside is float32: bfloat16 loses small probabilities.
-        heads = jax.nn.dot_product_attention(q, k, v, bias)  # B T h d
-        return dense(D, axis=(-2, -1), name="out")(heads)
-
-
-class Mlp(nn.Module):
-    """Two dense layers with a GELU between them, each followed by dropout."""
-
-    mlp_size: int
-    layers: Layers
-
-    @nn.compact
-    def __call__(self, z: jax.Array, *, train: bool) -> jax.Array:  # B T D -> B T D
-        inits = {"kernel_init": kernel_init, "bias_init": mlp_bias_init}
-        dtype, D = self.layers.dtype, z.shape[-1]
-        z = nn.Dense(self.mlp_size, **inits, dtype=dtype, name="Dense_0")(z)
-        z = nn.gelu(z, approximate=GELUS[self.layers.gelu])
-        z = nn.Dropout(self.layers.dropout, deterministic=not train)(z)
-        z = nn.Dense(D, **inits, dtype=dtype, name="Dense_1")(z)
-        return nn.Dropout(self.layers.dropout, deterministic=not train)(z)
-
-
-class LayerScale(nn.Module):
-    """A learned factor for each channel of a residual branch (arXiv:2103.17239)."""
-
-    initial: float
-
-    @nn.compact
-    def __call__(self, branch: jax.Array) -> jax.Array:  # B T D -> B T D
-        initial = nn.initializers.constant(self.initial)
-        scale = self.param("scale", initial, branch.shape[-1:]).astype(branch.dtype)
-        return branch * scale[None, None]
-
-
-def drop_path(module: nn.Module, branch: jax.Array, rate: float, train: bool) -> jax.Array:
-    """Stochastic depth: drops a residual branch B ... whole, for single examples."""
-    if not train or rate == 0.0:
-        return branch
-    shape = (branch.shape[0],) + (1,) * (branch.ndim - 1)
-    kept = jax.random.bernoulli(module.make_rng("dropout"), 1 - rate, shape)
-    return jnp.where(kept, branch / (1 - rate), 0)
-
-
-class Block(nn.Module):
-    """One encoder layer: equations 2 and 3."""
-
-    size: Size
-    layers: Layers
-    drop_path: float
-
-    @nn.compact
-    def __call__(self, z: jax.Array, *, train: bool) -> jax.Array:  # B T D -> B T D
-        size, layers = self.size, self.layers
-        attention = Attention(
-            size.num_heads,
-            layers,
-            is_relative=layers.pos_embed == "relative",
-            name="MultiHeadDotProductAttention_0",
-        )
-        y = layers.norm("LayerNorm_0")(z)
-        y = nn.Dropout(layers.dropout, deterministic=not train)(attention(y, y))
-        z = z + drop_path(self, self.scale("LayerScale_0", y), self.drop_path, train)
-        y = layers.norm("LayerNorm_1")(z)
-        y = Mlp(size.mlp_size, layers, name="MlpBlock_0")(y, train=train)
-        return z + drop_path(self, self.scale("LayerScale_1", y), self.drop_path, train)
-
-    def scale(self, name: str, branch: jax.Array) -> jax.Array:
-        initial = self.layers.layer_scale
-        return branch if initial is None else LayerScale(initial, name=name)(branch)
+        patches = patchify(images.astype(self.layers.dtype), P)
+        E = kernel.reshape(P * P * C, D)
+        return kernels.choose(self.layers.kernels).dense(patches, E, bias)
 
 
 class Encoder(nn.Module):
@@ -203,18 +98,61 @@ class Encoder(nn.Module):
     num_registers: int
 
     @nn.compact
-    def __call__(self, z: jax.Array, *, train: bool) -> jax.Array:  # B T D -> B T D
+    def __call__(self, z: jax.Array, key: jax.Array | None) -> jax.Array:  # B T D -> B T D
         layers, L = self.layers, self.size.num_layers
+        keys = [None] * (L + 1) if key is None else jax.random.split(key, L + 1)
         place = self.positions("posembed_input")
-        z = nn.Dropout(layers.dropout, deterministic=not train)(place(z))
-        for i in range(L):
-            if i and layers.pos_embed_at == "shared":
-                z = place(z)
-            elif i and layers.pos_embed_at == "layers":
-                z = self.positions(f"posembed_{i}")(z)
-            rate = layers.drop_path * i / max(L - 1, 1)  # Linear in depth: arXiv:2106.10270.
-            z = Block(self.size, layers, rate, name=f"encoderblock_{i}")(z, train=train)
+        z = over_batch(layers.drop(place(z), keys[0]))
+        rates = np.linspace(0, layers.drop_path, L)  # Linear in depth: arXiv:2106.10270.
+        if layers.scan and not self.is_initializing():
+            z = self.scan(z, rates, None if key is None else keys[1:], place)
+        else:
+            z = self.loop(z, rates, keys[1:], place)
         return layers.norm("encoder_norm")(z)
+
+    def loop(self, z: jax.Array, rates, keys, place: Callable) -> jax.Array:
+        """The layers one after the other."""
+        layer = nn.remat(Block, policy=REMATS[self.layers.remat]) if self.is_remat else Block
+        for i, (rate, key) in enumerate(zip(rates, keys, strict=True)):
+            if i and self.layers.pos_embed_at == "shared":
+                z = place(z)
+            elif i and self.layers.pos_embed_at == "layers":
+                z = self.positions(f"posembed_{i}")(z)
+            block = layer(self.size, self.layers, name=f"encoderblock_{i}")
+            z = over_batch(block(z, float(rate), key))
+        return z
+
+    def scan(self, z: jax.Array, rates, keys, place: Callable) -> jax.Array:
+        """The same as `loop`, with one layer compiled and its parameters stacked on the way.
+
+        What the run holds and keeps are the parameters of single layers.
+        """
+        block = Block(self.size, self.layers, parent=None)
+
+        def layer(z: jax.Array, at: tuple):
+            i, params, rate, key = at
+            if self.layers.pos_embed_at == "shared":
+                z = jnp.where(i > 0, place(z), z)
+            return over_batch(block.apply({"params": params}, z, rate, key)), None
+
+        if self.is_remat:
+            layer = jax.checkpoint(layer, policy=REMATS[self.layers.remat], prevent_cse=False)
+        names = [f"encoderblock_{i}" for i in range(len(rates))]
+        params = [self.in_dtype(self.variables["params"][name]) for name in names]
+        params = jax.tree.map(lambda *arrays: jnp.stack(arrays), *params)
+        z, _ = jax.lax.scan(layer, z, (np.arange(len(rates)), params, np.float32(rates), keys))
+        return z
+
+    @property
+    def is_remat(self) -> bool:
+        return self.layers.remat != "none" and not self.is_initializing()
+
+    def in_dtype(self, params: dict) -> dict:
+        """Kernels in the dtype they are used in: less to stack, and to move between devices."""
+        dtype = self.layers.dtype
+        return jax.tree_util.tree_map_with_path(
+            lambda path, leaf: leaf.astype(dtype) if path[-1].key == "kernel" else leaf, params
+        )
 
     def positions(self, name: str) -> Callable[[jax.Array], jax.Array]:
         """Returns `add(z)` for the position embeddings of that name."""
@@ -222,17 +160,12 @@ class Encoder(nn.Module):
         if kind in ("none", "relative"):
             return lambda z: z
         D = self.size.hidden_size
-        embedding = PositionEmbedding(kind, self.grid, self.has_cls, D, name=name)
-
-        def add(z: jax.Array) -> jax.Array:
-            E_pos = embedding().astype(z.dtype)  # 1 T D, registers left out.
-            if not self.num_registers:
-                return z + E_pos
+        E_pos = PositionEmbedding(kind, self.grid, self.has_cls, D, name=name)()  # 1 T D.
+        if self.num_registers:
             cls, patches = jnp.split(E_pos, [int(self.has_cls)], axis=1)
-            registers = jnp.zeros((1, self.num_registers, D), z.dtype)
-            return z + jnp.concatenate([cls, registers, patches], axis=1)
-
-        return add
+            registers = jnp.zeros((1, self.num_registers, D))
+            E_pos = jnp.concatenate([cls, registers, patches], axis=1)
+        return lambda z: z + E_pos.astype(z.dtype)
 
 
 class AttentionPooling(nn.Module):
@@ -249,7 +182,7 @@ class AttentionPooling(nn.Module):
         attention = Attention(size.num_heads, layers, name="MultiHeadDotProductAttention_0")
         x = attention(probe, z)
         y = layers.norm("LayerNorm_0")(x)
-        y = Mlp(size.mlp_size, layers, name="MlpBlock_0")(y, train=False)
+        y = Mlp(size.mlp_size, layers, name="MlpBlock_0")(y)
         return (x + y)[:, 0]
 
 
@@ -313,7 +246,7 @@ class ViT(nn.Module):
         x = normalize(images, self.pixel_stats)
         if self.stem:
             x = hybrid.resnet(self.stem, x, dtype)
-        return PatchEmbedding(self.patch_size, D, dtype, name="embedding")(x)
+        return PatchEmbedding(self.patch_size, D, self.layers, name="embedding")(x)
 
     def encode(self, z: jax.Array, *, train: bool) -> jax.Array:  # B N D -> B T D
         """The z_L of the patches and the tokens before them, normalised."""
@@ -329,7 +262,8 @@ class ViT(nn.Module):
         encoder = Encoder(
             self.size, self.layers, self.grid, self.has_cls, self.num_registers, name="Transformer"
         )
-        return encoder(z, train=train)
+        key = self.make_rng("dropout") if train and self.layers.is_noisy else None
+        return encoder(z, key)
 
     def pool_tokens(self, z: jax.Array) -> jax.Array:  # B T D -> B D
         """The y of equation 4, or what takes its place in appendix D.3."""

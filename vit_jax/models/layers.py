@@ -1,0 +1,188 @@
+"""The layers of the encoder (equations 2 and 3, appendix A), in the alphabet of models/vit.py."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from vit_jax.models import kernels
+from vit_jax.models.position import RelativeKeys
+
+GELUS = {"tanh": True, "erf": False}  # Flax and the official code; PyTorch's default.
+
+# The official code's initialisers.
+kernel_init = nn.initializers.xavier_uniform()
+mlp_bias_init = nn.initializers.normal(1e-6)
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """One row of Table 1."""
+
+    num_layers: int
+    hidden_size: int
+    mlp_size: int
+    num_heads: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Layers:
+    """What all layers of a model have in common; it travels whole."""
+
+    dropout: float
+    drop_path: float  # Stochastic depth of the last layer.
+    gelu: str
+    norm_eps: float
+    pos_embed: str
+    pos_embed_at: str
+    layer_scale: float | None  # What LayerScale begins with.
+    qk_norm: bool
+    scan: bool
+    remat: str
+    kernels: str
+    dtype: jnp.dtype
+
+    @property
+    def is_noisy(self) -> bool:
+        """Whether training draws random numbers."""
+        return bool(self.dropout or self.drop_path)
+
+    def norm(self, name: str, use_bias: bool = True) -> "LayerNorm":
+        return LayerNorm(self, use_bias=use_bias, name=name)
+
+    def drop(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
+        """Dropout, inside of a module; a key of None means none."""
+        return nn.Dropout(self.dropout, deterministic=key is None)(x, rng=key)
+
+
+class Dense(nn.Module):
+    """A linear map of the last `num_inputs` dimensions to `features`."""
+
+    features: tuple[int, ...]
+    layers: Layers
+    num_inputs: int = 1
+    kernel_init: Callable = kernel_init
+    bias_init: Callable = nn.initializers.zeros
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        inputs = x.shape[-self.num_inputs :]
+        kernel = self.param("kernel", self.flat_init, (*inputs, *self.features))
+        bias = self.param("bias", self.bias_init, self.features)
+        x = x.astype(self.layers.dtype)
+        return kernels.choose(self.layers.kernels).dense(x, kernel, bias)
+
+    def flat_init(self, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        """The initialiser sees a matrix: its fans are those of the whole map."""
+        rows = math.prod(shape[: self.num_inputs])
+        return self.kernel_init(key, (rows, math.prod(shape) // rows)).reshape(shape)
+
+
+class LayerNorm(nn.Module):
+    """LN of equations 2 to 4, its statistics in float32."""
+
+    layers: Layers
+    use_bias: bool = True
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        D = x.shape[-1:]
+        scale = self.param("scale", nn.initializers.ones, D)
+        bias = self.param("bias", nn.initializers.zeros, D) if self.use_bias else jnp.zeros(D)
+        norm = kernels.choose(self.layers.kernels).layer_norm
+        return norm(x.astype(self.layers.dtype), scale, bias, self.layers.norm_eps)
+
+
+class Attention(nn.Module):
+    """Multi-head attention of queries over keys (appendix A, equations 5 to 8)."""
+
+    num_heads: int
+    layers: Layers
+    is_relative: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array, y: jax.Array) -> jax.Array:  # B T D, B S D -> B T D
+        h, D, layers = self.num_heads, x.shape[-1], self.layers
+        q = Dense((h, D // h), layers, name="query")(x)
+        k = Dense((h, D // h), layers, name="key")(y)
+        v = Dense((h, D // h), layers, name="value")(y)
+        if layers.qk_norm:  # Scales only, as in arXiv:2302.05442.
+            q = layers.norm("query_ln", use_bias=False)(q)
+            k = layers.norm("key_ln", use_bias=False)(k)
+        bias = RelativeKeys(name="relative")(q) if self.is_relative else None
+        # The softmax inside is float32: bfloat16 loses small probabilities.
+        heads = kernels.choose(layers.kernels).attention(q, k, v, bias)  # B T h d
+        return Dense((D,), layers, num_inputs=2, name="out")(heads)
+
+
+class Mlp(nn.Module):
+    """Two dense layers with a GELU between them, each followed by dropout."""
+
+    mlp_size: int
+    layers: Layers
+
+    @nn.compact
+    def __call__(self, z: jax.Array, key: jax.Array | None = None) -> jax.Array:  # B T D -> B T D
+        layers, D = self.layers, z.shape[-1]
+        keys = (None, None) if key is None else jax.random.split(key)
+        gelu = kernels.choose(layers.kernels).gelu
+        z = Dense((self.mlp_size,), layers, bias_init=mlp_bias_init, name="Dense_0")(z)
+        z = layers.drop(gelu(z, GELUS[layers.gelu]), keys[0])
+        z = Dense((D,), layers, bias_init=mlp_bias_init, name="Dense_1")(z)
+        return layers.drop(z, keys[1])
+
+
+class LayerScale(nn.Module):
+    """A learned factor for each channel of a residual branch (arXiv:2103.17239)."""
+
+    initial: float
+
+    @nn.compact
+    def __call__(self, branch: jax.Array) -> jax.Array:  # B T D -> B T D
+        initial = nn.initializers.constant(self.initial)
+        scale = self.param("scale", initial, branch.shape[-1:]).astype(branch.dtype)
+        return branch * scale[None, None]
+
+
+def drop_path(branch: jax.Array, rate: float | jax.Array, key: jax.Array) -> jax.Array:
+    """Stochastic depth: drops a residual branch B ... whole, for single examples."""
+    shape = (branch.shape[0],) + (1,) * (branch.ndim - 1)
+    kept = jax.random.bernoulli(key, 1 - rate, shape)
+    return jnp.where(kept, branch / jnp.asarray(1 - rate, branch.dtype), 0)
+
+
+class Block(nn.Module):
+    """One encoder layer: equations 2 and 3.
+
+    Its noise is that of `key`, so that a loop over layers draws what layers one by one draw;
+    a key of None means none. `drop_rate` is that of stochastic depth.
+    """
+
+    size: Size
+    layers: Layers
+
+    @nn.compact
+    def __call__(self, z: jax.Array, drop_rate=0.0, key: jax.Array | None = None) -> jax.Array:
+        size, layers = self.size, self.layers
+        keys = (None,) * 4 if key is None else jax.random.split(key, 4)
+
+        def branch(name: str, y: jax.Array, key: jax.Array | None) -> jax.Array:
+            if layers.layer_scale is not None:
+                y = LayerScale(layers.layer_scale, name=name)(y)
+            return y if key is None or not layers.drop_path else drop_path(y, drop_rate, key)
+
+        attention = Attention(
+            size.num_heads,
+            layers,
+            is_relative=layers.pos_embed == "relative",
+            name="MultiHeadDotProductAttention_0",
+        )
+        y = layers.norm("LayerNorm_0")(z)
+        y = layers.drop(attention(y, y), keys[0])
+        z = z + branch("LayerScale_0", y, keys[1])
+        y = layers.norm("LayerNorm_1")(z)
+        y = Mlp(size.mlp_size, layers, name="MlpBlock_0")(y, keys[2])
+        return z + branch("LayerScale_1", y, keys[3])
