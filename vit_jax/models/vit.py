@@ -230,14 +230,14 @@ class ViT(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
         z = self.encode(self.embed(images), train=train)
-        y = self.pool_tokens(z).astype(jnp.float32)
+        y = over_batch(self.pool_tokens(z).astype(jnp.float32))
         if self.pre_logits:
             y = nn.tanh(nn.Dense(self.size.hidden_size, name="pre_logits")(y))
         if self.num_classes:
             bias_init = nn.initializers.constant(self.head_bias)
             zeros = nn.initializers.zeros
             y = nn.Dense(self.num_classes, kernel_init=zeros, bias_init=bias_init, name="head")(y)
-        return y
+        return over_batch(y)
 
     def embed(self, images: jax.Array) -> jax.Array:  # B H W 3 -> B N D
         """The x_p E of equation 1, without positions."""
