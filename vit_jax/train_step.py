@@ -152,8 +152,8 @@ def make_train_step(
       accumulate: micro-batches a step.
       ema: decay of the averaged parameters in `state.ema`.
 
-    A step whose loss, gradients or updates are not finite leaves parameters and optimiser as
-    they were, so that no checkpoint ever holds such a number.
+    A step whose loss or gradients are not finite leaves parameters and optimiser as they were,
+    so that no checkpoint ever holds such a number.
     """
     shardings = jax.tree.map(lambda leaf: leaf.sharding, like)
     gradient = make_gradient(loss_fn, accumulate, batch_sharding)
@@ -166,7 +166,8 @@ def make_train_step(
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         average = state.ema and optax.incremental_update(params, state.ema, 1 - ema)
-        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm + optax.tree.norm(updates))
+        # The norm squares, so that what is finite here cannot overflow a second moment.
+        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         params, opt_state, average = jax.tree.map(
             # Counts go on all the same: the schedule stays at the step it is logged with.
             lambda new, old: new if new.dtype == jnp.int32 else jnp.where(finite, new, old),

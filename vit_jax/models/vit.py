@@ -104,11 +104,24 @@ class Encoder(nn.Module):
         place = self.positions("posembed_input")
         z = over_batch(layers.drop(place(z), keys[0]))
         rates = np.linspace(0, layers.drop_path, L)  # Linear in depth: arXiv:2106.10270.
-        if layers.scan and not self.is_initializing():
+        if self.is_initializing():
+            self.draw(z)
+        # Quicker to trace where nothing but shapes is wanted of the layers.
+        is_alike = layers.pos_embed_at != "layers"
+        if layers.scan or (self.is_initializing() and is_alike):
             z = self.scan(z, rates, None if key is None else keys[1:], place)
         else:
             z = self.loop(z, rates, keys[1:], place)
         return layers.norm("encoder_norm")(z)
+
+    def draw(self, z: jax.Array) -> None:
+        """First values of all layers at once: a program L times smaller than one by one."""
+        block = Block(self.size, self.layers, parent=None)
+        keys = jax.random.split(self.make_rng("params"), self.size.num_layers)
+        drawn = jax.vmap(lambda key: block.init(key, z)["params"])(keys)
+        for i in range(self.size.num_layers):
+            params = jax.tree.map(lambda stacked, i=i: stacked[i], drawn)
+            self.put_variable("params", f"encoderblock_{i}", params)
 
     def loop(self, z: jax.Array, rates, keys, place: Callable) -> jax.Array:
         """The layers one after the other."""
