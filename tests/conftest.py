@@ -61,7 +61,7 @@ def run_main(*arguments: str, devices: int = 1, timeout: float = 300) -> Finishe
     return Finished(done.returncode, done.stdout, done.stderr)
 
 
-TIMINGS = ("train/img_per_sec", "train/data_wait")
+TIMINGS = ("train/img_per_sec", "train/data_wait", "train/device", "train/host")
 
 
 def records(folder: pathlib.Path) -> list[dict]:

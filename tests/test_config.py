@@ -151,7 +151,7 @@ OUT_OF_BOUNDS = [
     ("data.source", "mnist", "Did you mean mnist5k?"),
     ("data.crop_area", "(0.5, 0.2)", "config.data.crop_area is (0.5, 0.2); it must rise between"),
     ("data.crop_area", "(0, 1)", "it must rise between 0 and 1."),
-    ("mesh.fsdp", "-1", "config.mesh is data:-1,fsdp:-1,tensor:1; give sizes of at least 1, at most"),
+    ("mesh.fsdp", "-1", "config.mesh is data:-1,fsdp:-1,tensor:1; give sizes of at least 1"),
     ("mesh.fsdp", "0", "config.mesh is data:-1,fsdp:0,tensor:1; give sizes of at least 1"),
 ]
 UNKNOWN = [

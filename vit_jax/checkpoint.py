@@ -21,7 +21,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from vit_jax import trees
+from vit_jax import hosts, trees
 from vit_jax.errors import CheckpointError
 
 FOLDER, BEST = "checkpoints", "best"
@@ -38,6 +38,10 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
             cleanup_tmp_directories=True,
+            # Two writers of a run may save the same step; their barriers have names of their own.
+            multiprocessing_options=ocp.options.MultiprocessingOptions(
+                barrier_sync_key_prefix="_".join(folder.parts[-2:])
+            ),
         )
         for name in ("absl", "asyncio"):  # What fails is raised, too, and told in one line.
             logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -69,10 +73,12 @@ class Checkpoints:
     def set_aside(self, step: int) -> pathlib.Path:
         """Moves a damaged step out of the way, into the folder `damaged` of the run."""
         place = self.folder.parent / "damaged" / str(step)
-        place.parent.mkdir(exist_ok=True)
-        if place.exists():
-            shutil.rmtree(place)
-        (self.folder / str(step)).rename(place)
+        if hosts.is_first():
+            place.parent.mkdir(exist_ok=True)
+            if place.exists():
+                shutil.rmtree(place)
+            (self.folder / str(step)).rename(place)
+        hosts.barrier(f"step {step} set aside")
         self._manager.reload()
         return place
 
@@ -101,7 +107,7 @@ class BestWeights:
         folder = folder / BEST
         self._checkpoints = Checkpoints(folder, keep_last=1)
         self.step, self.means = 0, {}
-        for step in steps_in(folder)[-1:]:
+        for step in hosts.from_first("best", lambda: steps_in(folder))[-1:]:
             self.step, self.means = step, read_item(folder / str(step), "meta")["means"]
 
     def offer(self, step: int, params, means: dict, meta: dict) -> None:
@@ -133,7 +139,10 @@ def steps_in(folder: pathlib.Path) -> list[int]:
 def crc32c(array) -> int:
     """CRC-32C of an array's bytes in C order, gathered from all hosts if need be."""
     if isinstance(array, jax.Array) and not array.is_fully_addressable:
-        array = multihost_utils.process_allgather(array, tiled=True)
+        if array.is_fully_replicated:
+            array = array.addressable_data(0)
+        else:
+            array = multihost_utils.process_allgather(array, tiled=True)
     return google_crc32c.value(np.ascontiguousarray(array).tobytes())
 
 
@@ -207,22 +216,34 @@ def restore(step_folder: pathlib.Path, like):
         {name: (tuple(leaf.shape), str(leaf.dtype)) for name, leaf in wanted.items()},
         str(step_folder),
     )
+    with hosts.all_or_none("restored", CheckpointError):
+        leaves = _read(step_folder, wanted)
+    with hosts.all_or_none("verified", CheckpointError):
+        # All sums are taken before any is judged: each may need an array of all hosts.
+        sums = {name: crc32c(leaf) for name, leaf in leaves.items()}
+        for name in wanted:
+            if sums[name] != stored[name]["crc32c"]:
+                raise CheckpointError(f"{step_folder}: {name} is damaged: its checksum is wrong.")
+    return trees.map_with_names(lambda name, _: leaves[name], like)
+
+
+def _read(step_folder: pathlib.Path, wanted: dict) -> dict:
+    """The arrays of a step by name, this host's part of them; no host waits for another."""
     tree = trees.unflatten(wanted)
     places = trees.unflatten({name: _restore_args(leaf) for name, leaf in wanted.items()})
     arguments = ocp.args.PyTreeRestore(item=tree, restore_args=places, partial_restore=True)
+    this = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(primary_host=this, active_processes={this})
     _hush_reads_left_behind()
     try:
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
+        with ocp.Checkpointer(handler, multiprocessing_options=alone) as reader:
             restored = reader.restore((step_folder / "state").absolute(), args=arguments)
     except Exception as error:  # Orbax and TensorStore raise many kinds.
         files = re.findall(r'local file "([^"]+)"', str(error))
         where = files[-1] if files else step_folder / "state"
         raise CheckpointError(f"{where} is damaged: {_one_line(error)}") from error
-    leaves = trees.flatten(restored)
-    for name in wanted:
-        if crc32c(leaves[name]) != stored[name]["crc32c"]:
-            raise CheckpointError(f"{step_folder}: {name} is damaged: its checksum is wrong.")
-    return trees.map_with_names(lambda name, _: leaves[name], like)
+    return trees.flatten(restored)
 
 
 @functools.cache

@@ -34,6 +34,12 @@ class NonFiniteError(VitJaxError):
     exit_code = 5
 
 
+class HostError(VitJaxError):
+    """Another process of the run is out of reach, or did not come in time."""
+
+    exit_code = 6
+
+
 class Interrupted(VitJaxError):
     """A signal ended the run after its last finished step was saved."""
 

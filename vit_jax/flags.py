@@ -1,7 +1,10 @@
 """The command line: its verbs, their flags and their help."""
 
 import argparse
+import functools
+import sys
 
+from vit_jax import plan_flags
 from vit_jax.errors import ConfigError
 
 WHERE = (
@@ -59,7 +62,18 @@ def make_parser() -> Parser:
         verb.add_argument("--debug", action="store_true", help="show the traceback of a mistake")
         return verb
 
-    for add_verb in (_train, _evaluate, _predict, _inspect, _convert, _models, _tables, _prepare):
+    for add_verb in (
+        _train,
+        _evaluate,
+        _predict,
+        _inspect,
+        _convert,
+        _models,
+        _tables,
+        _prepare,
+        _benchmark,
+        functools.partial(plan_flags.add_plan, mesh=_mesh),
+    ):
         add_verb(add)
     return parser
 
@@ -78,6 +92,39 @@ def _train(add) -> None:
     train.add_argument(
         "--fallback", action="store_true", help="go on from an older step if the newest is damaged"
     )
+    train.add_argument(
+        "--profile",
+        type=_window,
+        metavar="START:STEPS",
+        help="write a trace of these steps for xprof, into the run's folder profile",
+    )
+    train.add_argument(
+        "--coordinator",
+        metavar="HOST:PORT",
+        help="where process 0 of several listens; launchers are asked without (docs/hosts.md)",
+    )
+    train.add_argument("--num_processes", type=int, metavar="N", help="processes of this run")
+    train.add_argument("--process_id", type=int, metavar="I", help="which one this is, from 0")
+    train.add_argument(
+        "--host_timeout",
+        type=_seconds,
+        metavar="SECONDS",
+        help="how long processes wait for each other (default 300)",
+    )
+
+
+def _window(text: str) -> tuple[int, int]:
+    """The first and the number of steps."""
+    first, _, count = text.partition(":")
+    if not (first.isdecimal() and count.isdecimal() and int(first) and int(count)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not START:STEPS, two numbers of at least 1")
+    return int(first), int(count)
+
+
+def _seconds(text: str) -> int:
+    if not (text.isdecimal() and int(text)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of seconds from 1 on")
+    return int(text)
 
 
 def _evaluate(add) -> None:
@@ -155,8 +202,10 @@ def _models(add) -> None:
 
 
 def _tables(add) -> None:
-    tables = add("tables", "print a table of the paper beside ours", "table6")
-    tables.add_argument("name", metavar="NAME", help="table6")
+    tables = add("tables", "print a table of the paper beside ours, or of results", "table6")
+    tables.add_argument("name", metavar="NAME", help="table6, communication, or benchmark")
+    tables.add_argument("files", nargs="*", metavar="FILE", help="what `benchmark --out` wrote")
+    tables.add_argument("--out", metavar="DIR", help="where a plot of it goes, too")
     tables.add_argument("--json", action="store_true", help="as JSON")
 
 
@@ -183,3 +232,108 @@ def _prepare(add) -> None:
     prepare.add_argument(
         "--workers", type=int, default=0, metavar="N", help="processes (default: one per core)"
     )
+
+
+def _benchmark(add) -> None:
+    benchmark = add(
+        "benchmark",
+        "time training and inference, beside a peer in the same run",
+        "--model=vit_s16 --batch=16 --peer=timm --peer_python=../torch/bin/python",
+    )
+    benchmark.add_argument("--model", metavar="NAME", help="default vit_b16; or one of the suite's")
+    benchmark.add_argument("--batch", type=int, metavar="N", help="images a step (default 16)")
+    benchmark.add_argument("--suite", choices=("cpu",), help="the published table, beside timm")
+    for flag, choices in (
+        ("--dtype", ("float32", "bfloat16", "both")),
+        ("--mode", ("training", "inference", "both")),
+    ):
+        benchmark.add_argument(flag, choices=choices, default="both", help="default: both")
+    benchmark.add_argument(
+        "--warmup", type=int, metavar="N", help="steps first (default 10; 5 in the suite cpu)"
+    )
+    benchmark.add_argument(
+        "--steps", type=int, metavar="N", help="timed steps (default 40; 15 in the suite cpu)"
+    )
+    benchmark.add_argument(
+        "--rounds", type=int, default=2, metavar="N", help="turns of each contestant (default 2)"
+    )
+    benchmark.add_argument("--image_size", metavar="N", help="side in pixels (default 224)")
+    benchmark.add_argument(
+        "--mesh", type=_mesh, default={}, metavar="AXIS:N,...", help="devices, as data:4,fsdp:2"
+    )
+    benchmark.add_argument("--scan", action="store_true", help="loop over layers")
+    benchmark.add_argument("--remat", choices=("none", "dots", "full"), help="recompute layers")
+    benchmark.add_argument("--kernels", choices=("auto", "plain", "cpu", "cudnn"), help="of ours")
+    benchmark.add_argument(
+        "--config.KEY",
+        metavar="VALUE",
+        help="sets any other field, as in --config.optimizer.name=sgd",
+    )
+    benchmark.add_argument(
+        "--largest_batch",
+        action="store_true",
+        help="find the largest batch that fits an accelerator, and time that",
+    )
+    benchmark.add_argument(
+        "--out",
+        default="benchmarks.jsonl",
+        metavar="FILE",
+        help="where every measurement is added as a line (default benchmarks.jsonl, here)",
+    )
+    benchmark.add_argument("--json", action="store_true", help="as JSON")
+    _contestants(benchmark)
+
+
+def _contestants(benchmark) -> None:
+    benchmark.add_argument(
+        "--env",
+        type=_variable,
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="environment variable for our processes alone; may be repeated",
+    )
+    benchmark.add_argument(
+        "--tuned",
+        action="store_true",
+        help="time ours twice: as it is, and with malloc told to keep its memory",
+    )
+    benchmark.add_argument("--peer", choices=("timm",), help="time this in the same run, too")
+    benchmark.add_argument(
+        "--peer_python",
+        default=sys.executable,
+        metavar="PATH",
+        help="an interpreter with torch and timm (default: this one)",
+    )
+    benchmark.add_argument(
+        "--compile_peer",
+        action=argparse.BooleanOptionalAction,
+        help="with torch.compile, too (default: on CUDA)",
+    )
+
+
+def _mesh(text: str) -> dict[str, str]:
+    """data:4,fsdp:2 as fields of a config."""
+    pairs = [item.partition(":") for item in text.split(",")]
+    return {f"mesh.{axis}": size for axis, _, size in pairs}
+
+
+def _variable(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
+    return name, value
+
+
+SHORT = {  # Flag -> the field of a config that it sets.
+    "image_size": "data.image_size",
+    "scan": "model.scan",
+    "remat": "model.remat",
+    "kernels": "model.kernels",
+}
+
+
+def short_fields(args) -> dict[str, str]:
+    """Field -> text of the flags that stand for fields of a config, where they are given."""
+    given = {field: getattr(args, flag) for flag, field in SHORT.items()}
+    return {field: str(value) for field, value in given.items() if value} | args.mesh

@@ -5,6 +5,11 @@ import signal
 import threading
 
 
+def named(number: int) -> signal.Signals | None:
+    """The signal of that number; None for 0."""
+    return signal.Signals(number) if number else None
+
+
 class Interrupts:
     """A context in which the first signal sets `received` and a second one ends the process."""
 
@@ -21,7 +26,8 @@ class Interrupts:
 
     def __exit__(self, *_):
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            # None stands for one that was not installed by Python, as TPU runtimes do.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def _handle(self, number, _frame):
         if self.received is not None:

@@ -11,8 +11,8 @@ import sys
 import traceback
 
 from vit_jax import config as config_lib
-from vit_jax import flags
-from vit_jax.errors import CheckpointError, ConfigError, VitJaxError, nearest
+from vit_jax import flags, hosts, launchers
+from vit_jax.errors import CheckpointError, ConfigError, HostError, VitJaxError, nearest
 
 
 def run_train(args, file: str | None, overrides: dict[str, str]) -> int:
@@ -31,10 +31,17 @@ def run_train(args, file: str | None, overrides: dict[str, str]) -> int:
     for stage in stages.values():
         _judge(stage.init.path or None)
     workdir.refuse_in_use(folder)
+    how = launchers.find(args.coordinator, args.num_processes, args.process_id)
+    hosts.start(how, args.host_timeout or hosts.TIMEOUT)
     from vit_jax import assemble, sweep
+    from vit_jax.profiler import Window
 
     assemble.keep_compiled_programs()
-    print(sweep.run(stages, folder, fallback=args.fallback), flush=True)
+    profile = args.profile and Window(args.profile[0], sum(args.profile) - 1)
+    line = sweep.run(stages, folder, fallback=args.fallback, profile=profile)
+    if hosts.is_first():
+        print(line, flush=True)
+    hosts.finish()
     return 0
 
 
@@ -107,7 +114,7 @@ def run_tables(args, file: str | None, overrides: dict[str, str]) -> int:
     from vit_jax.tables.render import table
 
     _refuse_config_file(file, "tables", overrides)
-    print(table(args.name, args.json))
+    print(table(args.name, args.json, args.files, args.out))
     return 0
 
 
@@ -118,6 +125,66 @@ def run_prepare(args, file: str | None, overrides: dict[str, str]) -> int:
         raise ConfigError("prepare takes no --config; `prepare --help` lists its flags.")
     line = prepare(args.source, args.destination, excluded=args.exclude, workers=args.workers)
     print(line, flush=True)
+    return 0
+
+
+def run_benchmark(args, file: str | None, overrides: dict[str, str]) -> int:
+    from vit_jax.benchmark import benchmark, make_cells
+    from vit_jax.contestants import Timm
+    from vit_jax.tables import benchmarks
+
+    if file is not None:
+        raise ConfigError("benchmark takes no --config=FILE; --config.KEY=VALUE sets a field.")
+    cells = make_cells(
+        suite=args.suite,
+        model=args.model,
+        batch=args.batch,
+        dtype=args.dtype,
+        mode=args.mode,
+        warmup=args.warmup,
+        steps=args.steps,
+        fields=flags.short_fields(args) | overrides,
+    )
+    records = benchmark(
+        cells,
+        rounds=args.rounds,
+        env=dict(args.env),
+        tuned=args.tuned or bool(args.suite),
+        largest_batch=args.largest_batch,
+        peer=Timm(args.peer_python, args.compile_peer) if args.peer or args.suite else None,
+        out=args.out,
+        say=lambda line: print(line, file=sys.stderr, flush=True),
+    )
+    print(benchmarks.render(records, args.json), flush=True)
+    return 0
+
+
+def run_plan(args, file: str | None, overrides: dict[str, str]) -> int:
+    if file is None:
+        raise ConfigError("plan needs --config=FILE.")
+    config = config_lib.load(file)
+    for key, text in (args.mesh | overrides).items():
+        config_lib.override(config, key, text)
+    stages = config_lib.check(config)
+    from vit_jax import plan
+
+    if args.compile:
+        plan.pretend(args.devices, stages.values())
+    plans = {
+        name: plan.plan(
+            stage,
+            file=file,
+            num_devices=args.devices,
+            accelerator=args.accelerator,
+            mfu=args.mfu or plan.MFU,
+            num_classes=args.num_classes,
+            num_examples=args.num_examples,
+            largest=args.largest_batch,
+            compiles=args.compile,
+        )
+        for name, stage in stages.items()
+    }
+    print(plan.render(plans, args.json), flush=True)
     return 0
 
 
@@ -145,6 +212,8 @@ VERBS = {
     "models": run_models,
     "tables": run_tables,
     "prepare": run_prepare,
+    "plan": run_plan,
+    "benchmark": run_benchmark,
 }
 
 
@@ -173,6 +242,9 @@ def main() -> None:
         _leave(_words(error), _exit_code(error), argv)
     except Exception as error:
         if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+            if hosts.is_lost(error):
+                _leave(f"a step broke off: {error}", HostError.exit_code, argv)
+            hosts.leave(traceback.format_exc(), 1)
             raise  # A bug of ours: with its traceback, and exit code 1.
         advice = "a smaller batch_size, model or image_size needs less"
         _leave(f"out of memory; {advice} ({error}).", ConfigError.exit_code, argv)
@@ -181,7 +253,9 @@ def main() -> None:
 def _leave(words: str, code: int, argv: list[str]) -> None:
     if "--debug" in argv:
         traceback.print_exc()
-    print(f"vit_jax: {' '.join(words.split())}", file=sys.stderr)
+    line = " ".join(words.split())
+    hosts.leave(line, code)  # Of several processes; else:
+    print(f"vit_jax: {line}", file=sys.stderr)
     sys.exit(code)
 
 

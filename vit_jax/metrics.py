@@ -1,5 +1,6 @@
 """Where numbers go: `metrics.jsonl` always, TensorBoard when installed, and the live line."""
 
+import contextlib
 import json
 import math
 import numbers
@@ -8,6 +9,7 @@ import pathlib
 import sys
 import time
 
+from vit_jax import hosts
 from vit_jax.files import naming, write_whole
 
 FILE = "metrics.jsonl"
@@ -158,53 +160,107 @@ class Clock:
         self.seconds = dict.fromkeys(("start", "data", "train", "eval", "save"), 0.0)
         self._last = time.perf_counter()
 
-    def lap(self, name: str) -> None:
-        """Books the time since the last lap."""
+    def lap(self, name: str) -> float:
+        """Books the time since the last lap, and returns it."""
         now = time.perf_counter()
-        self.seconds[name] += now - self._last
-        self._last = now
+        passed, self._last = now - self._last, now
+        self.seconds[name] += passed
+        return passed
 
 
 class TrainingLog:
-    """What a training loop tells: records of steps, and a line that lives."""
+    """What a training loop tells: records of steps, and a line that lives; from process 0."""
 
     def __init__(self, folder: pathlib.Path, name: str, total_steps: int, batch_size: int):
         """Every line starts with the stage's `name`."""
         self.clock = Clock()
         self._folder, self._name, self._progress = folder, name, Progress()
         self._total_steps, self._batch_size = total_steps, batch_size
+        self._writer: MetricWriter | None = None
+        self._waited = 0.0
 
     def open(self, step: int) -> None:
         """Records go on from `step`; those beyond it are cut."""
-        self.writer = MetricWriter(self._folder, step)
+        if hosts.is_first():
+            self._writer = MetricWriter(self._folder, step)
         self.start_interval(step)
 
     def start_interval(self, step: int) -> None:
         """Speed is measured from here on."""
-        seconds = self.clock.seconds
-        self._step, self._data = step, seconds["data"]
-        self._busy = seconds["train"] + seconds["data"]
+        self._step, self._before = step, self._seconds()
+
+    def _seconds(self) -> tuple[float, float, float]:
+        """So far: in all, waiting for data, and waiting for devices."""
+        data, train = (self.clock.seconds[name] for name in ("data", "train"))
+        return data + train, data, self._waited
+
+    @contextlib.contextmanager
+    def waiting(self, book: str = "train"):
+        """A context in which the host waits for devices; the clock books it, and what was before.
+
+        Only what is booked as training is a part of any step's time.
+        """
+        self.clock.lap(book)
+        yield
+        waited = self.clock.lap(book)
+        self._waited += waited if book == "train" else 0.0
 
     def log(self, step: int, values: dict) -> None:
-        """Records a training step's values, with the speed since the last record."""
-        busy = self.clock.seconds["train"] + self.clock.seconds["data"] - self._busy
-        waited = self.clock.seconds["data"] - self._data
+        """Records a training step's values, and where the time since the last record went.
+
+        Of that time `train/data_wait` is the share in which the loop waited for a batch,
+        `train/device` that in which it waited for the oldest step in flight, and `train/host`
+        the rest: Python that sends batches and steps out, and keeps the books. The three sum
+        to 1. Devices work while the host does: a small `device` says that the host, or the
+        data, holds them up, and not that they are idle.
+        """
+        busy, data, device = (b - a for a, b in zip(self._before, self._seconds()))
         speed = (step - self._step) * self._batch_size / busy if busy else 0.0
         self.start_interval(step)
-        record = values | {"img_per_sec": speed, "data_wait": waited / busy if busy else 0.0}
-        self.writer.write(step, {f"train/{name}": value for name, value in record.items()})
+        shares = {"data_wait": data, "device": device, "host": busy - data - device}
+        shares = {name: seconds / busy if busy else 0.0 for name, seconds in shares.items()}
+        record = values | {"img_per_sec": speed} | shares
+        self.write(step, {f"train/{name}": value for name, value in record.items()})
         left = (self._total_steps - step) * self._batch_size / speed if speed else 0
         top1 = f"top1 {values['top1']:.4f}  " if "top1" in values else ""
-        self._progress.show(
-            self._line(
-                f"step {step}/{self._total_steps}  loss {values['loss']:.4f}  {top1}"
-                f"{speed:,.0f} img/s  data wait {record['data_wait']:.0%}  eta {duration(left)}"
-            )
+        told = (f"{name.replace('_', ' ')} {share:.0%}  " for name, share in shares.items())
+        self._show(
+            f"step {step}/{self._total_steps}  loss {values['loss']:.4f}  {top1}"
+            f"{speed:,.0f} img/s  {''.join(told)}eta {duration(left)}"
         )
+
+    def write(self, step: int, values: dict) -> None:
+        """Adds values to the record of a step."""
+        if self._writer is not None:
+            self._writer.write(step, values)
+
+    def has(self, step: int, name: str) -> bool:
+        """Whether the open record is of this step and holds a value of that name."""
+        return hosts.from_first("record", lambda: self._writer.has(step, name))
+
+    def flush(self) -> None:
+        """Closes the open record."""
+        if self._writer is not None:
+            self._writer.flush()
+
+    def sync(self) -> None:
+        """Everything written so far is on disk when this returns."""
+        if self._writer is not None:
+            self._writer.sync()
+
+    def close(self) -> None:
+        """Flushes, and lets go of the file."""
+        if self._writer is not None:
+            self._writer.close()
 
     def say(self, line: str) -> None:
         """A line that stays."""
-        self._progress.say(self._line(line))
+        if hosts.is_first():
+            self._progress.say(self._line(line))
+
+    def _show(self, line: str) -> None:
+        if hosts.is_first():
+            self._progress.show(self._line(line))
 
     def _line(self, text: str) -> str:
         return f"{self._name}  {text}".strip()

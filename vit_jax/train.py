@@ -2,18 +2,21 @@
 
 import collections
 import dataclasses
+import signal
 from collections.abc import Iterator
 
 import jax
 import numpy as np
 
-from vit_jax import assemble, checkpoint, flops, load, metrics, sharding, trees, workdir
+from vit_jax import assemble, checkpoint, hosts, load, metrics, sharding, workdir
 from vit_jax import config as config_lib
-from vit_jax.data import loader
 from vit_jax.errors import CheckpointError, DataError, Interrupted, NonFiniteError
 from vit_jax.evaluators import classification, masked_patches
-from vit_jax.interrupts import Interrupts
+from vit_jax.feed import Feed
+from vit_jax.interrupts import Interrupts, named
+from vit_jax.profiler import Profiler, Window
 from vit_jax.stage import Stage
+from vit_jax.summary import is_finished, summary
 
 STEPS_AHEAD = 2  # Steps in flight while the host prepares the next batch.
 EVALUATORS = {
@@ -23,42 +26,41 @@ EVALUATORS = {
 MAX_NON_FINITE = 3  # Updates skipped in a row before the run is given up.
 
 
-def train(stage: Stage, *, fallback: bool = False) -> dict:
+def train(stage: Stage, *, fallback: bool = False, profile: Window | None = None) -> dict:
     """Trains a stage to its end, from its newest checkpoint if there is one.
 
     Args:
       fallback: when the newest checkpoint is damaged, go on from an older one that is not.
+      profile: steps to write a trace of.
 
     Returns the summary that stands in `summary.json`. Raises Interrupted after a signal,
     with the last finished step saved.
     """
     as_dict = config_lib.to_dict({"": stage.config})
-    with workdir.Lock(stage.folder), Interrupts() as interrupts:
+    path = stage.folder / workdir.SUMMARY
+    with workdir.claim(stage.folder), Interrupts() as interrupts:
         workdir.refuse_other_run(stage.folder, as_dict)
-        summary = workdir.read_json(stage.folder / workdir.SUMMARY)
-        if not _is_finished(summary, stage):
-            workdir.write_json(stage.folder / workdir.CONFIG, as_dict)
-            summary = Run(stage, interrupts, fallback).go()
-        if interrupts.received:
+        found = hosts.from_first("summary", lambda: workdir.read_json(path))
+        if not is_finished(found, stage):
+            if hosts.is_first():
+                workdir.write_json(stage.folder / workdir.CONFIG, as_dict)
+            found = Run(stage, interrupts, fallback, profile).go()
+        received = named(np.max(hosts.tell(interrupts.received or 0)))
+        if received:
             raise Interrupted(
-                f"{interrupts.received.name}: {stage.folder} was finished already; "
+                f"{received.name}: {stage.folder} was finished already; "
                 "the same command goes on from there.",
-                interrupts.received,
+                received,
             )
-        return summary
-
-
-def _is_finished(summary: dict | None, stage: Stage) -> bool:
-    if summary is None or summary.get("step") != stage.total_steps:
-        return False
-    found = summary.get("metrics")
-    return isinstance(found, dict) and (stage.val_source is None or "val/n" in found)
+        return found
 
 
 class Run:
     """The loop of one stage and what it keeps count of."""
 
-    def __init__(self, stage: Stage, interrupts: Interrupts, fallback: bool):
+    def __init__(
+        self, stage: Stage, interrupts: Interrupts, fallback: bool, profile: Window | None = None
+    ):
         self.stage, self.config, self.interrupts = stage, stage.config, interrupts
         config = self.config
         self.parts = assemble.assemble(
@@ -71,7 +73,10 @@ class Run:
         self.checkpoints = checkpoint.Checkpoints(
             stage.folder / checkpoint.FOLDER, config.keep_last, config.keep_every
         )
+        self.profiler = Profiler(stage.folder, profile)
+        self.feed = Feed(stage, self.parts.batch_sharding)
         self.pending: collections.deque = collections.deque()
+        self.agreed: signal.Signals | None = None
         self.num_non_finite = self.num_bad = 0
         init_key, self.noise_key = jax.random.split(jax.random.key(config.seed))
         self.log = metrics.TrainingLog(
@@ -98,7 +103,7 @@ class Run:
 
     def _restore(self, fallback: bool):
         """The step and state to go on from; step 0 and None for a new run."""
-        steps = checkpoint.steps_in(self.checkpoints.folder)
+        steps = hosts.from_first("steps", lambda: checkpoint.steps_in(self.checkpoints.folder))
         for step in reversed(steps):
             folder = self.checkpoints.folder / str(step)
             try:
@@ -120,80 +125,80 @@ class Run:
 
     def go(self) -> dict:
         """Trains, evaluates and saves until the last step or a signal."""
-        stage = self.stage
         first = self.step + 1
         self.log.clock.lap("start")
+        if self.profiler.is_past(first):
+            self.log.say(f"no trace: this run goes on at step {first}")
         try:
-            if self._is_due(self.step) and not self.log.writer.has(self.step, "val/n"):
+            if self._is_due(self.step) and not self.log.has(self.step, "val/n"):
                 self._evaluate()  # A signal came between this step and its evaluation.
-            for batch, ids in self._batches():
-                if self.interrupts.received:
+            for batch in self._batches():
+                if self._signal:
                     break
-                self.state, scalars = self.parts.train_step(
-                    self.state, batch, self.noise_key, self.teacher
-                )
+                self._begin_trace()
+                told = hosts.tell(self.interrupts.received or 0, batch["bad"].sum())
+                with self.profiler.step(self.step + 1):
+                    self.state, scalars = self.parts.train_step(
+                        self.state, self.feed.to_devices(batch), self.noise_key, self.teacher
+                    )
                 self.step += 1
-                self.pending.append((self.step, scalars, ids))
+                self.pending.append((self.step, scalars, batch["id"], told))
                 if self.step == first:  # Compiled, not trained.
-                    self._settle()
+                    self._settle(book="start")
                     self.log.clock.lap("start")
                     self.log.start_interval(self.step)
                 elif len(self.pending) > STEPS_AHEAD:
                     self._settle()
                 self.log.clock.lap("train")
                 self._after_step()
-            if self.interrupts.received:
+            if self._signal:
                 self._leave()
-            summary = self._summary()
-            workdir.write_json(stage.folder / workdir.SUMMARY, summary)
-            return summary
+            return self._summary()
         finally:
             try:
-                self.log.writer.close()
+                self.profiler.stop()
+                self.log.close()
             finally:
                 self.checkpoints.close()
                 if self.best is not None:
                     self.best.close()
 
-    def _batches(self) -> Iterator[tuple[dict, np.ndarray]]:
-        """Batches on devices, with the ids of the global batch, from the next step on."""
-        config, source = self.config, self.stage.train_source
-        share = loader.share_of_batch(config.batch_size, jax.process_count(), jax.process_index())
-        order = loader.make_order(source, config.seed, config.data.repeats)
-        recipe = assemble.train_recipe(config.data, self.stage.model.image_size)
-        rows = loader.TrainRows(
-            source,
-            recipe,
-            order,
-            share,
-            config.seed,
-            self.step,
-            self.stage.total_steps,
-            on_bad_image=config.data.on_bad_image,
-        )
-        if not len(rows):
-            return
-        batches = loader.host_batches(rows, share, config.data.workers)
+    @property
+    def _signal(self) -> signal.Signals | None:
+        """The signal that ends the run; of several hosts, one they have agreed on at a step."""
+        return self.interrupts.received if jax.process_count() == 1 else self.agreed
+
+    def _batches(self) -> Iterator[dict[str, np.ndarray]]:
+        """This host's rows of every batch, from the next step on."""
+        batches = self.feed.batches(self.step)
         while True:
             try:
                 batch = next(batches, None)
             except DataError:
-                if not self.interrupts.received:
+                if not self._signal:
                     raise
                 return  # The signal reached the workers, too.
             self.log.clock.lap("data")
             if batch is None:
                 return
-            self._count_bad(int(batch["bad"].sum()))
-            ids = batch["id"]
-            if share.num_hosts > 1:
-                ids = order.batch(self.step, config.batch_size)
-            yield loader.to_devices(batch, self.parts.batch_sharding), ids
+            yield batch
 
-    def _count_bad(self, found: int) -> None:
+    def _begin_trace(self) -> None:
+        if self.profiler.begins_with(self.step + 1):
+            self._settle_all()
+            self.profiler.start()
+
+    def _end_trace(self) -> None:
+        if self.profiler.ends_with(self.step):
+            self._settle_all()  # The trace has all that these steps did.
+            if self.profiler.stop():
+                self.log.say(f"step {self.step}: trace in {self.profiler.folder}")
+            self.log.clock.lap("save")
+
+    def _count_bad(self, step: int, found: int) -> None:
         """Raises DataError when too many images were taken for ones that cannot be read."""
         self.num_bad += found
-        seen = max(self.step * self.config.batch_size, len(self.stage.train_source))
+        seen = max(step * self.config.batch_size, len(self.stage.train_source))
         if self.num_bad > self.config.data.max_bad * seen:
             raise DataError(
                 f"{self.num_bad} images could not be read, more than data.max_bad="
@@ -202,12 +207,13 @@ class Run:
 
     def _after_step(self) -> None:
         """Evaluation first, then the checkpoint: what is restored has been measured."""
+        self._end_trace()
         if self._is_due(self.step):
             self._settle_all()
             self._evaluate()
         is_last = self.step == self.stage.total_steps
         is_due = is_last or self.step % self.config.checkpoint_every == 0
-        if is_due and not self.interrupts.received:
+        if is_due and not self._signal:
             self._save()
 
     def _is_due(self, step: int) -> bool:
@@ -215,10 +221,14 @@ class Run:
         every = self.config.eval_every
         return step == self.stage.total_steps or bool(every and step and step % every == 0)
 
-    def _settle(self) -> None:
+    def _settle(self, book: str = "train") -> None:
         """Waits for the oldest step in flight, and logs it if it is due."""
-        step, scalars, ids = self.pending.popleft()
-        values = {name: float(value) for name, value in jax.device_get(scalars).items()}
+        step, scalars, ids, told = self.pending.popleft()
+        with self.log.waiting(book):
+            scalars, told = jax.device_get((scalars, told))
+        self.agreed = self.agreed or named(int(told[:, 0].max()))
+        self._count_bad(step, int(told[:, 1].sum()))
+        values = {name: float(value) for name, value in scalars.items()}
         if not values["skipped"]:
             self.num_non_finite = 0
         else:
@@ -234,7 +244,7 @@ class Run:
                     f"step {self.saved_step}. A lower optimizer.lr or a longer warm-up helps."
                 )
         if step % self.config.log_every == 0 or step in (1, self.stage.total_steps):
-            values["ids_crc"] = loader.crc_of_ids(ids)
+            values["ids_crc"] = self.feed.crc(step, ids)
             if self.config.data.on_bad_image == "skip":
                 values["bad_images"] = self.num_bad
             self.log.log(step, values)
@@ -261,9 +271,10 @@ class Run:
         )
         self.log.clock.lap("eval")
         if scores is None:  # A signal; this step is evaluated when the run goes on.
+            self.agreed = named(np.max(hosts.tell(self.interrupts.received or 0)))
             return
         means = scores.means()
-        self.log.writer.write(self.step, {f"val/{name}": value for name, value in means.items()})
+        self.log.write(self.step, {f"val/{name}": value for name, value in means.items()})
         top1 = f"val/top1 {means['top1']:.4f}  " if "top1" in means else ""
         self.log.say(
             f"step {self.step}/{stage.total_steps}  {top1}"
@@ -275,7 +286,7 @@ class Run:
 
     def _save(self) -> None:
         self._settle_all()
-        self.log.writer.sync()
+        self.log.sync()
         num_examples = len(self.stage.train_source)
         examples_seen = self.step * self.config.batch_size
         self.checkpoints.save(
@@ -309,37 +320,26 @@ class Run:
         if self.step > self.saved_step:
             self._save()
         self.checkpoints.wait()
-        name = self.interrupts.received.name
+        name = self._signal.name
         saved = f"step {self.step} is saved" if self.step else "no step was finished"
         raise Interrupted(
             f"{name}: {saved} in {self.stage.folder}; the same command goes on from there.",
-            self.interrupts.received,
+            self._signal,
         )
 
     def _summary(self) -> dict:
+        """Writes `summary.json`, and returns what stands there."""
         self.checkpoints.wait()
         if self.best is not None:
             self.best.wait()
-        self.log.writer.flush()
+        self.log.flush()
         self.log.clock.lap("save")
-        values = metrics.last_values(metrics.read(self.stage.folder))
-        step = values.pop("step", self.step)
-        if self.best is not None:
-            values |= {f"val/{name}": value for name, value in self.best.means.items()}
-            values["best_step"] = self.best.step
-        seconds, num_devices = self.log.clock.seconds, self.stage.mesh.size
-        return {
-            "step": step,
-            "metrics": values,
-            "num_examples": {"val": len(self.stage.val_source or ())},
-            "parameters": trees.count(self.parts.like.params),
-            "flops": flops.training_flops(self.stage.model, step * self.config.batch_size),
-            "seconds": {
-                **seconds,
-                "wall": sum(seconds.values()),
-                "device": (seconds["train"] + seconds["eval"]) * num_devices,
-            },
-            "devices": [str(device) for device in self.stage.mesh.devices.flat],
-            "versions": workdir.versions(),
-            "git_revision": workdir.git_revision(),
-        }
+        found = hosts.from_first(
+            "summary",
+            lambda: summary(
+                self.stage, self.parts.like.params, self.step, self.log.clock.seconds, self.best
+            ),
+        )
+        if hosts.is_first():
+            workdir.write_json(self.stage.folder / workdir.SUMMARY, found)
+        return found

@@ -8,14 +8,17 @@ import pathlib
 import platform
 import socket
 import subprocess
+import time
 from importlib import metadata
 
 from vit_jax import config as config_lib
+from vit_jax import hosts
 from vit_jax.errors import ConfigError
 from vit_jax.files import write_whole
 from vit_jax.schema import Config
 
 CONFIG, SUMMARY, LOCK = "config.json", "summary.json", ".lock"
+SHARED_WITHIN = 60  # Seconds: NFS keeps for so long in mind what was not there (acdirmax).
 
 
 def write_json(path: pathlib.Path, values: dict) -> None:
@@ -115,6 +118,31 @@ class Lock:
 
     def __exit__(self, *_):
         self._file.close()
+
+
+@contextlib.contextmanager
+def claim(folder: pathlib.Path):
+    """A context in which process 0 holds the folder's lock, for all; they meet at its start.
+
+    Raises ConfigError on a process that does not see the folder of process 0.
+    """
+    with Lock(folder) if hosts.is_first() else contextlib.nullcontext():
+        hosts.barrier(f"lock of {folder.name}")
+        if not hosts.is_first():
+            _await_shared(folder)
+        yield
+
+
+def _await_shared(folder: pathlib.Path) -> None:
+    """Returns when the lock of process 0 is seen here."""
+    until = time.monotonic() + SHARED_WITHIN
+    while not (folder / LOCK).exists():
+        if time.monotonic() > until:
+            raise ConfigError(
+                f"workdir {folder} is not that of process 0; all processes need the same folder, "
+                "on a file system that they share."
+            )
+        time.sleep(0.1)
 
 
 def versions() -> dict[str, str]:

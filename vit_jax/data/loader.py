@@ -1,8 +1,9 @@
 """Batches in a global order that is a pure function of seed and place.
 
 Place p of the training stream is example p % n of epoch p // n, in an order that is shuffled
-anew each epoch. Host i of k reads rows i*B/k to (i+1)*B/k of every global batch, so the
-batches are the same, in set and order, for any number of hosts, devices and workers.
+anew each epoch. Host i of k reads rows i*B/k to (i+1)*B/k of every global batch, or whichever
+rows lie on its devices, so the batches are the same, in set and order, for any number of hosts,
+devices and workers.
 """
 
 import dataclasses
@@ -114,20 +115,26 @@ def crc_of_ids(ids: np.ndarray) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Share:
-    """This host's rows of every global batch."""
+    """This host's rows of every global batch: one or several of its equal blocks."""
 
     batch_size: int  # Global.
-    host: int
-    num_hosts: int
+    blocks: int | tuple[int, ...]  # In ascending order.
+    num_blocks: int
 
     @property
     def rows(self) -> int:
-        return self.batch_size // self.num_hosts
+        return self.batch_size // self.num_blocks * len(self._blocks)
+
+    @property
+    def _blocks(self) -> tuple[int, ...]:
+        return (self.blocks,) if isinstance(self.blocks, int) else self.blocks
 
     def place(self, row: int) -> int:
         """The place in the global stream of this host's row number `row`."""
         batch, within = divmod(row, self.rows)
-        return batch * self.batch_size + self.host * self.rows + within
+        size = self.batch_size // self.num_blocks
+        block, within = divmod(within, size)
+        return batch * self.batch_size + self._blocks[block] * size + within
 
 
 def _record(source, index: int, recipe: Callable) -> dict:
@@ -226,6 +233,18 @@ def share_of_batch(batch_size: int, num_hosts: int = 1, host: int = 0) -> Share:
     if batch_size % num_hosts:
         raise ConfigError(f"batch_size {batch_size} is not divisible by {num_hosts} hosts.")
     return Share(batch_size, host, num_hosts)
+
+
+def share_of(sharding: "jax.sharding.Sharding", batch_size: int) -> Share:
+    """The share whose rows lie on this process's devices.
+
+    On a TPU slice they may be blocks apart, and where a mesh splits examples, several hosts
+    have the same rows.
+    """
+    places = sharding.addressable_devices_indices_map((batch_size,)).values()
+    spans = {rows.indices(batch_size)[:2] for (rows,) in places}
+    size = {stop - start for start, stop in spans}.pop()
+    return Share(batch_size, tuple(sorted(start // size for start, _ in spans)), batch_size // size)
 
 
 def to_devices(batch: dict, sharding: "jax.sharding.Sharding") -> dict:

@@ -1,12 +1,18 @@
 """Scores of a model on a whole split."""
 
+import collections
+import functools
 from collections.abc import Callable
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
+from vit_jax import hosts
 from vit_jax.data import loader
 from vit_jax.errors import DataError
+
+AHEAD = 1  # Batches that the devices have while the host takes down the one before.
 
 
 def score_all(
@@ -31,28 +37,42 @@ def score_all(
     """
     if not len(source):
         raise DataError("the split is empty; there is nothing to count.")
-    share = loader.share_of_batch(batch_size, jax.process_count(), jax.process_index())
+    share = loader.share_of(sharding, batch_size)
     rows = loader.EvalRows(source, recipe, share, recipe.size)
-    columns: dict[str, list] = {}
+    columns: dict[str, list] = collections.defaultdict(list)
+    pending: collections.deque = collections.deque()
     done = 0
-    for batch in loader.host_batches(rows, share, workers):
-        if is_stopped():
-            return None
-        batch = batch | {"number": batch["id"].astype(np.int32)}
-        labels = _of_all_hosts(batch["label"])
-        is_real = _of_all_hosts(batch["mask"]) > 0
-        scores = jax.device_get(score(params, loader.to_devices(batch, sharding)))
-        for name, values in {"label": labels, **scores}.items():
-            columns.setdefault(name, []).append(np.asarray(values)[is_real])
+
+    def settle() -> bool:
+        """Takes down the oldest batch's scores; False where a host has asked to stop."""
+        nonlocal done
+        found, told = jax.device_get(pending.popleft())
+        is_real = found.pop("mask") > 0
+        for name, values in found.items():
+            columns[name].append(values[is_real])
         done += int(is_real.sum())
         show(done)
+        return not told.any()
+
+    for batch in loader.host_batches(rows, share, workers):
+        batch = batch | {"number": batch["id"].astype(np.int32)}
+        placed = loader.to_devices(batch, sharding)
+        known = _whole(sharding)({name: placed[name] for name in ("label", "mask")})
+        pending.append((known | score(params, placed), hosts.tell(is_stopped())))
+        if len(pending) > AHEAD and not settle():
+            return None
+    while pending:
+        if not settle():
+            return None
     assert done == len(source), f"counted {done} of {len(source)} examples"
     return {name: np.concatenate(parts) for name, parts in columns.items()}
 
 
-def _of_all_hosts(rows: np.ndarray) -> np.ndarray:
-    if jax.process_count() == 1:
-        return rows
-    from jax.experimental import multihost_utils
-
-    return multihost_utils.process_allgather(rows, tiled=True)
+@functools.cache
+def _whole(sharding: jax.sharding.Sharding) -> Callable:
+    """Returns a function that makes arrays of that sharding whole on every host."""
+    if sharding.is_fully_addressable:
+        return lambda arrays: arrays
+    return jax.jit(
+        lambda arrays: arrays, out_shardings=NamedSharding(sharding.mesh, PartitionSpec())
+    )

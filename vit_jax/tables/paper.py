@@ -2,6 +2,8 @@
 
 import dataclasses
 
+from vit_jax.data.known import KNOWN
+
 
 @dataclasses.dataclass(frozen=True)
 class ScalingRow:
@@ -40,6 +42,4 @@ TABLE_6 = (
     ScalingRow("R50x1+ViT-L/16", "r50_l16", 7, 86.60, 89.72, 99.18, 93.64, 97.03, 99.40, 859),
     ScalingRow("R50x1+ViT-L/16", "r50_l16", 14, 87.12, 89.76, 99.31, 93.89, 97.36, 99.11, 1668),
 )
-JFT_EXAMPLES = 303_000_000  # Section 4.1.
-# Not in the paper; with it, and 303M examples, the exaFLOPs of all rows come out.
-JFT_CLASSES = 18_291
+JFT_CLASSES, JFT_EXAMPLES = KNOWN["jft"]

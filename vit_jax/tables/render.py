@@ -6,32 +6,41 @@ from collections.abc import Sequence
 from vit_jax.errors import ConfigError, nearest
 from vit_jax.flops import training_flops
 from vit_jax.models import create_model
+from vit_jax.tables import benchmarks, communication, plots
+from vit_jax.tables.markdown import markdown
 from vit_jax.tables.paper import JFT_CLASSES, JFT_EXAMPLES, TABLE_6
 
 EXA = 1e18
 
 
-def table(name: str, as_json: bool = False) -> str:
-    """A table by name; raises ConfigError for a name that there is not."""
-    if name not in TABLES:
+def table(
+    name: str, as_json: bool = False, files: Sequence[str] = (), out: str | None = None
+) -> str:
+    """A table by name; raises ConfigError for a name that there is not.
+
+    Args:
+      files: results, for the tables that are made of them.
+      out: a folder for the plots of it, too.
+    """
+    names = (*TABLES, *OF_RESULTS, *PLOTTED)
+    if name not in names:
         raise ConfigError(
-            f"no table {name!r}; choose from {', '.join(TABLES)}.{nearest(name, TABLES)}"
+            f"no table {name!r}; choose from {', '.join(names)}.{nearest(name, names)}"
         )
+    if bool(files) != (name in OF_RESULTS):
+        what = "needs the FILE of results" if name in OF_RESULTS else f"reads no {files[0]}"
+        raise ConfigError(f"tables {name} {what}.")
+    if out and name not in PLOTTED:
+        raise ConfigError(f"tables {name} has no plot; --out goes with {', '.join(PLOTTED)}.")
+    if name in OF_RESULTS:
+        return OF_RESULTS[name](files, as_json)
+    if name in PLOTTED:
+        render, plot = PLOTTED[name]
+        if out:
+            plot(out)
+        return render(as_json)
     rows = TABLES[name]()
     return json.dumps(rows, indent=2) if as_json else markdown(rows)
-
-
-def markdown(rows: Sequence[dict]) -> str:
-    """Rows of equal keys as a Markdown table with aligned columns."""
-    cells = [list(rows[0]), *([_text(value) for value in row.values()] for row in rows)]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
-    lines = [" | ".join(cell.ljust(w) for cell, w in zip(line, widths)) for line in cells]
-    lines.insert(1, "-|-".join("-" * w for w in widths))
-    return "\n".join(f"| {line} |" if i != 1 else f"|-{line}-|" for i, line in enumerate(lines))
-
-
-def _text(value) -> str:
-    return f"{value:.2f}" if isinstance(value, float) else str(value)
 
 
 def exaflops(model: str, epochs: float) -> float:
@@ -68,3 +77,5 @@ def table6() -> list[dict]:
 
 
 TABLES = {"table6": table6}
+OF_RESULTS = {"benchmark": benchmarks.of_files}
+PLOTTED = {"communication": (communication.render, plots.communication)}

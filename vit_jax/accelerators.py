@@ -1,0 +1,180 @@
+"""What accelerators can do, as their vendors state it: one cited table.
+
+Peaks are dense (vendors of GPUs also print twice as much, for sparse matrices) and per device
+as JAX counts devices: a chip, but a core of TPU v3, of which a chip has two. Bandwidths of links
+are of one direction, all links of a device together; vendors often print the sum of both.
+Figures were compared with the pages named on 2026-11-21.
+"""
+
+import dataclasses
+import re
+
+from vit_jax.errors import ConfigError, nearest
+
+GiB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Accelerator:
+    """One device: FLOP/s, bytes, and bytes per second."""
+
+    title: str
+    kind: str  # Regular expression for the whole of JAX's `device_kind`; '' where not known.
+    bf16_flops: float
+    float32_flops: float  # Of what JAX multiplies float32 with, unless told otherwise.
+    memory: float
+    memory_bandwidth: float
+    link_bandwidth: float  # ICI, or NVLink.
+    link_devices: int  # Devices that those links join: a pod, or the GPUs of a machine.
+    network_bandwidth: float | None  # Between pods or machines; None where no page says.
+    source: str
+
+    def flops(self, dtype: str) -> float:
+        """Peak FLOP/s of matrix products of a `config.model.dtype`."""
+        return self.bf16_flops if dtype == "bfloat16" else self.float32_flops
+
+
+# JAX multiplies float32 on a TPU by one pass of bfloat16, and on NVIDIA by TF32
+# (`jax_default_matmul_precision`, whose default is None).
+ACCELERATORS = {
+    "v3": Accelerator(
+        title="TPU v3, one core",
+        kind="TPU v3",
+        bf16_flops=61.5e12,
+        float32_flops=61.5e12,
+        memory=16 * GiB,
+        memory_bandwidth=450e9,
+        link_bandwidth=164e9,
+        link_devices=2048,
+        network_bandwidth=None,
+        source="cloud.google.com/tpu/docs/v3: a chip has 123 TFLOP/s, 32 GiB, 900 GB/s; links "
+        "4 x 656 Gbit/s a chip (doi:10.1145/3360307), which is its all-reduce of 340 TB/s a pod",
+    ),
+    "v4": Accelerator(
+        title="TPU v4",
+        kind="TPU v4",
+        bf16_flops=275e12,
+        float32_flops=275e12,
+        memory=32 * GiB,
+        memory_bandwidth=1200e9,
+        link_bandwidth=300e9,
+        link_devices=4096,
+        network_bandwidth=None,
+        source="cloud.google.com/tpu/docs/v4; links 6 x 50 GB/s (arXiv:2304.01433), of which its "
+        "all-reduce of 1.1 PB/s a pod is 0.9",
+    ),
+    "v5e": Accelerator(
+        title="TPU v5e",
+        kind="TPU v5( lite|e)",
+        bf16_flops=197e12,
+        float32_flops=197e12,
+        memory=16e9,
+        memory_bandwidth=819e9,
+        link_bandwidth=200e9,
+        link_devices=256,
+        network_bandwidth=3.1e9,
+        source="cloud.google.com/tpu/docs/v5e: ICI 400 GB/s both ways; 2 x 100 Gbit/s for 8 chips",
+    ),
+    "v5p": Accelerator(
+        title="TPU v5p",
+        kind="TPU v5p?",
+        bf16_flops=459e12,
+        float32_flops=459e12,
+        memory=95e9,
+        memory_bandwidth=2765e9,
+        link_bandwidth=600e9,
+        link_devices=6144,
+        network_bandwidth=6.2e9,
+        source="cloud.google.com/tpu/docs/v5p: ICI 1,200 GB/s both ways; 50 Gbit/s a chip; "
+        "largest slice 6,144",
+    ),
+    "v6e": Accelerator(
+        title="TPU v6e",
+        kind="TPU v6( lite|e)",
+        bf16_flops=918e12,
+        float32_flops=918e12,
+        memory=32e9,
+        memory_bandwidth=1638e9,
+        link_bandwidth=400e9,
+        link_devices=256,
+        network_bandwidth=12.5e9,
+        source="cloud.google.com/tpu/docs/v6e: ICI 800 GB/s both ways; 4 x 200 Gbit/s for 8 chips",
+    ),
+    "a100": Accelerator(
+        title="A100 SXM 80 GB",
+        kind="NVIDIA A100-SXM4-80GB",
+        bf16_flops=312e12,
+        float32_flops=156e12,
+        memory=80 * GiB,
+        memory_bandwidth=2039e9,
+        link_bandwidth=300e9,
+        link_devices=8,
+        network_bandwidth=25e9,
+        source="NVIDIA A100 datasheet (NVLink 600 GB/s both ways); DGX A100: 200 Gbit/s a GPU",
+    ),
+    "a100-40gb": Accelerator(
+        title="A100 SXM 40 GB",
+        kind="NVIDIA A100-SXM4-40GB",
+        bf16_flops=312e12,
+        float32_flops=156e12,
+        memory=40 * GiB,
+        memory_bandwidth=1555e9,
+        link_bandwidth=300e9,
+        link_devices=8,
+        network_bandwidth=25e9,
+        source="NVIDIA A100 datasheet (NVLink 600 GB/s both ways); DGX A100: 200 Gbit/s a GPU",
+    ),
+    "h100": Accelerator(
+        title="H100 SXM",
+        kind="NVIDIA H100 80GB HBM3",
+        bf16_flops=989e12,
+        float32_flops=494e12,
+        memory=80 * GiB,
+        memory_bandwidth=3350e9,
+        link_bandwidth=450e9,
+        link_devices=8,
+        network_bandwidth=50e9,
+        source="NVIDIA H100 datasheet: 1,979 and 989 TFLOP/s sparse, NVLink 900 GB/s both ways; "
+        "DGX H100: 400 Gbit/s a GPU",
+    ),
+    "h200": Accelerator(
+        title="H200 SXM",
+        kind="NVIDIA H200",
+        bf16_flops=989e12,
+        float32_flops=494e12,
+        memory=141e9,
+        memory_bandwidth=4800e9,
+        link_bandwidth=450e9,
+        link_devices=8,
+        network_bandwidth=50e9,
+        source="NVIDIA H200 datasheet: as H100, with 141 GB; DGX H200: 400 Gbit/s a GPU",
+    ),
+    "b200": Accelerator(
+        title="B200 SXM",
+        kind="NVIDIA B200",
+        bf16_flops=2250e12,
+        float32_flops=1100e12,
+        memory=180e9,
+        memory_bandwidth=8000e9,
+        link_bandwidth=900e9,
+        link_devices=8,
+        network_bandwidth=50e9,
+        source="NVIDIA Blackwell architecture brief, HGX B200: 4.5 and 2.2 PFLOP/s sparse, NVLink "
+        "1,800 GB/s both ways; DGX B200: 1,440 GB for 8 GPUs, 400 Gbit/s a GPU",
+    ),
+}
+
+
+def accelerator(name: str) -> Accelerator:
+    """The accelerator of that name; raises ConfigError for one that is not in the table."""
+    if name not in ACCELERATORS:
+        hint = nearest(name.lower(), ACCELERATORS)
+        raise ConfigError(
+            f"--accelerator={name} is unknown; choose from {', '.join(ACCELERATORS)}.{hint}"
+        )
+    return ACCELERATORS[name]
+
+
+def of_device_kind(kind: str) -> Accelerator | None:
+    """The accelerator that JAX calls by this `device_kind`, or None for a CPU and others."""
+    return next((each for each in ACCELERATORS.values() if re.fullmatch(each.kind, kind)), None)

@@ -1,0 +1,1 @@
+"""Other implementations, each run in a process of its own, for the verb `benchmark`."""
