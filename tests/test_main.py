@@ -72,7 +72,7 @@ CONFIG_MISTAKES = [
     ("data.image_size=5", "nearest sizes: 7"),
     ("data.source=folders", "Did you mean folder?"),
     ("batch_size=12", "batch_size 12 is not divisible by 8 devices; nearest: 8, 16"),
-    ("mesh.fsdp=3", "does not fit 8 devices; data x fsdp can be 8x1, 4x2, 2x4, 1x8"),
+    ("mesh.fsdp=3", "does not fit 8 devices; data x fsdp x tensor can be 8x1x1, 4x2x1"),
     ("steps=None", "set one of steps, epochs, examples"),
     ("data.crop_area=(0,2)", "must rise between 0 and 1"),
 ]

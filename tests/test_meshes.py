@@ -60,7 +60,7 @@ def losses_on(sizes, **options) -> np.ndarray:
 @pytest.mark.parametrize("sizes", MESHES[1:], ids=lambda sizes: "x".join(map(str, sizes)))
 def test_fifty_steps_have_the_same_losses_on_every_mesh(sizes):
     alone = losses_on(MESHES[0])
-    assert alone[-1] < 0.9 * alone[0], "nothing was learnt"
+    assert alone[-1] < alone[0] - 0.1, "nothing was learnt"
     np.testing.assert_allclose(losses_on(sizes), alone, rtol=1e-5)
 
 

@@ -12,6 +12,7 @@ import itertools
 import json
 import os
 import re
+import socket
 import sys
 import threading
 import time
@@ -26,6 +27,7 @@ SILENCE = 60  # Seconds without a sign of life that make a process count as dead
 LOOKS = 4  # Of process 0 at the others, in that time.
 PARTING = 3  # Seconds that a process which fails waits for the others to hear of it.
 ENDED, ALIVE = "vit_jax/ended", "vit_jax/alive"  # Keys at the coordination service.
+FINE = "fine"  # What stands at ENDED after a run that went well.
 
 
 def start(how: dict | None, timeout: int = TIMEOUT) -> None:
@@ -41,6 +43,7 @@ def start(how: dict | None, timeout: int = TIMEOUT) -> None:
         return
     import jax
 
+    _refuse_port_in_use(how)
     # JAX's handler of SIGTERM is for itself; ours has the run saved, see `interrupts`.
     jax.config.update("jax_enable_preemption_service", False)
     silence = min(SILENCE, timeout)
@@ -51,7 +54,7 @@ def start(how: dict | None, timeout: int = TIMEOUT) -> None:
         jax.distributed.initialize(
             **how,
             initialization_timeout=2 * timeout,
-            heartbeat_timeout_seconds=2 * silence,  # Ours is told in one line, and comes first.
+            heartbeat_timeout_seconds=2 * (silence + PARTING),  # Ours comes first, in one line.
             shutdown_timeout_seconds=timeout,
         )
     except (RuntimeError, ValueError) as error:
@@ -61,6 +64,19 @@ def start(how: dict | None, timeout: int = TIMEOUT) -> None:
         alarm.cancel()
     global _watch
     _watch = _Watch(timeout, silence)
+
+
+def _refuse_port_in_use(how: dict) -> None:
+    """Raises ConfigError where process 0 could not listen; JAX would end in a fault."""
+    address = how.get("coordinator_address")
+    if how.get("process_id") != 0 or not address:
+        return
+    try:
+        socket.create_server(("", int(address.rpartition(":")[2]))).close()
+    except (OSError, OverflowError) as error:
+        raise ConfigError(
+            f"--coordinator={address}: process 0 cannot listen there ({error})."
+        ) from error
 
 
 def _state():
@@ -104,7 +120,7 @@ class _Watch:
                 if not self._is_over:
                     self.end("process 0 is gone; all processes end.", HostError.exit_code)
                 return
-            if not self._is_over and self._ending.acquire(blocking=False):
+            if word != FINE and self._ending.acquire(blocking=False):
                 self._part(json.loads(word))
             return
 
@@ -150,7 +166,7 @@ class _Watch:
         """Returns when nobody is watched any more; all processes call it."""
         self._is_over = True
         if self.index == 0:
-            self.client.key_value_set(ENDED, "{}")
+            self.client.key_value_set(ENDED, FINE)
         self._thread.join()
 
 

@@ -12,6 +12,7 @@ from vit_jax.accelerators import ACCELERATORS, Accelerator, of_device_kind
 from vit_jax.data import known
 from vit_jax.data.sources import PACKAGED, open_training
 from vit_jax.errors import ConfigError, DataError
+from vit_jax.models import ViT
 from vit_jax.schema import Config, Mesh
 from vit_jax.setting import Setting, advise, largest_batch
 
@@ -20,6 +21,7 @@ from vit_jax.setting import Setting, advise, largest_batch
 MFU = 0.4
 ACCELERATOR = "h100"  # Where none is named and none is here.
 MOST_COMPILED = 64  # Devices that --compile makes believe in.
+MOST_LAYERS, DEPTHS = 24, (4, 8)  # Compiled at once; of deeper models, these two depths.
 GPU_SHARE = 0.75  # Of a GPU's memory, JAX takes so much unless told otherwise (its documentation).
 MEMORY = [field.name for field in dataclasses.fields(memory.Memory)]
 
@@ -168,17 +170,38 @@ def pretend(num_devices: int | None, stages: Iterable[Config]) -> None:
 def _compiled(setting: Setting) -> dict:
     """XLA's own figures for pretended CPU devices, beside the formula as a CPU has it."""
     looped = setting.change("model", scan=setting.config.model.pos_embed_at != "layers")
-    formula = looped.memory(widened=True).peak
-    found = memory.compile_step(
-        looped.config, looped.model, jax.devices("cpu")[: setting.num_devices]
-    )
-    return {
-        "peak": found.peak,
-        "formula": formula,
-        "difference_percent": 100 * (formula / found.peak - 1),
-        "bytes_sent": collectives.sent_by_kind(collectives.read(found.text)),
-        "seconds": found.seconds,
-    }
+    formula, depths = looped.memory(widened=True).peak, _depths(looped)
+    found = [_measured(looped.change("model", num_layers=depth)) for depth in depths]
+    if not depths:
+        whole = _measured(looped)
+    else:
+        times = (looped.model.size.num_layers - depths[0]) / (depths[1] - depths[0])
+        whole = jax.tree.map(lambda few, more: few + times * (more - few), *found)
+        whole["seconds"] = sum(each["seconds"] for each in found)
+    difference = 100 * (formula / whole["peak"] - 1)
+    return whole | {"formula": formula, "difference_percent": difference, "depths": depths}
+
+
+def _depths(setting: Setting) -> tuple[int, ...]:
+    """Depths to compile in place of a great one: all layers of a loop cost the same.
+
+    None where few enough layers are compiled as they are, or where what binds a shallow model,
+    its update or its backward pass, is not what binds the deep one.
+    """
+    if not isinstance(setting.model, ViT) or not setting.model.layers.scan:
+        return ()
+    if setting.model.size.num_layers <= MOST_LAYERS:
+        return ()
+    shallow = [setting.change("model", num_layers=depth) for depth in DEPTHS]
+    bounds = {each.memory(widened=True).is_bound_by_update for each in (*shallow, setting)}
+    return DEPTHS if len(bounds) == 1 else ()
+
+
+def _measured(setting: Setting) -> dict:
+    devices = jax.devices("cpu")[: setting.num_devices]
+    found = memory.compile_step(setting.config, setting.model, devices)
+    sent = collectives.sent_by_kind(collectives.read(found.text))
+    return {"peak": found.peak, "bytes_sent": sent, "seconds": found.seconds}
 
 
 def render(plans: dict[str, dict], as_json: bool = False) -> str:
@@ -242,10 +265,12 @@ def _verdict(p: dict, device: Accelerator) -> str:
 
 
 def _compiled_rows(found: dict) -> list[tuple[str, str]]:
+    depths = " and ".join(map(str, found["depths"]))
+    drawn_on = f", from {depths} layers" if depths else ""
     return [
         (
             "XLA on CPU devices",
-            f"{_size(found['peak'])}, compiled in {found['seconds']:.0f} s",
+            f"{_size(found['peak'])}, compiled in {found['seconds']:.0f} s{drawn_on}",
         ),
         (
             "  the formula for it",
