@@ -97,7 +97,7 @@ def test_micro_batches_hold_their_part_of_the_activations_and_a_sum_of_gradients
 
 def test_a_small_batch_is_bound_by_the_update():
     found = estimate(config_of(batch_size=1, optimizer=Optimizer(name="sgd", ema=0.9)))
-    update = 2 * found.parameters + found.optimizer + found.ema
+    update = found.parameters + found.optimizer + found.ema
     assert found.ema == found.parameters
     assert found.peak == found.lasting + max(update, found.peak - found.lasting)
     assert found.update == update

@@ -110,7 +110,7 @@ def estimate(config: Config, model, like: TrainState, *, widened: bool = False) 
         gradients=gradients + (parameters if rule.gsam_alpha else 0),
         activations=round(examples * sum(kept)),
         working=round(examples * working) + (batch if config.accumulate > 1 else 0),
-        update=2 * parameters + optimizer + ema,  # Gradients, steps, and all that is new.
+        update=parameters + optimizer + ema,  # All that is new; steps replace gradients.
     )
 
 
