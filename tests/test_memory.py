@@ -107,7 +107,7 @@ def test_a_small_batch_is_bound_by_the_update():
 def test_the_state_is_that_of_a_run(name):
     config = config_of(optimizer=Optimizer(name=name, ema=0.9, warmup_steps=1))
     model = tasks.build_model(config, num_classes=10)
-    mesh = sharding.make_mesh(data=2, fsdp=4)
+    mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
     found = memory.place_state(memory.state_shapes(config, model), mesh)
     run = assemble.assemble(config, model, mesh, 10).like
     assert jax.tree.structure(found) == jax.tree.structure(run)

@@ -113,8 +113,9 @@ def spec_for(name: str, shape: tuple[int, ...], *, fsdp: int, tensor: int = 1) -
 def _split_by_tensor(name: str, shape: tuple[int, ...], tensor: int) -> int | None:
     """The dimension that `tensor` splits."""
     known = next((dims for pattern, dims in DIMENSIONS if re.search(pattern, name)), "").split()
-    # Adafactor's statistics have the name of a parameter, and fewer dimensions.
-    candidates = [known.index(d) for d in TENSOR if d in known] if len(known) == len(shape) else []
+    # Adafactor's statistics have the name of a parameter and fewer dimensions, or are a mere (1,).
+    whole = len(known) != len(shape) or shape == (1,)
+    candidates = [] if whole else [known.index(d) for d in TENSOR if d in known]
     if tensor == 1 or not candidates:
         return None
     for i in candidates:
