@@ -18,8 +18,8 @@ FLOORS = [  # A room may import from floors above it in this list, never from be
     {"stage", "profiler", "timing", "contestants", "setting"},
     {"feed", "summary"},
     {"train", "evaluate", "predict", "inspect", "convert", "models_table", "tables", "prepare"}
-    | {"plan", "benchmark"},
-    {"sweep", "flags"},
+    | {"benchmark"},
+    {"sweep", "flags", "plan"},
     {"main", "__init__"},
 ]
 FLOOR = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}

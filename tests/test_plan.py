@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import pytest
 
@@ -105,6 +106,16 @@ def test_pretraining_on_jft_spends_the_exaflops_of_table_6(file, exaflops):
     setting = Setting(config, ACCELERATORS["v3"], 512, data["num_classes"])
     steps = round(config.epochs * data["num_examples"] / config.batch_size)
     assert steps * setting.flops() / 1e18 == pytest.approx(exaflops, rel=0.03)
+
+
+def test_the_layout_lists_arrays_and_what_fsdp_leaves_whole_is_named(printed, capsys):
+    flags = (f"--config={printed}", "--devices=5", "--mesh=fsdp:5", "--config.batch_size=65")
+    wide = ("--config.model.hidden_size=512", "--config.model.mlp_size=1024")  # Neither by 5.
+    text = run(capsys, *flags, *wide, "--layout")
+    assert re.search(r"whole on each device +Transformer/encoderblock_\*/MlpBlock_0/Dense_0", text)
+    assert "| Transformer/encoderblock_*/MlpBlock_0/Dense_0/kernel " in text
+    assert "| 512 x 1024 " in text
+    assert "whole on each device" not in run(capsys, *flags, "--config.model.hidden_size=40")
 
 
 def test_the_largest_batch_fits_and_the_next_does_not():

@@ -42,6 +42,13 @@ def test_averaged_weights_are_saved_evaluated_and_used(tmp_path):
     assert report["loss"] == pytest.approx(summary["metrics"]["val/loss"], rel=1e-6)
 
 
+def test_a_large_parameter_that_fsdp_cannot_split_is_named(tmp_path, capsys):
+    wide = ["model.hidden_size=516", "model.mlp_size=516", "model.num_heads=2", "steps=2"]
+    run(tmp_path, *wide, "mesh.data=1", "mesh.fsdp=8")
+    told = "encoderblock_*/MlpBlock_0/Dense_0/kernel is whole on each device"
+    assert told in capsys.readouterr().out  # 516 is no multiple of 8.
+
+
 def test_the_best_weights_are_kept_told_and_used(tmp_path):
     # A rate that rises until it breaks what was learnt: the best is not the last.
     harm = ["optimizer.name=adamw", "optimizer.lr=1", "optimizer.warmup_steps=24"]

@@ -181,6 +181,7 @@ def run_plan(args, file: str | None, overrides: dict[str, str]) -> int:
             num_examples=args.num_examples,
             largest=args.largest_batch,
             compiles=args.compile,
+            layout=args.layout,
         )
         for name, stage in stages.items()
     }

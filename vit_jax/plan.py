@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import jax
 
-from vit_jax import accelerators, assemble, collectives, memory, trees
+from vit_jax import accelerators, assemble, collectives, memory, sharding, trees
 from vit_jax.accelerators import ACCELERATORS, Accelerator, of_device_kind
 from vit_jax.data import known
 from vit_jax.data.sources import PACKAGED, open_training
@@ -15,6 +15,7 @@ from vit_jax.errors import ConfigError, DataError
 from vit_jax.models import ViT
 from vit_jax.schema import Config, Mesh
 from vit_jax.setting import Setting, advise, largest_batch
+from vit_jax.tables.markdown import markdown
 
 # Between the paper's own on TPUv3: L/16 0.43, H/14 0.32, L/16 on ImageNet-21k 0.39 (exaFLOPs of
 # Table 6 over core-days of Table 2 at 61.5 TFLOP/s).
@@ -67,6 +68,7 @@ def plan(
     num_examples: int | None = None,
     largest: bool = False,
     compiles: bool = False,
+    layout: bool = False,
 ) -> dict:
     """What one stage needs, as a tree of plain numbers and words.
 
@@ -76,6 +78,7 @@ def plan(
       mfu: model FLOPs of a second, of what the device can do.
       largest: take the largest batch that fits in place of the config's.
       compiles: compile the step for as many pretended CPU devices, too.
+      layout: list where parameters lie, too.
     """
     data = data_of(config, file, num_classes, num_examples)
     name, device = _device(accelerator)
@@ -103,9 +106,12 @@ def plan(
         "changes": changes,
         "fits_then": changed.fits(),
         "peak_then": changed.memory().peak,
+        "whole_though_fsdp": sharding.left_whole(setting.state.params),
         "largest_batch": most,
         **_costs(setting, steps, data["num_examples"], mfu),
     }
+    if layout:
+        result["layout"] = sharding.layout(setting.state.params)
     return result | ({"compiled": _compiled(setting)} if compiles else {})
 
 
@@ -224,6 +230,7 @@ def _page(stage: str, p: dict) -> str:
         ("memory per device", f"{_size(m['peak'])} at most, of {_size(m['of'])}"),
         *((f"  {name}", _size(m[name])) for name in MEMORY),
         ("  verdict", _verdict(p, device)),
+        *(("  whole on each device", name) for name in p["whole_though_fsdp"]),
         ("largest batch", f"{p['largest_batch']:,}" if p["largest_batch"] else "none fits"),
         ("", ""),
         ("FLOPs per step", f"{p['flops']['per_step']:.4g}"),
@@ -243,7 +250,10 @@ def _page(stage: str, p: dict) -> str:
     if "compiled" in p:
         rows += [("", ""), *_compiled_rows(p["compiled"])]
     width = max(len(name) for name, _ in rows)
-    return "\n".join(f"{name:<{width}}  {words}".rstrip() for name, words in rows)
+    lines = [f"{name:<{width}}  {words}".rstrip() for name, words in rows]
+    if "layout" in p:
+        lines += ["", markdown(p["layout"])]
+    return "\n".join(lines)
 
 
 def _size(count: float) -> str:

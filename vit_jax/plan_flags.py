@@ -40,6 +40,9 @@ def add_plan(add: Callable, mesh: Callable) -> None:
         action="store_true",
         help="compile the step for up to 64 pretended devices, and print XLA's figures beside",
     )
+    plan.add_argument(
+        "--layout", action="store_true", help="list what lies where, and its bytes per device"
+    )
     plan.add_argument("--json", action="store_true", help="as JSON")
 
 

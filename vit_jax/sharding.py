@@ -112,11 +112,13 @@ def spec_for(name: str, shape: tuple[int, ...], *, fsdp: int, tensor: int = 1) -
 
 def _split_by_tensor(name: str, shape: tuple[int, ...], tensor: int) -> int | None:
     """The dimension that `tensor` splits."""
+    if tensor == 1:
+        return None
     known = next((dims for pattern, dims in DIMENSIONS if re.search(pattern, name)), "").split()
     # Adafactor's statistics have the name of a parameter and fewer dimensions, or are a mere (1,).
     whole = len(known) != len(shape) or shape == (1,)
     candidates = [] if whole else [known.index(d) for d in TENSOR if d in known]
-    if tensor == 1 or not candidates:
+    if not candidates:
         return None
     for i in candidates:
         if shape[i] % tensor == 0:
@@ -150,18 +152,24 @@ def _shard_bytes(shape: tuple[int, ...], dtype, sharding: NamedSharding) -> int:
 
 
 def left_whole(params) -> list[str]:
-    """Names of the parameters above 1 MB that no axis splits, though `fsdp` should.
+    """Parameters above 1 MB that no axis splits, though `fsdp` should; of all layers one name.
 
     Args:
       params: a tree of arrays, or of ShapeDtypeStructs with shardings.
     """
-    return [
-        name
+    names = [
+        _kind(name)
         for name, leaf in trees.flatten(params).items()
         if leaf.sharding.mesh.shape["fsdp"] > 1
         and leaf.sharding.is_fully_replicated
         and math.prod(leaf.shape) * leaf.dtype.itemsize > LARGE
     ]
+    return list(dict.fromkeys(names))
+
+
+def _kind(name: str) -> str:
+    """The name that equal arrays of all layers share."""
+    return re.sub(r"(encoderblock|posembed)_\d+", r"\1_*", name)
 
 
 def layout(params) -> list[dict]:
@@ -172,8 +180,7 @@ def layout(params) -> list[dict]:
     """
     kinds: dict[tuple, list] = {}
     for name, leaf in trees.flatten(params).items():
-        kind = (re.sub(r"(encoderblock|posembed)_\d+", r"\1_*", name), leaf.shape)
-        kinds.setdefault(kind, []).append(leaf)
+        kinds.setdefault((_kind(name), leaf.shape), []).append(leaf)
     rows = []
     for (name, shape), leaves in kinds.items():
         spec = [leaves[0].sharding.spec[i : i + 1] for i in range(len(shape))]

@@ -84,6 +84,8 @@ class Run:
         )
         self.step, self.state = self._restore(fallback)
         self.log.open(self.step)
+        for name in sharding.left_whole(self.parts.like.params):
+            self.log.say(f"{name} is whole on each device: mesh.fsdp divides none of its axes")
         if self.state is None:
             self.state = self._birth(init_key)
         self.saved_step = self.step
