@@ -93,32 +93,31 @@ def test_pre_training_is_table_3(data, model, epochs, lr, decay, weight_decay, d
 
 SMALL = [0.001, 0.003, 0.01, 0.03]
 TABLE_4 = {
-    "imagenet2012": (20_000, [0.003, 0.01, 0.03, 0.06], 99, 500, "validation"),
-    "cifar100": (10_000, SMALL, 98, 500, "test"),
-    "cifar10": (10_000, SMALL, 98, 500, "test"),
-    "oxford_iiit_pet": (500, SMALL, 90, 100, "test"),
-    "oxford_flowers102": (500, SMALL, 90, 100, "test"),
+    "imagenet2012": (20_000, [0.003, 0.01, 0.03, 0.06], 0.01, 500, "validation"),
+    "cifar100": (10_000, SMALL, 0.02, 500, "test"),
+    "cifar10": (10_000, SMALL, 0.02, 500, "test"),
+    "oxford_iiit_pet": (500, SMALL, 0.1, 100, "test"),
+    "oxford_flowers102": (500, SMALL, 0.1, 100, "test"),
 }
 
 
 @pytest.mark.parametrize("dataset", TABLE_4)
 def test_fine_tuning_is_table_4(dataset):
-    steps, rates, percent, warmup, test = TABLE_4[dataset]
+    steps, rates, held_out, warmup, test = TABLE_4[dataset]
     assert f"transfer.py:dataset={dataset},grid" in ROWS
-    grid = checked(f"transfer.py:dataset={dataset},grid")
-    assert [stage.optimizer.lr for stage in grid.values()] == rates
-    final = checked(f"transfer.py:dataset={dataset},lr=0.01")[""]
-    assert (final.data.split, final.data.val_split, final.optimizer.lr) == ("train", test, 0.01)
-    for stage in grid.values():
-        assert stage.data.split == f"train[:{percent}%]"
-        assert stage.data.val_split == f"train[{percent}%:]"
-    for stage in [*grid.values(), final]:
-        rule = stage.optimizer
+    sweep = checked(f"transfer.py:dataset={dataset},grid")[""]
+    assert sweep.sweep.grid == (("optimizer.lr", tuple(rates)),)
+    assert (sweep.sweep.dev, sweep.sweep.seeds) == (held_out, 3)
+    single = checked(f"transfer.py:dataset={dataset},lr=0.01")[""]
+    assert single.optimizer.lr == 0.01
+    for config in (sweep, single):
+        rule = config.optimizer
+        assert (config.data.split, config.data.val_split) == ("train", test)
         assert (rule.name, rule.momentum, rule.schedule) == ("sgd", 0.9, "cosine")
         assert (rule.weight_decay, rule.clip_norm, rule.ema) == (0.0, 1.0, None)
-        assert (stage.steps, rule.warmup_steps) == (steps, warmup)
-        assert (stage.batch_size, stage.data.image_size) == (512, 384)
-        assert (stage.init.path, stage.init.new_head) == ("imagenet21k/ViT-B_16", True)
+        assert (config.steps, rule.warmup_steps) == (steps, warmup)
+        assert (config.batch_size, config.data.image_size) == (512, 384)
+        assert (config.init.path, config.init.new_head) == ("imagenet21k/ViT-B_16", True)
 
 
 ADAPTED = {"optimizer.decay_factors": ((".*kernel", 1.0), (".*", 0.0))}
@@ -130,10 +129,26 @@ NUMBERS = {  # Recipes beside the paper's tables: what must hold in which stage.
     "transfer.py:dataset=imagenet2012,model=vit_l16,polyak": {
         "": {"data.image_size": 512, "optimizer.ema": 0.9999}
     },
-    "transfer.py:dataset=cifar10,model=vit_h14,grid": {"lr_0_03": {"data.image_size": 378}},
+    "transfer.py:dataset=cifar10,model=vit_h14,grid": {
+        "": {"data.image_size": 378, "sweep.seeds": 3}
+    },
     "transfer.py:dataset=cifar10,steps=500": {"": {"steps": 500, "optimizer.warmup_steps": 50}},
     "vtab.py:task=dtd": {
-        "": {"steps": 2500, "optimizer.lr": 0.01, "data.split": "train[:800]+validation[:200]"}
+        "": {
+            "steps": 2500,
+            "optimizer.lr": 0.01,
+            "data.source": "vtab",
+            "data.split": "train800val200",
+            "data.val_split": "test",
+            "data.crop": "random",
+            "data.flip": True,
+        }
+    },
+    "vtab.py:task=dtd,dev": {"": {"data.split": "train800", "data.val_split": "val200"}},
+    "vtab.py:task=all": {
+        "dsprites_loc": {"data.crop": "resize", "data.flip": False},
+        "smallnorb_azim": {"data.crop": "random", "data.flip": False},
+        "kitti_dist": {"data.crop": "resize", "data.flip": True, "data.dataset": "kitti_dist"},
     },
     "table7.py:model=bit_r50x1,optimizer=sgd": {
         "": {"optimizer.lr": 0.48, "optimizer.warmup_steps": 5000, "optimizer.weight_decay": 1e-3}
@@ -267,6 +282,7 @@ WRONG = {
     "transfer.py:model=vit_s16": "model is 'vit_s16'; give init=WHERE, or one of vit_b16",
     "augreg.py:aug=heavy": "aug is 'heavy'; choose from none, light1, light2, medium1",
     "positions.py:kind=none,at=layers": "at is 'layers'; none has stem.",
+    "vtab.py:task=clevr": "task is 'clevr'; choose from caltech101, cifar100, dtd, flowers",
     "bit_hyperrule.py:dataset=svhn": "dataset is 'svhn'; give regime, or cifar10, cifar100",
 }
 

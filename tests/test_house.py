@@ -9,13 +9,13 @@ ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = ROOT / "vit_jax"
 FLOORS = [  # A room may import from floors above it in this list, never from below.
     {"errors", "losses", "trees", "grids", "interrupts", "files", "peers"},
-    {"schema", "hosts", "launchers", "accelerators", "plan_flags"},
+    {"schema", "hosts", "launchers", "accelerators"},
     {"checks"},
     {"config"},
     {"models", "transplant", "data", "sharding", "optimizer", "checkpoint", "metrics", "workdir"},
     {"tasks", "interop", "flops", "train_step", "collectives"},
     {"assemble", "load", "evaluators", "memory"},
-    {"stage", "profiler", "timing", "contestants", "setting"},
+    {"stage", "trials", "profiler", "timing", "contestants", "setting"},
     {"feed", "summary"},
     {"train", "evaluate", "predict", "inspect", "convert", "models_table", "tables", "prepare"}
     | {"benchmark"},
@@ -42,7 +42,7 @@ DOORS = {  # A third party -> the rooms that may know it.
     "tensorboardX": {"metrics"},
     "matplotlib": {"tables"},
     "absl": set(),
-    "argparse": {"flags", "plan_flags"},
+    "argparse": {"flags"},
     "safetensors": {"interop"},
     "ml_dtypes": {"interop"},
     "huggingface_hub": {"interop"},

@@ -15,6 +15,7 @@ from vit_jax.train_step import abstract_state, create_state, make_train_step
 
 BATCH, STEPS = 16, 50
 MESHES = [(1, 1, 1), (8, 1, 1), (1, 8, 1), (2, 2, 2)]
+SCHEDULE = make_schedule(1e-3, total_steps=STEPS)
 SHAPE = {"num_layers": 2, "hidden_size": 32, "mlp_size": 64, "num_heads": 4, "patch": 4}
 
 
@@ -36,11 +37,11 @@ def step_on(sizes, model):
     """The mesh, the state's shapes and the jitted step."""
     num_devices = int(np.prod(sizes))
     mesh = sharding.make_mesh(*sizes, devices=jax.devices()[:num_devices])
-    schedule = make_schedule(1e-3, total_steps=STEPS)
-    tx = make_optimizer(schedule, name="adamw", weight_decay=0.1)
+    make_tx = functools.partial(make_optimizer, name="adamw", weight_decay=0.1)
+    tx = make_tx(SCHEDULE)
     like = abstract_state(make_init(model), tx, mesh)
     loss = classification.make_loss(model)
-    step = make_train_step(loss, tx, schedule, like, sharding.batch_sharding(mesh))
+    step = make_train_step(loss, make_tx, like, sharding.batch_sharding(mesh))
     birth = functools.partial(create_state, make_init(model), tx, like)
     return mesh, like, birth, step
 
@@ -50,9 +51,9 @@ def losses_on(sizes, **options) -> np.ndarray:
     mesh, _, birth, step = step_on(sizes, small(**options))
     state, losses = birth(jax.random.key(0)), []
     with jax.set_mesh(mesh):
-        for _, batch in zip(range(STEPS), batches()):
+        for i, batch in zip(range(STEPS), batches()):
             batch = jax.device_put(batch, sharding.batch_sharding(mesh))
-            state, metrics = step(state, batch, jax.random.key(1))
+            state, metrics = step(state, batch, jax.random.key(1), {"lr": SCHEDULE(i)})
             losses.append(metrics["loss"])
     return np.array(losses)
 
@@ -87,7 +88,7 @@ def moved(sizes, kind: str, **options) -> list[tuple[int, ...]]:
     )
     key = jax.eval_shape(lambda: jax.random.key(0))
     with jax.set_mesh(mesh):
-        text = step.lower(like, batch, key).compile().as_text()
+        text = step.lower(like, batch, key, {"lr": 1e-3}).compile().as_text()
     found = []
     for result in re.findall(rf"= (.+?) {kind}(?:-start)?\(", text):
         shapes = re.findall(r"\w+\[([\d,]*)\]", result)

@@ -1,5 +1,7 @@
 """One step by hand, steps that go wrong, and the same losses on any mesh."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,10 +32,18 @@ def toy(loss=toy_loss, mesh=None, **options):
     """A state and its step under a linear schedule from 0.1 to 0 in 10 steps."""
     mesh = mesh or sharding.make_mesh()
     schedule = make_schedule(0.1, total_steps=10, schedule="linear")
-    tx = make_optimizer(schedule, **{"name": "sgd", "weight_decay": 0.2} | options)
+    options = {"name": "sgd", "weight_decay": 0.2} | options
+    make_tx = functools.partial(make_optimizer, **options)
+    tx = make_tx(schedule)
     like = abstract_state(toy_init, tx, mesh)
     state = create_state(toy_init, tx, like, jax.random.key(0))
-    return state, make_train_step(loss, tx, schedule, like, sharding.batch_sharding(mesh))
+    step = make_train_step(loss, make_tx, like, sharding.batch_sharding(mesh))
+
+    def on_schedule(state, *rest):
+        return step(state, *rest, {"lr": schedule(state.step)})
+
+    on_schedule.program = step
+    return state, on_schedule
 
 
 def to_numpy(tree):
@@ -112,7 +122,7 @@ def test_the_state_is_donated_and_the_step_is_compiled_once():
     for _ in range(3):
         given, (state, _) = state, step(state, {"x": X, "y": Y}, jax.random.key(0))
         assert all(leaf.is_deleted() for leaf in jax.tree.leaves((given.params, given.opt_state)))
-    assert step._cache_size() == 1
+    assert step.program._cache_size() == 1, "another rate is no other program"
 
 
 # A tiny ViT, with everything on that draws random numbers.

@@ -1,5 +1,7 @@
 """Accumulation, averaged weights, SAM and GSAM, each against the same thing done by hand."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,7 @@ from vit_jax import create_model, sharding, trees
 from vit_jax.models import make_init
 from vit_jax.optimizer import make_optimizer, make_schedule
 from vit_jax.tasks import classification
-from vit_jax.train_step import Sam, abstract_state, create_state, make_train_step
+from vit_jax.train_step import abstract_state, create_state, make_train_step
 
 STEPS, RATE, MOMENTUM = 100, 0.02, 0.9
 RANDOM = np.random.default_rng(0)
@@ -33,11 +35,12 @@ def toy_loss(params, batch, key):
     return jnp.mean((found - batch["y"]) ** 2 + 0.1 * found**4), {}
 
 
-def trace(**options):
-    """States after each of 100 steps of SGD with momentum."""
+def trace(rho=None, **options):
+    """States after each of 100 steps of SGD with momentum; with `rho(step)`, of SAM."""
     mesh = sharding.make_mesh()
     schedule = make_schedule(RATE, total_steps=STEPS, schedule="linear")
-    tx = make_optimizer(schedule, name="sgd", momentum=MOMENTUM, clip_norm=None)
+    make_tx = functools.partial(make_optimizer, name="sgd", momentum=MOMENTUM, clip_norm=None)
+    tx = make_tx(schedule)
 
     def init(key):
         del key
@@ -46,9 +49,10 @@ def trace(**options):
     like = abstract_state(init, tx, mesh, has_ema="ema" in options)
     state = create_state(init, tx, like, jax.random.key(0))
     batches = sharding.batch_sharding(mesh)
-    step = make_train_step(toy_loss, tx, schedule, like, batches, **options)
-    for _ in range(STEPS):
-        state, metrics = step(state, {"x": X, "y": Y}, jax.random.key(0))
+    step = make_train_step(toy_loss, make_tx, like, batches, **options)
+    for i in range(STEPS):
+        rates = {"lr": schedule(i)} | ({"rho": rho(i)} if rho else {})
+        state, metrics = step(state, {"x": X, "y": Y}, jax.random.key(0), rates)
         yield jax.tree.map(np.array, state), metrics
 
 
@@ -73,8 +77,8 @@ def worst_gradient(w, rho, alpha=0.0):
 def test_sam_follows_its_equations(alpha):
     expected = momentum_by_hand(lambda w, t: worst_gradient(w, 0.1, alpha))
     before = W
-    sam = Sam(lambda step: 0.1, alpha)
-    for (state, metrics), w in zip(trace(sam=sam), expected, strict=True):
+    found = trace(lambda step: 0.1, gsam_alpha=alpha)
+    for (state, metrics), w in zip(found, expected, strict=True):
         np.testing.assert_allclose(state.params["w"], w, rtol=1e-4, atol=1e-5)
         # The loss told is that of the parameters, not of the worst ones near them.
         np.testing.assert_allclose(metrics["loss"], loss_of(before), rtol=1e-3)
@@ -86,7 +90,7 @@ def test_the_radius_of_sam_may_follow_the_step():
         return 0.2 - 0.001 * step
 
     expected = momentum_by_hand(lambda w, t: worst_gradient(w, radius(t)))
-    for (state, _), w in zip(trace(sam=Sam(radius)), expected, strict=True):
+    for (state, _), w in zip(trace(radius), expected, strict=True):
         np.testing.assert_allclose(state.params["w"], w, rtol=1e-4, atol=1e-5)
 
 
@@ -118,16 +122,17 @@ def test_a_vit_accumulates_to_the_gradient_of_the_whole_batch_on_any_mesh(sizes)
     images = np.random.default_rng(1).uniform(-1, 1, (32, 8, 8, 3)).astype(np.float32)
     batch = {"image": images, "label": np.arange(32) % 4, "mask": np.ones(32, np.float32)}
     schedule = make_schedule(0.1, total_steps=4)
-    tx = make_optimizer(schedule, name="sgd", clip_norm=None)
+    make_tx = functools.partial(make_optimizer, name="sgd", clip_norm=None)
+    tx = make_tx(schedule)
     moved = {}
     for accumulate, mesh in ((1, sharding.make_mesh(1, 1, devices=jax.devices()[:1])), (4, None)):
         mesh = mesh or sharding.make_mesh(*sizes)
         like = abstract_state(make_init(model), tx, mesh)
         state = create_state(make_init(model), tx, like, jax.random.key(0))
         loss, batches = classification.make_loss(model), sharding.batch_sharding(mesh)
-        step = make_train_step(loss, tx, schedule, like, batches, accumulate=accumulate)
-        for _ in range(2):
-            state, metrics = step(state, batch, jax.random.key(0))
+        step = make_train_step(loss, make_tx, like, batches, accumulate=accumulate)
+        for i in range(2):
+            state, metrics = step(state, batch, jax.random.key(0), {"lr": schedule(i)})
         moved[accumulate] = trees.flatten(jax.tree.map(np.array, state.params)), metrics
     (whole, expected), (parts, told) = moved[1], moved[4]
     for name in whole:
@@ -138,8 +143,8 @@ def test_a_vit_accumulates_to_the_gradient_of_the_whole_batch_on_any_mesh(sizes)
 
 def test_a_step_of_no_number_leaves_the_average_as_it_was():
     mesh = sharding.make_mesh(1, 1, devices=jax.devices()[:1])
-    schedule = make_schedule(RATE, total_steps=STEPS)
-    tx = make_optimizer(schedule, name="sgd")
+    make_tx = functools.partial(make_optimizer, name="sgd")
+    tx = make_tx(make_schedule(RATE, total_steps=STEPS))
 
     def init(key):
         del key
@@ -147,7 +152,7 @@ def test_a_step_of_no_number_leaves_the_average_as_it_was():
 
     like = abstract_state(init, tx, mesh, has_ema=True)
     state = create_state(init, tx, like, jax.random.key(0))
-    step = make_train_step(toy_loss, tx, schedule, like, sharding.batch_sharding(mesh), ema=0.5)
+    step = make_train_step(toy_loss, make_tx, like, sharding.batch_sharding(mesh), ema=0.5)
     before = np.array(state.ema["w"])
-    state, _ = step(state, {"x": X, "y": np.full_like(Y, np.nan)}, jax.random.key(0))
+    state, _ = step(state, {"x": X, "y": np.full_like(Y, np.nan)}, jax.random.key(0), {"lr": RATE})
     assert np.array(state.ema["w"]).tobytes() == before.tobytes()

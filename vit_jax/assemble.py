@@ -1,12 +1,14 @@
 """Config -> mesh, model, shardings, jitted steps."""
 
 import dataclasses
+import functools
 import inspect
 import os
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
 
@@ -15,12 +17,19 @@ from vit_jax.data import augment, mixing
 from vit_jax.data.preprocess import TrainRecipe
 from vit_jax.models import ViT, make_init
 from vit_jax.schema import Config, Data, Optimizer, Task
-from vit_jax.train_step import (
-    Sam,
-    TrainState,
-    abstract_state,
-    create_state,
-    make_train_step,
+from vit_jax.train_step import TrainState, abstract_state, make_birth, make_train_step
+
+# Fields of config.optimizer that are arguments of a step, not part of its program.
+RATES = (
+    "lr",
+    "schedule",
+    "warmup_steps",
+    "end_lr",
+    "timescale",
+    "cooldown_steps",
+    "stair_at",
+    "sam_rho",
+    "sam_rho_min",
 )
 
 
@@ -75,50 +84,73 @@ def train_recipe(data: Data, size: tuple[int, int]) -> TrainRecipe:
 
 
 @dataclasses.dataclass(frozen=True)
-class Assembly:
-    """The moving parts of one run."""
+class Programs:
+    """What is traced and compiled; runs that differ in rates, length or seed share it."""
 
     batch_sharding: NamedSharding
     like: TrainState  # Shapes, dtypes and places.
     birth: Callable  # (key, params or None) -> TrainState
-    train_step: Callable  # (state, batch, key, teacher's parameters) -> (state, metrics)
+    train_step: Callable  # (state, batch, key, rates, teacher's parameters) -> (state, metrics)
     score: Callable
 
 
-def assemble(
-    config: Config, model: ViT, mesh: Mesh, total_steps: int, teacher: ViT | None = None
-) -> Assembly:
+def assemble(config: Config, model: ViT, mesh: Mesh, teacher: ViT | None = None) -> Programs:
     """Everything that a training run calls, built but not yet compiled."""
-    rule, batches = config.optimizer, sharding.batch_sharding(mesh)
+    rule = dataclasses.replace(config.optimizer, **dict.fromkeys(RATES))
+    data = {"mixup": config.data.mixup, "cutmix": config.data.cutmix}
+    return _programs(rule, config.task, config.accumulate, model, mesh, teacher, **data)
+
+
+@functools.lru_cache(maxsize=1)
+def _programs(
+    rule: Optimizer, task: Task, accumulate: int, model: ViT, mesh: Mesh, teacher, mixup, cutmix
+) -> Programs:
+    batches = sharding.batch_sharding(mesh)
+    make_tx = functools.partial(optimizer.make_optimizer, **_fields(rule, optimizer.make_optimizer))
+    init, tx = make_init(model), make_tx(optax.constant_schedule(0.0))
+    like = abstract_state(init, tx, mesh, has_ema=rule.ema is not None)
+    step = make_train_step(
+        tasks.make_loss(task, model),
+        make_tx,
+        like,
+        batches,
+        accumulate=accumulate,
+        ema=rule.ema,
+        gsam_alpha=rule.gsam_alpha,
+    )
+    mix = mixing.make_mixer(mixup, cutmix, model.num_classes)
+    prepare = _make_prepare(mix, teacher, batches)
+    return Programs(
+        batch_sharding=batches,
+        like=like,
+        birth=make_birth(init, tx, like),
+        train_step=_on(
+            mesh,
+            lambda state, batch, key, rates, taught=None: step(
+                state, prepare(batch, key, state.step, taught), key, rates
+            ),
+        ),
+        score=_on(mesh, make_score(model, mesh, task)),
+    )
+
+
+def make_rates(rule: Optimizer, total_steps: int) -> Callable[[int], dict[str, np.float32]]:
+    """Returns `rates(step)`: `lr`, and SAM's radius `rho` where there is one.
+
+    The radius falls with the learning rate from `sam_rho` to `sam_rho_min`
+    (arXiv:2203.08065, section 4.2).
+    """
     schedule = optimizer.make_schedule(
         rule.lr, total_steps=total_steps, **_fields(rule, optimizer.make_schedule)
     )
-    tx = optimizer.make_optimizer(schedule, **_fields(rule, optimizer.make_optimizer))
-    init = make_init(model)
-    like = abstract_state(init, tx, mesh, has_ema=rule.ema is not None)
-    step = make_train_step(
-        tasks.make_loss(config.task, model),
-        tx,
-        schedule,
-        like,
-        batches,
-        accumulate=config.accumulate,
-        ema=rule.ema,
-        sam=_sam(rule, schedule),
-    )
-    prepare = _make_prepare(config.data, model, teacher, batches)
-    return Assembly(
-        batch_sharding=batches,
-        like=like,
-        birth=lambda key, params=None: create_state(init, tx, like, key, params),
-        train_step=_on(
-            mesh,
-            lambda state, batch, key, taught=None: step(
-                state, prepare(batch, key, state.step, taught), key
-            ),
-        ),
-        score=_on(mesh, make_score(model, mesh, config.task)),
-    )
+    steps = jnp.arange(total_steps)
+    tables = {"lr": np.asarray(jax.jit(jax.vmap(schedule))(steps), np.float32)}
+    if rule.sam_rho is not None:
+        smallest = rule.sam_rho if rule.sam_rho_min is None else rule.sam_rho_min
+        span = rule.lr - rule.end_lr
+        share = np.maximum((tables["lr"] - rule.end_lr) / span, 0.0) if span else 1.0
+        tables["rho"] = np.float32(smallest + (rule.sam_rho - smallest) * share)
+    return lambda step: {name: table[step] for name, table in tables.items()}
 
 
 def _on(mesh: Mesh, function: Callable) -> Callable:
@@ -141,27 +173,11 @@ def _fields(section, function: Callable) -> dict:
     }
 
 
-def _sam(rule: Optimizer, schedule: optax.Schedule) -> Sam | None:
-    """Its radius falls with the learning rate (arXiv:2203.08065, section 4.2)."""
-    largest, smallest = rule.sam_rho, rule.sam_rho_min
-    if largest is None:
-        return None
-    if smallest is None:
-        return Sam(lambda _: largest, rule.gsam_alpha)
-
-    def radius(step: jax.Array) -> jax.Array:
-        share = (schedule(step) - rule.end_lr) / (rule.lr - rule.end_lr)
-        return smallest + (largest - smallest) * jnp.maximum(share, 0.0)
-
-    return Sam(radius, rule.gsam_alpha)
-
-
-def _make_prepare(data: Data, model: ViT, teacher: ViT | None, batches: NamedSharding) -> Callable:
+def _make_prepare(mix: Callable | None, teacher: ViT | None, batches: NamedSharding) -> Callable:
     """Returns `prepare(batch, key, step, taught) -> batch`, on the devices.
 
     It mixes images, and asks a teacher, whose parameters are `taught`, about the mixed ones.
     """
-    mix = mixing.make_mixer(data.mixup, data.cutmix, model.num_classes)
     if mix is None and teacher is None:
         return lambda batch, *_: batch
 

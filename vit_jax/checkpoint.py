@@ -112,7 +112,7 @@ class BestWeights:
 
     def offer(self, step: int, params, means: dict, meta: dict) -> None:
         """Keeps the weights of a step if they are better than all before."""
-        if not self.means or _score(means) > _score(self.means):
+        if not self.means or score(means) > score(self.means):
             self.step, self.means = step, means
             self._checkpoints.save(step, {"params": params}, data={}, meta=meta | {"means": means})
 
@@ -125,7 +125,8 @@ class BestWeights:
         self._checkpoints.close()
 
 
-def _score(means: dict) -> float:
+def score(means: dict) -> float:
+    """By which a run is judged: top1, or less loss."""
     return means.get("top1", -means["loss"])
 
 

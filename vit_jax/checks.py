@@ -16,6 +16,7 @@ WORDS = {
     float: "a number",
     bool: "True or False",
     str: "a string",
+    tuple: "a tuple",
     type(None): "None",
 }
 
@@ -62,8 +63,17 @@ def _rules(config: Config) -> Iterator[tuple[bool, str]]:
         f"accumulate is {config.accumulate}; it must divide batch_size, {config.batch_size}",
     )
     yield (
-        config.select == "last" or bool(config.data.val_split and config.eval_every),
+        config.select == "last"
+        or bool((config.data.val_split or config.data.dev) and config.eval_every),
         "select is 'best'; that needs data.val_split and eval_every",
+    )
+    yield (
+        not (config.sweep.grid or config.sweep.seeds > 1) or bool(config.data.val_split),
+        "sweep needs data.val_split, on which its last runs are scored",
+    )
+    yield (
+        not (config.sweep.grid and config.data.dev),
+        "sweep.grid holds out examples itself: leave data.dev to it, and set sweep.dev",
     )
     sizes = (mesh.data, mesh.fsdp, mesh.tensor)
     yield (
@@ -178,6 +188,8 @@ def _as_kind(value, kind):
             return _MISFIT
         fitting = tuple(map(_as_kind, value, items))
         return _MISFIT if _MISFIT in fitting else fitting
+    if kind is tuple and type(value) is list:
+        return tuple(value)
     if kind is float and type(value) is int and abs(value) < 10**300:
         return float(value)
     return value if type(value) is kind else _MISFIT

@@ -271,6 +271,26 @@ def _update(config: config_dict.ConfigDict, values: dict, where: str) -> None:
             raise ConfigError(f"{where}.{name} is {value!r}; it must be {wanted}.") from error
 
 
+def replaced(config: Config, values: dict[str, object], where: str) -> Config:
+    """A checked config with other values of some dotted fields.
+
+    Raises ConfigError, beginning with `where`, for a field or a value that cannot be.
+    """
+    changed = to_config_dict({"": config})
+    try:
+        for key, value in values.items():
+            *sections, last = key.split(".")
+            nested = {last: value}
+            if last in DURATIONS:  # One length takes the place of another.
+                nested = dict.fromkeys(DURATIONS) | nested
+            for section in reversed(sections):
+                nested = {section: nested}
+            _update(changed, nested, "config")
+        return check(changed)[""]
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
 def differing_fields(old: dict, new: dict, prefix: str = "") -> list[str]:
     """Dotted names of the fields in which two `to_dict` results differ."""
     names = []

@@ -16,6 +16,10 @@ class ConfigError(VitJaxError, ValueError):
     exit_code = 2
 
 
+class InUseError(ConfigError):
+    """A workdir that another process writes to."""
+
+
 class DataError(VitJaxError):
     """Missing or empty folder, unknown class, unreadable image, label out of range."""
 

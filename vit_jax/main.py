@@ -38,7 +38,8 @@ def run_train(args, file: str | None, overrides: dict[str, str]) -> int:
 
     assemble.keep_compiled_programs()
     profile = args.profile and Window(args.profile[0], sum(args.profile) - 1)
-    line = sweep.run(stages, folder, fallback=args.fallback, profile=profile)
+    shard = args.shard and sweep.Shard(*args.shard)
+    line = sweep.run(stages, folder, fallback=args.fallback, profile=profile, shard=shard)
     if hosts.is_first():
         print(line, flush=True)
     hosts.finish()

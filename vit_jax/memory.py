@@ -23,7 +23,7 @@ import optax
 from vit_jax import optimizer, sharding, tasks, trees
 from vit_jax.models import ViT, make_init
 from vit_jax.schema import Config, Optimizer
-from vit_jax.train_step import Sam, TrainState, make_train_step
+from vit_jax.train_step import TrainState, make_train_step
 
 # Arrays B T D, B T M and B h T T that XLA holds at once at the worst moment of a layer's backward
 # pass, beyond what all layers have kept. Fitted by non-negative least squares to modules that
@@ -117,7 +117,8 @@ def estimate(config: Config, model, like: TrainState, *, widened: bool = False) 
 def state_shapes(config: Config, model) -> TrainState:
     """ShapeDtypeStructs of a state, without places; of many layers, one is traced."""
     params = _param_shapes(model)
-    opt_state = jax.eval_shape(_make_optimizer(config.optimizer).init, params)
+    tx = _maker(config.optimizer)(optax.constant_schedule(config.optimizer.lr))
+    opt_state = jax.eval_shape(tx.init, params)
     step = jax.ShapeDtypeStruct((), jnp.int32)
     return TrainState(step, params, opt_state, None if config.optimizer.ema is None else params)
 
@@ -139,11 +140,10 @@ def _param_shapes(model) -> dict:
     return params | {"Transformer": params["Transformer"] | layers}
 
 
-def _make_optimizer(rule: Optimizer) -> optax.GradientTransformation:
-    """Its schedule takes no memory, and is left out."""
+def _maker(rule: Optimizer) -> Callable[[optax.Schedule], optax.GradientTransformation]:
     options = inspect.getfullargspec(optimizer.make_optimizer).kwonlyargs
     fields = {name: getattr(rule, name) for name in options}
-    return optimizer.make_optimizer(optax.constant_schedule(rule.lr), **fields)
+    return functools.partial(optimizer.make_optimizer, **fields)
 
 
 def abstract_batch(config: Config, model, num_examples: int, place=None) -> dict:
@@ -287,18 +287,18 @@ def compile_step(config: Config, model, devices) -> Compiled:
     like, place = place_state(state_shapes(config, model), mesh), sharding.batch_sharding(mesh)
     step = make_train_step(
         tasks.make_loss(config.task, model),
-        _make_optimizer(rule),
-        optax.constant_schedule(rule.lr),
+        _maker(rule),
         like,
         place,
         accumulate=config.accumulate,
         ema=rule.ema,
-        sam=rule.sam_rho and Sam(lambda _: rule.sam_rho, rule.gsam_alpha),
+        gsam_alpha=rule.gsam_alpha,
     )
+    rates = {"lr": rule.lr} | ({"rho": rule.sam_rho} if rule.sam_rho is not None else {})
     batch = abstract_batch(config, model, config.batch_size, place)
     start = time.perf_counter()
     with jax.set_mesh(mesh):
-        lowered = step.lower(like, batch, jax.random.key(0))
+        lowered = step.lower(like, batch, jax.random.key(0), rates)
     program = lowered.compile(compiler_options=QUICK)
     found = program.memory_analysis()
     held = found.argument_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes

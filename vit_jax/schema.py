@@ -74,8 +74,9 @@ class Data:
 
     source: str = field(
         "fake",
-        "Kind of source; 'prepared' is a folder that the verb `prepare` wrote.",
-        choices=("mnist5k", "digits", "folder", "prepared", "tfds", "fake"),
+        "Kind of source; 'prepared' is a folder that the verb `prepare` wrote, 'vtab' a task of "
+        "VTAB-1k (Table 9), whose name is `dataset`.",
+        choices=("mnist5k", "digits", "folder", "prepared", "tfds", "vtab", "fake"),
     )
     dir: str = field("", "The image folder, the prepared folder, or TFDS's data folder.")
     dataset: str = field("", "TFDS name, such as cifar10 or my_set:1.0.0.")
@@ -84,6 +85,13 @@ class Data:
     )
     split: str = field("train", "Split trained on.")
     val_split: str = field("val", "Split evaluated while training; '' for none.")
+    dev: float | None = field(
+        None,
+        "Share of the training examples that takes the place of `val_split`, and is not trained "
+        "on (Table 4); None for none.",
+        above=0,
+        most=0.9,
+    )
     val_fraction: float = field(
         0.1, "Share kept for `val` where the source has no such split.", least=0, most=0.9
     )
@@ -264,6 +272,27 @@ class Init:
 
 
 @dataclasses.dataclass(frozen=True)
+class Sweep:
+    """config.sweep: several runs in place of one, as Tables 2 and 4 report them."""
+
+    grid: tuple[tuple[str, tuple], ...] = field(
+        (),
+        "Fields and the values tried, in all combinations: (('optimizer.lr', (0.003, 0.01)),).",
+    )
+    dev: float = field(
+        0.1,
+        "Share of the training examples that judges the grid, and is not trained on there.",
+        above=0,
+        most=0.9,
+    )
+    seeds: int = field(
+        1,
+        "Runs on all training examples with the best of the grid: of seeds seed, seed + 1, ...",
+        least=1,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     """One run: a whole config, or one stage of it."""
 
@@ -295,3 +324,4 @@ class Config:
     optimizer: Optimizer = Optimizer()
     mesh: Mesh = Mesh()
     init: Init = Init()
+    sweep: Sweep = Sweep()

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import jax
 
 from vit_jax import assemble, checkpoint, load, tasks, transplant
-from vit_jax.data.sources import open_split, open_training, relabelled
+from vit_jax.data.sources import open_both, relabelled
 from vit_jax.errors import ConfigError, DataError
 from vit_jax.interop import facts
 from vit_jax.models import ViT, build, param_shapes
@@ -76,7 +76,9 @@ def prepare(name: str, config: Config, folder: pathlib.Path, earlier: Mapping[st
     """
     mesh = assemble.build_mesh(config)
     tasks.build_model(config, num_classes=1)  # Before data is read.
-    train_source, val_source = _open_data(config)
+    alike = (each for each in earlier.values() if each.config.data == config.data)
+    same = next(alike, None)  # Its data is open.
+    train_source, val_source = (same.train_source, same.val_source) if same else _open_data(config)
     model = tasks.build_model(config, num_classes=len(train_source.classes))
     checkpoints = folder / checkpoint.FOLDER
     if checkpoints.exists() and not checkpoints.is_dir():
@@ -109,9 +111,9 @@ def prepare(name: str, config: Config, folder: pathlib.Path, earlier: Mapping[st
 def _open_data(config: Config) -> tuple:
     """The records trained on, and those of `val` or None; raises DataError if they do not fit."""
     data = config.data
-    train_source = open_training(data)
-    val_source = open_split(data, data.val_split) if data.val_split else None
-    for source, split in ((train_source, data.split), (val_source, data.val_split)):
+    train_source, val_source = open_both(data)
+    val_split = data.val_split if data.dev is None else "dev"
+    for source, split in ((train_source, data.split), (val_source, val_split)):
         if source is not None and not len(source):
             raise DataError(f"split {split!r} of data.source={data.source} is empty.")
     if val_source is not None and val_source.classes != train_source.classes:

@@ -89,14 +89,15 @@ def _training(config: Config) -> tuple[Callable[[], jax.Array], int]:
     """The train step of `train`, again and again on one batch; and the number of parameters."""
     mesh = assemble.build_mesh(config)
     model = tasks.build_model(config, config.data.num_classes)
-    parts = assemble.assemble(config, model, mesh, config.steps)
+    parts = assemble.assemble(config, model, mesh)
+    rates = assemble.make_rates(config.optimizer, config.steps)(0)
     birth_key, batch_key, key = jax.random.split(jax.random.key(config.seed), 3)
     state = parts.birth(birth_key)
     batch = _random_batch(config, parts.batch_sharding, batch_key)
 
     def step() -> jax.Array:
         nonlocal state
-        state, scalars = parts.train_step(state, batch, key)
+        state, scalars = parts.train_step(state, batch, key, rates)
         return scalars["loss"]  # Of the same program as the state: ready when that is.
 
     return step, trees.count(parts.like.params)

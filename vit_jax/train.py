@@ -67,9 +67,9 @@ class Run:
             config,
             stage.model,
             stage.mesh,
-            stage.total_steps,
             stage.teacher and stage.teacher.model,
         )
+        self.rates = assemble.make_rates(config.optimizer, stage.total_steps)
         self.checkpoints = checkpoint.Checkpoints(
             stage.folder / checkpoint.FOLDER, config.keep_last, config.keep_every
         )
@@ -140,8 +140,9 @@ class Run:
                 self._begin_trace()
                 told = hosts.tell(self.interrupts.received or 0, batch["bad"].sum())
                 with self.profiler.step(self.step + 1):
+                    placed, rates = self.feed.to_devices(batch), self.rates(self.step)
                     self.state, scalars = self.parts.train_step(
-                        self.state, self.feed.to_devices(batch), self.noise_key, self.teacher
+                        self.state, placed, self.noise_key, rates, self.teacher
                     )
                 self.step += 1
                 self.pending.append((self.step, scalars, batch["id"], told))

@@ -1,6 +1,5 @@
 """`TrainState`, its sharded birth, and the jitted step."""
 
-import dataclasses
 from collections.abc import Callable
 
 import flax.struct
@@ -26,14 +25,6 @@ class TrainState:
         return self.params if self.ema is None else self.ema
 
 
-@dataclasses.dataclass(frozen=True)
-class Sam:
-    """Radius and weight of SAM (arXiv:2010.01412) and GSAM (arXiv:2203.08065)."""
-
-    radius: Callable[[jax.Array], jax.Array]  # Of a step.
-    alpha: float = 0.0
-
-
 def abstract_state(
     init: Callable, tx: optax.GradientTransformation, mesh, *, has_ema: bool = False
 ) -> TrainState:
@@ -52,20 +43,28 @@ def abstract_state(
 
 
 def create_state(init: Callable, tx, like: TrainState, key: jax.Array, params=None) -> TrainState:
-    """The state at step 0, each array born where `like` wants it.
+    """The state at step 0: `make_birth` for one time."""
+    return make_birth(init, tx, like)(key, params)
+
+
+def make_birth(init: Callable, tx, like: TrainState) -> Callable:
+    """Returns `birth(key, params=None)`, the state at step 0, each array born where `like` has it.
 
     With `params`, those take the place of what `init` draws, and their memory.
     """
     shardings = jax.tree.map(lambda leaf: leaf.sharding, like)
     has_ema = like.ema is not None
-    if params is None:
-        born = jax.jit(lambda key: _state(init(key), tx, has_ema), out_shardings=shardings)
-        return born(key)
-    params = jax.tree.map(jax.device_put, params, shardings.params)
+    born = jax.jit(lambda key: _state(init(key), tx, has_ema), out_shardings=shardings)
     start = jax.jit(
         lambda given: _state(given, tx, has_ema), out_shardings=shardings, donate_argnums=0
     )
-    return start(params)
+
+    def birth(key: jax.Array, params=None) -> TrainState:
+        if params is None:
+            return born(key)
+        return start(jax.tree.map(jax.device_put, params, shardings.params))
+
+    return birth
 
 
 def _state(params, tx, has_ema: bool) -> TrainState:
@@ -134,23 +133,25 @@ def make_sharp_gradient(gradient: Callable, radius: jax.Array, alpha: float) -> 
 
 def make_train_step(
     loss_fn: Callable,
-    tx,
-    schedule,
+    make_tx: Callable[[optax.Schedule], optax.GradientTransformation],
     like: TrainState,
     batch_sharding,
     *,
     accumulate: int = 1,
     ema: float | None = None,
-    sam: Sam | None = None,
+    gsam_alpha: float = 0.0,
 ) -> Callable:
-    """Returns `step(state, batch, key) -> (state, metrics)`, jitted, with the state donated.
+    """Returns `step(state, batch, key, rates) -> (state, metrics)`, jitted; state is donated.
 
     Args:
       loss_fn: (params, batch, key) -> (loss, metrics), all scalars.
       key: the same at every step; dropout gets `fold_in(key, step)`, so that a resumed
         run replays the same noise.
+      rates: scalars `lr`, the learning rate, and for SAM (arXiv:2010.01412) its radius `rho`. As
+        they are arguments, runs that differ in rates or length share one program.
       accumulate: micro-batches a step.
       ema: decay of the averaged parameters in `state.ema`.
+      gsam_alpha: of GSAM (arXiv:2203.08065); 0 is SAM.
 
     A step whose loss or gradients are not finite leaves parameters and optimiser as they were,
     so that no checkpoint ever holds such a number.
@@ -158,11 +159,14 @@ def make_train_step(
     shardings = jax.tree.map(lambda leaf: leaf.sharding, like)
     gradient = make_gradient(loss_fn, accumulate, batch_sharding)
 
-    def train_step(state: TrainState, batch: dict, key: jax.Array):
+    def train_step(state: TrainState, batch: dict, key: jax.Array, rates: dict):
         key = jax.random.fold_in(key, state.step)
-        sharp = sam and make_sharp_gradient(gradient, sam.radius(state.step), sam.alpha)
-        (loss, metrics), grads = (sharp or gradient)(state.params, batch, key)
+        followed = gradient
+        if "rho" in rates:
+            followed = make_sharp_gradient(gradient, rates["rho"], gsam_alpha)
+        (loss, metrics), grads = followed(state.params, batch, key)
         grad_norm = optax.tree.norm(grads)
+        tx = make_tx(lambda _: rates["lr"])
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         average = state.ema and optax.incremental_update(params, state.ema, 1 - ema)
@@ -177,7 +181,7 @@ def make_train_step(
         scalars = {
             "loss": loss,
             "grad_norm": grad_norm,
-            "lr": schedule(state.step),
+            "lr": rates["lr"],
             "skipped": 1.0 - finite,
         }
         return TrainState(state.step + 1, params, opt_state, average), metrics | scalars
@@ -185,6 +189,6 @@ def make_train_step(
     return jax.jit(
         train_step,
         donate_argnums=0,
-        in_shardings=(shardings, batch_sharding, None),
+        in_shardings=(shardings, batch_sharding, None, None),
         out_shardings=(shardings, None),
     )

@@ -13,7 +13,7 @@ from importlib import metadata
 
 from vit_jax import config as config_lib
 from vit_jax import hosts
-from vit_jax.errors import ConfigError
+from vit_jax.errors import ConfigError, InUseError
 from vit_jax.files import write_whole
 from vit_jax.schema import Config
 
@@ -79,7 +79,7 @@ def _is_free(name: str) -> bool:
 
 
 def refuse_in_use(folder: pathlib.Path) -> None:
-    """Raises ConfigError if a live process holds the folder's lock; touches nothing."""
+    """Raises InUseError if a live process holds the folder's lock; touches nothing."""
     if (folder / LOCK).is_file():
         with open(folder / LOCK) as file:
             _flock(file, fcntl.LOCK_SH, folder)
@@ -91,13 +91,13 @@ def _flock(file, kind: int, folder: pathlib.Path) -> None:
     except OSError as error:
         file.seek(0)
         holder = file.read().strip() or "another process"
-        raise ConfigError(f"workdir {folder} is in use by {holder}.") from error
+        raise InUseError(f"workdir {folder} is in use by {holder}.") from error
 
 
 class Lock:
     """A context in which this process alone writes to the folder; a kill releases it.
 
-    Raises ConfigError that names the process which holds it.
+    Raises InUseError that names the process which holds it.
     """
 
     def __init__(self, folder: pathlib.Path):

@@ -2,10 +2,11 @@
 
 import dataclasses
 import functools
+import operator
 import os
 import pathlib
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -20,7 +21,7 @@ class TfdsSource:
 
     records: Sequence
     image_key: str
-    label_key: str
+    label_of: Callable[[dict], int]  # A record's label.
     classes: tuple[str, ...]
     title: str
 
@@ -30,23 +31,39 @@ class TfdsSource:
     def __getitem__(self, index: int) -> dict:
         record = self.records[index]
         image = Encoded(record[self.image_key], self.name(index))
-        return {"image": image, "label": int(record[self.label_key])}
+        return {"image": image, "label": int(self.label_of(record))}
 
     def fingerprint(self) -> int:
         return zlib.crc32(f"{self.title} {len(self)} {self.classes}".encode())
 
     @property
     def labels(self) -> np.ndarray:
-        """From the records, all of which are read: TFDS keeps no list of labels."""
-        labels = np.empty(len(self), np.int64)
+        return np.array(self.of_all(self.label_of), np.int64)
+
+    def of_all(self, function: Callable[[dict], object]) -> list:
+        """`function` of every record: all are read, as TFDS keeps no lists; images stay encoded."""
+        found = []
         for start in range(0, len(self), 1024):  # In threads, so many at a time.
             places = range(start, min(start + 1024, len(self)))
-            records = self.records.__getitems__(places)
-            labels[start : places.stop] = [int(record[self.label_key]) for record in records]
-        return labels
+            found += map(function, self.records.__getitems__(places))
+        return found
 
     def name(self, index: int) -> str:
         return f"{self.title}#{index}"
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelSetsSource(TfdsSource):
+    """A TFDS split whose images have several right labels each, or none, as ReaL's have.
+
+    A record's own label is the first of its set, or 0 where that is empty (arXiv:2006.07159).
+    """
+
+    set_of: Callable[[dict], Sequence[int]]  # A record's labels.
+
+    @functools.cached_property
+    def label_sets(self) -> list[tuple[int, ...]]:
+        return [tuple(map(int, labels)) for labels in self.of_all(self.set_of)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,9 +123,10 @@ def open_prepared(dir: str, split: str, val_fraction: float) -> PreparedSource:
         cut = max(1, round(sizes["train"] * val_fraction))
         split = f"train[{cut}:]" if split == "train" else f"train[:{cut}]"
     _refuse_unknown(split, sizes, f"data.dir={dir}")
-    records, image_key, label_key, names = _records(builder, split, f"data.dir={dir}", "")
-    spans = _spans(builder, split)
-    return PreparedSource(records, image_key, label_key, names, f"{dir}/{split}", dir, spans)
+    image_key, label_key, names, _ = _keys(builder, f"data.dir={dir}")
+    records = read_split(builder, split, f"data.dir={dir}")
+    label_of, spans = operator.itemgetter(label_key), _spans(builder, split)
+    return PreparedSource(records, image_key, label_of, names, f"{dir}/{split}", dir, spans)
 
 
 def _spans(builder, split: str) -> tuple[tuple[int, int], ...]:
@@ -129,30 +147,50 @@ def _spans(builder, split: str) -> tuple[tuple[int, int], ...]:
 
 
 def open_tfds(dataset: str, split: str, dir: str) -> TfdsSource:
-    """A TFDS split that was prepared as ArrayRecord; no TensorFlow is imported."""
-    import tensorflow_datasets as tfds
+    """A TFDS split that was prepared as ArrayRecord; no TensorFlow is imported.
 
+    A LabelSetsSource where the labels that TFDS supervises with are a sequence for each image.
+    """
     if not dataset:
         raise DataError("data.source=tfds needs data.dataset, such as cifar10.")
+    title = f"data.dataset={dataset}"
+    builder, how = open_builder(dataset, dir, title)
+    _refuse_unknown(split, builder.info.splits, title)
+    image_key, label_key, names, are_sets = _keys(builder, title)
+    records = read_split(builder, split, title, how)
+    place, of = f"{builder.info.full_name}/{split}", operator.itemgetter(label_key)
+    if are_sets:
+        first = functools.partial(_first_label, label_key)
+        return LabelSetsSource(records, image_key, first, names, place, of)
+    return TfdsSource(records, image_key, of, names, place)
+
+
+def _first_label(key: str, record: dict) -> int:
+    return next(iter(record[key]), 0)
+
+
+def open_builder(dataset: str, dir: str, title: str) -> tuple:
+    """TFDS's builder of a data set that is prepared, and how one prepares it.
+
+    Raises DataError that begins with `title`.
+    """
+    import tensorflow_datasets as tfds
+
     try:
         builder = tfds.builder(dataset, data_dir=dir or None)
     except tfds.core.DatasetNotFoundError as error:
         hint = nearest(dataset, tfds.list_builders(with_community_datasets=False))
-        raise DataError(f"data.dataset={dataset}: TFDS does not know it.{hint}") from error
+        raise DataError(f"{title}: TFDS does not know it.{hint}") from error
     except Exception as error:  # TFDS raises its own and its builders' errors alike.
-        raise DataError(
-            f"data.dataset={dataset}: TFDS cannot open it ({_in_brief(error)})."
-        ) from error
+        raise DataError(f"{title}: TFDS cannot open it ({_in_brief(error)}).") from error
     how = (
         f"prepare it once with `pip install 'vit-jax[tf]'` and `python -c \"import "
         f"tensorflow_datasets as tfds; tfds.builder('{dataset}', data_dir={dir or None!r}, "
         f"file_format='array_record').download_and_prepare()\"`."
     )
     if not builder.data_path.exists():
-        raise DataError(f"data.dataset={dataset} is not under {builder.data_path}; {how}")
-    title = f"data.dataset={dataset}"
-    _refuse_unknown(split, builder.info.splits, title)
-    return TfdsSource(*_records(builder, split, title, how), f"{builder.info.full_name}/{split}")
+        raise DataError(f"{title} is not under {builder.data_path}; {how}")
+    return builder, how
 
 
 def _refuse_unknown(split: str, known, title: str) -> None:
@@ -160,20 +198,29 @@ def _refuse_unknown(split: str, known, title: str) -> None:
         raise DataError(f"{title} has splits {sorted(known)}, not {split!r}.")
 
 
-def _records(builder, split: str, title: str, how: str) -> tuple:
-    """Records with images still encoded, their image and label keys, and the class names."""
+def _keys(builder, title: str) -> tuple[str, str, tuple[str, ...], bool]:
+    """The keys of image and label, the class names, and whether each label is a sequence."""
     import tensorflow_datasets as tfds
 
     image_key, label_key = builder.info.supervised_keys or ("image", "label")
     features = dict(builder.info.features)
-    names = getattr(features.get(label_key), "names", None)
+    names = getattr(features.get(label_key), "names", None)  # A sequence has its elements' names.
     if names is None or image_key not in features:
         raise DataError(
             f"{title} has no image with a class label; its features are {sorted(features)}."
         )
+    are_sets = isinstance(features[label_key], tfds.features.Sequence)
+    return image_key, label_key, tuple(names), are_sets
+
+
+def read_split(builder, split: str, title: str, how: str = "") -> Sequence[dict]:
+    """Random access to the records of a split or slice, with all images still encoded."""
+    import tensorflow_datasets as tfds
+
+    images = [key for key, f in builder.info.features.items() if isinstance(f, tfds.features.Image)]
     try:
-        decoders = {image_key: tfds.decode.SkipDecoding()}
-        records = builder.as_data_source(split=split, decoders=decoders)
+        decoders = {key: tfds.decode.SkipDecoding() for key in images}
+        return builder.as_data_source(split=split, decoders=decoders)
     except NotImplementedError as error:  # Files of a format without random access.
         raise DataError(f"{title} cannot be read ({_in_brief(error)}); {how}") from error
     except Exception as error:  # A slice that makes no sense, or damaged files.
@@ -181,7 +228,6 @@ def _records(builder, split: str, title: str, how: str) -> tuple:
         raise DataError(
             f"data.split={split} of {place} cannot be read ({_in_brief(error)})."
         ) from error
-    return records, image_key, label_key, tuple(names)
 
 
 def _in_brief(error: Exception) -> str:

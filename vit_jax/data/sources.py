@@ -4,7 +4,7 @@ Pixels are H W 3 uint8; a file's bytes are an `images.Encoded`, which the recipe
 
 A source also has `classes`, the names in label order, equal for all its splits; `labels`;
 `name(i)`, what a person calls record i; and `fingerprint()`, a number that other records would
-hardly share.
+hardly share. One whose images have sets of right labels has them as `label_sets`, too.
 """
 
 import dataclasses
@@ -18,10 +18,11 @@ from vit_jax.data.classes import relabelled
 from vit_jax.data.folder import open_folder
 from vit_jax.data.mixture import mix
 from vit_jax.data.prepared import open_prepared, open_tfds
+from vit_jax.data.vtab import open_vtab
 from vit_jax.errors import DataError
 from vit_jax.schema import Data
 
-__all__ = ["make_source", "open_split", "open_training", "relabelled"]
+__all__ = ["make_source", "open_both", "open_split", "open_training", "relabelled"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +93,21 @@ def open_split(data: Data, split: str):
 
 
 def open_training(data: Data):
-    """The records trained on: `data.split`, or the mixture of `data.mix`, and the draw from it."""
+    """The records trained on."""
+    drawn = _draw(data)
+    return drawn if data.dev is None else subsets.hold_out(drawn, data.dev, data.subset_seed)[0]
+
+
+def open_both(data: Data) -> tuple:
+    """The records trained on, and those scored meanwhile: of `dev`, of `val_split`, or None."""
+    drawn = _draw(data)
+    if data.dev is not None:
+        return subsets.hold_out(drawn, data.dev, data.subset_seed)
+    return drawn, open_split(data, data.val_split) if data.val_split else None
+
+
+def _draw(data: Data):
+    """`data.split`, or the mixture of `data.mix`, and the draw from it."""
     if data.mix:
         key = "dataset" if data.source == "tfds" else "dir"
         sets = [dataclasses.replace(data, **{key: name}) for name, _ in data.mix]
@@ -123,9 +138,9 @@ def make_source(
     """The records of one split.
 
     Args:
-      source: 'mnist5k', 'digits', 'folder', 'prepared', 'tfds' or 'fake'.
-      split: 'train' or 'val'; a folder has those its data came with, TFDS has its own.
-      dir, dataset: where a folder lies; TFDS's data folder and the name in it.
+      source: 'mnist5k', 'digits', 'folder', 'prepared', 'tfds', 'vtab' or 'fake'.
+      split: 'train' or 'val'; a folder has those its data came with, TFDS and VTAB their own.
+      dir, dataset: where a folder lies; TFDS's data folder and the name in it, or VTAB's task.
       val_fraction: share of a folder or prepared set without `val` that is kept for 'val'.
       num_classes, num_examples, image_size: of the fake source.
 
@@ -137,6 +152,8 @@ def make_source(
         return open_prepared(dir, split, val_fraction)
     if source == "tfds":
         return open_tfds(dataset, split, dir)
+    if source == "vtab":
+        return open_vtab(dataset, split, dir)
     if split not in ("train", "val"):
         raise DataError(f"data.source={source} has splits train and val, not {split!r}.")
     if source == "fake":

@@ -69,6 +69,15 @@ def draw(
     return _take(source, np.sort(picked))
 
 
+def hold_out(source, share: float, seed: int = Data.subset_seed) -> tuple:
+    """The source without a share of its examples, drawn at random, and that share (Table 4)."""
+    order = np.random.default_rng((seed, 1)).permutation(len(source))
+    cut = max(1, round(share * len(source)))
+    if cut >= len(source):
+        raise DataError(f"{len(source)} training examples are too few to hold some out.")
+    return _take(source, np.sort(order[cut:])), _take(source, np.sort(order[:cut]))
+
+
 def _first_of_each_class(source, order: np.ndarray, count: int) -> np.ndarray:
     """Of the places in `order`, the first `count` of every class."""
     labels = source.labels[order]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from vit_jax.errors import ConfigError, nearest
 from vit_jax.flops import training_flops
 from vit_jax.models import create_model
-from vit_jax.tables import benchmarks, communication, plots
+from vit_jax.tables import benchmarks, communication, plots, vtab
 from vit_jax.tables.markdown import markdown
 from vit_jax.tables.paper import JFT_CLASSES, JFT_EXAMPLES, TABLE_6
 
@@ -19,7 +19,7 @@ def table(
     """A table by name; raises ConfigError for a name that there is not.
 
     Args:
-      files: results, for the tables that are made of them.
+      files: results, for the tables that are made of them: files, or workdirs of runs.
       out: a folder for the plots of it, too.
     """
     names = (*TABLES, *OF_RESULTS, *PLOTTED)
@@ -28,12 +28,13 @@ def table(
             f"no table {name!r}; choose from {', '.join(names)}.{nearest(name, names)}"
         )
     if bool(files) != (name in OF_RESULTS):
-        what = "needs the FILE of results" if name in OF_RESULTS else f"reads no {files[0]}"
+        what = f"needs a {OF_RESULTS[name][1]}" if name in OF_RESULTS else f"reads no {files[0]}"
         raise ConfigError(f"tables {name} {what}.")
     if out and name not in PLOTTED:
         raise ConfigError(f"tables {name} has no plot; --out goes with {', '.join(PLOTTED)}.")
     if name in OF_RESULTS:
-        return OF_RESULTS[name](files, as_json)
+        render, _ = OF_RESULTS[name]
+        return render(files, as_json)
     if name in PLOTTED:
         render, plot = PLOTTED[name]
         if out:
@@ -77,5 +78,8 @@ def table6() -> list[dict]:
 
 
 TABLES = {"table6": table6}
-OF_RESULTS = {"benchmark": benchmarks.of_files}
+OF_RESULTS = {  # What each is made of.
+    "benchmark": (benchmarks.of_files, "FILE of results"),
+    "table9": (vtab.of_workdirs, "WORKDIR of runs on VTAB tasks"),
+}
 PLOTTED = {"communication": (communication.render, plots.communication)}

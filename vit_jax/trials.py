@@ -1,0 +1,132 @@
+"""The runs that a `config.sweep` stands for (section 4.1, Tables 2 and 4).
+
+Every combination of the grid trains on a part of the training examples and is scored on the
+rest of them, `dev`; the best then trains on all of them, once for each seed, and is scored on
+`val_split`. All are plain configs of single runs.
+"""
+
+import itertools
+import statistics
+from typing import NamedTuple
+
+from vit_jax import config as config_lib
+from vit_jax.checkpoint import score
+from vit_jax.errors import ConfigError
+from vit_jax.schema import Config, Sweep
+
+NOT_SWEPT = ("sweep", "mesh", "seed")  # Sections and fields that no grid may change.
+
+
+class Trial(NamedTuple):
+    """One combination of a grid."""
+
+    values: dict[str, object]
+    config: Config
+
+
+def is_sweep(config: Config) -> bool:
+    """Whether a config stands for several runs."""
+    return bool(config.sweep.grid) or config.sweep.seeds > 1
+
+
+def check(stages: dict[str, Config]) -> None:
+    """Raises ConfigError for a sweep that cannot be, before anything runs."""
+    for name, config in stages.items():
+        where = f"config.stages.{name}" if name else "config"
+        grid(config, where)
+        before = config.init.stage
+        if before in stages and before and is_sweep(stages[before]):
+            raise ConfigError(
+                f"{where}.init.stage is {before!r}, a sweep, which gives several "
+                "weights; start from a run of its own."
+            )
+
+
+def grid(config: Config, where: str = "config") -> dict[str, Trial]:
+    """Folder name -> trial, each of which holds out `sweep.dev` of the training examples.
+
+    Raises ConfigError, in one line, for fields or values that cannot be.
+    """
+    place, trials = f"{where}.sweep.grid", {}
+    if not config.sweep.grid:
+        return trials
+    keys = [key for key, _ in config.sweep.grid]
+    for key, values in config.sweep.grid:
+        if key.partition(".")[0] in NOT_SWEPT or keys.count(key) > 1 or not values:
+            raise ConfigError(
+                f"{place} has {key!r} with {len(values)} values; each field stands there once, "
+                f"with a value or more, and {', '.join(NOT_SWEPT)} do not."
+            )
+    for combination in itertools.product(*(values for _, values in config.sweep.grid)):
+        values = dict(zip(keys, combination, strict=True))
+        if words(values) in trials:
+            raise ConfigError(f"{place} has {words(values)} twice.")
+        held_out = _single(config, values | {"data.dev": config.sweep.dev}, place)
+        trials[words(values)] = Trial(values, held_out)
+    return trials
+
+
+def finals(config: Config, values: dict[str, object]) -> dict[str, Config]:
+    """Folder name -> a run with these values on all training examples, for each seed."""
+    seeds = range(config.seed, config.seed + config.sweep.seeds)
+    return {f"seed_{seed}": _single(config, values | {"seed": seed}, "config") for seed in seeds}
+
+
+def _single(config: Config, values: dict[str, object], where: str) -> Config:
+    """One run of a sweep."""
+    alone = {f"sweep.{name}": value for name, value in vars(Sweep()).items()}
+    return config_lib.replaced(config, alone | values, where)
+
+
+def words(values: dict[str, object]) -> str:
+    """'lr=0.003,steps=500', which is a folder's name, too."""
+    texts = (f"{key.rpartition('.')[2]}={value}" for key, value in values.items())
+    return ",".join(texts).replace(" ", "").replace("/", "_")
+
+
+def best(summaries: dict[str, dict | None]) -> str:
+    """The name of the trial with the best score, the first of equals; None is one that diverged."""
+    scores = {name: score(_val(found)) for name, found in summaries.items() if found}
+    return max(scores, key=scores.get)
+
+
+def _val(summary: dict) -> dict:
+    """What a run scored on `val`."""
+    found = summary["metrics"]
+    return {name[4:]: value for name, value in found.items() if name.startswith("val/")}
+
+
+def combined(summaries: list[dict]) -> dict:
+    """Of runs that differ in their seeds: the mean of each score, and its deviation `_std`.
+
+    That is the deviation of a sample, n - 1 in its denominator.
+    """
+    scored, found = [_val(summary) for summary in summaries], {}
+    for name, value in scored[0].items():
+        values = [each[name] for each in scored]
+        found[f"val/{name}"] = value if name == "n" else statistics.fmean(values)
+        if name != "n" and len(values) > 1:
+            found[f"val/{name}_std"] = statistics.stdev(values)
+    return found
+
+
+def rows(grid: dict[str, dict | None], chosen: str, finals: dict[str, dict]) -> list[dict]:
+    """What every run was scored on, and how: the table of a sweep."""
+    table = [
+        {"run": name, "scored on": "dev", **_scores(summary), "": "best" if name == chosen else ""}
+        for name, summary in grid.items()
+    ]
+    table += [
+        {"run": name, "scored on": "val", **_scores(summary), "": ""}
+        for name, summary in finals.items()
+    ]
+    return table
+
+
+def _scores(summary: dict | None) -> dict:
+    found = _val(summary) if summary else {}
+    return {
+        "n": found.get("n", ""),
+        "top1": f"{found['top1']:.4f}" if "top1" in found else "",
+        "loss": f"{found['loss']:.4f}" if found else "not finite",
+    }
