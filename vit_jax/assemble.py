@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding
 from vit_jax import optimizer, sharding, tasks
 from vit_jax.data import augment, mixing
 from vit_jax.data.preprocess import TrainRecipe
+from vit_jax.evaluators.features import make_extractor
 from vit_jax.models import ViT, make_init
 from vit_jax.schema import Config, Data, Optimizer, Task
 from vit_jax.train_step import TrainState, abstract_state, make_birth, make_train_step
@@ -91,7 +92,8 @@ class Programs:
     like: TrainState  # Shapes, dtypes and places.
     birth: Callable  # (key, params or None) -> TrainState
     train_step: Callable  # (state, batch, key, rates, teacher's parameters) -> (state, metrics)
-    score: Callable
+    score: Callable  # (params, batch) -> per-example arrays, whole on every host
+    extract: Callable | None  # The same of frozen features; None where there are none.
 
 
 def assemble(config: Config, model: ViT, mesh: Mesh, teacher: ViT | None = None) -> Programs:
@@ -131,6 +133,7 @@ def _programs(
             ),
         ),
         score=_on(mesh, make_score(model, mesh, task)),
+        extract=_on(mesh, make_extract(model, mesh)) if task.name == "classification" else None,
     )
 
 
@@ -191,6 +194,12 @@ def _make_prepare(mix: Callable | None, teacher: ViT | None, batches: NamedShard
     return jax.jit(prepare, in_shardings=(batches, None, None, None), out_shardings=batches)
 
 
-def make_score(model: ViT, mesh: Mesh, task: Task) -> Callable:
-    """The jitted per-example scores, whole on every host."""
-    return jax.jit(tasks.make_scorer(task, model), out_shardings=sharding.replicated(mesh))
+def make_score(model: ViT, mesh: Mesh, task: Task, only: Sequence[int] | None = None) -> Callable:
+    """The jitted per-example scores, whole on every host; `only` some classes are predicted."""
+    scorer = tasks.make_scorer(task, model, only=only)
+    return jax.jit(scorer, out_shardings=sharding.replicated(mesh))
+
+
+def make_extract(model: ViT, mesh: Mesh, layer: str = "pre_logits") -> Callable:
+    """The jitted features of a layer, whole on every host."""
+    return jax.jit(make_extractor(model, layer), out_shardings=sharding.replicated(mesh))

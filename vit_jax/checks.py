@@ -75,6 +75,17 @@ def _rules(config: Config) -> Iterator[tuple[bool, str]]:
         not (config.sweep.grid and config.data.dev),
         "sweep.grid holds out examples itself: leave data.dev to it, and set sweep.dev",
     )
+    fewshot = config.fewshot
+    names_sets = fewshot.source in ("folder", "prepared", "tfds", "vtab")
+    yield (
+        fewshot.every is None or names_sets == bool(fewshot.sets),
+        f"fewshot.sets is {fewshot.sets}; fewshot.source={fewshot.source!r} "
+        f"{'takes one or more' if names_sets else 'has no names of sets'}",
+    )
+    yield (
+        fewshot.every is None or config.task.name == "classification",
+        "fewshot.every is set; masked patches give no features of an image",
+    )
     sizes = (mesh.data, mesh.fsdp, mesh.tensor)
     yield (
         0 not in sizes and sizes.count(-1) <= 1,
@@ -90,6 +101,10 @@ def _data_rules(data: Data) -> Iterator[tuple[bool, str]]:
         name for name in ("per_class", "fraction", "count") if getattr(data, name) is not None
     ]
     yield len(subset) <= 1, f"data: set one of per_class, fraction, count; found {subset}"
+    yield (
+        data.eval_crops == 1 or data.eval_crop == "center",
+        f"data.eval_crops is {data.eval_crops}; that needs data.eval_crop='center'",
+    )
     yield (
         all(share > 0 for _, share in data.mix),
         f"data.mix is {data.mix}; shares must be at least 1",

@@ -1,26 +1,27 @@
 """Scores every example of a split exactly once and writes what was found."""
 
 import csv
-import dataclasses
 import io
+import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-import jax
-
-from vit_jax import assemble, load, metrics, sharding, workdir
-from vit_jax import config as config_lib
+from vit_jax import assemble, metrics, subject, workdir
 from vit_jax.data.classes import Relabelled
-from vit_jax.data.sources import open_split
 from vit_jax.errors import ConfigError, DataError, nearest
 from vit_jax.evaluators import classification
 from vit_jax.files import write_whole
-from vit_jax.schema import Config, Task
-
-AMENDABLE = ("data.", "batch_size")
 
 
-def evaluate(where: str, overrides: Mapping[str, str], out: str | None = None) -> str:
+def evaluate(
+    where: str,
+    overrides: Mapping[str, str],
+    out: str | None = None,
+    *,
+    class_map: str | None = None,
+    restrict: bool = False,
+    label_sets: str | None = None,
+) -> str:
     """Evaluates a checkpoint; returns the closing line.
 
     Writes `eval-<split>.json`, `predictions-<split>.csv`, `per_class-<split>.csv` and
@@ -30,79 +31,49 @@ def evaluate(where: str, overrides: Mapping[str, str], out: str | None = None) -
       where: a workdir, checkpoint or `.npz`.
       overrides: `data.KEY` and `batch_size`, as texts; `data.split` names the split to
         score, which else is the run's `data.val_split`.
+      class_map: a file with the model's class, its name or number, for each class of the data.
+      restrict: predict among the classes of the data alone, as ImageNet-A and -R are scored.
+      label_sets: a JSON file of all right labels of each example, as ReaL's (arXiv:2006.07159).
     """
-    loaded = load.load(where)
+    seen = subject.prepare(where, overrides)
+    loaded = seen.loaded
     loaded.refuse_without_head()
-    config, split = _amended(loaded, overrides)
-    source = _as_the_model_counts(open_split(config.data, split), loaded)
-    folder = pathlib.Path(out) if out else loaded.folder or pathlib.Path()
-    folder.mkdir(parents=True, exist_ok=True)
-    mesh = sharding.make_mesh()
-    batch_size = -(-config.batch_size // mesh.size) * mesh.size
-    params = jax.device_put(loaded.params(), sharding.replicated(mesh))
+    split = seen.split()
+    source = seen.open(split)
+    counted = _as_the_model_counts(source, loaded, class_map)
+    places = counted.table.tolist() if isinstance(counted, Relabelled) else None
+    sets = _label_sets(label_sets, source, len(loaded.classes), places)
+    only = None
+    if restrict:
+        only = sorted(set(places or range(len(source.classes))))
     progress = metrics.Progress(seconds_between=10)
-    recipe = dataclasses.replace(
-        loaded.recipe,
-        crop=config.data.eval_crop,
-        resample=config.data.resample,
-        crop_fraction=config.data.crop_fraction,
-    )
     scores = classification.evaluate(
-        assemble.make_score(loaded.model, mesh, loaded.config.task if loaded.config else Task()),
-        params,
-        source,
-        recipe,
-        batch_size=batch_size,
-        sharding=sharding.batch_sharding(mesh),
-        workers=config.data.workers,
+        assemble.make_score(seen.model, seen.mesh, seen.task, only=only),
+        seen.params,
+        counted,
+        seen.recipe,
         show=lambda done: progress.show(f"{done}/{len(source)} examples"),
+        **seen.options,
     )
-    name = split.replace("/", "_")
-    means = scores.means()
-    report = {"split": split, "checkpoint": loaded.weights.where, "size": len(source), **means}
+    folder, name = seen.folder(out), split.replace("/", "_")
+    report = {"split": split, "checkpoint": loaded.weights.where, "size": len(source)}
+    report |= scores.counts() | scores.means()
+    told, size = report, len(source)
+    if sets is not None:
+        told, size = scores.against(sets), sum(map(bool, sets))
+        report["label_sets"] = told
+        if not size:
+            raise DataError(f"split {split!r}: all of its sets of labels are empty.")
     workdir.write_json(folder / f"eval-{name}.json", report)
     write_tables(folder, name, scores, source, loaded.classes)
     progress.say(f"wrote {folder}/eval-{name}.json and three tables beside it")
-    return f"top1={means['top1']:.4f} top5={means['top5']:.4f} n={means['n']}/{len(source)}"
+    return f"top1={told['top1']:.4f} top5={told['top5']:.4f} n={told['n']}/{size}"
 
 
-def _amended(loaded: load.Loaded, overrides: Mapping[str, str]) -> tuple[Config, str]:
-    """The run's config with what the command line changes, and the split to score."""
-    for key in overrides:
-        if not key.startswith(AMENDABLE):
-            raise ConfigError(f"--config.{key}: evaluate takes config.data... and batch_size only.")
-    if loaded.config is None and "data.source" not in overrides:
-        raise ConfigError(
-            "these weights hold no config; name the data, as in --config.data.source=folder."
-        )
-    if loaded.config is None:
-        amended = config_lib.base_config()
-        amended.steps = 1  # Nothing trains; the door wants one length.
-        amended.batch_size = 64
-        amended.data.image_size = loaded.model.image_size
-        amended.data.update(
-            eval_crop=loaded.recipe.crop,
-            resample=loaded.recipe.resample,
-            crop_fraction=loaded.recipe.crop_fraction,
-        )
-    else:
-        amended = config_lib.to_config_dict({"": loaded.config})
-    for key, text in overrides.items():
-        config_lib.override(amended, key, text)
-    config = config_lib.check(amended)[""]
-    size = config.data.image_size
-    if ((size, size) if isinstance(size, int) else size) != loaded.model.image_size:
-        raise ConfigError(
-            f"config.data.image_size is {size}; these weights take {loaded.model.image_size}."
-        )
-    split = config.data.split if "data.split" in overrides else config.data.val_split
-    if not split:
-        raise ConfigError("this run has no data.val_split; name one by --config.data.split.")
-    return config, split
-
-
-def _as_the_model_counts(source, loaded: load.Loaded):
+def _as_the_model_counts(source, loaded, class_map: str | None):
     """The source with the labels of the model; raises DataError for a class it never saw."""
+    if class_map is not None:
+        return Relabelled(source, loaded.classes, _read_map(class_map, source, loaded.classes))
     if source.classes == loaded.classes:
         return source
     is_foreign = loaded.folder is None and len(source.classes) == len(loaded.classes)
@@ -114,9 +85,68 @@ def _as_the_model_counts(source, loaded: load.Loaded):
         if title not in loaded.classes:
             raise DataError(
                 f"class {title!r} of the data is not among the {len(loaded.classes)} classes "
-                f"of {loaded.weights.where}.{nearest(title, loaded.classes)}"
+                f"of {loaded.weights.where}.{nearest(title, loaded.classes)} --class_map=FILE "
+                "says which of them it is."
             )
     return Relabelled(source, loaded.classes)
+
+
+def _read_map(file: str, source, classes: tuple[str, ...]) -> tuple[str, ...]:
+    """The model's class of each class of the data; raises ConfigError for a file that errs."""
+    try:
+        lines = pathlib.Path(file).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--class_map={file} cannot be read: {error}.") from error
+    if len(lines) != len(source.classes):
+        raise ConfigError(
+            f"--class_map={file} has {len(lines)} lines; the data has {len(source.classes)} "
+            "classes, and each has a line."
+        )
+    found = []
+    for number, line in enumerate(lines, 1):
+        text = line.strip()
+        if text.isdecimal() and int(text) < len(classes):
+            text = classes[int(text)]
+        if text not in classes:
+            raise ConfigError(
+                f"--class_map={file}, line {number}: {text!r} is neither a class of the model "
+                f"nor its number, 0 to {len(classes) - 1}.{nearest(text, classes)}"
+            )
+        found.append(text)
+    return tuple(found)
+
+
+def _label_sets(
+    file: str | None, source, num_classes: int, places: list[int] | None
+) -> Sequence[Sequence[int]] | None:
+    """All right labels of every example, from a file or from the data, or None.
+
+    Args:
+      places: the model's numbers of the classes of the data, where they differ; a file has the
+        model's.
+
+    Raises DataError for a file that does not fit.
+    """
+    if file is None:
+        sets = getattr(source, "label_sets", None)
+        return [[places[k] for k in labels] for labels in sets] if sets and places else sets
+    try:
+        sets = json.loads(pathlib.Path(file).read_bytes())
+    except (OSError, ValueError) as error:
+        raise DataError(f"--label_sets={file} cannot be read: {error}.") from error
+    if not isinstance(sets, list) or len(sets) != len(source):
+        found = f"{len(sets)} entries" if isinstance(sets, list) else "no list"
+        raise DataError(f"--label_sets={file} holds {found}; the split has {len(source)} examples.")
+    for place, labels in enumerate(sets):
+        fits = isinstance(labels, list) and all(
+            type(label) is int and 0 <= label < num_classes for label in labels
+        )
+        if not fits:
+            raise DataError(
+                f"--label_sets={file}: entry {place} is {labels!r}; it must be a list of labels "
+                f"from 0 to {num_classes - 1}, perhaps empty."
+            )
+    return sets
 
 
 def write_tables(folder: pathlib.Path, split: str, scores, source, classes) -> None:

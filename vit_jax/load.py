@@ -250,7 +250,12 @@ def eval_recipe(config: Config, model: Model) -> EvalRecipe:
     """How a config's images become the model's input when they are evaluated."""
     data = config.data
     return EvalRecipe(
-        model.image_size, data.eval_crop, data.resample, data.crop_fraction, data.decoder
+        model.image_size,
+        data.eval_crop,
+        data.resample,
+        data.crop_fraction,
+        data.decoder,
+        data.eval_crops,
     )
 
 

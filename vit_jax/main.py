@@ -48,14 +48,34 @@ def run_train(args, file: str | None, overrides: dict[str, str]) -> int:
 
 def run_evaluate(args, file: str | None, overrides: dict[str, str]) -> int:
     _judge(args.checkpoint)
-    from vit_jax.assemble import keep_compiled_programs
-    from vit_jax.evaluate import evaluate
-
-    keep_compiled_programs()
     _refuse_config_file(file, "evaluate")
     if bool(args.workdir) == bool(args.checkpoint):
         raise ConfigError("evaluate needs --workdir=DIR or --checkpoint=WHERE, one of the two.")
-    print(evaluate(args.workdir or args.checkpoint, overrides, args.out), flush=True)
+    options = flags.protocol_options(args)
+    from vit_jax.assemble import keep_compiled_programs
+
+    keep_compiled_programs()
+    where = args.workdir or args.checkpoint
+    if args.protocol == "classification":
+        from vit_jax.evaluate import evaluate
+
+        line = evaluate(where, overrides, args.out, **options)
+    else:
+        from vit_jax.protocols import examine
+
+        line = examine(args.protocol, where, overrides, args.out, **options)
+    print(line, flush=True)
+    return 0
+
+
+def run_features(args, file: str | None, overrides: dict[str, str]) -> int:
+    _judge(args.checkpoint)
+    _refuse_config_file(file, "features")
+    from vit_jax.assemble import keep_compiled_programs
+    from vit_jax.features import features
+
+    keep_compiled_programs()
+    print(features(args.checkpoint, overrides, args.out, layer=args.layer, half=args.half))
     return 0
 
 
@@ -208,6 +228,7 @@ def _refuse_config_file(file, verb: str, overrides=()) -> None:
 VERBS = {
     "train": run_train,
     "evaluate": run_evaluate,
+    "features": run_features,
     "predict": run_predict,
     "inspect": run_inspect,
     "convert": run_convert,

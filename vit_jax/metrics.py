@@ -60,9 +60,10 @@ class MetricWriter:
         write_whole(self._path, "".join(json.dumps(record) + "\n" for record in records))
         self._file = self._path.open("a")
 
-    def has(self, step: int, name: str) -> bool:
-        """Whether the open record is of this step and holds a value of that name."""
-        return self._open_record.get("step") == step and name in self._open_record
+    def has(self, step: int, section: str) -> bool:
+        """Whether the open record is of this step and holds a value `section/...`."""
+        is_open = self._open_record.get("step") == step
+        return is_open and any(name.startswith(f"{section}/") for name in self._open_record)
 
     def write(self, step: int, values: dict) -> None:
         """Adds values to the record of a step; a later step closes the earlier one."""
@@ -234,9 +235,9 @@ class TrainingLog:
         if self._writer is not None:
             self._writer.write(step, values)
 
-    def has(self, step: int, name: str) -> bool:
-        """Whether the open record is of this step and holds a value of that name."""
-        return hosts.from_first("record", lambda: self._writer.has(step, name))
+    def has(self, step: int, section: str) -> bool:
+        """Whether the open record is of this step and holds a value `section/...`."""
+        return hosts.from_first("record", lambda: self._writer.has(step, section))
 
     def flush(self) -> None:
         """Closes the open record."""

@@ -153,6 +153,9 @@ class Data:
     crop_fraction: float = field(
         0.875, "Side of the centre crop, of the short side resized.", above=0, most=1
     )
+    eval_crops: int = field(
+        1, "Centre alone, with corners, or mirrored too: their mean is scored.", choices=(1, 5, 10)
+    )
     resample: str = field(
         "antialias",
         "Pillow's bilinear or bicubic, or TensorFlow's bilinear.",
@@ -272,6 +275,25 @@ class Init:
 
 
 @dataclasses.dataclass(frozen=True)
+class FewShot:
+    """config.fewshot: few-shot linear evaluation of a run as it trains (section 4.1)."""
+
+    every: int | None = field(
+        None, "Steps between evaluations, the end being one; None for none.", least=1
+    )
+    source: str = field(
+        "",
+        "Kind of source, as in config.data; '' for the run's own data.",
+        choices=("", "mnist5k", "digits", "folder", "prepared", "tfds", "vtab", "fake"),
+    )
+    sets: tuple[str, ...] = field((), "Data sets, or folders, of that source: each is evaluated.")
+    split: str = field("train", "Split that the shots are drawn from.")
+    test_split: str = field("val", "Split scored.")
+    shots: tuple[int, ...] = field((1, 5, 10, 25), "Examples of each class.", least=1)
+    seeds: int = field(3, "Draws of them, whose mean is told.", least=1)
+
+
+@dataclasses.dataclass(frozen=True)
 class Sweep:
     """config.sweep: several runs in place of one, as Tables 2 and 4 report them."""
 
@@ -324,4 +346,5 @@ class Config:
     optimizer: Optimizer = Optimizer()
     mesh: Mesh = Mesh()
     init: Init = Init()
+    fewshot: FewShot = FewShot()
     sweep: Sweep = Sweep()

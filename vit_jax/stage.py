@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import jax
 
 from vit_jax import assemble, checkpoint, load, tasks, transplant
-from vit_jax.data.sources import open_both, relabelled
+from vit_jax.data.sources import open_both, open_split, relabelled
 from vit_jax.errors import ConfigError, DataError
 from vit_jax.interop import facts
 from vit_jax.models import ViT, build, param_shapes
@@ -37,6 +37,7 @@ class Stage:
     folder: pathlib.Path
     train_source: object
     val_source: object | None
+    fewshot_sources: dict[str, tuple]  # Name -> what shots are drawn from, and what is scored.
     model: ViT
     mesh: jax.sharding.Mesh
     total_steps: int
@@ -76,7 +77,8 @@ def prepare(name: str, config: Config, folder: pathlib.Path, earlier: Mapping[st
     """
     mesh = assemble.build_mesh(config)
     tasks.build_model(config, num_classes=1)  # Before data is read.
-    alike = (each for each in earlier.values() if each.config.data == config.data)
+    wanted = (config.data, config.fewshot)
+    alike = (e for e in earlier.values() if (e.config.data, e.config.fewshot) == wanted)
     same = next(alike, None)  # Its data is open.
     train_source, val_source = (same.train_source, same.val_source) if same else _open_data(config)
     model = tasks.build_model(config, num_classes=len(train_source.classes))
@@ -99,6 +101,7 @@ def prepare(name: str, config: Config, folder: pathlib.Path, earlier: Mapping[st
         folder=folder,
         train_source=train_source,
         val_source=val_source,
+        fewshot_sources=same.fewshot_sources if same else _open_fewshot(config),
         model=model,
         mesh=mesh,
         total_steps=total_steps,
@@ -121,6 +124,23 @@ def _open_data(config: Config) -> tuple:
             raise DataError(f"data.val_split={data.val_split} has other classes than training.")
         val_source = relabelled(val_source, train_source.classes)
     return train_source, val_source
+
+
+def _open_fewshot(config: Config) -> dict[str, tuple]:
+    """What `config.fewshot` draws from and scores, by name; raises DataError."""
+    rule, found = config.fewshot, {}
+    if rule.every is None:
+        return found
+    data = dataclasses.replace(config.data, source=rule.source or config.data.source, mix=())
+    key = "dir" if data.source in ("folder", "prepared") else "dataset"
+    for name in rule.sets or (getattr(data, key) or data.source,):
+        of_set = dataclasses.replace(data, **{key: name})
+        train = open_split(of_set, rule.split)
+        test = relabelled(open_split(of_set, rule.test_split), train.classes)
+        if not len(train) or not len(test):
+            raise DataError(f"fewshot.sets: a split of {name} is empty.")
+        found[name.rstrip("/").rpartition("/")[2].partition(":")[0]] = (train, test)
+    return found
 
 
 def _permissions(config: Config) -> dict[str, bool]:

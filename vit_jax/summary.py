@@ -40,4 +40,8 @@ def is_finished(found: dict | None, stage: Stage) -> bool:
     if found is None or found.get("step") != stage.total_steps:
         return False
     values = found.get("metrics")
-    return isinstance(values, dict) and (stage.val_source is None or "val/n" in values)
+    if not isinstance(values, dict):
+        return False
+    wanted = {"val"} if stage.val_source is not None else set()
+    wanted |= {"fewshot"} if stage.fewshot_sources else set()
+    return wanted <= {name.partition("/")[0] for name in values}

@@ -11,7 +11,7 @@ import numpy as np
 from vit_jax import assemble, checkpoint, hosts, load, metrics, sharding, workdir
 from vit_jax import config as config_lib
 from vit_jax.errors import CheckpointError, DataError, Interrupted, NonFiniteError
-from vit_jax.evaluators import classification, masked_patches
+from vit_jax.evaluation import Evaluation
 from vit_jax.feed import Feed
 from vit_jax.interrupts import Interrupts, named
 from vit_jax.profiler import Profiler, Window
@@ -19,10 +19,6 @@ from vit_jax.stage import Stage
 from vit_jax.summary import is_finished, summary
 
 STEPS_AHEAD = 2  # Steps in flight while the host prepares the next batch.
-EVALUATORS = {
-    "classification": classification.evaluate,
-    "masked_patches": masked_patches.evaluate,
-}
 MAX_NON_FINITE = 3  # Updates skipped in a row before the run is given up.
 
 
@@ -72,6 +68,9 @@ class Run:
         self.rates = assemble.make_rates(config.optimizer, stage.total_steps)
         self.checkpoints = checkpoint.Checkpoints(
             stage.folder / checkpoint.FOLDER, config.keep_last, config.keep_every
+        )
+        self.evaluation = Evaluation(
+            stage, self.parts, lambda: self.interrupts.received is not None
         )
         self.profiler = Profiler(stage.folder, profile)
         self.feed = Feed(stage, self.parts.batch_sharding)
@@ -132,8 +131,7 @@ class Run:
         if self.profiler.is_past(first):
             self.log.say(f"no trace: this run goes on at step {first}")
         try:
-            if self._is_due(self.step) and not self.log.has(self.step, "val/n"):
-                self._evaluate()  # A signal came between this step and its evaluation.
+            self._evaluate()  # What a signal kept from being measured after this step.
             for batch in self._batches():
                 if self._signal:
                     break
@@ -211,18 +209,11 @@ class Run:
     def _after_step(self) -> None:
         """Evaluation first, then the checkpoint: what is restored has been measured."""
         self._end_trace()
-        if self._is_due(self.step):
-            self._settle_all()
-            self._evaluate()
+        self._evaluate()
         is_last = self.step == self.stage.total_steps
         is_due = is_last or self.step % self.config.checkpoint_every == 0
         if is_due and not self._signal:
             self._save()
-
-    def _is_due(self, step: int) -> bool:
-        """Whether the model of this step is evaluated."""
-        every = self.config.eval_every
-        return step == self.stage.total_steps or bool(every and step and step % every == 0)
 
     def _settle(self, book: str = "train") -> None:
         """Waits for the oldest step in flight, and logs it if it is due."""
@@ -257,35 +248,39 @@ class Run:
             self._settle()
 
     def _evaluate(self) -> None:
-        """Adds `val/...` to this step's record."""
-        stage, config = self.stage, self.config
-        if stage.val_source is None:
-            return
-        params = self.state.judged
-        scores = EVALUATORS[config.task.name](
-            self.parts.score,
-            params,
-            stage.val_source,
-            load.eval_recipe(config, stage.model),
-            batch_size=config.batch_size,
-            sharding=self.parts.batch_sharding,
-            workers=config.data.workers,
-            is_stopped=lambda: self.interrupts.received is not None,
+        """Adds what is due after this step, and not there yet, to its record."""
+        for name in self.evaluation.due(self.step):
+            if self.log.has(self.step, name):
+                continue
+            self._settle_all()
+            found = self.evaluation.measure(name, self.state.judged)
+            self.log.clock.lap("eval")
+            if found is None:  # A signal; this is measured when the run goes on.
+                self.agreed = named(np.max(hosts.tell(self.interrupts.received or 0)))
+                return
+            self.log.write(self.step, found)
+            self._tell(found)
+            if name == "val" and self.best is not None:
+                means = {key.removeprefix("val/"): value for key, value in found.items()}
+                self.best.offer(self.step, self.state.judged, means, self._meta())
+                self.log.clock.lap("save")
+
+    def _tell(self, found: dict) -> None:
+        """The line of an evaluation: accuracies, val's loss, and how many examples."""
+        shown = {
+            name: value
+            for name, value in found.items()
+            if name in ("val/top1", "val/loss") or name.endswith("shot")
+        }
+        words = "  ".join(f"{name} {value:.4f}" for name, value in shown.items())
+        counts = [str(value) for name, value in found.items() if name.endswith(("/n", "_n"))]
+        sizes = (
+            [len(self.stage.val_source)]
+            if "val/n" in found
+            else [len(test) for _, test in self.stage.fewshot_sources.values()]
         )
-        self.log.clock.lap("eval")
-        if scores is None:  # A signal; this step is evaluated when the run goes on.
-            self.agreed = named(np.max(hosts.tell(self.interrupts.received or 0)))
-            return
-        means = scores.means()
-        self.log.write(self.step, {f"val/{name}": value for name, value in means.items()})
-        top1 = f"val/top1 {means['top1']:.4f}  " if "top1" in means else ""
-        self.log.say(
-            f"step {self.step}/{stage.total_steps}  {top1}"
-            f"val/loss {means['loss']:.4f}  n={means['n']}/{len(stage.val_source)}"
-        )
-        if self.best is not None:
-            self.best.offer(self.step, params, means, self._meta())
-            self.log.clock.lap("save")
+        n = " ".join(f"n={count}/{size}" for count, size in zip(counts, sizes, strict=True))
+        self.log.say(f"step {self.step}/{self.stage.total_steps}  {words}  {n}")
 
     def _save(self) -> None:
         self._settle_all()

@@ -2,12 +2,18 @@
 
 import csv
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from sklearn.metrics import confusion_matrix, log_loss, top_k_accuracy_score
+from sklearn.metrics import (
+    balanced_accuracy_score,
+    confusion_matrix,
+    log_loss,
+    top_k_accuracy_score,
+)
 
 from vit_jax import sharding
 from vit_jax.data.preprocess import EvalRecipe
@@ -39,9 +45,14 @@ class Table:
         return variables["params"][index]
 
 
-def evaluate(source, logits, devices: int = 1, batch_size: int = B, **options):
+@functools.cache
+def scorer(mesh, **options):
+    return jax.jit(make_scorer(Table, **options), out_shardings=sharding.replicated(mesh))
+
+
+def evaluate(source, logits, devices: int = 1, batch_size: int = B, *, only=None, **options):
     mesh = sharding.make_mesh(devices=jax.devices()[:devices])
-    score = jax.jit(make_scorer(Table), out_shardings=sharding.replicated(mesh))
+    score = scorer(mesh, only=only)
     params = jax.device_put(logits, sharding.replicated(mesh))
     return classification.evaluate(
         score,
@@ -73,6 +84,17 @@ def test_every_example_counts_once_on_one_device_and_on_eight(count):
         assert scores.top1.sum() == (expected.argmax(1) == source.labels).sum()
         best = np.argsort(-expected, axis=1)[:, :5]
         assert scores.top5.sum() == (best == source.labels[:, None]).any(1).sum()
+
+
+@pytest.mark.parametrize("devices", [1, 2, 8])
+def test_n_is_the_size_of_the_split_for_any_batch(devices):
+    logits = random_logits()
+    for batch_size in range(devices, 65, devices):
+        for size in {1, batch_size - 1, batch_size, batch_size + 1, 65} - {0}:
+            source = numbered(size)
+            counts = evaluate(source, logits, devices, batch_size).counts()
+            correct = int((logits[:size].argmax(1) == source.labels).sum())
+            assert (counts["n"], counts["correct"]) == (size, correct), batch_size
 
 
 @pytest.mark.parametrize("batch_size", [8, 24, 40, 64])
@@ -109,9 +131,50 @@ def test_means_and_confusion_equal_those_of_scikit_learn():
     )
 
 
+def test_class_means_and_calibration_are_those_of_their_definitions():
+    source, logits = numbered(100), random_logits()
+    means = evaluate(source, logits, 8).means()
+    predicted, theirs = logits[:100].argmax(1), logits[:100].astype(np.float64)
+    np.testing.assert_allclose(
+        means["mean_per_class"], balanced_accuracy_score(source.labels, predicted)
+    )
+    p = (np.exp(theirs) / np.exp(theirs).sum(1, keepdims=True)).max(1)
+    error = 0.0  # Equation 3 of arXiv:1706.04599, bin by bin.
+    for m in range(15):
+        inside = (p > m / 15) & (p <= (m + 1) / 15)
+        if inside.any():
+            accuracy = (predicted == source.labels)[inside].mean()
+            error += inside.sum() / 100 * abs(accuracy - p[inside].mean())
+    np.testing.assert_allclose(means["ece"], error, rtol=1e-5)
+
+
+def test_a_class_without_examples_is_no_part_of_their_mean():
+    label, best = np.array([0, 3, 3, 3]), np.array([[0], [3], [1], [2]])
+    scores = classification.Scores(label, best, np.ones(4), np.zeros(4))
+    assert scores.mean_per_class() == (1 + 1 / 3) / 2
+
+
+def test_any_of_several_labels_is_right_and_an_example_without_one_does_not_count():
+    best = np.array([[4, 0, 1, 2, 3], [5, 0, 1, 2, 3], [6, 0, 1, 2, 3], [0, 1, 2, 3, 4]])
+    scores = classification.Scores(np.zeros(4, int), best, np.ones(4), np.zeros(4))
+    found = scores.against([(1, 4), (6, 3), (), (5,)])
+    assert (found["n"], found["correct"], found["correct5"]) == (3, 1, 2)
+    assert (found["top1"], found["top5"]) == (1 / 3, 2 / 3)
+
+
+def test_only_the_classes_asked_for_are_predicted():
+    source, logits = numbered(60), random_logits()
+    only = (1, 3, 4)
+    scores = evaluate(source, logits, 8, only=only)
+    expected = np.array(only)[logits[:60][:, only].argmax(1)]
+    np.testing.assert_array_equal(scores.prediction, expected)
+    p = np.exp(logits[:60][:, only])
+    np.testing.assert_allclose(scores.probability, (p / p.sum(1, keepdims=True)).max(1), rtol=1e-5)
+
+
 def test_confusion_has_a_row_per_label_and_a_column_per_prediction():
     label, prediction = np.array([0, 2, 2, 2]), np.array([1, 2, 2, 0])
-    scores = classification.Scores(label, prediction, *[np.zeros(4)] * 4)
+    scores = classification.Scores(label, prediction[:, None], *[np.zeros(4)] * 2)
     assert scores.confusion(3).tolist() == [[0, 1, 0], [0, 0, 0], [1, 0, 2]]
 
 

@@ -14,6 +14,7 @@ class Relabelled:
 
     source: object
     classes: tuple[str, ...]
+    names: tuple[str, ...] | None = None  # Of the source's classes among these; its own if None.
 
     def __len__(self) -> int:
         return len(self.source)
@@ -25,17 +26,17 @@ class Relabelled:
             raise DataError(
                 f"{self.name(index)}: label {label} is out of range [0, {num_classes})."
             )
-        return record | {"label": int(self._table[label])}
+        return record | {"label": int(self.table[label])}
 
     @functools.cached_property
-    def _table(self) -> np.ndarray:
+    def table(self) -> np.ndarray:
         """The label here of each label of the source."""
         place = {title: k for k, title in enumerate(self.classes)}
-        return np.array([place[title] for title in self.source.classes], np.int64)
+        return np.array([place[title] for title in self.names or self.source.classes], np.int64)
 
     @property
     def labels(self) -> np.ndarray:
-        return self._table[self.source.labels]
+        return self.table[self.source.labels]
 
     def fingerprint(self) -> int:
         return self.source.fingerprint()

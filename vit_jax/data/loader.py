@@ -203,7 +203,6 @@ class EvalRows:
     source: object
     recipe: Callable
     share: Share
-    size: tuple[int, int]
 
     def __len__(self) -> int:
         return -(-len(self.source) // self.share.batch_size) * self.share.rows
@@ -213,7 +212,7 @@ class EvalRows:
         if index < len(self.source):
             return _record(self.source, index, self.recipe)
         return {
-            "image": np.zeros((*self.size, 3), np.float32),
+            "image": np.zeros(self.recipe.shape, np.float32),
             "label": np.int32(0),
             "mask": np.float32(0),
             "id": np.int64(PADDING_ID),

@@ -20,6 +20,8 @@ Size = tuple[int, int]  # Height, width.
 Box = tuple[int, int, int, int]  # Top, left, height, width.
 PILLOWS = {"antialias": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 CENTRE = (0.5 - 1e-9,) * 2  # Of two middle places, the first.
+LAST = 1 - 1e-9  # The last place there is.
+CORNERS = ((0.0, 0.0), (0.0, LAST), (LAST, 0.0), (LAST, LAST))
 RANDOM_CROP = 7 / 8  # Of the short side resized: 224 of 256.
 PADDING = 4  # Pixels on each side (DeiT III, arXiv:2204.07118).
 LONGEST = 16  # Of a side that is resized, in sides of the target.
@@ -238,7 +240,8 @@ class EvalRecipe:
 
     An image is `Encoded`, or H W 3 uint8. 'resize' stretches the whole image, as the official
     code does; 'center' first resizes so that the target is `crop_fraction` of the short side,
-    then cuts out the centre.
+    then cuts out the centre. Of 5 `crops`, c h w 3, the others are the corners; of 10, those of
+    the mirrored image follow (AlexNet's protocol).
     """
 
     size: Size
@@ -246,17 +249,34 @@ class EvalRecipe:
     resample: str = Data.resample
     crop_fraction: float = Data.crop_fraction
     decoder: str = Data.decoder
+    crops: int = Data.eval_crops
 
     def __post_init__(self):
         images.check_decoder(self.decoder)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of what it makes of an image."""
+        return (*self.size, 3) if self.crops == 1 else (self.crops, *self.size, 3)
 
     def __call__(self, image: Encoded | np.ndarray) -> np.ndarray:
         pixels = images.read(image, self.decoder)
         old = _size(pixels)
         if self.crop == "resize":
-            view = _whole((0, 0, *old), self.size)
-        else:
-            view = _window(old, self.size, self.crop_fraction, CENTRE)
+            return self._shown(pixels, _whole((0, 0, *old), self.size))
+        views = [
+            _window(old, self.size, self.crop_fraction, place)
+            for place in (CENTRE, *CORNERS)[: min(self.crops, 5)]
+        ]
+        if self.crops == 1:
+            return self._shown(pixels, views[0])
+        shown = [self._shown(pixels, view) for view in views]
+        if self.crops == 10:
+            mirrored = _mirrored(pixels, self.decoder)
+            shown += [self._shown(mirrored, view) for view in views]
+        return np.stack(shown)
+
+    def _shown(self, pixels: Pixels, view: View) -> np.ndarray:
         return to_unit_range(np.asarray(_shown(pixels, view, self.resample, self.decoder)))
 
 

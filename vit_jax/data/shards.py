@@ -1,21 +1,18 @@
 """Encoded images -> the files of a data set that TFDS reads without TensorFlow."""
 
-import contextlib
 import dataclasses
-import errno
 import functools
 import hashlib
 import json
-import os
 import pathlib
-from collections.abc import Callable, Iterator
 
 import numpy as np
 
 from vit_jax.data import duplicates, images
+from vit_jax.data import records as records_lib
 from vit_jax.data.listing import Entry
 from vit_jax.errors import DataError
-from vit_jax.files import naming, write_whole
+from vit_jax.files import write_whole
 
 NAME, VERSION = "images", "1.0.0"  # Of the data set, in TFDS's words.
 DATA, PARTS, EXCLUDED = "data", "parts", "excluded.npz"  # In the folder of unfinished work.
@@ -45,7 +42,7 @@ class Shard:
         """
         index = _excluded(self.folder / EXCLUDED)
         path = self.folder / DATA / _file_name(self.split, self.index, self.num_shards)
-        with _whole_file(path) as write:
+        with records_lib.whole_file(path) as write:
             records = []
             for entry, label, title in self.images:
                 known = {"path": entry.path, "split": self.split, "class": title}
@@ -84,39 +81,6 @@ def pixels(data: bytes, name: str) -> np.ndarray:
 @functools.lru_cache(maxsize=1)
 def _excluded(path: pathlib.Path) -> duplicates.Index | None:
     return duplicates.load_index(path) if path.exists() else None
-
-
-@contextlib.contextmanager
-def _whole_file(path: pathlib.Path) -> Iterator[Callable[[bytes], None]]:
-    """Gives `write` of an ArrayRecord file that takes its name when it is complete.
-
-    Raises OSError, naming the file, where the disk is full; nothing is left of it then.
-    """
-    from array_record.python.array_record_module import ArrayRecordWriter
-
-    # Not the name that a process which is about to die may still be writing to.
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with naming(path):
-            try:
-                writer = ArrayRecordWriter(str(temporary), "group_size:1")  # As TFDS does.
-                yield writer.write
-                writer.close()
-            except RuntimeError as error:
-                raise _disk_error(error) from error
-            with open(temporary, "rb") as file:
-                os.fsync(file.fileno())
-            temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _disk_error(error: RuntimeError) -> Exception:
-    """The OSError that the writer tells of in words only; the error itself where it is none."""
-    for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
-        if os.strerror(number) in str(error):
-            return OSError(number, os.strerror(number))
-    return error
 
 
 def _serialized(data: bytes, label: int) -> bytes:

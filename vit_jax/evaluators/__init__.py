@@ -2,7 +2,7 @@
 
 import collections
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
@@ -15,7 +15,18 @@ from vit_jax.errors import DataError
 AHEAD = 1  # Batches that the devices have while the host takes down the one before.
 
 
-def score_all(
+def score_all(score: Callable, params, source, recipe: Callable, **options) -> dict | None:
+    """What `scored_batches` gives, whole; None where it was stopped."""
+    columns: dict[str, list] = collections.defaultdict(list)
+    for found in scored_batches(score, params, source, recipe, **options):
+        for name, values in found.items():
+            columns[name].append(values)
+    if sum(map(len, columns["label"])) < len(source):
+        return None
+    return {name: np.concatenate(parts) for name, parts in columns.items()}
+
+
+def scored_batches(
     score: Callable,
     params,
     source,
@@ -26,46 +37,47 @@ def score_all(
     workers: int = 0,
     show: Callable[[int], None] = lambda _: None,
     is_stopped: Callable[[], bool] = lambda: False,
-) -> dict[str, np.ndarray] | None:
+) -> Iterator[dict[str, np.ndarray]]:
     """`label` and what `score` says of every example, once, for any batch size and devices.
+
+    Batches come in the order of the source, without what fills up the last of them.
 
     Args:
       score: (params, batch) -> per-example arrays, whole on every host; batch: image B H W 3,
         label B, mask B, and number B, the example's place in the source.
       show: called with the number of examples done.
-      is_stopped: asked between batches; when it says so, None is returned.
+      is_stopped: asked between batches; when it says so, no more come.
     """
     if not len(source):
         raise DataError("the split is empty; there is nothing to count.")
     share = loader.share_of(sharding, batch_size)
-    rows = loader.EvalRows(source, recipe, share, recipe.size)
-    columns: dict[str, list] = collections.defaultdict(list)
+    rows = loader.EvalRows(source, recipe, share)
     pending: collections.deque = collections.deque()
-    done = 0
+    done, is_told = 0, False
 
-    def settle() -> bool:
-        """Takes down the oldest batch's scores; False where a host has asked to stop."""
-        nonlocal done
+    def settle() -> dict[str, np.ndarray]:
+        """Takes down the oldest batch's scores, and whether a host has asked to stop."""
+        nonlocal done, is_told
         found, told = jax.device_get(pending.popleft())
         is_real = found.pop("mask") > 0
-        for name, values in found.items():
-            columns[name].append(values[is_real])
-        done += int(is_real.sum())
+        done, is_told = done + int(is_real.sum()), bool(told.any())
         show(done)
-        return not told.any()
+        return {name: values[is_real] for name, values in found.items()}
 
     for batch in loader.host_batches(rows, share, workers):
         batch = batch | {"number": batch["id"].astype(np.int32)}
         placed = loader.to_devices(batch, sharding)
         known = _whole(sharding)({name: placed[name] for name in ("label", "mask")})
         pending.append((known | score(params, placed), hosts.tell(is_stopped())))
-        if len(pending) > AHEAD and not settle():
-            return None
+        if len(pending) > AHEAD:
+            yield settle()
+            if is_told:
+                return
     while pending:
-        if not settle():
-            return None
+        yield settle()
+        if is_told and pending:
+            return
     assert done == len(source), f"counted {done} of {len(source)} examples"
-    return {name: np.concatenate(parts) for name, parts in columns.items()}
 
 
 @functools.cache

@@ -5,8 +5,9 @@ import argparse
 from vit_jax.errors import ConfigError
 from vit_jax.flags import costs, files, runs
 from vit_jax.flags.costs import short_fields
+from vit_jax.flags.runs import protocol_options
 
-__all__ = ["make_parser", "short_fields", "split_config_flags"]
+__all__ = ["make_parser", "protocol_options", "short_fields", "split_config_flags"]
 
 
 class Parser(argparse.ArgumentParser):
@@ -61,6 +62,7 @@ def make_parser() -> Parser:
     for add_verb in (
         runs.train,
         runs.evaluate,
+        runs.features,
         runs.predict,
         files.inspect,
         files.convert,

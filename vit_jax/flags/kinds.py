@@ -52,3 +52,19 @@ def share(text: str) -> float:
     if not 0 < share <= 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0 and up to 1")
     return share
+
+
+def counts(text: str) -> tuple[int, ...]:
+    """1,5,10: whole numbers from 1 on."""
+    return tuple(positive(part) for part in text.split(","))
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    """0.1,1e-3: numbers above 0."""
+    try:
+        found = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        found = ()
+    if not found or not all(0 < number < float("inf") for number in found):
+        raise argparse.ArgumentTypeError(f"{text!r} is not one or more numbers above 0")
+    return found

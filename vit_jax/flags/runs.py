@@ -1,10 +1,15 @@
 """The flags of the verbs that train, score and use a model."""
 
+from vit_jax.errors import ConfigError
 from vit_jax.flags import kinds
 
 WHERE = (
     "a workdir, a stage's folder, its checkpoints folder, one step's folder, an .npz or "
     ".safetensors file, a Hugging Face folder, a URL (https, gs, hf, file), or a published name"
+)
+LAYER = (
+    "pre_logits (default), token, mean (of the patches), tokens, or block_I: the tokens after "
+    "layer I, from 0"
 )
 
 
@@ -49,6 +54,14 @@ def train(add) -> None:
     )
 
 
+PROTOCOLS = {  # The flags of each.
+    "classification": ("class_map", "restrict", "label_sets"),
+    "fewshot": ("layer", "shots", "seeds", "l2"),
+    "probe": ("layer", "l2"),
+    "knn": ("layer", "neighbours"),
+}
+
+
 def evaluate(add) -> None:
     evaluate = add(
         "evaluate",
@@ -59,6 +72,76 @@ def evaluate(add) -> None:
     evaluate.add_argument("--checkpoint", metavar="WHERE", help=WHERE)
     evaluate.add_argument("--out", metavar="DIR", help="where tables go; the run's folder if not")
     evaluate.add_argument(
+        "--config.data.KEY",
+        metavar="VALUE",
+        help="amends the data; data.split names the split to score, or the one that frozen "
+        "features are fitted on, and then data.val_split the one scored",
+    )
+    evaluate.add_argument(
+        "--protocol",
+        choices=PROTOCOLS,
+        default="classification",
+        help="the model's own head, or on frozen features: few-shot least squares, logistic "
+        "regression, nearest neighbours (default classification)",
+    )
+    own = evaluate.add_argument_group("classification")
+    own.add_argument(
+        "--class_map", metavar="FILE", help="the model's class for each of the data's, one a line"
+    )
+    own.add_argument(
+        "--restrict",
+        action="store_true",
+        default=None,
+        help="predict among the classes of the data alone, as ImageNet-A and -R are scored",
+    )
+    own.add_argument(
+        "--label_sets", metavar="FILE", help="JSON list of all right labels of each example: ReaL"
+    )
+    frozen = evaluate.add_argument_group("fewshot, probe, knn")
+    frozen.add_argument("--layer", metavar="NAME", help=LAYER)
+    frozen.add_argument(
+        "--shots", type=kinds.counts, metavar="N,...", help="examples a class (1,5,10,25)"
+    )
+    frozen.add_argument("--seeds", type=kinds.positive, metavar="N", help="draws of them (3)")
+    frozen.add_argument(
+        "--l2",
+        type=kinds.numbers,
+        metavar="X,...",
+        help="of the weights (fewshot 1024, probe 1 to 1e-6); several are judged on a part of "
+        "the training examples",
+    )
+    frozen.add_argument(
+        "--neighbours", type=kinds.counts, metavar="K,...", help="who vote (1,5,10,20,100,200)"
+    )
+
+
+def protocol_options(args) -> dict:
+    """The flags of the protocol; raises ConfigError for one of another."""
+    options = {}
+    for flag in dict.fromkeys(flag for flags in PROTOCOLS.values() for flag in flags):
+        value = getattr(args, flag)
+        if value is None:
+            continue
+        if flag not in PROTOCOLS[args.protocol]:
+            takes = ", ".join(f"--{name}" for name in PROTOCOLS[args.protocol])
+            raise ConfigError(f"--protocol={args.protocol} takes {takes}, not --{flag}.")
+        options[flag] = value
+    return options
+
+
+def features(add) -> None:
+    features = add(
+        "features",
+        "write what a model makes of the images of a split",
+        "--checkpoint=runs/quickstart/pretrain --out=val.npz --config.data.split=val",
+    )
+    features.add_argument("--checkpoint", required=True, metavar="WHERE", help=WHERE)
+    features.add_argument(
+        "--out", required=True, metavar="FILE", help="a new .npz, or .array_record of any size"
+    )
+    features.add_argument("--layer", default="pre_logits", metavar="NAME", help=LAYER)
+    features.add_argument("--half", action="store_true", help="float16 in place of float32")
+    features.add_argument(
         "--config.data.KEY", metavar="VALUE", help="amends the data; data.split names the split"
     )
 

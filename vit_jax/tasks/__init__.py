@@ -1,6 +1,6 @@
 """What is learnt from a batch: the model, the loss and the scores of a `config.task`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from vit_jax import models
 from vit_jax.models import ViT
@@ -36,8 +36,12 @@ def make_loss(task: Task, model: ViT) -> Callable:
     )
 
 
-def make_scorer(task: Task, model: ViT) -> Callable:
-    """Returns `score(params, batch) -> per-example arrays`, for evaluation."""
+def make_scorer(task: Task, model: ViT, only: Sequence[int] | None = None) -> Callable:
+    """Returns `score(params, batch) -> per-example arrays`, for evaluation.
+
+    Args:
+      only: the classes that can be predicted; None for all.
+    """
     if task.name == "masked_patches":
         return masked_patches.make_scorer(
             model,
@@ -46,4 +50,4 @@ def make_scorer(task: Task, model: ViT) -> Callable:
             mask_share=task.mask_share,
             random_share=task.random_share,
         )
-    return classification.make_scorer(model, loss=task.loss)
+    return classification.make_scorer(model, loss=task.loss, only=only)

@@ -1,6 +1,7 @@
 """Classification: the loss of a training batch, and the scores of an evaluated one."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -52,24 +53,36 @@ def make_loss(
     return loss_fn
 
 
-def make_scorer(model, *, loss: str = Task.loss) -> Callable:
+def make_scorer(model, *, loss: str = Task.loss, only: Sequence[int] | None = None) -> Callable:
     """Returns `score(params, batch) -> per-example arrays`, each B or B k.
 
-    loss, without smoothing; prediction and probability of the best class; top1 and top5,
-    whether the label is among the best one and five.
+    loss, without smoothing; the five `best` classes; probability of the first of them. Of
+    several crops of an image, B c H W 3, probabilities are averaged.
+
+    Args:
+      only: the classes that can be predicted, where those of the data are known to be few.
     """
 
     def score(params, batch: dict) -> dict:
-        logits = model.apply({"params": params}, batch["image"])
-        labels = batch["label"]
+        images, labels = batch["image"], batch["label"]
+        logits = model.apply({"params": params}, images.reshape(-1, *images.shape[-3:]))
+        if images.ndim == 5:
+            logits = _mean_of_crops(logits.reshape(*images.shape[:2], -1), loss)
+        if only is not None:
+            is_possible = jnp.zeros(logits.shape[-1], bool).at[jnp.array(only)].set(True)
+            logits = jnp.where(is_possible[None], logits, jnp.finfo(logits.dtype).min)
         _, best = jax.lax.top_k(logits, min(5, logits.shape[-1]))
-        hits = best == labels[:, None]
         return {
             "loss": LOSSES[loss](logits, labels),
-            "prediction": best[:, 0],
+            "best": best,
             "probability": jnp.max(jax.nn.softmax(logits), axis=-1),
-            "top1": hits[:, 0],
-            "top5": jnp.any(hits, axis=-1),
         }
 
     return score
+
+
+def _mean_of_crops(logits: jax.Array, loss: str) -> jax.Array:  # B c K -> B K
+    """Logits of the mean probabilities."""
+    if loss == "softmax":
+        return jax.nn.logsumexp(jax.nn.log_softmax(logits), axis=1) - math.log(logits.shape[1])
+    return jax.scipy.special.logit(jnp.mean(jax.nn.sigmoid(logits), axis=1))
