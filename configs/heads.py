@@ -3,7 +3,7 @@
   python -m vit_jax.main --config=configs/heads.py:head=gap_low,dir=DIR --workdir=RUN
 
 Anything stands in for JFT-300M, as in configs/pretrain.py. The figure does not name its model;
-`model` is B/16 unless told otherwise.
+`model` is B/16 unless told otherwise. `fewshot=imagenet2012` measures what the figure shows.
 
 Hardware and time: that of the model's JFT row in configs/pretrain.py. Expected: Figure 9 (linear
 5-shot ImageNet; no numbers are printed): both heads work equally well, the mean of the patches
@@ -17,7 +17,14 @@ HEADS = {"token": ("token", 8e-4), "gap": ("gap", 8e-4), "gap_low": ("gap", 3e-4
 
 def get_config(arg: str | None = None):
     arg = parse_arg(
-        arg, head="token", model="vit_b16", source="prepared", dataset="", dir="", smoke=False
+        arg,
+        head="token",
+        model="vit_b16",
+        source="prepared",
+        dataset="",
+        dir="",
+        fewshot="",
+        smoke=False,
     )
     if arg.head not in HEADS:
         raise ConfigError(f"head is {arg.head!r}; choose from {', '.join(HEADS)}.")
@@ -32,4 +39,7 @@ def get_config(arg: str | None = None):
     config.optimizer.update(lr=lr, schedule="linear", warmup_steps=10_000)  # Table 3's JFT rows.
     config.optimizer.update(weight_decay=0.1, clip_norm=None)
     config.update(batch_size=4096, epochs=7.0, eval_every=10_000)
+    if arg.fewshot:
+        config.fewshot.update(every=config.eval_every, source="tfds", sets=(arg.fewshot,))
+        config.fewshot.update(test_split="validation", shots=(5,))
     return smoke(config) if arg.smoke else config

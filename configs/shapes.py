@@ -5,6 +5,7 @@
 The lines of the figure cross at 8 layers, D = 1024, MLP 2048 and patches of 32 pixels;
 `factor` multiplies what `scale` names, and divides the side of a patch. Depths of the figure: up
 to 64 layers. Anything stands in for JFT-300M, as in configs/pretrain.py.
+`fewshot=imagenet2012` measures what the figure shows.
 
 Hardware and time: `plan`, or the FLOPs in summary.json. Expected: Figure 8 (linear 5-shot
 ImageNet; no numbers are printed): depth gains most, up to 64 layers and less beyond 16; width
@@ -25,7 +26,15 @@ HEAD_SIZE = 64  # Of all variants of Table 1 but H; the figure does not state it
 
 def get_config(arg: str | None = None):
     arg = parse_arg(
-        arg, scale="all", factor=1.0, lr=6e-4, source="prepared", dataset="", dir="", smoke=False
+        arg,
+        scale="all",
+        factor=1.0,
+        lr=6e-4,
+        source="prepared",
+        dataset="",
+        dir="",
+        fewshot="",
+        smoke=False,
     )
     if arg.scale not in SCALES:
         raise ConfigError(f"scale is {arg.scale!r}; choose from {', '.join(SCALES)}.")
@@ -45,4 +54,7 @@ def get_config(arg: str | None = None):
     config.optimizer.update(lr=arg.lr, schedule="linear", warmup_steps=10_000)
     config.optimizer.update(weight_decay=0.1, clip_norm=None)
     config.update(batch_size=4096, epochs=7.0, eval_every=10_000)
+    if arg.fewshot:
+        config.fewshot.update(every=config.eval_every, source="tfds", sets=(arg.fewshot,))
+        config.fewshot.update(test_split="validation", shots=(5,))
     return smoke(config) if arg.smoke else config

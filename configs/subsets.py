@@ -5,6 +5,7 @@
 
 The subsets are shares of whatever stands in for JFT-300M, as in configs/pretrain.py. Every one
 has as many steps as the whole, and no more regularisation. The weights are the best on `val`.
+`fewshot=imagenet2012` measures what the figure shows.
 
 Hardware and time: for each subset that of the model's JFT row in configs/pretrain.py. Expected:
 Figure 4 (linear 5-shot ImageNet; no numbers are printed) has ResNets ahead of ViTs on 9M images,
@@ -26,7 +27,14 @@ LRS = {  # Table 3; ViT-b, half as wide as B in everything, has the shape of S a
 
 def get_config(arg: str | None = None):
     arg = parse_arg(
-        arg, subset="9M", model="vit_b32", source="prepared", dataset="", dir="", smoke=False
+        arg,
+        subset="9M",
+        model="vit_b32",
+        source="prepared",
+        dataset="",
+        dir="",
+        fewshot="",
+        smoke=False,
     )
     if arg.subset not in SHARES:
         raise ConfigError(f"subset is {arg.subset!r}; choose from {', '.join(SHARES)}.")
@@ -44,4 +52,7 @@ def get_config(arg: str | None = None):
     config.optimizer.update(lr=LRS[arg.model], schedule="linear", warmup_steps=10_000)
     config.optimizer.update(weight_decay=0.1, clip_norm=None)
     config.update(batch_size=4096, epochs=7 / share, eval_every=5_000, select="best")
+    if arg.fewshot:
+        config.fewshot.update(every=config.eval_every, source="tfds", sets=(arg.fewshot,))
+        config.fewshot.update(test_split="validation", shots=(5,))
     return smoke(config) if arg.smoke else config

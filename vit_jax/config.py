@@ -107,6 +107,8 @@ def smoke(config: config_dict.ConfigDict, keep_data: bool = False) -> config_dic
         stage.update(batch_size=16, accumulate=min(stage.accumulate, 2))
         stage.update(steps=20, epochs=None, examples=None)
         stage.update(log_every=5, eval_every=stage.eval_every and 10, checkpoint_every=10)
+        if stage.fewshot.every:
+            stage.fewshot.update(every=10, source="digits", sets=(), test_split="val", shots=(1,))
         stage.init.path = ""
         if stage.task.teacher not in config.stages:
             stage.task.teacher = ""

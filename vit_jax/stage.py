@@ -131,7 +131,9 @@ def _open_fewshot(config: Config) -> dict[str, tuple]:
     rule, found = config.fewshot, {}
     if rule.every is None:
         return found
-    data = dataclasses.replace(config.data, source=rule.source or config.data.source, mix=())
+    data = dataclasses.replace(config.data, mix=())
+    if rule.source and rule.source != data.source:  # Its folder is another.
+        data = dataclasses.replace(data, source=rule.source, dir="")
     key = "dir" if data.source in ("folder", "prepared") else "dataset"
     for name in rule.sets or (getattr(data, key) or data.source,):
         of_set = dataclasses.replace(data, **{key: name})
