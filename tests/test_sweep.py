@@ -8,11 +8,10 @@ import subprocess
 import sys
 import time
 
-import jax
 import pytest
 from conftest import ROOT
 
-from vit_jax import assemble, config, main, sweep, tasks, workdir
+from vit_jax import config, main, sweep, workdir
 from vit_jax.errors import ConfigError, NonFiniteError
 
 FILE = '''"""A sweep on digits."""
@@ -140,17 +139,3 @@ def test_a_trial_that_diverges_loses_and_the_sweep_goes_on(file, tmp_path, capsy
     none = "--config.sweep.grid=(('optimizer.lr',(1e35,)),)"
     with pytest.raises(NonFiniteError, match="no run of the grid has stayed finite"):
         main.run([flags[0], none, f"--workdir={tmp_path / 'none'}"])
-
-
-def test_runs_that_differ_in_rates_share_their_programs_and_others_do_not(file):
-    stage = config.check(config.load(str(file)))[""]
-    mesh, model = assemble.build_mesh(stage), tasks.build_model(stage, 10)
-
-    def programs(**fields):
-        changed = config.replaced(stage, fields, "config")
-        return assemble.assemble(changed, model, mesh)
-
-    first = programs()
-    assert programs(**{"optimizer.lr": 0.5, "optimizer.schedule": "linear", "steps": 99}) is first
-    assert programs(**{"optimizer.weight_decay": 0.5}) is not first
-    jax.clear_caches()

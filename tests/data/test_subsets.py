@@ -1,11 +1,13 @@
 """Subsets are seeded draws, the smaller within the larger."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from vit_jax.data import subsets
 from vit_jax.data.mixture import Mixture, mix
-from vit_jax.data.sources import ArraySource, open_training
+from vit_jax.data.sources import ArraySource, open_both, open_training
 from vit_jax.errors import DataError
 from vit_jax.schema import Data
 
@@ -120,3 +122,29 @@ def test_the_config_says_what_training_draws():
     assert list(np.bincount(few.labels)) == [2, 2, 2]
     assert len(open_training(Data(**vars(data) | {"fraction": 0.1}))) == 3
     assert len(open_training(Data(**vars(data) | {"count": 7}))) == 7
+
+
+@pytest.mark.parametrize("share", [0.01, 0.1, 0.5])
+def test_a_part_held_out_and_the_rest_are_the_whole(share):
+    whole = a_source()
+    rest, held = subsets.hold_out(whole, share, seed=4)
+    assert len(held) == max(1, round(share * len(whole)))
+    names = [part.name(i) for part in (rest, held) for i in range(len(part))]
+    assert sorted(names, key=int) == [whole.name(i) for i in range(len(whole))]
+    again, other = (subsets.hold_out(whole, share, seed)[1] for seed in (4, 5))
+    assert again.fingerprint() == held.fingerprint() != other.fingerprint()
+
+
+def test_dev_is_of_what_is_drawn_and_takes_the_place_of_val():
+    data = Data(source="fake", num_classes=3, num_examples=30, image_size=4, per_class=4, dev=0.25)
+    train, dev = open_both(data)
+    assert (len(train), len(dev)) == (9, 3)
+    drawn = open_training(dataclasses.replace(data, dev=None))
+    names = {part.name(i) for part in (train, dev) for i in range(len(part))}
+    assert names == {drawn.name(i) for i in range(12)}
+    assert open_training(data).fingerprint() == train.fingerprint()
+
+
+def test_nothing_is_held_out_of_a_single_example():
+    with pytest.raises(DataError, match="1 training examples are too few"):
+        subsets.hold_out(subsets.draw(a_source(), count=1), 0.5)
