@@ -32,6 +32,8 @@ def test_the_radius_of_sam_falls_with_the_rate():
         lr, rho = rates(step)["lr"], rates(step)["rho"]
         share = max(float(lr) - 0.1, 0) / 0.3  # arXiv:2203.08065, section 4.2.
         np.testing.assert_allclose(rho, 0.2 + 0.4 * share, rtol=1e-5)
+    level = Optimizer(lr=0.4, end_lr=0.4, schedule="constant", sam_rho=0.6, sam_rho_min=0.2)
+    assert float(assemble.make_rates(level, total_steps=3)(2)["rho"]) == np.float32(0.6)
     constant = assemble.make_rates(Optimizer(lr=0.4, sam_rho=0.6), total_steps=12)
     assert [float(constant(step)["rho"]) for step in (0, 11)] == [np.float32(0.6)] * 2
 

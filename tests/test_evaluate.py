@@ -89,7 +89,7 @@ def test_classes_of_a_subset_are_mapped_and_alone_predicted(run, few, tmp_path, 
     ("lines", "words"),
     [
         ("1\n7\n", "has 2 lines; the data has 3 classes"),
-        ("1\n7\n10\n", "line 3: '10' is neither a class of the model nor its number, 0 to 9"),
+        ("1\n7\n10\n", "line 3: '10' is no class of the model; give its number, 0 to 9"),
     ],
 )
 def test_a_class_map_that_does_not_fit_is_refused(run, few, tmp_path, lines, words):
@@ -124,6 +124,7 @@ def test_sets_of_labels_take_any_of_them_and_leave_out_empty_ones(run, tmp_path,
         ("[[1]]", "holds 1 entries; the split has 359"),
         ("{}", "holds no list"),
         ("[[1", "cannot be read"),
+        ("[" * 100_000, "cannot be read"),
         (json.dumps([[1]] * 358 + [[10]]), r"entry 358 is \[10\]"),
     ],
 )
@@ -201,7 +202,7 @@ def test_few_shot_is_the_ridge_of_scikit_learn_on_the_images_drawn(run, written,
     assert found["5shot"]["correct"] == correct
     assert found["num_seen"] < 101, "others are not even read"
     assert line.startswith(f"5shot={np.mean(correct) / 359:.4f}+-")
-    assert line.endswith("seeds=2 n=359/359")
+    assert line.endswith(f"seeds=2 smallest_class={np.bincount(labels).min()} n=359/359")
 
 
 def test_neighbours_are_those_of_scikit_learn(run, written, tmp_path, capsys):
@@ -236,3 +237,22 @@ def test_a_probe_of_features_does_better_than_chance(run, tmp_path, capsys):
 def test_flags_that_do_not_belong_are_told(run, flags, words):
     with pytest.raises(ConfigError, match=words):
         main.run(["evaluate", f"--workdir={run}", *flags])
+
+
+def test_the_runs_of_a_sweep_are_named_and_their_dev_part_is_scored_again(tmp_path, capsys):
+    flags = ["--config=configs/transfer.py:smoke", f"--workdir={tmp_path}"]
+    sweep = ["--config.sweep.grid=(('optimizer.lr',(0.1,)),)", "--config.sweep.dev=0.2"]
+    assert main.run([*flags, *sweep]) == 0
+    with pytest.raises(ConfigError, match=r"is a sweep with the runs seed_0; name one"):
+        main.run(["evaluate", f"--workdir={tmp_path}"])
+    run = tmp_path / "grid" / "lr=0.1"
+    assert main.run(["evaluate", f"--workdir={run}"]) == 0
+    assert capsys.readouterr().out.endswith("n=288/288\n"), "a fifth of 1,438"
+    scored = json.loads((run / "summary.json").read_text())["metrics"]
+    assert json.loads((run / "eval-dev.json").read_text())["top1"] == scored["val/top1"]
+
+
+def test_nothing_is_scored_where_results_cannot_go(run, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file"):
+        main.run(["evaluate", f"--workdir={run}", f"--out={tmp_path / 'file'}"])

@@ -12,7 +12,7 @@ import pytest
 from conftest import ROOT
 
 from vit_jax import config, main, sweep, workdir
-from vit_jax.errors import ConfigError, NonFiniteError
+from vit_jax.errors import ConfigError, DataError, NonFiniteError
 
 FILE = '''"""A sweep on digits."""
 from vit_jax.config import base_config
@@ -74,9 +74,9 @@ def test_trials_train_and_are_scored_on_parts_of_the_training_examples(whole):
     assert names[0] | names[1] == {everything.name(i) for i in range(200)}
 
 
-def start(file, folder) -> subprocess.Popen:
+def start(*flags: str) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, "-m", "vit_jax.main", f"--config={file}", f"--workdir={folder}"],
+        [sys.executable, "-m", "vit_jax.main", *flags],
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "8"},
         stdout=subprocess.PIPE,
@@ -98,8 +98,9 @@ def kill_when(process: subprocess.Popen, path: pathlib.Path) -> None:
 
 def test_a_sweep_that_was_killed_twice_ends_with_the_same_table(file, whole, tmp_path):
     folder = tmp_path / "killed"
-    kill_when(start(file, folder), folder / "grid/lr=0.001/checkpoints/4")
-    kill_when(start(file, folder), folder / "seed_0/checkpoints/8")
+    flags = [f"--config={file}", f"--workdir={folder}"]
+    kill_when(start(*flags), folder / "grid/lr=0.001/checkpoints/4")
+    kill_when(start(*flags), folder / "seed_0/checkpoints/8")
     assert not (folder / sweep.TABLE).exists()
     assert main.run([f"--workdir={folder}"]) == 0, "its config is in the workdir"
     assert table(folder) == table(whole)
@@ -117,6 +118,33 @@ def test_processes_leave_each_other_the_runs_they_work_at(file, whole, tmp_path,
     assert "done: other processes work at what is left" in out
     assert main.run([*flags, "--shard=2/3"]) == 0
     assert table(tmp_path) == table(whole)
+
+
+def test_who_passes_over_a_run_looks_at_it_again_when_others_were_left(file, whole, tmp_path):
+    """Two processes at once: whoever ends last has the table."""
+    flags = [f"--config={file}", f"--workdir={tmp_path}"]
+    both = [start(*flags, f"--shard={i}/2") for i in (0, 1)]
+    said = [process.communicate(timeout=280)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    assert any("done: runs=5" in text for text in said), said
+    assert table(tmp_path) == table(whole)
+
+
+def test_what_comes_last_is_checked_first(file, tmp_path):
+    flags = [f"--config={file}", f"--workdir={tmp_path / 'w'}"]
+    with pytest.raises(DataError, match="splits train and val, not 'tset'"):
+        main.run([*flags, "--config.data.val_split=tset"])
+    grid = "--config.sweep.grid=(('steps',(20,5)),)"
+    with pytest.raises(ConfigError, match="warmup_steps is 10; it must be at most the 5 steps"):
+        main.run([*flags, grid, "--config.optimizer.warmup_steps=10"])
+    assert not (tmp_path / "w").exists()
+
+
+def test_last_runs_that_diverge_end_the_sweep_by_name(file, tmp_path, capsys):
+    flags = [f"--config={file}", "--config.sweep.grid=()", "--config.optimizer.lr=1e35"]
+    for _ in range(2):
+        with pytest.raises(NonFiniteError, match="seed_0: not finite"):
+            main.run([*flags, f"--workdir={tmp_path}"])
 
 
 def test_a_shard_of_what_is_no_sweep_is_refused(tmp_path):

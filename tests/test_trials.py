@@ -1,6 +1,7 @@
 """What runs a `config.sweep` stands for, which of them is best, and what they tell together."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from vit_jax import config as config_lib
 from vit_jax import trials
 from vit_jax.errors import ConfigError
-from vit_jax.schema import Config, Data, Init, Sweep
+from vit_jax.schema import Config, Data, Init, Sweep, Task
 
 GRID = (("optimizer.lr", (0.003, 0.01)), ("steps", (50, 100)))
 
@@ -41,9 +42,12 @@ def test_the_last_runs_differ_in_their_seeds_and_train_on_everything():
 
 
 def test_sections_and_tuples_can_be_swept():
-    grid = trials.grid(config_of((("data.crop_area", ((0.05, 1.0), (0.3, 1.0))),)))
+    config = config_of((("data.crop_area", ((0.05, 1.0), (0.3, 1.0))),))
+    grid = trials.grid(config)
     assert list(grid) == ["crop_area=(0.05,1.0)", "crop_area=(0.3,1.0)"]
     assert grid["crop_area=(0.3,1.0)"].config.data.crop_area == (0.3, 1.0)
+    written = json.loads(json.dumps(config_lib.to_dict({"": config})))
+    assert trials.grid(config_lib.from_dict(written)[""]) == grid, "a workdir has lists of lists"
 
 
 @pytest.mark.parametrize(
@@ -52,17 +56,28 @@ def test_sections_and_tuples_can_be_swept():
         ((("optimizer.rate", (0.1,)),), r"sweep\.grid.*no field 'rate'"),
         ((("optimizer.lr", (0.1, -1.0)),), r"sweep\.grid.*optimizer\.lr is -1\.0"),
         ((("optimizer.lr", ("fast",)),), r"sweep\.grid.*must be a number"),
-        ((("optimizer.lr", ()),), r"'optimizer\.lr' with 0 values"),
-        ((("mesh.data", (1, 2)),), "mesh, seed do not"),
-        ((("seed", (1, 2)),), "seed do not"),
+        ((("optimizer.lr", ()),), r"'optimizer\.lr' with the values \(\)"),
+        ((("mesh.data", (1, 2)),), r"'mesh\.data'; it must be the same"),
+        ((("seed", (1, 2)),), "'seed'; it must be the same"),
+        ((("data.dev", (0.1, 0.2)),), r"'data\.dev'; it must be the same"),
+        ((("data.per_class", (1, 2)),), r"'data\.per_class'; it must be the same"),
         ((("steps", (5,)), ("steps", (6,))), "stands there once"),
         ((("steps", (5, 5)),), "has steps=5 twice"),
         ((("optimizer", (1,)),), "it is a section of fields"),
+        ((("optimizer", ({"lr": 1.0},)),), "no section does"),
+        ((("steps", (5,)), ("epochs", (1.0,))), "a run has one length"),
+        ((("init.path", ("x" * 300,)),), "whose name is too long"),
     ],
 )
 def test_a_grid_that_cannot_be_is_refused_by_name(grid, words):
     with pytest.raises(ConfigError, match=words):
         trials.grid(config_of(grid))
+
+
+def test_no_run_learns_from_a_sweep():
+    taught = Config(steps=5, task=Task(teacher="tune"))
+    with pytest.raises(ConfigError, match=r"stages\.then\.task\.teacher is 'tune', a sweep"):
+        trials.check({"tune": config_of(), "then": taught})
 
 
 def test_no_run_starts_from_a_sweep():
@@ -75,13 +90,31 @@ def test_no_run_starts_from_a_sweep():
     ("data", "words"),
     [
         ({"val_split": ""}, "sweep needs data.val_split"),
-        ({"dev": 0.5}, "holds out examples itself"),
+        ({"dev": 0.5}, r"data\.dev is not for a sweep"),
     ],
 )
 def test_a_sweep_has_something_to_be_judged_by(data, words):
     wrong = dataclasses.replace(config_of(), data=Data(**data))
     with pytest.raises(ConfigError, match=words):
         config_lib.check(config_lib.to_config_dict({"": wrong}))
+
+
+def test_a_sweep_does_not_choose_weights_by_what_it_reports():
+    wrong = dataclasses.replace(config_of(), select="best", eval_every=5)
+    with pytest.raises(ConfigError, match="would choose by what they are scored on"):
+        config_lib.check(config_lib.to_config_dict({"": wrong}))
+
+
+@pytest.mark.parametrize("loss", [None, float("nan"), float("inf")])
+def test_a_loss_that_is_no_number_is_no_score(loss):
+    assert not trials.is_finite({"metrics": {"val/top1": 0.5, "val/loss": loss}})
+    assert trials.is_finite(scored(0.5))
+
+
+def test_the_runs_of_a_sweep_are_counted():
+    assert trials.count(config_of()) == 4 + 3
+    assert trials.count(config_of(grid=())) == 3
+    assert trials.count(Config(steps=1)) == 1
 
 
 def test_the_best_is_the_first_of_the_highest_accuracy_and_never_one_that_diverged():

@@ -21,11 +21,12 @@ PUBLISHED = {
 def write_run(folder, task: str, top1: float | None, **data) -> str:
     """What a run leaves in its folder, as far as the table reads it; unfinished without top1."""
     folder.mkdir(parents=True)
-    protocol = {"source": "vtab", "split": "train800val200", "val_split": "test"}
+    protocol = {"source": "vtab", "split": "train800val200", "val_split": "test", "dev": None}
     data = protocol | {"dataset": task} | data
     (folder / "config.json").write_text(json.dumps({"data": data}))
     if top1 is not None:
-        (folder / "summary.json").write_text(json.dumps({"metrics": {"val/top1": top1}}))
+        summary = {"step": 2500, "metrics": {"val/top1": top1}}
+        (folder / "summary.json").write_text(json.dumps(summary))
     return str(folder)
 
 
@@ -90,6 +91,24 @@ def test_only_finished_runs_on_all_images_scored_on_test_count(tmp_path):
     write_run(root / "d", "pets", None)
     write_run(root / "e", "pets", 0.9, source="digits")
     assert vtab.accuracies([str(root)]) == {"dtd": [50.0]}
+
+
+def test_of_a_sweep_its_last_runs_count_once_each(tmp_path):
+    folder = tmp_path / "all"
+    for place in (folder, folder / "dtd"):
+        place.mkdir()
+        config = {"data": {"source": "vtab", "dataset": "dtd", "split": "train800val200",
+                           "val_split": "test", "dev": None}}  # fmt: skip
+        (place / "config.json").write_text(json.dumps(config))
+        (place / "summary.json").write_text(json.dumps({"metrics": {"val/top1": 0.9}, "runs": []}))
+    write_run(folder / "dtd" / "grid" / "lr=0.1", "dtd", 0.99, dev=0.2)
+    for seed, top1 in enumerate((0.5, 0.6)):
+        write_run(folder / "dtd" / f"seed_{seed}", "dtd", top1)
+    tasks, _ = tables_of(str(folder))
+    assert (tasks["dtd"]["runs"], tasks["dtd"]["ours"]) == (2, pytest.approx(55))
+    assert tables_of(str(folder / "dtd"))[0]["dtd"]["runs"] == 2
+    with pytest.raises(ConfigError, match="no finished run"):
+        tables_of(str(folder / "dtd" / "grid"))
 
 
 def test_the_table_is_markdown(tmp_path, capsys):

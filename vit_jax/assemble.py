@@ -150,8 +150,9 @@ def make_rates(rule: Optimizer, total_steps: int) -> Callable[[int], dict[str, n
     tables = {"lr": np.asarray(jax.jit(jax.vmap(schedule))(steps), np.float32)}
     if rule.sam_rho is not None:
         smallest = rule.sam_rho if rule.sam_rho_min is None else rule.sam_rho_min
-        span = rule.lr - rule.end_lr
-        share = np.maximum((tables["lr"] - rule.end_lr) / span, 0.0) if span else 1.0
+        span, share = rule.lr - rule.end_lr, np.ones_like(tables["lr"])
+        if span:
+            share = np.maximum((tables["lr"] - rule.end_lr) / span, 0.0)
         tables["rho"] = np.float32(smallest + (rule.sam_rho - smallest) * share)
     return lambda step: {name: table[step] for name, table in tables.items()}
 

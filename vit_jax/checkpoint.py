@@ -127,7 +127,7 @@ class BestWeights:
 
 def score(means: dict) -> float:
     """By which a run is judged: top1, or less loss."""
-    return means.get("top1", -means["loss"])
+    return means["top1"] if "top1" in means else -means["loss"]
 
 
 def steps_in(folder: pathlib.Path) -> list[int]:

@@ -67,13 +67,18 @@ def _rules(config: Config) -> Iterator[tuple[bool, str]]:
         or bool((config.data.val_split or config.data.dev) and config.eval_every),
         "select is 'best'; that needs data.val_split and eval_every",
     )
+    is_sweep = bool(config.sweep.grid) or config.sweep.seeds > 1
     yield (
-        not (config.sweep.grid or config.sweep.seeds > 1) or bool(config.data.val_split),
+        not is_sweep or bool(config.data.val_split),
         "sweep needs data.val_split, on which its last runs are scored",
     )
     yield (
-        not (config.sweep.grid and config.data.dev),
-        "sweep.grid holds out examples itself: leave data.dev to it, and set sweep.dev",
+        not (is_sweep and config.data.dev),
+        "data.dev is not for a sweep, which holds out examples itself: set sweep.dev",
+    )
+    yield (
+        not (is_sweep and config.select == "best"),
+        "select is 'best'; the last runs of a sweep would choose by what they are scored on",
     )
     fewshot = config.fewshot
     names_sets = fewshot.source in ("folder", "prepared", "tfds", "vtab")
@@ -81,6 +86,16 @@ def _rules(config: Config) -> Iterator[tuple[bool, str]]:
         fewshot.every is None or names_sets == bool(fewshot.sets),
         f"fewshot.sets is {fewshot.sets}; fewshot.source={fewshot.source!r} "
         f"{'takes one or more' if names_sets else 'has no names of sets'}",
+    )
+    of_itself = fewshot.test_split == fewshot.split
+    yield (
+        fewshot.every is None or not (of_itself or not fewshot.shots),
+        f"fewshot scores {fewshot.test_split!r} after {fewshot.shots} shots of {fewshot.split!r}; "
+        "it needs two splits, and a number of shots",
+    )
+    yield (
+        config.task.name == "classification" or config.data.eval_crops == 1,
+        f"data.eval_crops is {config.data.eval_crops}; masked patches are of one crop",
     )
     yield (
         fewshot.every is None or config.task.name == "classification",
@@ -203,8 +218,8 @@ def _as_kind(value, kind):
             return _MISFIT
         fitting = tuple(map(_as_kind, value, items))
         return _MISFIT if _MISFIT in fitting else fitting
-    if kind is tuple and type(value) is list:
-        return tuple(value)
+    if kind is tuple and isinstance(value, (tuple, list)):
+        return tuple(_as_kind(v, tuple) if isinstance(v, (tuple, list)) else v for v in value)
     if kind is float and type(value) is int and abs(value) < 10**300:
         return float(value)
     return value if type(value) is kind else _MISFIT
@@ -230,7 +245,7 @@ def _check_value(value, each: dataclasses.Field, place: str):
     value = next(fit for fit in fitting if fit is not _MISFIT)
     limits = each.metadata
     if limits["choices"] and value not in limits["choices"]:
-        hint = nearest(str(value), limits["choices"])
+        hint = nearest(str(value), map(str, limits["choices"]))
         raise ConfigError(f"{place} is {value!r}; choose from {list(limits['choices'])}.{hint}")
     for number in value if isinstance(value, tuple) else (value,):
         if not isinstance(number, (int, float)) or isinstance(number, bool):

@@ -1,6 +1,7 @@
 """Scores every example of a split exactly once and writes what was found."""
 
 import csv
+import dataclasses
 import io
 import json
 import pathlib
@@ -38,7 +39,7 @@ def evaluate(
     seen = subject.prepare(where, overrides)
     loaded = seen.loaded
     loaded.refuse_without_head()
-    split = seen.split()
+    split, folder = seen.split(), seen.folder(out)
     source = seen.open(split)
     counted = _as_the_model_counts(source, loaded, class_map)
     places = counted.table.tolist() if isinstance(counted, Relabelled) else None
@@ -51,13 +52,14 @@ def evaluate(
         assemble.make_score(seen.model, seen.mesh, seen.task, only=only),
         seen.params,
         counted,
-        seen.recipe,
+        dataclasses.replace(seen.recipe, crops=seen.config.data.eval_crops),
         show=lambda done: progress.show(f"{done}/{len(source)} examples"),
         **seen.options,
     )
-    folder, name = seen.folder(out), split.replace("/", "_")
+    name = split.replace("/", "_")
     report = {"split": split, "checkpoint": loaded.weights.where, "size": len(source)}
-    report |= scores.counts() | scores.means()
+    has_labels = getattr(source, "has_own_labels", True)
+    report |= scores.counts() | scores.means() if has_labels else {}
     told, size = report, len(source)
     if sets is not None:
         told, size = scores.against(sets), sum(map(bool, sets))
@@ -65,8 +67,10 @@ def evaluate(
         if not size:
             raise DataError(f"split {split!r}: all of its sets of labels are empty.")
     workdir.write_json(folder / f"eval-{name}.json", report)
-    write_tables(folder, name, scores, source, loaded.classes)
-    progress.say(f"wrote {folder}/eval-{name}.json and three tables beside it")
+    if has_labels:
+        write_tables(folder, name, scores, source, loaded.classes)
+    words = " and three tables beside it" if has_labels else ""
+    progress.say(f"wrote {folder}/eval-{name}.json{words}")
     return f"top1={told['top1']:.4f} top5={told['top5']:.4f} n={told['n']}/{size}"
 
 
@@ -91,7 +95,7 @@ def _as_the_model_counts(source, loaded, class_map: str | None):
     return Relabelled(source, loaded.classes)
 
 
-def _read_map(file: str, source, classes: tuple[str, ...]) -> tuple[str, ...]:
+def _read_map(file: str, source, classes: tuple[str, ...]) -> tuple[int, ...]:
     """The model's class of each class of the data; raises ConfigError for a file that errs."""
     try:
         lines = pathlib.Path(file).read_text(encoding="utf-8").splitlines()
@@ -105,14 +109,16 @@ def _read_map(file: str, source, classes: tuple[str, ...]) -> tuple[str, ...]:
     found = []
     for number, line in enumerate(lines, 1):
         text = line.strip()
-        if text.isdecimal() and int(text) < len(classes):
-            text = classes[int(text)]
-        if text not in classes:
+        if classes.count(text) == 1:
+            found.append(classes.index(text))
+        elif text.isdecimal() and int(text) < len(classes):
+            found.append(int(text))
+        else:
+            what = "the name of several classes" if text in classes else "no class"
             raise ConfigError(
-                f"--class_map={file}, line {number}: {text!r} is neither a class of the model "
-                f"nor its number, 0 to {len(classes) - 1}.{nearest(text, classes)}"
+                f"--class_map={file}, line {number}: {text!r} is {what} of the model; give its "
+                f"number, 0 to {len(classes) - 1}.{nearest(text, classes)}"
             )
-        found.append(text)
     return tuple(found)
 
 
@@ -132,7 +138,7 @@ def _label_sets(
         return [[places[k] for k in labels] for labels in sets] if sets and places else sets
     try:
         sets = json.loads(pathlib.Path(file).read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"--label_sets={file} cannot be read: {error}.") from error
     if not isinstance(sets, list) or len(sets) != len(source):
         found = f"{len(sets)} entries" if isinstance(sets, list) else "no list"

@@ -4,6 +4,7 @@ Each has a schedule of its own, and both come at the end. They read data of thei
 number of the training's, so that training goes on as it would have without them.
 """
 
+import dataclasses
 from collections.abc import Callable
 
 from vit_jax import load
@@ -51,7 +52,8 @@ class Evaluation:
 
     def _val(self, params) -> dict | None:
         score, task = self.programs.score, self.stage.config.task.name
-        scores = EVALUATORS[task](score, params, self.stage.val_source, self.recipe, **self.options)
+        recipe = dataclasses.replace(self.recipe, crops=self.stage.config.data.eval_crops)
+        scores = EVALUATORS[task](score, params, self.stage.val_source, recipe, **self.options)
         return scores and {f"val/{name}": value for name, value in scores.means().items()}
 
     def _fewshot(self, params) -> dict:

@@ -56,12 +56,12 @@ def features(
     }
     write = _write_npz if path.suffix == NPZ else _write_records
     shape = write(path, batches, dtype, about)
-    words = " x ".join(map(str, (len(source), *shape)))
-    return f"wrote {path}: {layer} {words} {dtype} n={len(source)}/{len(source)}"
+    words = " x ".join(map(str, shape))
+    return f"wrote {path}: {layer} {words} {dtype} n={shape[0]}/{len(source)}"
 
 
 def _write_npz(path: pathlib.Path, batches: Iterator[dict], dtype, about: dict) -> tuple:
-    """Writes the file whole or not at all; returns the shape of one example's features."""
+    """Writes the file whole or not at all; returns the shape of the features."""
     found, labels = [], []
     for batch in batches:
         found.append(batch["features"].astype(dtype))
@@ -74,7 +74,7 @@ def _write_npz(path: pathlib.Path, batches: Iterator[dict], dtype, about: dict) 
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    return whole.shape[1:]
+    return whole.shape
 
 
 def _write_records(path: pathlib.Path, batches: Iterator[dict], dtype, about: dict) -> tuple:
@@ -88,4 +88,4 @@ def _write_records(path: pathlib.Path, batches: Iterator[dict], dtype, about: di
                 write(values.tobytes())
         form = {"dtype": str(dtype), "shape": list(shape), "labels": labels}
         workdir.write_json(path.with_name(f"{path.name}.json"), form | about)
-    return shape
+    return len(labels), *shape

@@ -4,6 +4,8 @@ import contextlib
 import os
 import pathlib
 
+ERRORS = "surrogateescape"  # File names may hold bytes that are no UTF-8.
+
 
 @contextlib.contextmanager
 def naming(path: pathlib.Path):
@@ -16,9 +18,12 @@ def naming(path: pathlib.Path):
 
 def write_whole(path: pathlib.Path, text: str) -> None:
     """Writes by way of a temporary file, so that no reader and no kill sees half of it."""
-    temporary = path.with_name(path.name + ".tmp")
-    with naming(path), open(temporary, "w", encoding="utf-8", errors="surrogateescape") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # Others may write it, too.
+    try:
+        with naming(path), open(temporary, "w", encoding="utf-8", errors=ERRORS) as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

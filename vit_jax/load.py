@@ -78,7 +78,14 @@ def locate(where: str | pathlib.Path) -> tuple[pathlib.Path, published.Published
         return path, None
     if not path.exists() and (entry := published.find(str(where))):
         return _sound(published.fetch_published(entry), entry.url), entry
-    stages = (workdir.read_json(path / workdir.CONFIG) or {}).get("stages", {})
+    config = workdir.read_json(path / workdir.CONFIG) or {}
+    stages = config.get("stages", {})
+    seeds = sorted(found.parent.name for found in path.glob(f"seed_*/{checkpoint.FOLDER}"))
+    if seeds and not (path / checkpoint.FOLDER).exists():
+        raise ConfigError(
+            f"{where} is a sweep with the runs {', '.join(seeds)}; name one, as in "
+            f"{path / seeds[0]}."
+        )
     if isinstance(stages, dict) and stages:
         raise ConfigError(
             f"{where} holds the stages {', '.join(stages)}; name one, as in {path / min(stages)}."
@@ -255,7 +262,6 @@ def eval_recipe(config: Config, model: Model) -> EvalRecipe:
         data.resample,
         data.crop_fraction,
         data.decoder,
-        data.eval_crops,
     )
 
 

@@ -79,6 +79,25 @@ def run_features(args, file: str | None, overrides: dict[str, str]) -> int:
     return 0
 
 
+def run_figures(args, file: str | None, overrides: dict[str, str]) -> int:
+    _judge(args.checkpoint)
+    _refuse_config_file(file, "figures")
+    from vit_jax.assemble import keep_compiled_programs
+    from vit_jax.gallery import figures
+
+    keep_compiled_programs()
+    line = figures(
+        args.checkpoint,
+        args.out,
+        files=args.image,
+        overrides=overrides,
+        theme=args.theme,
+        block=args.block,
+    )
+    print(line, flush=True)
+    return 0
+
+
 def run_predict(args, file: str | None, overrides: dict[str, str]) -> int:
     _judge(args.checkpoint)
     from vit_jax.assemble import keep_compiled_programs
@@ -229,6 +248,7 @@ VERBS = {
     "train": run_train,
     "evaluate": run_evaluate,
     "features": run_features,
+    "figures": run_figures,
     "predict": run_predict,
     "inspect": run_inspect,
     "convert": run_convert,

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import jax
 
-from vit_jax import accelerators, assemble, collectives, memory, sharding, trees
+from vit_jax import accelerators, assemble, collectives, memory, sharding, trees, trials
 from vit_jax.accelerators import ACCELERATORS, Accelerator, of_device_kind
 from vit_jax.data import known
 from vit_jax.data.sources import PACKAGED, open_training
@@ -144,6 +144,7 @@ def _costs(setting: Setting, steps: int, num_examples: int, mfu: float) -> dict:
             "seconds": sending,
         },
         "steps": steps,
+        "runs": trials.count(config),
         "epochs": steps * config.batch_size / num_examples,
         "time": {
             "mfu": mfu,
@@ -246,6 +247,7 @@ def _page(stage: str, p: dict) -> str:
         ("run", f"{p['steps']:,} steps, {p['epochs']:.4g} epochs"),
         ("  exaFLOPs", f"{p['flops']['exaflops']:.4g}"),
         ("  time", f"{time['hours']:.4g} hours, {time['device_days']:.4g} device-days"),
+        *([("sweep", f"{p['runs']} such runs")] if p["runs"] > 1 else []),
     ]
     if "compiled" in p:
         rows += [("", ""), *_compiled_rows(p["compiled"])]

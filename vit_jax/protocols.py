@@ -40,6 +40,7 @@ def examine(
             f"features of data.split={data.split!r} are fitted, those of data.val_split="
             f"{data.val_split!r} scored; name two splits."
         )
+    folder = seen.folder(out)
     train = seen.open(data.split)
     test = relabelled(seen.open(data.val_split), train.classes)
     extract = assemble.make_extract(seen.model, seen.mesh, layer)
@@ -60,7 +61,7 @@ def examine(
         "split": data.val_split,
         "size": len(test),
     }
-    folder, name = seen.folder(out), data.val_split.replace("/", "_")
+    name = data.val_split.replace("/", "_")
     workdir.write_json(folder / f"{protocol}-{name}.json", settings | report)
     progress.say(f"wrote {folder}/{protocol}-{name}.json")
     return f"{words(report)} n={report['n']}/{len(test)}"
@@ -72,7 +73,7 @@ def _fewshot_words(report: dict) -> str:
         for name, value in report.items()
         if name.endswith("shot")
     ]
-    return f"{' '.join(words)} seeds={report['seeds']}"
+    return f"{' '.join(words)} seeds={report['seeds']} smallest_class={report['smallest_class']}"
 
 
 def _probe_words(report: dict) -> str:

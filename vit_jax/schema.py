@@ -2,6 +2,8 @@
 
 import dataclasses
 
+SOURCES = ("mnist5k", "digits", "folder", "prepared", "tfds", "vtab", "fake")
+
 
 def field(default, meaning: str, *, choices=(), above=None, least=None, most=None):
     """A dataclass field with its meaning and its bounds (`above` excludes the bound)."""
@@ -76,7 +78,7 @@ class Data:
         "fake",
         "Kind of source; 'prepared' is a folder that the verb `prepare` wrote, 'vtab' a task of "
         "VTAB-1k (Table 9), whose name is `dataset`.",
-        choices=("mnist5k", "digits", "folder", "prepared", "tfds", "vtab", "fake"),
+        choices=SOURCES,
     )
     dir: str = field("", "The image folder, the prepared folder, or TFDS's data folder.")
     dataset: str = field("", "TFDS name, such as cifar10 or my_set:1.0.0.")
@@ -86,11 +88,7 @@ class Data:
     split: str = field("train", "Split trained on.")
     val_split: str = field("val", "Split evaluated while training; '' for none.")
     dev: float | None = field(
-        None,
-        "Share of the training examples that takes the place of `val_split`, and is not trained "
-        "on (Table 4); None for none.",
-        above=0,
-        most=0.9,
+        None, "Share of the training examples that is scored, not trained on.", above=0, most=0.9
     )
     val_fraction: float = field(
         0.1, "Share kept for `val` where the source has no such split.", least=0, most=0.9
@@ -284,9 +282,10 @@ class FewShot:
     source: str = field(
         "",
         "Kind of source, as in config.data; '' for the run's own data.",
-        choices=("", "mnist5k", "digits", "folder", "prepared", "tfds", "vtab", "fake"),
+        choices=("", *SOURCES),
     )
     sets: tuple[str, ...] = field((), "Data sets, or folders, of that source: each is evaluated.")
+    dir: str = field("", "TFDS's data folder, where `source` is not the run's.")
     split: str = field("train", "Split that the shots are drawn from.")
     test_split: str = field("val", "Split scored.")
     shots: tuple[int, ...] = field((1, 5, 10, 25), "Examples of each class.", least=1)

@@ -133,7 +133,7 @@ def _open_fewshot(config: Config) -> dict[str, tuple]:
         return found
     data = dataclasses.replace(config.data, mix=())
     if rule.source and rule.source != data.source:  # Its folder is another.
-        data = dataclasses.replace(data, source=rule.source, dir="")
+        data = dataclasses.replace(data, source=rule.source, dir=rule.dir)
     key = "dir" if data.source in ("folder", "prepared") else "dataset"
     for name in rule.sets or (getattr(data, key) or data.source,):
         of_set = dataclasses.replace(data, **{key: name})
@@ -141,7 +141,13 @@ def _open_fewshot(config: Config) -> dict[str, tuple]:
         test = relabelled(open_split(of_set, rule.test_split), train.classes)
         if not len(train) or not len(test):
             raise DataError(f"fewshot.sets: a split of {name} is empty.")
-        found[name.rstrip("/").rpartition("/")[2].partition(":")[0]] = (train, test)
+        if key == "dir":
+            title = name.rstrip("/").rpartition("/")[2]
+        else:
+            title = name.partition(":")[0].replace("/", "_")
+        if title in found:
+            raise ConfigError(f"config.fewshot.sets has two sets that are called {title}.")
+        found[title] = (train, test)
     return found
 
 

@@ -9,12 +9,13 @@ import jax
 from vit_jax import config as config_lib
 from vit_jax import load, sharding
 from vit_jax.data.preprocess import EvalRecipe
-from vit_jax.data.sources import open_split
+from vit_jax.data.sources import open_both, open_split
 from vit_jax.errors import ConfigError
 from vit_jax.models import build
 from vit_jax.schema import Config, Task
 
 AMENDABLE = ("data.", "batch_size")
+DEV = "dev"  # What a run with `data.dev` is scored on.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,16 +44,18 @@ class Subject:
         }
 
     def split(self) -> str:
-        """The split to examine: `data.split` where the command names it, else `data.val_split`."""
+        """The split to examine: `data.split` where the command names it, else the one scored."""
         data = self.config.data
-        split = data.split if "data.split" in self.overrides else data.val_split
+        scored = DEV if data.dev is not None else data.val_split
+        split = data.split if "data.split" in self.overrides else scored
         if not split:
             raise ConfigError("this run has no data.val_split; name one by --config.data.split.")
         return split
 
     def open(self, split: str):
-        """The records of a split."""
-        return open_split(self.config.data, split)
+        """The records of a split, or those that the run held out."""
+        data = self.config.data
+        return open_both(data)[1] if split == DEV and data.dev else open_split(data, split)
 
     def folder(self, out: str | None) -> pathlib.Path:
         """Where results go: `out`, the run's folder, or here."""
@@ -89,7 +92,6 @@ def prepare(where: str, overrides: Mapping[str, str], verb: str = "evaluate") ->
         crop=data.eval_crop,
         resample=data.resample,
         crop_fraction=data.crop_fraction,
-        crops=data.eval_crops,
     )
     return Subject(loaded, config, overrides, model, params, recipe, mesh)
 

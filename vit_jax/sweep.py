@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Mapping
 
@@ -49,41 +50,46 @@ def run(
     hosts.refuse_difference("config", as_dict)
     workdir.refuse_other_run(folder, as_dict)
     prepared: dict[str, stage.Stage] = {}
+    sweeps: dict[str, Sweep] = {}
+    options = {"fallback": fallback, "profile": profile}
     for name, config in stages.items():
-        first = next(iter(_first_runs(config).values()))
-        prepared[name] = stage.prepare(name, first, folder / name, prepared)
-    longest = max(each.total_steps for each in prepared.values())
+        if trials.is_sweep(config):
+            sweeps[name] = Sweep(name, config, folder / name, prepared, shard, options)
+        else:
+            prepared[name] = stage.prepare(name, config, folder / name, prepared)
+    longest = max(
+        each.total_steps
+        for group in (prepared, *(sweep.prepared for sweep in sweeps.values()))
+        for each in group.values()
+    )
     if profile is not None and profile.first > longest:
         raise ConfigError(f"--profile begins with step {profile.first}; there are {longest} steps.")
-    options = {"fallback": fallback, "profile": profile}
-    if "" in stages and not trials.is_sweep(stages[""]):
+    if "" in prepared:
         return _closing_line({"": train.train(prepared[""], **options)}, folder)
     # Those that share a folder go by the locks of single runs.
     with workdir.claim(folder) if shard is None else contextlib.nullcontext():
         if hosts.is_first():
             folder.mkdir(parents=True, exist_ok=True)
             workdir.write_json(folder / workdir.CONFIG, as_dict)
-        summaries = {}
-        for name, config in stages.items():
-            if trials.is_sweep(config):
-                sweep = Sweep(name, config, folder / name, prepared, shard, options)
-                summaries[name] = sweep.go()
-            else:
-                is_left = shard and _is_in_use(folder / name)
-                summaries[name] = None if is_left else train.train(prepared[name], **options)
-            if summaries[name] is None:
+        summaries: dict[str, dict] = {}
+        for name in stages:
+            with _passing_over(shard):
+                go = (
+                    sweeps[name].go
+                    if name in sweeps
+                    else functools.partial(train.train, prepared[name], **options)
+                )
+                summaries[name] = go()
+            if summaries.get(name) is None:
                 return f"done: other processes work at what is left workdir={folder}"
         if "" not in stages and hosts.is_first():
             workdir.write_json(folder / workdir.SUMMARY, _combined(summaries))
     return _closing_line(summaries, folder)
 
 
-def _first_runs(config: Config) -> dict[str, Config]:
-    """The runs that a config begins with: itself, or the first of a sweep."""
-    if not trials.is_sweep(config):
-        return {"": config}
-    grid = {name: trial.config for name, trial in trials.grid(config).items()}
-    return grid or trials.finals(config, {})
+def _passing_over(shard: Shard | None):
+    """A context that passes over a run which another of the processes works at."""
+    return contextlib.suppress(InUseError) if shard else contextlib.nullcontext()
 
 
 class Sweep:
@@ -98,30 +104,43 @@ class Sweep:
         shard: Shard | None,
         options: dict,
     ):
+        """Checks every run of the grid, and one of those that come last, before any begins."""
         self.name, self.config, self.folder = name, config, folder
-        self.earlier, self.shard, self.options = dict(earlier), shard, options
+        self.shard, self.options = shard, options
+        self.prepared = dict(earlier)  # By folder, too: whoever comes next finds its data open.
+        self.grid = {f"{GRID}/{name}": trial for name, trial in trials.grid(config).items()}
+        for name, trial in self.grid.items():
+            self._prepare(name, trial.config)
+        values = next((trial.values for trial in self.grid.values()), {})
+        name, config = next(iter(trials.finals(config, values).items()))
+        self._prepare(name, config)
 
     def go(self) -> dict | None:
         """The sweep's summary, or None where other processes have runs left.
 
-        Writes it into `summary.json`, and what every run scored into `sweep.md`.
+        Writes it into `summary.json`, and what every run scored into `sweep.md`. Raises
+        NonFiniteError where the whole grid, or one of the last runs, was not finite.
         """
-        grid = trials.grid(self.config)
-        runs = {name: trial.config for name, trial in grid.items()}
-        scored = self._run_all(self.folder / GRID, runs)
+        scored = self._run_all({name: trial.config for name, trial in self.grid.items()})
         if scored is None:
             return None
         chosen, values = "", {}
-        if grid:
+        if self.grid:
             if not any(scored.values()):
                 raise NonFiniteError(f"{self.folder / GRID}: no run of the grid has stayed finite.")
             chosen = trials.best(scored)
-            values = grid[chosen].values
-        runs = trials.finals(self.config, values)
-        finals = self._run_all(self.folder, runs)
+            values = self.grid[chosen].values
+        finals = self._run_all(trials.finals(self.config, values))
         if finals is None:
             return None
-        table = trials.rows(scored, chosen, finals)
+        for name, found in finals.items():
+            if found is None:
+                raise NonFiniteError(
+                    f"{self.folder / name}: not finite, with what was best of the grid."
+                )
+        names = {name: name.removeprefix(f"{GRID}/") for name in scored}
+        told = {names[name]: found for name, found in scored.items()}
+        table = trials.rows(told, names.get(chosen, ""), finals)
         summary = {
             "metrics": trials.combined(list(finals.values())),
             "num_examples": next(iter(finals.values()))["num_examples"],
@@ -133,35 +152,42 @@ class Sweep:
             workdir.write_json(self.folder / workdir.SUMMARY, summary)
         return summary
 
-    def _run_all(self, folder: pathlib.Path, runs: dict[str, Config]) -> dict | None:
+    def _run_all(self, runs: dict[str, Config]) -> dict | None:
         """Each run's summary, None for one that diverged; None where runs of others are left.
 
-        This process begins with its own share of them, and goes on with what nobody works at.
+        This process begins with its own share of them, goes on with what nobody works at, and
+        looks again at what others had as long as something else was left to do.
         """
-        order, found = list(enumerate(runs)), {}
+        order, found, before = list(enumerate(runs)), {}, -1
         if self.shard:
             index, count = self.shard.index, self.shard.count
             order.sort(key=lambda at: (at[0] - index) % count)
-        for _, name in order:
-            if self.shard and _is_in_use(folder / name):
-                continue
-            label = f"{self.name}/{name}".strip("/")
-            found[name] = self._run(folder / name, label, runs[name])
+        while before < len(found) < len(runs):
+            before = len(found)
+            for _, name in order:
+                if name not in found and not (self.shard and _is_in_use(self.folder / name)):
+                    with _passing_over(self.shard):
+                        found[name] = self._run(name, runs[name])
         return {name: found[name] for name in runs} if len(found) == len(runs) else None
 
-    def _run(self, folder: pathlib.Path, name: str, config: Config) -> dict | None:
-        """One run's summary; None if its loss was no number."""
-        if hosts.from_first("diverged", lambda: workdir.read_json(folder / DIVERGED)):
+    def _run(self, name: str, config: Config) -> dict | None:
+        """One run's summary; None if it was not finite, now or when it was tried before."""
+        path = self.folder / name / DIVERGED
+        if hosts.from_first("diverged", lambda: workdir.read_json(path)):
             return None
-        prepared = stage.prepare(name, config, folder, self.earlier)
-        self.earlier[""] = prepared  # Whoever comes next finds its data open.
+        self._prepare(name, config)
         try:
-            return train.train(prepared, **self.options)
+            summary = train.train(self.prepared[name], **self.options)
         except NonFiniteError as error:
             if hosts.is_first():
                 print(f"{name}: {error}", flush=True)
-                workdir.write_json(folder / DIVERGED, {"error": str(error)})
+                workdir.write_json(path, {"error": str(error)})
             return None
+        return summary if trials.is_finite(summary) else None
+
+    def _prepare(self, name: str, config: Config) -> None:
+        label = f"{self.name}/{name}".removeprefix("/").removeprefix(f"{GRID}/")
+        self.prepared[name] = stage.prepare(label, config, self.folder / name, self.prepared)
 
 
 def _is_in_use(folder: pathlib.Path) -> bool:

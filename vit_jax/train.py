@@ -69,9 +69,8 @@ class Run:
         self.checkpoints = checkpoint.Checkpoints(
             stage.folder / checkpoint.FOLDER, config.keep_last, config.keep_every
         )
-        self.evaluation = Evaluation(
-            stage, self.parts, lambda: self.interrupts.received is not None
-        )
+        # Of the signals alone: one that knew the run would keep its state alive.
+        self.evaluation = Evaluation(stage, self.parts, lambda: interrupts.received is not None)
         self.profiler = Profiler(stage.folder, profile)
         self.feed = Feed(stage, self.parts.batch_sharding)
         self.pending: collections.deque = collections.deque()

@@ -6,15 +6,23 @@ rest of them, `dev`; the best then trains on all of them, once for each seed, an
 """
 
 import itertools
+import math
 import statistics
 from typing import NamedTuple
 
 from vit_jax import config as config_lib
 from vit_jax.checkpoint import score
+from vit_jax.checks import DURATIONS
 from vit_jax.errors import ConfigError
 from vit_jax.schema import Config, Sweep
 
-NOT_SWEPT = ("sweep", "mesh", "seed")  # Sections and fields that no grid may change.
+# Sections and fields that no grid may change: its runs are compared on the same examples.
+SAME = ("sweep", "mesh", "seed", "task.name", "init.stage")
+SAME_DATA = (
+    *("source", "dir", "dataset", "mix", "split", "val_split", "val_fraction", "dev"),
+    *("per_class", "fraction", "count", "subset_seed", "num_classes", "num_examples"),
+)
+LONGEST = 150  # Characters of the name of a run's folder.
 
 
 class Trial(NamedTuple):
@@ -34,12 +42,17 @@ def check(stages: dict[str, Config]) -> None:
     for name, config in stages.items():
         where = f"config.stages.{name}" if name else "config"
         grid(config, where)
-        before = config.init.stage
-        if before in stages and before and is_sweep(stages[before]):
-            raise ConfigError(
-                f"{where}.init.stage is {before!r}, a sweep, which gives several "
-                "weights; start from a run of its own."
-            )
+        for field, before in (
+            ("init.stage", config.init.stage),
+            ("task.teacher", config.task.teacher),
+        ):
+            if before and before in stages and is_sweep(stages[before]):
+                raise ConfigError(
+                    f"{where}.{field} is {before!r}, a sweep, which gives several weights; take "
+                    "a run of its own."
+                )
+        if is_sweep(config) and config.init.stage and not name:
+            raise ConfigError(f"{where}.init.stage: a sweep alone starts from init.path.")
 
 
 def grid(config: Config, where: str = "config") -> dict[str, Trial]:
@@ -52,15 +65,20 @@ def grid(config: Config, where: str = "config") -> dict[str, Trial]:
         return trials
     keys = [key for key, _ in config.sweep.grid]
     for key, values in config.sweep.grid:
-        if key.partition(".")[0] in NOT_SWEPT or keys.count(key) > 1 or not values:
+        if keys.count(key) > 1 or not values or any(isinstance(value, dict) for value in values):
             raise ConfigError(
-                f"{place} has {key!r} with {len(values)} values; each field stands there once, "
-                f"with a value or more, and {', '.join(NOT_SWEPT)} do not."
+                f"{place} has {key!r} with the values {values}; each field stands there once, with "
+                "a value or more, and no section does."
             )
+        if key in SAME or key.partition(".")[0] in SAME or key.removeprefix("data.") in SAME_DATA:
+            raise ConfigError(f"{place} has {key!r}; it must be the same in all runs of a grid.")
+    if sum(key in DURATIONS for key in keys) > 1:
+        raise ConfigError(f"{place} has several of {', '.join(DURATIONS)}; a run has one length.")
     for combination in itertools.product(*(values for _, values in config.sweep.grid)):
         values = dict(zip(keys, combination, strict=True))
-        if words(values) in trials:
-            raise ConfigError(f"{place} has {words(values)} twice.")
+        if words(values) in trials or len(words(values)) > LONGEST:
+            what = "twice" if words(values) in trials else "whose name is too long for a folder"
+            raise ConfigError(f"{place} has {words(values)[:LONGEST]} {what}.")
         held_out = _single(config, values | {"data.dev": config.sweep.dev}, place)
         trials[words(values)] = Trial(values, held_out)
     return trials
@@ -78,10 +96,21 @@ def _single(config: Config, values: dict[str, object], where: str) -> Config:
     return config_lib.replaced(config, alone | values, where)
 
 
+def count(config: Config) -> int:
+    """How many runs a config stands for."""
+    combinations = math.prod(len(values) for _, values in config.sweep.grid)
+    return config.sweep.seeds + (combinations if config.sweep.grid else 0)
+
+
 def words(values: dict[str, object]) -> str:
     """'lr=0.003,steps=500', which is a folder's name, too."""
     texts = (f"{key.rpartition('.')[2]}={value}" for key, value in values.items())
     return ",".join(texts).replace(" ", "").replace("/", "_")
+
+
+def is_finite(summary: dict) -> bool:
+    """Whether all that a run scored on `val` are numbers; a workdir has null for others."""
+    return all(value is not None and math.isfinite(value) for value in _val(summary).values())
 
 
 def best(summaries: dict[str, dict | None]) -> str:

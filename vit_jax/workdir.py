@@ -18,6 +18,7 @@ from vit_jax.files import write_whole
 from vit_jax.schema import Config
 
 CONFIG, SUMMARY, LOCK = "config.json", "summary.json", ".lock"
+LOOKS = 0.5  # Seconds: whoever only looks who has the lock holds it for far less.
 SHARED_WITHIN = 60  # Seconds: NFS keeps for so long in mind what was not there (acdirmax).
 
 
@@ -106,11 +107,16 @@ class Lock:
     def __enter__(self):
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file = open(self.path, "a+")
-        try:
-            _flock(self._file, fcntl.LOCK_EX, self.path.parent)
-        except ConfigError:
-            self._file.close()
-            raise
+        until = time.monotonic() + LOOKS
+        while True:
+            try:
+                _flock(self._file, fcntl.LOCK_EX, self.path.parent)
+                break
+            except InUseError:
+                if time.monotonic() > until:
+                    self._file.close()
+                    raise
+                time.sleep(0.05)
         self._file.truncate(0)
         self._file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         self._file.flush()
@@ -124,10 +130,13 @@ class Lock:
 def claim(folder: pathlib.Path):
     """A context in which process 0 holds the folder's lock, for all; they meet at its start.
 
-    Raises ConfigError on a process that does not see the folder of process 0.
+    Raises InUseError, on all of them, where another run holds it, and ConfigError on a process
+    that does not see the folder of process 0.
     """
-    with Lock(folder) if hosts.is_first() else contextlib.nullcontext():
-        hosts.barrier(f"lock of {folder.name}")
+    with contextlib.ExitStack() as held:
+        with hosts.all_or_none(f"lock of {folder.name}", InUseError):
+            if hosts.is_first():
+                held.enter_context(Lock(folder))
         if not hosts.is_first():
             _await_shared(folder)
         yield

@@ -60,6 +60,7 @@ def test_probabilities_of_crops_are_averaged(loss):
         p = 1 / (1 + np.exp(-logits))
         hot = np.eye(3)[label]
         expected = -(hot * np.log(p.mean(1)) + (1 - hot) * np.log(1 - p.mean(1))).sum(-1)
+    np.testing.assert_allclose(found["probability"], p.mean(1).max(-1), rtol=1e-5)
     np.testing.assert_array_equal(found["best"][:, 0], p.mean(1).argmax(-1))
     np.testing.assert_allclose(found["loss"], expected, rtol=1e-5)
 
@@ -70,3 +71,11 @@ def test_several_crops_need_a_central_one():
     wrong = Config(steps=1, data=Data(eval_crops=5))
     with pytest.raises(ConfigError, match=r"data\.eval_crops is 5; that needs"):
         config.check(config.to_config_dict({"": wrong}))
+
+
+def test_crops_of_which_a_sigmoid_is_certain_have_a_finite_loss():
+    images = np.ones((2, 5, 2, 2, 3), np.float32)
+    label = np.array([0, 1])
+    found = make_scorer(Mean, loss="sigmoid")(40.0, {"image": images, "label": label})
+    np.testing.assert_allclose(found["loss"], 80.0, rtol=1e-5)  # Two classes too many.
+    np.testing.assert_allclose(found["probability"], 1.0)

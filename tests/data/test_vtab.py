@@ -15,8 +15,9 @@ import tensorflow_datasets as tfds
 from vit_jax import config as config_lib
 from vit_jax.data import vtab
 from vit_jax.data.images import decode
-from vit_jax.data.sources import make_source
+from vit_jax.data.sources import make_source, open_both
 from vit_jax.errors import DataError
+from vit_jax.schema import Data
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 RETINOPATHY = "diabetic_retinopathy_detection/btgraham-300"
@@ -194,7 +195,7 @@ def dtd(n):
     return {"file_name": "", "image": numbered(n), "label": n % 47}
 
 def real(n):
-    return {"file_name": "", "image": numbered(n), "original_label": 7,
+    return {"file_name": "", "image": numbered(n), "original_label": 100 + n,
             "real_label": [[], [3], [999, 0, 2]][n % 3]}
 
 write("clevr", clevr, train=2000, validation=30)
@@ -293,6 +294,16 @@ def test_grey_images_have_three_channels(folder):
     assert list(open_vtab(folder, "smallnorb_azim", "test").labels) == turns[200:]
 
 
+def test_what_is_held_out_of_a_task_is_its_own_part_for_choosing(folder):
+    data = Data(
+        source="vtab", dataset="smallnorb_azim", dir=folder, split="train800val200", dev=0.5
+    )
+    train, dev = open_both(data)
+    assert (len(train), len(dev)) == (800, 200)
+    expected = open_vtab(folder, "smallnorb_azim", "val200")
+    assert dev.fingerprint() == expected.fingerprint()
+
+
 def test_labels_are_read_without_decoding_an_image(folder, monkeypatch):
     tasks = ("clevr_count", "kitti_dist", "dsprites_ori", "smallnorb_azim")
     sources = [open_vtab(folder, task, "train800") for task in tasks]
@@ -321,8 +332,9 @@ def test_sets_of_labels_are_read_and_may_be_empty(folder):
     source = make_source("tfds", "validation", dataset="imagenet2012_real", dir=folder)
     sets = [[(), (3,), (999, 0, 2)][n % 3] for n in numbers(source)]
     assert source.label_sets == sets
-    firsts = [each[0] if each else 0 for each in sets]
-    assert list(source.labels) == [source[i]["label"] for i in range(7)] == firsts
+    own = [source[i]["label"] for i in range(7)]
+    assert source.has_own_labels
+    assert list(source.labels) == own == [100 + n for n in numbers(source)]
     assert len(source.classes) == 1000
     assert pickle.loads(pickle.dumps(source)).label_sets == sets
     assert not hasattr(open_vtab(folder, "kitti_dist", "test"), "label_sets")

@@ -14,7 +14,7 @@ class Relabelled:
 
     source: object
     classes: tuple[str, ...]
-    names: tuple[str, ...] | None = None  # Of the source's classes among these; its own if None.
+    numbers: tuple[int, ...] | None = None  # Of the source's classes here; by its names if None.
 
     def __len__(self) -> int:
         return len(self.source)
@@ -31,8 +31,10 @@ class Relabelled:
     @functools.cached_property
     def table(self) -> np.ndarray:
         """The label here of each label of the source."""
+        if self.numbers is not None:
+            return np.array(self.numbers, np.int64)
         place = {title: k for k, title in enumerate(self.classes)}
-        return np.array([place[title] for title in self.names or self.source.classes], np.int64)
+        return np.array([place[title] for title in self.source.classes], np.int64)
 
     @property
     def labels(self) -> np.ndarray:

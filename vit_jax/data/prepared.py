@@ -14,6 +14,8 @@ from vit_jax.data import manifest
 from vit_jax.data.images import Encoded
 from vit_jax.errors import DataError, nearest
 
+OWN_LABEL = "original_label"  # ImageNet's, in TFDS's imagenet2012_real.
+
 
 @dataclasses.dataclass(frozen=True)
 class TfdsSource:
@@ -36,7 +38,7 @@ class TfdsSource:
     def fingerprint(self) -> int:
         return zlib.crc32(f"{self.title} {len(self)} {self.classes}".encode())
 
-    @property
+    @functools.cached_property
     def labels(self) -> np.ndarray:
         return np.array(self.of_all(self.label_of), np.int64)
 
@@ -56,10 +58,12 @@ class TfdsSource:
 class LabelSetsSource(TfdsSource):
     """A TFDS split whose images have several right labels each, or none, as ReaL's have.
 
-    A record's own label is the first of its set, or 0 where that is empty (arXiv:2006.07159).
+    Where they have one of their own as well, it is the record's label; else that is the first of
+    its set, or 0, and means nothing.
     """
 
     set_of: Callable[[dict], Sequence[int]]  # A record's labels.
+    has_own_labels: bool
 
     @functools.cached_property
     def label_sets(self) -> list[tuple[int, ...]]:
@@ -160,8 +164,10 @@ def open_tfds(dataset: str, split: str, dir: str) -> TfdsSource:
     records = read_split(builder, split, title, how)
     place, of = f"{builder.info.full_name}/{split}", operator.itemgetter(label_key)
     if are_sets:
+        has_own = OWN_LABEL in builder.info.features
         first = functools.partial(_first_label, label_key)
-        return LabelSetsSource(records, image_key, first, names, place, of)
+        label_of = operator.itemgetter(OWN_LABEL) if has_own else first
+        return LabelSetsSource(records, image_key, label_of, names, place, of, has_own)
     return TfdsSource(records, image_key, of, names, place)
 
 

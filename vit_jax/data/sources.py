@@ -94,12 +94,16 @@ def open_split(data: Data, split: str):
 
 def open_training(data: Data):
     """The records trained on."""
-    drawn = _draw(data)
-    return drawn if data.dev is None else subsets.hold_out(drawn, data.dev, data.subset_seed)[0]
+    return open_both(data)[0] if data.dev is not None else _draw(data)
 
 
 def open_both(data: Data) -> tuple:
-    """The records trained on, and those scored meanwhile: of `dev`, of `val_split`, or None."""
+    """The records trained on, and those scored meanwhile: of `dev`, of `val_split`, or None.
+
+    VTAB's tasks have a part of their own for choosing, whatever share `dev` names.
+    """
+    if data.dev is not None and data.source == "vtab":
+        return open_split(data, "train800"), open_split(data, "val200")
     drawn = _draw(data)
     if data.dev is not None:
         return subsets.hold_out(drawn, data.dev, data.subset_seed)
@@ -179,6 +183,13 @@ def digits() -> ArraySource:
 
     data = load_digits()
     return _grey(data.images * (255 / 16), data.target)
+
+
+def sample_photos() -> list[np.ndarray]:
+    """Two photos from the package scikit-learn, a temple and a flower: H W 3 uint8."""
+    from sklearn.datasets import load_sample_images
+
+    return load_sample_images().images
 
 
 PACKAGED = {"mnist5k": mnist5k, "digits": digits}

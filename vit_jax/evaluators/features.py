@@ -11,7 +11,7 @@ from vit_jax.errors import ConfigError
 from vit_jax.models import ViT
 
 LAYERS = ("pre_logits", "token", "mean", "tokens", "block_I")
-BLOCK = r"block_(\d+)"
+BLOCK = r"block_(0|[1-9][0-9]*)"
 
 
 def check_layer(model, layer: str) -> None:

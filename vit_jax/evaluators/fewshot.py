@@ -225,7 +225,7 @@ def solve_ridge(
     X, Y = jax.device_put((X, Y), over_examples(mesh))
     weights, is_settled = jax.device_get(_solve(X, Y, np.float32(l2), mesh))
     if not is_settled:
-        raise ConfigError(f"l2={l2:g} is too small for these features in float32; use float64.")
+        raise ConfigError(f"l2={l2:g} is too small for these features: take a larger one.")
     return weights[: features.shape[1]], bias.astype(np.float32)
 
 

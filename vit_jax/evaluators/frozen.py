@@ -96,7 +96,9 @@ def few_shot(
         seeds=seeds,
         l2=l2,
     )
-    report = {"n": len(test), "seeds": seeds, "num_seen": len(places)}
+    sizes = np.bincount(labels, minlength=num_classes)
+    report = {"n": len(scored["label"]), "seeds": seeds, "num_seen": len(places)}
+    report["smallest_class"] = int(sizes.min())  # Fewer than the shots are all it has.
     for count, each in found.items():
         told = {"mean": each.mean, "std": each.std, "correct": each.correct, "l2": each.l2}
         report[f"{count}shot"] = told

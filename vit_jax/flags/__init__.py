@@ -63,6 +63,7 @@ def make_parser() -> Parser:
         runs.train,
         runs.evaluate,
         runs.features,
+        runs.figures,
         runs.predict,
         files.inspect,
         files.convert,

@@ -146,6 +146,30 @@ def features(add) -> None:
     )
 
 
+def figures(add) -> None:
+    figures = add(
+        "figures",
+        "draw the paper's figures 6, 7, 10, 11 and 14 from any weights",
+        "--checkpoint=imagenet21k/ViT-B_16 --image=photo.jpg --out=figures",
+    )
+    figures.add_argument("--checkpoint", required=True, metavar="WHERE", help=WHERE)
+    figures.add_argument("--out", required=True, metavar="DIR", help="where PNG and SVG go")
+    figures.add_argument(
+        "--image",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="what to look at, may be repeated (default: the run's data, or two photos)",
+    )
+    figures.add_argument("--theme", choices=("light", "dark"), default="light")
+    figures.add_argument(
+        "--block", type=int, metavar="I", help="layer whose heads are shown (default: the last)"
+    )
+    figures.add_argument(
+        "--config.data.KEY", metavar="VALUE", help="amends the data; data.split names the split"
+    )
+
+
 def predict(add) -> None:
     predict = add(
         "predict",

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from vit_jax.models import kernels
 from vit_jax.models.position import RelativeKeys
 
+WEIGHTS = "attention"  # The collection that attention weights are told in, where it is mutable.
 GELUS = {"tanh": True, "erf": False}  # Flax and the official code; PyTorch's default.
 
 # The official code's initialisers.
@@ -96,6 +97,13 @@ class LayerNorm(nn.Module):
         return norm(x.astype(self.layers.dtype), scale, bias, self.layers.norm_eps)
 
 
+def attention_weights(q: jax.Array, k: jax.Array, bias: jax.Array | None) -> jax.Array:
+    """The A of equation 6 in float32: B T h d, B S h d, B h T S -> B h T S."""
+    q, k = q.astype(jnp.float32), k.astype(jnp.float32)
+    logits = jnp.einsum("bthd,bshd->bhts", q, k) / math.sqrt(q.shape[-1])
+    return jax.nn.softmax(logits if bias is None else logits + bias.astype(jnp.float32))
+
+
 class Attention(nn.Module):
     """Multi-head attention of queries over keys (appendix A, equations 5 to 8)."""
 
@@ -113,6 +121,8 @@ class Attention(nn.Module):
             q = layers.norm("query_ln", use_bias=False)(q)
             k = layers.norm("key_ln", use_bias=False)(k)
         bias = RelativeKeys(name="relative")(q) if self.is_relative else None
+        if self.is_mutable_collection(WEIGHTS):  # Asked for; a fused kernel does not tell them.
+            self.sow(WEIGHTS, "A", attention_weights(q, k, bias))
         # The softmax inside is float32: bfloat16 loses small probabilities.
         heads = kernels.choose(layers.kernels).attention(q, k, v, bias)  # B T h d
         return Dense((D,), layers, num_inputs=2, name="out")(heads)

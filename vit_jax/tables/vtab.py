@@ -11,7 +11,13 @@ from vit_jax.errors import ConfigError
 from vit_jax.tables.markdown import markdown
 from vit_jax.tables.paper import TABLE_9
 
-PROTOCOL = {"source": "vtab", "split": "train800val200", "val_split": "test"}  # Of config.data.
+PROTOCOL = {  # Of config.data.
+    "source": "vtab",
+    "split": "train800val200",
+    "val_split": "test",
+    "dev": None,
+}
+SEEDS = "seed_*"  # Folders of a sweep's last runs.
 PAPER = {title: dict(zip(TASKS, row, strict=True)) for title, row in TABLE_9.items()}
 
 
@@ -27,14 +33,16 @@ def of_workdirs(folders: Sequence[str], as_json: bool = False) -> str:
 def accuracies(folders: Iterable[str]) -> dict[str, list[float]]:
     """Task -> top-1 on its test split in percent, of each finished run by the protocol.
 
-    A run is a folder or one in it, as a config with stages writes them. Raises ConfigError for a
-    folder without such a run.
+    A run is a folder or one in it, as a config with stages writes them; of a sweep, the runs for
+    its seeds count, each for itself. Raises ConfigError for a folder without such a run.
     """
     found: dict[str, list[float]] = {}
     for folder in map(pathlib.Path, folders):
         if not folder.is_dir():
             raise ConfigError(f"{folder}: no such folder.")
-        scored = list(filter(None, map(_scored, [folder, *sorted(folder.iterdir())])))
+        runs = [folder, *sorted(folder.iterdir())]
+        runs += [seed for run in runs[1:] if run.is_dir() for seed in sorted(run.glob(SEEDS))]
+        scored = list(filter(None, map(_scored, runs)))
         if not scored:
             raise ConfigError(
                 f"{folder} has no finished run of data.source=vtab with "
@@ -51,7 +59,8 @@ def _scored(run: pathlib.Path) -> tuple[str, float] | None:
         return None
     data = (workdir.read_json(run / workdir.CONFIG) or {}).get("data", {})
     summary = workdir.read_json(run / workdir.SUMMARY)
-    if summary is None or any(data.get(name) != value for name, value in PROTOCOL.items()):
+    is_other = any(data.get(name) != value for name, value in PROTOCOL.items())
+    if summary is None or is_other or "step" not in summary:  # Of a sweep there is none.
         return None
     return data["dataset"], summary["metrics"]["val/top1"]
 

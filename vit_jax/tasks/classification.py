@@ -56,8 +56,9 @@ def make_loss(
 def make_scorer(model, *, loss: str = Task.loss, only: Sequence[int] | None = None) -> Callable:
     """Returns `score(params, batch) -> per-example arrays`, each B or B k.
 
-    loss, without smoothing; the five `best` classes; probability of the first of them. Of
-    several crops of an image, B c H W 3, probabilities are averaged.
+    loss, without smoothing; the five `best` classes; probability of the first of them, by
+    softmax, or by sigmoid where that is the loss. Of several crops of an image, B c H W 3,
+    probabilities are averaged.
 
     Args:
       only: the classes that can be predicted, where those of the data are known to be few.
@@ -65,9 +66,11 @@ def make_scorer(model, *, loss: str = Task.loss, only: Sequence[int] | None = No
 
     def score(params, batch: dict) -> dict:
         images, labels = batch["image"], batch["label"]
-        logits = model.apply({"params": params}, images.reshape(-1, *images.shape[-3:]))
-        if images.ndim == 5:
-            logits = _mean_of_crops(logits.reshape(*images.shape[:2], -1), loss)
+        if images.ndim == 5:  # One crop of all images after the other: memory is that of one.
+            crops = jax.lax.map(lambda x: model.apply({"params": params}, x), images.swapaxes(0, 1))
+            logits = _mean_of_crops(crops, loss)
+        else:
+            logits = model.apply({"params": params}, images)
         if only is not None:
             is_possible = jnp.zeros(logits.shape[-1], bool).at[jnp.array(only)].set(True)
             logits = jnp.where(is_possible[None], logits, jnp.finfo(logits.dtype).min)
@@ -75,14 +78,26 @@ def make_scorer(model, *, loss: str = Task.loss, only: Sequence[int] | None = No
         return {
             "loss": LOSSES[loss](logits, labels),
             "best": best,
-            "probability": jnp.max(jax.nn.softmax(logits), axis=-1),
+            "probability": PROBABILITIES[loss](logits, best[:, 0]),
         }
 
     return score
 
 
-def _mean_of_crops(logits: jax.Array, loss: str) -> jax.Array:  # B c K -> B K
+def _mean_of_crops(logits: jax.Array, loss: str) -> jax.Array:  # c B K -> B K
     """Logits of the mean probabilities."""
     if loss == "softmax":
-        return jax.nn.logsumexp(jax.nn.log_softmax(logits), axis=1) - math.log(logits.shape[1])
-    return jax.scipy.special.logit(jnp.mean(jax.nn.sigmoid(logits), axis=1))
+        return jax.nn.logsumexp(jax.nn.log_softmax(logits), axis=0) - math.log(len(logits))
+    yes, no = (jax.nn.log_sigmoid(sign * logits) for sign in (1, -1))
+    return jax.nn.logsumexp(yes, axis=0) - jax.nn.logsumexp(no, axis=0)
+
+
+def _of_softmax(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    return jnp.exp(-losses.softmax_cross_entropy(logits, labels))
+
+
+def _of_sigmoid(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    return jax.nn.sigmoid(jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0])
+
+
+PROBABILITIES = {"softmax": _of_softmax, "sigmoid": _of_sigmoid, "binary": _of_sigmoid}

@@ -88,6 +88,8 @@ def test_what_was_missed_at_the_end_is_measured_by_the_same_command(measured, tm
     ("fields", "words"),
     [
         (("fewshot.source=tfds",), "takes one or more"),
+        (("fewshot.test_split=train",), "it needs two splits"),
+        (("fewshot.shots=()",), "and a number of shots"),
         (("fewshot.source=digits", "fewshot.sets=('x',)"), "has no names of sets"),
         (("task.name=masked_patches",), "masked patches give no features"),
     ],
@@ -97,3 +99,20 @@ def test_an_evaluator_that_cannot_be_is_refused_before_the_run(tmp_path, fields,
     with pytest.raises(ConfigError, match=words):
         main.run([*FLAGS, *overrides, f"--workdir={tmp_path / 'w'}"])
     assert not (tmp_path / "w").exists()
+
+
+def test_sets_are_told_apart_by_their_names(photo_folder, tmp_path):
+    import shutil
+
+    from vit_jax import stage
+    from vit_jax.schema import Config, Data, FewShot
+
+    for parent in ("a", "b"):
+        shutil.copytree(photo_folder, tmp_path / parent / "photos")
+    places = tuple(str(tmp_path / parent / "photos") for parent in ("a", "b"))
+    rule = FewShot(every=1, source="folder", sets=places[:1])
+    found = stage._open_fewshot(Config(steps=1, fewshot=rule))
+    assert {name: tuple(map(len, sides)) for name, sides in found.items()} == {"photos": (48, 14)}
+    rule = FewShot(every=1, source="folder", sets=places)
+    with pytest.raises(ConfigError, match="two sets that are called photos"):
+        stage._open_fewshot(Config(steps=1, data=Data(), fewshot=rule))

@@ -1,0 +1,75 @@
+"""The verb `figures`: what it writes, of which models, in which colours."""
+
+import xml.etree.ElementTree
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vit_jax import create_model, main, trees
+from vit_jax.errors import ConfigError, DataError
+from vit_jax.figures import attention_distance, style
+
+ALL = {"figure6", "figure7", "figure10", "figure11", "figure14", "heads", "patches"}
+
+
+def weights(folder, name: str, size: int):
+    """Random weights of a small model, in the official form, with no data behind them."""
+    import jax
+
+    model = create_model(
+        name, num_classes=3, image_size=size, num_layers=2, hidden_size=24, mlp_size=48, num_heads=3
+    )
+    params = jax.jit(model.init)(jax.random.key(0), np.zeros((1, size, size, 3)))["params"]
+    path = folder / f"{name}.npz"
+    np.savez(path, **trees.flatten(jax.tree.map(np.array, params)))
+    return path
+
+
+def draw(where, out, *flags: str, capsys) -> str:
+    assert main.run(["figures", f"--checkpoint={where}", f"--out={out}", *flags]) == 0
+    return capsys.readouterr().out.splitlines()[-1]
+
+
+def test_weights_alone_are_drawn_over_two_photos(tmp_path, capsys):
+    where = weights(tmp_path, "vit_ti16", 64)
+    line = draw(where, tmp_path / "out", capsys=capsys)
+    assert line.endswith(f"images=2 out={tmp_path / 'out'}")
+    assert {path.stem for path in (tmp_path / "out").iterdir()} == ALL
+    for path in (tmp_path / "out").iterdir():
+        if path.suffix == ".png":
+            with Image.open(path) as image:
+                assert min(image.size) > 150
+                assert np.asarray(image.convert("L")).std() > 5, "something is drawn"
+        else:
+            text = "".join(xml.etree.ElementTree.parse(path).getroot().itertext())
+            assert text.strip(), "words are words in the vector form"
+
+
+def test_a_hybrid_is_drawn_with_the_filters_of_its_root(tmp_path, capsys):
+    line = draw(weights(tmp_path, "r_ti16", 64), tmp_path / "out", capsys=capsys)
+    assert "figure7" in line
+    assert "patches" not in line, "its patches are of features, not of colours"
+
+
+def test_images_of_ones_own_and_a_layer_can_be_chosen(tmp_path, photo_folder, capsys):
+    where = weights(tmp_path, "vit_ti16", 64)
+    files = [f"--image={path}" for path in sorted(photo_folder.rglob("*.jpg"))[:5]]
+    line = draw(where, tmp_path / "out", *files, "--block=0", "--theme=dark", capsys=capsys)
+    assert "images=5" in line
+    with Image.open(tmp_path / "out" / "figure11.png") as image:
+        assert sum(image.convert("RGB").getpixel((2, 2))) < 100, "the paper is dark"
+    with pytest.raises(ConfigError, match="--block is 2; the layers are 0 to 1"):
+        draw(where, tmp_path / "out", "--block=2", capsys=capsys)
+    with pytest.raises(DataError, match=r"nothing\.jpg: No such file"):
+        draw(where, tmp_path / "out", "--image=nothing.jpg", capsys=capsys)
+
+
+def test_the_same_figure_is_the_same_file(tmp_path):
+    found = {"model": np.random.default_rng(0).uniform(0, 100, (3, 4))}
+    written = []
+    for folder in ("a", "b"):
+        with style.theme("light"):
+            paths = style.save(attention_distance.plot(found), tmp_path / folder, "figure")
+        written.append([path.read_bytes() for path in paths])
+    assert written[0] == written[1]

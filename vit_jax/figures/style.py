@@ -1,0 +1,61 @@
+"""How all figures look: sizes, colours that colour-blind people tell apart, light and dark."""
+
+import contextlib
+import pathlib
+from collections.abc import Iterator
+
+import matplotlib
+from cycler import cycler
+from matplotlib.figure import Figure
+
+# Okabe and Ito's palette, as in https://jfly.uni-koeln.de/color/.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
+INK = {"light": ("white", "#222222", "#cccccc"), "dark": ("#15181c", "#e6e6e6", "#4a4f55")}
+MAP = "viridis"  # As the paper's; even in lightness.
+KINDS = ("png", "svg")
+DPI = 150
+
+
+@contextlib.contextmanager
+def theme(name: str = "light") -> Iterator[None]:
+    """A context whose figures are 'light' or 'dark'."""
+    paper, ink, line = INK[name]
+    settings = dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), paper)
+    settings |= dict.fromkeys(
+        ("text.color", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color"), ink
+    )
+    settings |= {"axes.edgecolor": line, "grid.color": line, "legend.edgecolor": line}
+    with matplotlib.rc_context(
+        settings
+        | {
+            "axes.prop_cycle": cycler(color=COLOURS),
+            "axes.titlesize": "medium",
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "image.cmap": MAP,
+            "svg.fonttype": "none",  # Text stays text.
+            "svg.hashsalt": "vit_jax",  # The same figure, the same file.
+        }
+    ):
+        yield
+
+
+def make_figure(width: float, height: float) -> Figure:
+    """An empty figure of so many inches."""
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def bare(panel) -> None:
+    """Takes ticks and frame from a panel that is an image."""
+    panel.set_xticks([])
+    panel.set_yticks([])
+    panel.spines[:].set_visible(False)
+
+
+def save(figure: Figure, folder: pathlib.Path, name: str) -> list[pathlib.Path]:
+    """Writes NAME.png and NAME.svg; returns their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{name}.{kind}" for kind in KINDS]
+    for path in paths:
+        figure.savefig(path, dpi=DPI, metadata={"Date": None} if path.suffix == ".svg" else None)
+    return paths
