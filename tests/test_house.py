@@ -16,7 +16,7 @@ FLOORS = [  # A room may import from floors above it in this list, never from be
     {"tasks", "interop", "flops", "train_step", "collectives"},
     {"evaluators", "figures"},
     {"assemble", "load", "memory"},
-    {"stage", "trials", "subject", "profiler", "timing", "contestants", "setting"},
+    {"stage", "trials", "subject", "runs", "profiler", "timing", "contestants", "setting"},
     {"feed", "summary", "evaluation"},
     {"train", "evaluate", "predict", "inspect", "convert", "models_table", "tables", "prepare"}
     | {"benchmark", "features", "protocols", "gallery"},

@@ -132,5 +132,4 @@ def test_what_is_no_run_is_refused_in_one_line(tmp_path):
             vtab.accuracies([folder])
     with pytest.raises(ConfigError, match=r"missing: no such folder\.$"):
         vtab.accuracies([str(tmp_path / "missing")])
-    with pytest.raises(ConfigError, match=r"table9 needs a WORKDIR of runs on VTAB tasks\.$"):
-        render.table("table9")
+    assert "mean" in render.table("table9"), "without runs, the paper's alone"

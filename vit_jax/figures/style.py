@@ -30,6 +30,7 @@ def theme(name: str = "light") -> Iterator[None]:
         | {
             "axes.prop_cycle": cycler(color=COLOURS),
             "axes.titlesize": "medium",
+            "axes.axisbelow": True,
             "axes.spines.top": False,
             "axes.spines.right": False,
             "image.cmap": MAP,

@@ -52,7 +52,11 @@ def models(add) -> None:
 
 def tables(add) -> None:
     tables = add("tables", "print a table of the paper beside ours, or of results", "table6")
-    tables.add_argument("name", metavar="NAME", help="table6, table9, communication, or benchmark")
+    tables.add_argument(
+        "name",
+        metavar="NAME",
+        help="table1 to table9, figure2, figure3, figure5, communication, or benchmark",
+    )
     tables.add_argument(
         "files", nargs="*", metavar="FILE", help="workdirs, or what `benchmark --out` wrote"
     )

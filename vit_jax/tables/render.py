@@ -3,10 +3,12 @@
 import json
 from collections.abc import Sequence
 
+from vit_jax import runs
 from vit_jax.errors import ConfigError, nearest
 from vit_jax.flops import training_flops
 from vit_jax.models import create_model
-from vit_jax.tables import benchmarks, communication, plots, vtab
+from vit_jax.tables import benchmarks, communication, plots, published, vtab
+from vit_jax.tables.charts import CHARTS
 from vit_jax.tables.markdown import markdown
 from vit_jax.tables.paper import JFT_CLASSES, JFT_EXAMPLES, TABLE_6
 
@@ -19,19 +21,28 @@ def table(
     """A table by name; raises ConfigError for a name that there is not.
 
     Args:
-      files: results, for the tables that are made of them: files, or workdirs of runs.
+      files: results, for the tables that are made of them: files, or workdirs of runs, which
+        the paper's tables have beside their own numbers.
       out: a folder for the plots of it, too.
     """
-    names = (*TABLES, *OF_RESULTS, *PLOTTED)
+    names = (*TABLES, *CHARTS, *OF_RESULTS, *PLOTTED)
     if name not in names:
         raise ConfigError(
             f"no table {name!r}; choose from {', '.join(names)}.{nearest(name, names)}"
         )
-    if bool(files) != (name in OF_RESULTS):
-        what = f"needs a {OF_RESULTS[name][1]}" if name in OF_RESULTS else f"reads no {files[0]}"
-        raise ConfigError(f"tables {name} {what}.")
-    if out and name not in PLOTTED:
-        raise ConfigError(f"tables {name} has no plot; --out goes with {', '.join(PLOTTED)}.")
+    if files and name not in (*OF_RESULTS, *published.CELLS, *CHARTS, "table9"):
+        raise ConfigError(f"tables {name} reads no {files[0]}.")
+    if not files and name in OF_RESULTS:
+        raise ConfigError(f"tables {name} needs a {OF_RESULTS[name][1]}.")
+    if out and name not in (*PLOTTED, *CHARTS):
+        plotted = ", ".join((*PLOTTED, *CHARTS))
+        raise ConfigError(f"tables {name} has no plot; --out goes with {plotted}.")
+    if name in CHARTS:
+        find, plot = CHARTS[name]
+        rows = find(files)
+        if out:
+            plot(rows, out)
+        return json.dumps(rows, indent=2) if as_json else markdown(_told(rows))
     if name in OF_RESULTS:
         render, _ = OF_RESULTS[name]
         return render(files, as_json)
@@ -41,7 +52,26 @@ def table(
             plot(out)
         return render(as_json)
     rows = TABLES[name]()
-    return json.dumps(rows, indent=2) if as_json else markdown(rows)
+    if not files:
+        return json.dumps(rows, indent=2) if as_json else markdown(rows)
+    if name == "table9":
+        return vtab.of_workdirs(files, as_json)
+    ours = published.beside(name, runs.read(files))
+    if as_json:
+        return json.dumps({"paper": rows, "ours": ours}, indent=2)
+    told = markdown(_told(ours)) if ours else "No cell of it is of these runs."
+    return f"{markdown(rows)}\n\n{told}"
+
+
+def _told(rows: list[dict]) -> list[dict]:
+    """Rows for people: a sign before a difference, a dash where nothing is known."""
+    return [
+        {
+            key: "-" if value is None else f"{value:+.2f}" if key == "difference" else value
+            for key, value in row.items()
+        }
+        for row in rows
+    ]
 
 
 def exaflops(model: str, epochs: float) -> float:
@@ -77,9 +107,18 @@ def table6() -> list[dict]:
     return rows
 
 
-TABLES = {"table6": table6}
+TABLES = {
+    "table1": published.table1,
+    "table2": published.table2,
+    "table3": published.table3,
+    "table4": published.table4,
+    "table5": published.table5,
+    "table6": table6,
+    "table7": published.table7,
+    "table8": published.table8,
+    "table9": vtab.published,
+}
 OF_RESULTS = {  # What each is made of.
     "benchmark": (benchmarks.of_files, "FILE of results"),
-    "table9": (vtab.of_workdirs, "WORKDIR of runs on VTAB tasks"),
 }
 PLOTTED = {"communication": (communication.render, plots.communication)}

@@ -21,6 +21,21 @@ SEEDS = "seed_*"  # Folders of a sweep's last runs.
 PAPER = {title: dict(zip(TASKS, row, strict=True)) for title, row in TABLE_9.items()}
 
 
+def published() -> list[dict]:
+    """Table 9 as the paper prints it, with its means."""
+    rows = [
+        {
+            "group": group,
+            "task": task.name,
+            **{title: row[task.name] for title, row in PAPER.items()},
+        }
+        for group, tasks in GROUPS.items()
+        for task in tasks
+    ]
+    mean = {title: statistics.fmean(row.values()) for title, row in PAPER.items()}
+    return [*rows, {"group": "all", "task": "mean", **mean}]
+
+
 def of_workdirs(folders: Sequence[str], as_json: bool = False) -> str:
     """The accuracies found in the folders, then their means; Markdown or JSON."""
     found = accuracies(folders)

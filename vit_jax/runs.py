@@ -1,0 +1,135 @@
+"""Finished runs as the paper's tables know them: a model, its data, and what it scored."""
+
+import dataclasses
+import pathlib
+import re
+from collections.abc import Iterable
+
+from vit_jax import config as config_lib
+from vit_jax import workdir
+from vit_jax.data import known
+from vit_jax.errors import ConfigError
+from vit_jax.schema import Config
+
+DATA = {  # Of `data.known` -> the paper's name.
+    "jft": "JFT-300M",
+    "imagenet21k": "ImageNet-21k",
+    "imagenet": "ImageNet",
+    "imagenet2012": "ImageNet",
+    "cifar10": "CIFAR-10",
+    "cifar100": "CIFAR-100",
+    "oxford_iiit_pet": "Pets",
+    "oxford_flowers102": "Flowers",
+}
+SEEDS = "seed_*"  # Folders of a sweep's last runs.
+EXA, DAY = 1e18, 86_400
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One finished run."""
+
+    folder: pathlib.Path
+    config: Config
+    summary: dict
+    before: "Run | None"  # The run whose weights it began with, where that is a workdir.
+
+    @property
+    def model(self) -> str:
+        """The paper's name of the model."""
+        return model_title(self.config.model.name)
+
+    @property
+    def data(self) -> str | None:
+        """The paper's name of what it was trained on."""
+        return data_title(self.config)
+
+    @property
+    def pre_training(self) -> str | None:
+        """The paper's name of what its first weights were trained on."""
+        if self.before is not None:
+            return self.before.data
+        published = re.match(r"(imagenet21k|imagenet2012)/", self.config.init.path)
+        return DATA[published[1]] if published else None
+
+    @property
+    def exaflops(self) -> float:
+        """Spent in training."""
+        return self.summary["flops"] / EXA
+
+    @property
+    def device_days(self) -> float:
+        return self.summary["seconds"]["device"] / DAY
+
+    @property
+    def real(self) -> float | None:
+        """Top-1 against sets of labels, where `evaluate` has written one beside the run."""
+        for path in sorted(self.folder.glob("eval-*.json")):
+            sets = (workdir.read_json(path) or {}).get("label_sets")
+            if sets:
+                return sets["top1"]
+        return None
+
+    def metric(self, name: str) -> float | None:
+        """A score of the summary, or None."""
+        return self.summary["metrics"].get(name)
+
+
+def model_title(name: str) -> str:
+    """vit_b16 -> ViT-B/16, r50_b32 -> R50x1+ViT-B/32, bit_r152x2 -> ResNet152x2."""
+    if found := re.fullmatch(r"bit_r(\d+x\d+)", name):
+        return f"ResNet{found[1]}"
+    found = re.fullmatch(r"(?:vit|r(\d*))_([a-z0-9]*?[a-z])(\d+)", name)
+    if not found:
+        return name
+    size = {"gg": "G", "so400m": "So400m"}.get(found[2], found[2].capitalize())
+    size = "g" if found[2] == "g" else size
+    stem = f"R{found[1]}x1+" if found[1] else "R+" if name.startswith("r") else ""
+    return f"{stem}ViT-{size}/{found[3]}"
+
+
+def data_title(config: Config) -> str | None:
+    """The paper's name of a config's training data, by the name of the set or of its folder."""
+    folder = pathlib.PurePath(config.data.dir).name
+    name = known.find(config.data.dataset, folder)
+    return DATA.get(name)
+
+
+def read(folders: Iterable[str]) -> list[Run]:
+    """The finished runs in some folders: each itself, its stages, and the seeds of its sweeps.
+
+    Raises ConfigError for a folder that is none, or that has no finished run.
+    """
+    found = []
+    for folder in map(pathlib.Path, folders):
+        if not folder.is_dir():
+            raise ConfigError(f"{folder}: no such folder.")
+        places = [folder, *sorted(folder.iterdir())]
+        places += [seed for place in places if place.is_dir() for seed in sorted(place.glob(SEEDS))]
+        runs = list(filter(None, map(_read, dict.fromkeys(places))))
+        if not runs:
+            raise ConfigError(f"{folder}: no finished run in it, nor in its folders.")
+        found += runs
+    return found
+
+
+def _read(folder: pathlib.Path) -> Run | None:
+    """The run in a folder; None where there is none, or none that is finished."""
+    if not folder.is_dir():
+        return None
+    config = workdir.read_json(folder / workdir.CONFIG)
+    summary = workdir.read_json(folder / workdir.SUMMARY)
+    if config is None or summary is None or "step" not in summary or config.get("stages"):
+        return None
+    checked = config_lib.from_dict(config)[""]
+    return Run(folder, checked, summary, _before(folder, checked))
+
+
+def _before(folder: pathlib.Path, config: Config) -> Run | None:
+    """The run that a run began with; those of published weights and of files are not known."""
+    if config.init.stage:
+        parents = (folder.parent, folder.parent.parent)  # A sweep's runs lie deeper.
+        places = [parent / config.init.stage for parent in parents]
+    else:
+        places = [pathlib.Path(config.init.path)] if config.init.path else []
+    return next(filter(None, map(_read, places)), None)
