@@ -69,11 +69,11 @@ def test_a_new_run_begins_with_an_empty_file(tmp_path):
 def test_the_line_of_the_restored_step_takes_the_evaluation_still_to_come(tmp_path):
     write(tmp_path, 5, 10)
     writer = MetricWriter(tmp_path, restored_step=10)
-    assert writer.has(10, "loss")
-    assert not writer.has(10, "val/n")
-    assert not writer.has(5, "loss")
+    assert not writer.has(10, "val")
     writer.write(10, {"val/n": 7})
-    assert writer.has(10, "val/n")
+    assert writer.has(10, "val")
+    assert not writer.has(10, "fewshot")
+    assert not writer.has(5, "val")
     writer.write(15, {"loss": 1.5})
     writer.close()
     assert metrics.read(tmp_path) == [

@@ -47,7 +47,7 @@ def train_batches(source, batch_size, start, stop, hosts=1, host=0, workers=0, r
 
 def eval_batches(source, batch_size, hosts=1, host=0, workers=0):
     share = Share(batch_size, host, hosts)
-    return list(host_batches(EvalRows(source, EvalRecipe(SIZE), share, SIZE), share, workers))
+    return list(host_batches(EvalRows(source, EvalRecipe(SIZE), share), share, workers))
 
 
 def assert_same(batches, others, extra=("bad",)):
