@@ -11,7 +11,7 @@ from vit_jax import create_model, sharding, trees
 from vit_jax.models import make_init
 from vit_jax.optimizer import make_optimizer, make_schedule
 from vit_jax.tasks import classification
-from vit_jax.train_step import abstract_state, create_state, make_train_step
+from vit_jax.train_step import abstract_state, make_birth, make_train_step
 
 BATCH, STEPS = 16, 50
 MESHES = [(1, 1, 1), (8, 1, 1), (1, 8, 1), (2, 2, 2)]
@@ -42,7 +42,7 @@ def step_on(sizes, model):
     like = abstract_state(make_init(model), tx, mesh)
     loss = classification.make_loss(model)
     step = make_train_step(loss, make_tx, like, sharding.batch_sharding(mesh))
-    birth = functools.partial(create_state, make_init(model), tx, like)
+    birth = make_birth(make_init(model), tx, like)
     return mesh, like, birth, step
 
 

@@ -132,6 +132,11 @@ def test_what_is_no_finished_run_is_refused(tmp_path):
             main.run(["tables", "table5", str(folder)])
 
 
+@pytest.mark.parametrize("data", [{"data__dev": 0.1}, {"data__val_split": "train[98%:]"}])
+def test_scores_on_a_part_of_the_training_split_are_no_ones_test(data, tmp_path):
+    assert beside("table5", tuned(tmp_path / "run", 0.99, **data)) == []
+
+
 def test_runs_of_no_cell_are_told_so(tmp_path, capsys):
     folder = tuned(tmp_path / "run", 0.9, "svhn_cropped")
     assert main.run(["tables", "table5", folder]) == 0

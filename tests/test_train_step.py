@@ -11,7 +11,7 @@ import pytest
 from vit_jax import create_model, sharding, trees
 from vit_jax.models import make_init
 from vit_jax.optimizer import make_optimizer, make_schedule
-from vit_jax.train_step import abstract_state, create_state, make_train_step
+from vit_jax.train_step import abstract_state, make_birth, make_train_step
 
 START = {"linear": {"kernel": np.array([[1.0], [-1.0]], np.float32), "bias": np.zeros(1)}}
 X = np.array([[1, 2], [3, 4], [-1, 0], [0, 1], [2, 2], [1, -1], [0, 0], [5, 1]], np.float32)
@@ -36,7 +36,7 @@ def toy(loss=toy_loss, mesh=None, **options):
     make_tx = functools.partial(make_optimizer, **options)
     tx = make_tx(schedule)
     like = abstract_state(toy_init, tx, mesh)
-    state = create_state(toy_init, tx, like, jax.random.key(0))
+    state = make_birth(toy_init, tx, like)(jax.random.key(0))
     step = make_train_step(loss, make_tx, like, sharding.batch_sharding(mesh))
 
     def on_schedule(state, *rest):
@@ -148,7 +148,7 @@ def born():
     """A state split over eight devices."""
     tx, init = make_optimizer(make_schedule(0.1, total_steps=9)), make_init(vit(num_layers=1))
     like = abstract_state(init, tx, sharding.make_mesh(1, 8))
-    return init, tx, like, create_state(init, tx, like, jax.random.key(0))
+    return init, tx, like, make_birth(init, tx, like)(jax.random.key(0))
 
 
 def test_a_state_is_born_where_it_is_to_lie(born):
@@ -183,7 +183,7 @@ def test_given_parameters_take_the_place_of_init(born):
         lambda leaf: np.random.default_rng(0).normal(size=leaf.shape).astype(np.float32),
         like.params,
     )
-    state = create_state(init, tx, like, jax.random.key(0), given)
+    state = make_birth(init, tx, like)(jax.random.key(0), given)
     assert same_bits(to_numpy(state.params), given)
     assert state.step == 0
     for leaf, wanted in zip(jax.tree.leaves(state), jax.tree.leaves(like), strict=True):

@@ -11,7 +11,7 @@ from vit_jax import create_model, sharding, trees
 from vit_jax.models import make_init
 from vit_jax.optimizer import make_optimizer, make_schedule
 from vit_jax.tasks import classification
-from vit_jax.train_step import abstract_state, create_state, make_train_step
+from vit_jax.train_step import abstract_state, make_birth, make_train_step
 
 STEPS, RATE, MOMENTUM = 100, 0.02, 0.9
 RANDOM = np.random.default_rng(0)
@@ -47,7 +47,7 @@ def trace(rho=None, **options):
         return {"w": jnp.float32(W)}
 
     like = abstract_state(init, tx, mesh, has_ema="ema" in options)
-    state = create_state(init, tx, like, jax.random.key(0))
+    state = make_birth(init, tx, like)(jax.random.key(0))
     batches = sharding.batch_sharding(mesh)
     step = make_train_step(toy_loss, make_tx, like, batches, **options)
     for i in range(STEPS):
@@ -128,7 +128,7 @@ def test_a_vit_accumulates_to_the_gradient_of_the_whole_batch_on_any_mesh(sizes)
     for accumulate, mesh in ((1, sharding.make_mesh(1, 1, devices=jax.devices()[:1])), (4, None)):
         mesh = mesh or sharding.make_mesh(*sizes)
         like = abstract_state(make_init(model), tx, mesh)
-        state = create_state(make_init(model), tx, like, jax.random.key(0))
+        state = make_birth(make_init(model), tx, like)(jax.random.key(0))
         loss, batches = classification.make_loss(model), sharding.batch_sharding(mesh)
         step = make_train_step(loss, make_tx, like, batches, accumulate=accumulate)
         for i in range(2):
@@ -151,7 +151,7 @@ def test_a_step_of_no_number_leaves_the_average_as_it_was():
         return {"w": jnp.float32(W)}
 
     like = abstract_state(init, tx, mesh, has_ema=True)
-    state = create_state(init, tx, like, jax.random.key(0))
+    state = make_birth(init, tx, like)(jax.random.key(0))
     step = make_train_step(toy_loss, make_tx, like, sharding.batch_sharding(mesh), ema=0.5)
     before = np.array(state.ema["w"])
     state, _ = step(state, {"x": X, "y": np.full_like(Y, np.nan)}, jax.random.key(0), {"lr": RATE})

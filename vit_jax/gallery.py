@@ -66,7 +66,12 @@ def figures(
     block = num_layers - 1 if block is None else block
     if not 0 <= block < num_layers:
         raise ConfigError(f"--block is {block}; the layers are 0 to {num_layers - 1}.")
-    has_data = not files and (loaded.config is not None or "data.source" in overrides)
+    if files and overrides:
+        raise ConfigError(
+            f"--config.{next(iter(overrides))} amends the run's data; --image={files[0]} takes its "
+            "place: give one of the two."
+        )
+    has_data = bool(overrides) or (not files and loaded.config is not None)
     if has_data:
         whole = subject.prepare(where, overrides, "figures")
         model, params, images = whole.model, whole.params, _of_split(whole)

@@ -191,10 +191,24 @@ def _stacked(model, params: dict) -> int:
     return _held({name: layers[name] for name in layers if name.startswith("encoderblock")})
 
 
+def _init_shapes(model) -> dict:
+    """The shapes of the parameters, which dtype and recomputation have no part in."""
+    if isinstance(model, ViT):
+        model = model.clone(
+            layers=dataclasses.replace(model.layers, dtype=jnp.float32, remat="none")
+        )
+    return _traced_shapes(model)
+
+
+@functools.lru_cache(maxsize=4)
+def _traced_shapes(model) -> dict:
+    return jax.eval_shape(make_init(model), jax.random.key(0))
+
+
 @functools.lru_cache(maxsize=64)
 def residuals(config: Config, model, num_examples: int) -> list[jax.ShapeDtypeStruct]:
     """The arrays that the forward pass of so many examples keeps for the backward pass."""
-    params = jax.eval_shape(make_init(model), jax.random.key(0))
+    params = _init_shapes(model)
     loss_fn = tasks.make_loss(config.task, model)
 
     def pull_back(params, batch: dict, key: jax.Array) -> Callable:

@@ -70,6 +70,12 @@ class Run:
                 return sets["top1"]
         return None
 
+    @property
+    def is_tested(self) -> bool:
+        """Whether what it scored is no part of the training split."""
+        data = self.config.data
+        return data.dev is None and not data.val_split.startswith(f"{data.split.split('[')[0]}[")
+
     def metric(self, name: str) -> float | None:
         """A score of the summary, or None."""
         return self.summary["metrics"].get(name)
@@ -95,6 +101,13 @@ def data_title(config: Config) -> str | None:
     return DATA.get(name)
 
 
+def places(folder: pathlib.Path) -> list[pathlib.Path]:
+    """Where runs may lie in a folder: itself, its stages, and the seeds of its sweeps."""
+    found = [folder, *sorted(place for place in folder.iterdir() if place.is_dir())]
+    found += [seed for place in found for seed in sorted(place.glob(SEEDS))]
+    return list(dict.fromkeys(found))
+
+
 def read(folders: Iterable[str]) -> list[Run]:
     """The finished runs in some folders: each itself, its stages, and the seeds of its sweeps.
 
@@ -104,9 +117,7 @@ def read(folders: Iterable[str]) -> list[Run]:
     for folder in map(pathlib.Path, folders):
         if not folder.is_dir():
             raise ConfigError(f"{folder}: no such folder.")
-        places = [folder, *sorted(folder.iterdir())]
-        places += [seed for place in places if place.is_dir() for seed in sorted(place.glob(SEEDS))]
-        runs = list(filter(None, map(_read, dict.fromkeys(places))))
+        runs = list(filter(None, map(_read, places(folder))))
         if not runs:
             raise ConfigError(f"{folder}: no finished run in it, nor in its folders.")
         found += runs
@@ -115,8 +126,6 @@ def read(folders: Iterable[str]) -> list[Run]:
 
 def _read(folder: pathlib.Path) -> Run | None:
     """The run in a folder; None where there is none, or none that is finished."""
-    if not folder.is_dir():
-        return None
     config = workdir.read_json(folder / workdir.CONFIG)
     summary = workdir.read_json(folder / workdir.SUMMARY)
     if config is None or summary is None or "step" not in summary or config.get("stages"):

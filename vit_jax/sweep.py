@@ -108,12 +108,11 @@ class Sweep:
         self.name, self.config, self.folder = name, config, folder
         self.shard, self.options = shard, options
         self.prepared = dict(earlier)  # By folder, too: whoever comes next finds its data open.
-        self.grid = {f"{GRID}/{name}": trial for name, trial in trials.grid(config).items()}
-        for name, trial in self.grid.items():
-            self._prepare(name, trial.config)
+        self.grid = {f"{GRID}/{words}": trial for words, trial in trials.grid(config).items()}
         values = next((trial.values for trial in self.grid.values()), {})
-        name, config = next(iter(trials.finals(config, values).items()))
-        self._prepare(name, config)
+        last = next(iter(trials.finals(config, values).items()))
+        for place, single in [*((p, trial.config) for p, trial in self.grid.items()), last]:
+            self._prepare(place, single)
 
     def go(self) -> dict | None:
         """The sweep's summary, or None where other processes have runs left.

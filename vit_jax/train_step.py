@@ -42,11 +42,6 @@ def abstract_state(
     )
 
 
-def create_state(init: Callable, tx, like: TrainState, key: jax.Array, params=None) -> TrainState:
-    """The state at step 0: `make_birth` for one time."""
-    return make_birth(init, tx, like)(key, params)
-
-
 def make_birth(init: Callable, tx, like: TrainState) -> Callable:
     """Returns `birth(key, params=None)`, the state at step 0, each array born where `like` has it.
 

@@ -18,9 +18,12 @@ from vit_jax.schema import Config, Sweep
 
 # Sections and fields that no grid may change: its runs are compared on the same examples.
 SAME = ("sweep", "mesh", "seed", "task.name", "init.stage")
-SAME_DATA = (
-    *("source", "dir", "dataset", "mix", "split", "val_split", "val_fraction", "dev"),
-    *("per_class", "fraction", "count", "subset_seed", "num_classes", "num_examples"),
+SAME_DATA = tuple(
+    f"data.{name}"
+    for name in (
+        *("source", "dir", "dataset", "mix", "split", "val_split", "val_fraction", "dev"),
+        *("per_class", "fraction", "count", "subset_seed", "num_classes", "num_examples"),
+    )
 )
 LONGEST = 150  # Characters of the name of a run's folder.
 
@@ -52,7 +55,10 @@ def check(stages: dict[str, Config]) -> None:
                     "a run of its own."
                 )
         if is_sweep(config) and config.init.stage and not name:
-            raise ConfigError(f"{where}.init.stage: a sweep alone starts from init.path.")
+            raise ConfigError(
+                f"{where}.init.stage is {config.init.stage!r}; a sweep that is no stage starts "
+                "from init.path."
+            )
 
 
 def grid(config: Config, where: str = "config") -> dict[str, Trial]:
@@ -70,7 +76,7 @@ def grid(config: Config, where: str = "config") -> dict[str, Trial]:
                 f"{place} has {key!r} with the values {values}; each field stands there once, with "
                 "a value or more, and no section does."
             )
-        if key in SAME or key.partition(".")[0] in SAME or key.removeprefix("data.") in SAME_DATA:
+        if key in SAME or key.partition(".")[0] in SAME or key in SAME_DATA:
             raise ConfigError(f"{place} has {key!r}; it must be the same in all runs of a grid.")
     if sum(key in DURATIONS for key in keys) > 1:
         raise ConfigError(f"{place} has several of {', '.join(DURATIONS)}; a run has one length.")

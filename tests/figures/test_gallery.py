@@ -65,6 +65,13 @@ def test_images_of_ones_own_and_a_layer_can_be_chosen(tmp_path, photo_folder, ca
         draw(where, tmp_path / "out", "--image=nothing.jpg", capsys=capsys)
 
 
+def test_images_and_a_runs_data_are_not_both_taken(tmp_path):
+    where = weights(tmp_path, "vit_ti16", 64)
+    flags = ["--image=a.jpg", "--config.data.split=val", f"--out={tmp_path / 'out'}"]
+    with pytest.raises(ConfigError, match=r"data\.split amends .* --image=a\.jpg"):
+        main.run(["figures", f"--checkpoint={where}", *flags])
+
+
 def test_the_same_figure_is_the_same_file(tmp_path):
     found = {"model": np.random.default_rng(0).uniform(0, 100, (3, 4))}
     written = []

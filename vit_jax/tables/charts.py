@@ -58,7 +58,7 @@ def figure5(folders: Sequence[str] = ()) -> list[dict]:
     for run in runs.read(folders) if folders else ():
         spent = (run.before or run).exaflops
         scores = found.setdefault((run.model, spent), {})
-        if run.data is not None and run.metric("val/top1") is not None:
+        if run.data is not None and run.metric("val/top1") is not None and run.is_tested:
             scores.setdefault(run.data, []).append(100 * run.metric("val/top1"))
     for (model, spent), scores in found.items():
         means = {task: statistics.fmean(values) for task, values in scores.items()}

@@ -117,7 +117,7 @@ def _or_dash(value: float | None, digits: int = 2) -> str:
 def _fine_tuned(run: Run) -> Iterator[tuple[str, float | None]]:
     """Task and accuracy of a run: ReaL's too, where it was evaluated."""
     score = run.metric("val/top1")
-    if run.data is not None and score is not None:
+    if run.data is not None and score is not None and run.is_tested:
         yield run.data, 100 * score
     if run.real is not None:
         yield "ImageNet ReaL", 100 * run.real

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from vit_jax import workdir
 from vit_jax.data.vtab import GROUPS, TASKS
 from vit_jax.errors import ConfigError
+from vit_jax.runs import places
 from vit_jax.tables.markdown import markdown
 from vit_jax.tables.paper import TABLE_9
 
@@ -17,7 +18,6 @@ PROTOCOL = {  # Of config.data.
     "val_split": "test",
     "dev": None,
 }
-SEEDS = "seed_*"  # Folders of a sweep's last runs.
 PAPER = {title: dict(zip(TASKS, row, strict=True)) for title, row in TABLE_9.items()}
 
 
@@ -55,9 +55,7 @@ def accuracies(folders: Iterable[str]) -> dict[str, list[float]]:
     for folder in map(pathlib.Path, folders):
         if not folder.is_dir():
             raise ConfigError(f"{folder}: no such folder.")
-        runs = [folder, *sorted(folder.iterdir())]
-        runs += [seed for run in runs[1:] if run.is_dir() for seed in sorted(run.glob(SEEDS))]
-        scored = list(filter(None, map(_scored, runs)))
+        scored = list(filter(None, map(_scored, places(folder))))
         if not scored:
             raise ConfigError(
                 f"{folder} has no finished run of data.source=vtab with "
@@ -70,8 +68,6 @@ def accuracies(folders: Iterable[str]) -> dict[str, list[float]]:
 
 def _scored(run: pathlib.Path) -> tuple[str, float] | None:
     """The task of a run's folder and its accuracy; None where it is no such run, or unfinished."""
-    if not run.is_dir():
-        return None
     data = (workdir.read_json(run / workdir.CONFIG) or {}).get("data", {})
     summary = workdir.read_json(run / workdir.SUMMARY)
     is_other = any(data.get(name) != value for name, value in PROTOCOL.items())
