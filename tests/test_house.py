@@ -19,7 +19,7 @@ FLOORS = [  # A room may import from floors above it in this list, never from be
     {"stage", "trials", "subject", "runs", "profiler", "timing", "contestants", "setting"},
     {"feed", "summary", "evaluation"},
     {"train", "evaluate", "predict", "inspect", "convert", "models_table", "tables", "prepare"}
-    | {"benchmark", "features", "protocols", "gallery"},
+    | {"benchmark", "features", "protocols", "gallery", "report"},
     {"sweep", "flags", "plan"},
     {"main", "__init__"},
 ]

@@ -150,7 +150,7 @@ def _shrink_schedule(optimizer) -> None:
 
 
 def load(file_and_arg: str) -> config_dict.ConfigDict:
-    """Runs `FILE[:ARG]` and returns what its `get_config(arg)` returns.
+    """Runs `FILE[:ARG]` and returns what its `get_config(arg)` returns, or reads a .json.
 
     Raises ConfigError in one line for a missing file or a mistake inside it.
     """
@@ -158,6 +158,8 @@ def load(file_and_arg: str) -> config_dict.ConfigDict:
     if not pathlib.Path(path).is_file():
         files = sorted(str(p) for p in pathlib.Path(path).parent.glob("*.py"))
         raise ConfigError(f"--config={path}: no such file.{nearest(path, files)}")
+    if path.endswith(".json"):
+        return _load_json(path, arg)
     spec = importlib.util.spec_from_file_location("vit_jax_config_file", path)
     module = importlib.util.module_from_spec(spec)
     try:
@@ -171,6 +173,19 @@ def load(file_and_arg: str) -> config_dict.ConfigDict:
     if not isinstance(config, config_dict.ConfigDict):
         raise ConfigError(f"--config={path}: get_config returned no ConfigDict.")
     return config
+
+
+def _load_json(path: str, arg: str) -> config_dict.ConfigDict:
+    """The config of a run's `config.json`."""
+    if arg:
+        raise ConfigError(f"--config={path}: a .json file takes no arguments; {arg!r} was found.")
+    try:
+        values = json.loads(pathlib.Path(path).read_bytes())
+        return to_config_dict(from_dict(values))
+    except ConfigError as error:
+        raise ConfigError(f"--config={path}: {error}") from error
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise ConfigError(f"--config={path}: no config of a run ({error}).") from error
 
 
 def override(config: config_dict.ConfigDict, key: str, text: str) -> None:

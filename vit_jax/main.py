@@ -33,7 +33,7 @@ def run_train(args, file: str | None, overrides: dict[str, str]) -> int:
     workdir.refuse_in_use(folder)
     how = launchers.find(args.coordinator, args.num_processes, args.process_id)
     hosts.start(how, args.host_timeout or hosts.TIMEOUT)
-    from vit_jax import assemble, sweep
+    from vit_jax import assemble, report, sweep
     from vit_jax.profiler import Window
 
     assemble.keep_compiled_programs()
@@ -41,6 +41,7 @@ def run_train(args, file: str | None, overrides: dict[str, str]) -> int:
     shard = args.shard and sweep.Shard(*args.shard)
     line = sweep.run(stages, folder, fallback=args.fallback, profile=profile, shard=shard)
     if hosts.is_first():
+        report.after_training(folder)
         print(line, flush=True)
     hosts.finish()
     return 0
@@ -95,6 +96,18 @@ def run_figures(args, file: str | None, overrides: dict[str, str]) -> int:
         block=args.block,
     )
     print(line, flush=True)
+    return 0
+
+
+def run_report(args, file: str | None, overrides: dict[str, str]) -> int:
+    _refuse_config_file(file, "report", overrides)
+    from vit_jax.assemble import keep_compiled_programs
+    from vit_jax.metrics import Progress
+    from vit_jax.report import report
+
+    keep_compiled_programs()
+    options = {"with_model": not args.no_model, "show": Progress(seconds_between=10).show}
+    print(report(args.workdirs, args.out, **options), flush=True)
     return 0
 
 
@@ -255,6 +268,7 @@ VERBS = {
     "models": run_models,
     "tables": run_tables,
     "prepare": run_prepare,
+    "report": run_report,
     "plan": run_plan,
     "benchmark": run_benchmark,
 }

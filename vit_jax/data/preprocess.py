@@ -83,6 +83,11 @@ def to_unit_range(image: np.ndarray) -> np.ndarray:
     return np.subtract(scaled, np.float32(1), out=scaled)
 
 
+def from_unit_range(image: np.ndarray) -> np.ndarray:
+    """[-1, 1] -> [0, 255], rounded, uint8."""
+    return np.clip(np.round((image + 1) * 127.5), 0, 255).astype(np.uint8)
+
+
 def inception_box(height: int, width: int, area: tuple[float, float], random) -> Box:
     """A crop whose area, and aspect of 3/4 to 4/3, are random (GoogLeNet, arXiv:1409.4842).
 

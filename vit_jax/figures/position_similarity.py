@@ -21,10 +21,10 @@ def similarity(table: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
 
 
 def mosaic(found: np.ndarray) -> np.ndarray:
-    """Tiles r c r c as one picture; the cells between tiles are no numbers."""
-    rows, columns = found.shape[:2]
+    """Tiles, r c of them, side by side as one picture; the cells between are no numbers."""
+    rows, columns, r, c = found.shape
     tiles = np.pad(found, ((0, 0), (0, 0), (0, GAP), (0, GAP)), constant_values=np.nan)
-    height, width = rows * (rows + GAP), columns * (columns + GAP)
+    height, width = rows * (r + GAP), columns * (c + GAP)
     return tiles.transpose(0, 2, 1, 3).reshape(height, width)[:-GAP, :-GAP]
 
 

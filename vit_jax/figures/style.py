@@ -5,6 +5,7 @@ import pathlib
 from collections.abc import Iterator
 
 import matplotlib
+import numpy as np
 from cycler import cycler
 from matplotlib.figure import Figure
 
@@ -51,6 +52,12 @@ def bare(panel) -> None:
     panel.set_xticks([])
     panel.set_yticks([])
     panel.spines[:].set_visible(False)
+
+
+def coloured(values: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Numbers H W as pixels H W 4 uint8 of the map; one sees through what is no number."""
+    shares = np.clip((values - low) / (high - low), 0, 1)
+    return matplotlib.colormaps[MAP](np.ma.masked_invalid(shares), bytes=True)
 
 
 def save(figure: Figure, folder: pathlib.Path, name: str) -> list[pathlib.Path]:

@@ -70,6 +70,7 @@ def make_parser() -> Parser:
         files.models,
         files.tables,
         files.prepare,
+        runs.report,
         costs.plan,
         costs.benchmark,
     ):

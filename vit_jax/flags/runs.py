@@ -170,6 +170,27 @@ def figures(add) -> None:
     )
 
 
+def report(add) -> None:
+    report = add(
+        "report",
+        "write a page of curves, inputs and predictions for each run, and compare several",
+        "runs/quickstart",
+    )
+    report.add_argument(
+        "workdirs", nargs="+", metavar="WORKDIR", help="runs, finished or not; stages lie inside"
+    )
+    report.add_argument(
+        "--out",
+        metavar="FILE",
+        help="the page that compares (default: report.html in the one folder, or here)",
+    )
+    report.add_argument(
+        "--no_model",
+        action="store_true",
+        help="leave out predictions and attention, for which the model is run",
+    )
+
+
 def predict(add) -> None:
     predict = add(
         "predict",

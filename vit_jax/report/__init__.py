@@ -1,0 +1,58 @@
+"""Turns workdirs, finished or running, into self-contained HTML pages."""
+
+import pathlib
+import sys
+from collections.abc import Callable, Sequence
+
+from vit_jax.errors import VitJaxError
+from vit_jax.files import write_whole
+from vit_jax.report import compare, page, record
+from vit_jax.report.record import PAGE
+
+
+def report(
+    folders: Sequence[str],
+    out: str | None = None,
+    *,
+    with_model: bool = True,
+    show: Callable[[str], None] = lambda _: None,
+) -> str:
+    """Writes the page of every run in the folders, and one that compares them if there are several.
+
+    Args:
+      folders: workdirs; stages and the runs of sweeps lie inside them.
+      out: where the page that compares goes; without, into the one folder, or here.
+      with_model: show predictions and attention, for which the model is run.
+      show: called with the state of affairs.
+
+    Returns the closing line. Raises ConfigError for a folder without a run.
+    """
+    found = [record.find(pathlib.Path(folder)) for folder in folders]
+    runs = list({run.folder.resolve(): run for group in found for run in group}.values())
+    for place, run in enumerate(runs, 1):
+        show(f"{place}/{len(runs)}  {run.folder}")
+        write_whole(run.folder / PAGE, page.of_run(run, with_model))
+    if len(runs) == 1 and out is None:
+        return f"done: {runs[0].folder / PAGE}"
+    is_one = len(folders) == 1
+    place = pathlib.Path(out) if out else pathlib.Path(folders[0] if is_one else ".") / PAGE
+    title = pathlib.Path(folders[0]).resolve().name if is_one else "Comparison"
+    write_whole(place, compare.of_runs(title, runs, place))
+    return f"done: {place}"
+
+
+def after_training(folder: pathlib.Path) -> None:
+    """Writes the pages of a workdir whose runs are at their end, without running their models.
+
+    Pages that are younger than the results of their runs stay. One that cannot be written is told
+    of; it is no reason for a run to fail.
+    """
+    try:
+        runs = record.find(folder)
+        old = [run for run in runs if not run.has_page]
+        for run in old:
+            write_whole(run.folder / PAGE, page.of_run(run, with_model=False))
+        if old and len(runs) > 1:
+            write_whole(folder / PAGE, compare.of_runs(folder.resolve().name, runs, folder / PAGE))
+    except (VitJaxError, OSError) as error:
+        print(f"{folder / PAGE} is not written: {error}", file=sys.stderr)

@@ -1,0 +1,78 @@
+"""The courses of a run's metrics, as the page's plots take them."""
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping, Sequence
+
+from vit_jax.report.record import Record
+
+MOST_POINTS = 1500  # Of one curve; of longer ones every k-th point is drawn.
+DIGITS = 6  # Significant ones of a number in the page.
+
+
+@dataclasses.dataclass(frozen=True)
+class Chart:
+    """A plot: its title, which metrics it shows, and how its numbers are written."""
+
+    title: str
+    metrics: str  # A regular expression of their names.
+    unit: str = "number"  # 'number', 'share' (1 is 100 %) or 'rate'.
+
+
+CHARTS = (
+    Chart("Loss", r"(train|val)/loss"),
+    Chart("Accuracy", r"(train|val)/(top1|accuracy.*)|fewshot/.*shot", "share"),
+    Chart("Learning rate", r"train/lr"),
+    Chart("Gradient norm", r"train/grad_norm"),
+    Chart("Images a second", r"train/img_per_sec", "rate"),
+    Chart("Where the time goes", r"train/(data_wait|device|host)", "share"),
+)
+
+
+def of_run(run: Record) -> list[dict]:
+    """Each chart with a curve for every metric of the run; those without one are left out."""
+    return _charts(lambda chart: {name: (run, name) for name in _names(run, chart)})
+
+
+def of_runs(runs: Mapping[str, Record]) -> list[dict]:
+    """Each chart with a curve for every run, a chart for each metric that there are."""
+
+    def curves(chart: Chart, name: str) -> dict:
+        return {title: (run, name) for title, run in runs.items() if name in _names(run, chart)}
+
+    found = []
+    for chart in CHARTS:
+        names = dict.fromkeys(name for run in runs.values() for name in _names(run, chart))
+        for name in names:
+            single = dataclasses.replace(chart, title=f"{chart.title}: {name}")
+            found += _charts(lambda _, chart=chart, name=name: curves(chart, name), [single])
+    return found
+
+
+def _names(run: Record, chart: Chart) -> list[str]:
+    names = {name for record in run.history for name in record}
+    return sorted(name for name in names if re.fullmatch(chart.metrics, name))
+
+
+def _charts(curves: Callable, charts: Sequence[Chart] = CHARTS) -> list[dict]:
+    found = []
+    for chart in charts:
+        lines = {label: _points(run.history, name) for label, (run, name) in curves(chart).items()}
+        lines = {label: line for label, line in lines.items() if line}
+        if not lines:
+            continue
+        steps = sorted({step for line in lines.values() for step in line})
+        series = [
+            {"label": label, "values": [line.get(step) for step in steps]}
+            for label, line in lines.items()
+        ]
+        found.append({"title": chart.title, "unit": chart.unit, "steps": steps, "series": series})
+    return found
+
+
+def _points(history: list[dict], name: str) -> dict[int, float]:
+    """Step -> value of a metric, the last one always among them."""
+    known = [(each["step"], each[name]) for each in history if each.get(name) is not None]
+    every = -(-len(known) // MOST_POINTS) or 1
+    kept = known[::every] + known[-1:]
+    return {step: float(f"{value:.{DIGITS}g}") for step, value in kept}

@@ -1,0 +1,32 @@
+"""What the training of a run begins with."""
+
+import numpy as np
+
+from vit_jax import assemble
+from vit_jax.data import loader
+from vit_jax.data.preprocess import from_unit_range
+from vit_jax.data.sources import open_training
+from vit_jax.schema import Config
+
+COUNT = 12
+
+
+def first_inputs(config: Config) -> list[tuple[str, np.ndarray]]:
+    """Class and pixels H W 3 uint8 of the first training examples, augmented as in step 1.
+
+    Raises DataError where the data cannot be read.
+    """
+    data, size = config.data, config.data.image_size
+    source = open_training(data)
+    rows = loader.TrainRows(
+        source,
+        assemble.train_recipe(data, (size, size) if isinstance(size, int) else size),
+        loader.make_order(source, config.seed, data.repeats),
+        loader.share_of_batch(config.batch_size),
+        config.seed,
+        start=0,
+        stop=1,
+        on_bad_image=data.on_bad_image,
+    )
+    shown = (rows[row] for row in range(min(COUNT, len(rows))))
+    return [(source.classes[row["label"]], from_unit_range(row["image"])) for row in shown]

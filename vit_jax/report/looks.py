@@ -1,0 +1,154 @@
+"""What a run's model makes of some examples."""
+
+import dataclasses
+import pathlib
+
+import numpy as np
+
+from vit_jax import assemble, checkpoint, load, subject, trees
+from vit_jax.data import subsets
+from vit_jax.data.preprocess import from_unit_range
+from vit_jax.data.sources import relabelled
+from vit_jax.errors import CheckpointError, ConfigError
+from vit_jax.evaluators import classification
+from vit_jax.figures import attention_rollout, inside, position_similarity, style
+from vit_jax.models import ViT
+from vit_jax.report.record import Record
+
+NUM_SHOWN = 8  # Right and wrong predictions, each.
+NUM_SCORED = 1000  # Examples of the split that the page is about, at most.
+NUM_ATTENDED = 6
+MOST_TILES = 14  # Patches in a row of the picture of position embeddings.
+TILE = 32  # Pixels of a tile, at least.
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """One example and what the model says of it."""
+
+    name: str
+    image: np.ndarray  # H W 3 uint8, as the model sees it.
+    label: str
+    prediction: str
+    probability: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictions:
+    """Of evenly spaced examples of the split that a run is scored on."""
+
+    split: str
+    n: int
+    size: int  # Of the split.
+    top1: float
+    wrong: list[Prediction]  # The surest first.
+    right: list[Prediction]  # The least sure first.
+    classes: tuple[str, ...]
+    confusion: np.ndarray  # K K, label by prediction.
+
+
+def predictions(whole: subject.Subject) -> Predictions:
+    """Scores the run's split, or an evenly spaced part of it.
+
+    Raises ConfigError or CheckpointError for a run that predicts no classes.
+    """
+    whole.loaded.refuse_without_head()
+    classes, split = whole.loaded.classes, whole.split()
+    source = whole.open(split)
+    if source.classes != classes:
+        source = relabelled(source, classes)
+    part = subsets.Subset(source, _spaced(len(source), NUM_SCORED))
+    recipe = dataclasses.replace(whole.recipe, crops=whole.config.data.eval_crops)
+    score = assemble.make_score(whole.model, whole.mesh, whole.task)
+    scores = classification.evaluate(score, whole.params, part, recipe, **whole.options)
+    surest = np.argsort(-scores.probability, kind="stable")
+
+    def show(places) -> list[Prediction]:
+        return [
+            Prediction(
+                name=part.name(i),
+                image=from_unit_range(whole.recipe(part[int(i)]["image"])),
+                label=classes[scores.label[i]],
+                prediction=classes[scores.prediction[i]],
+                probability=float(scores.probability[i]),
+            )
+            for i in places[:NUM_SHOWN]
+        ]
+
+    return Predictions(
+        split=split,
+        n=scores.n,
+        size=len(source),
+        top1=scores.means()["top1"],
+        wrong=show(surest[~scores.top1[surest]]),
+        right=show(surest[scores.top1[surest]][::-1]),
+        classes=classes,
+        confusion=scores.confusion(len(classes)),
+    )
+
+
+def attention(whole: subject.Subject) -> list[tuple[str, np.ndarray, np.ndarray]]:
+    """Name, image and attention rollout over it (Figure 6), H W 3 uint8, of some examples.
+
+    Raises ConfigError for a ResNet, which has none.
+    """
+    inside.refuse_without_attention(whole.model, "this model")
+    source = whole.open(whole.split())
+    places = _spaced(len(source), NUM_ATTENDED)
+    images = np.stack([whole.recipe(source[int(i)]["image"]) for i in places])
+    layers = inside.make_attention(whole.model)(whole.params, images)
+    joint = attention_rollout.rollout(map(np.array, layers))
+    masks = attention_rollout.of_output(joint, whole.model.grid, whole.model.has_cls)
+    found = []
+    for i, image, mask in zip(places, images, masks, strict=True):
+        light = attention_rollout.enlarge(mask, image.shape[:2])[..., None]
+        found.append(
+            (source.name(int(i)), from_unit_range(image), from_unit_range((image + 1) * light - 1))
+        )
+    return found
+
+
+def positions(run: Record) -> dict[str, np.ndarray]:
+    """Pictures of the similarity of position embeddings (Figure 7, centre), RGBA uint8.
+
+    'after' training, and, where the run began with weights that are at hand, 'before'.
+    """
+    found = {}
+    before = _begun_with(run)
+    for title, where in (("before", before), ("after", run.folder)):
+        loaded = load.load(where) if where else None
+        if loaded and isinstance(loaded.model, ViT):
+            names = [name for name in loaded.weights.shapes if "posembed_input" in name]
+            known = trees.unflatten(dict(loaded.weights.read(names)))
+            table = inside.positions(loaded.model, {"Transformer": {}} | known)
+            if table is not None:
+                cosines = position_similarity.similarity(table, loaded.model.grid)
+                found[title] = _tiles(cosines)
+    return found if "after" in found else {}
+
+
+def _begun_with(run: Record) -> pathlib.Path | None:
+    """Where the weights lie that a run began with, if they are on this disk."""
+    init = run.config.init
+    if init.stage:
+        places = [parent / init.stage for parent in (run.folder.parent, run.folder.parent.parent)]
+    else:
+        places = [pathlib.Path(init.path)] if init.path else []
+    for place in places:
+        try:
+            return checkpoint.find(place) if place.is_dir() else place if place.is_file() else None
+        except (CheckpointError, ConfigError):
+            continue
+    return None
+
+
+def _tiles(cosines: np.ndarray) -> np.ndarray:
+    """Cosines r c r c as one picture RGBA, of large grids every k-th tile."""
+    side = max(cosines.shape)
+    step, size = -(-side // MOST_TILES), -(-TILE // side)
+    tiles = cosines[::step, ::step].repeat(size, axis=2).repeat(size, axis=3)
+    return style.coloured(position_similarity.mosaic(tiles), -1, 1)
+
+
+def _spaced(size: int, count: int) -> np.ndarray:
+    return np.unique(np.linspace(0, size - 1, count).astype(int))
