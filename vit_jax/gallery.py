@@ -46,6 +46,7 @@ def figures(
     overrides: Mapping[str, str] | None = None,
     theme: str = "light",
     block: int | None = None,
+    beside: Sequence[str] = (),
 ) -> str:
     """Writes figures 6, 7, 10, 11 and 14, `heads` and `patches` into `out`, as PNG and SVG.
 
@@ -56,6 +57,7 @@ def figures(
       overrides: `data.KEY` and `batch_size`, as texts.
       theme: 'light' or 'dark'.
       block: the layer whose heads are shown, from 0; None for the last.
+      beside: more weights, whose position embeddings Figure 10 shows, too.
 
     Returns the closing line.
     """
@@ -83,6 +85,8 @@ def figures(
     folder, shown = pathlib.Path(out), (images + 1) / 2
     with style.theme(theme):
         made = _inside(model, params, shown, {loaded.section.name: seen.distances})
+        if beside:
+            made["figure10"] = position_similarity.plot(_positions([where, *beside]))
         made |= {
             "figure6": attention_rollout.plot(shown[:NUM_PAIRS], seen.masks[:NUM_PAIRS]),
             "figure14": attention_rollout.plot(shown[:NUM_SELECTED], seen.masks),
@@ -115,6 +119,32 @@ def _inside(model, params: dict, shown: np.ndarray, distances: dict) -> dict:
         best = filters.top_patches(patches, rows, NUM_PATCHES)
         made["patches"] = filters.plot_patches(rows, patches[best])
     return made
+
+
+def _positions(places: Sequence[str]) -> dict[str, np.ndarray]:
+    """Cosines of the position embeddings of several models, by their folders or files."""
+    found = {}
+    for where, title in zip(places, _titles(places), strict=True):
+        loaded = load.load(where)
+        inside.refuse_without_attention(loaded.model, where)
+        table = inside.positions(loaded.model, loaded.params())
+        if table is None:
+            raise ConfigError(
+                f"{where} adds nothing to its patches: its pos_embed is "
+                f"{loaded.model.layers.pos_embed!r}."
+            )
+        found[title] = position_similarity.similarity(table, loaded.model.grid)
+    return found
+
+
+def _titles(places: Sequence[str]) -> list[str]:
+    """The last parts of some paths, as many as tell them apart."""
+    parts = [pathlib.PurePath(where).parts for where in places]
+    for count in range(1, max(map(len, parts)) + 1):
+        titles = ["/".join(each[-count:]) for each in parts]
+        if len(set(titles)) == len(titles):
+            return titles
+    raise ConfigError(f"--beside={places[-1]} is there twice.")
 
 
 def _look(model, params: dict, images: np.ndarray, block: int) -> Seen:

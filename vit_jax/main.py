@@ -94,6 +94,7 @@ def run_figures(args, file: str | None, overrides: dict[str, str]) -> int:
         overrides=overrides,
         theme=args.theme,
         block=args.block,
+        beside=args.beside,
     )
     print(line, flush=True)
     return 0

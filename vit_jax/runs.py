@@ -9,6 +9,7 @@ from vit_jax import config as config_lib
 from vit_jax import workdir
 from vit_jax.data import known
 from vit_jax.errors import ConfigError
+from vit_jax.models import ViT, build
 from vit_jax.schema import Config
 
 DATA = {  # Of `data.known` -> the paper's name.
@@ -21,8 +22,20 @@ DATA = {  # Of `data.known` -> the paper's name.
     "oxford_iiit_pet": "Pets",
     "oxford_flowers102": "Flowers",
 }
+LINEAR = "fewshot/imagenet2012_5shot"  # Of Figures 4, 8 and 9, and Table 8.
+SHAPE = ("num_layers", "hidden_size", "mlp_size")
 SEEDS = "seed_*"  # Folders of a sweep's last runs.
 EXA, DAY = 1e18, 86_400
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """What Figure 8 scales of a Vision Transformer."""
+
+    num_layers: int
+    hidden_size: int
+    mlp_size: int
+    patch: int  # Pixels.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,8 +49,32 @@ class Run:
 
     @property
     def model(self) -> str:
-        """The paper's name of the model."""
-        return model_title(self.config.model.name)
+        """The paper's name of the model, or its depth and width where it has another shape."""
+        section, title = self.config.model, model_title(self.config.model.name)
+        if section.patch is not None:
+            title = re.sub(r"/\d+$", f"/{section.patch}", title)
+        if any(getattr(section, field) is not None for field in SHAPE):
+            shape = self.shape
+            title = re.sub(r"ViT-[^/]+", f"ViT-{shape.num_layers}x{shape.hidden_size}", title)
+        return title
+
+    @property
+    def shape(self) -> Shape | None:
+        """None for a ResNet."""
+        config = self.config
+        model = build(config.model, num_classes=1, image_size=config.data.image_size)
+        if not isinstance(model, ViT):
+            return None
+        size = model.size
+        return Shape(size.num_layers, size.hidden_size, size.mlp_size, model.patch_pixels)
+
+    @property
+    def judged(self) -> tuple[str, float] | None:
+        """The name and value of the score that studies compare: few-shot, or else on `val`."""
+        known = self.summary["metrics"]
+        few = sorted(name for name in known if re.fullmatch(r"fewshot/.*_\d+shot", name))
+        names = [name for name in few if name == LINEAR] + few + ["val/top1"]
+        return next(((n, known[n]) for n in names if known.get(n) is not None), None)
 
     @property
     def data(self) -> str | None:

@@ -21,7 +21,10 @@ def summary(stage: Stage, params, step: int, seconds: dict[str, float], best=Non
     return {
         "step": step,
         "metrics": values,
-        "num_examples": {"val": len(stage.val_source or ())},
+        "num_examples": {
+            "train": len(stage.train_source),
+            "val": len(stage.val_source or ()),
+        },
         "parameters": trees.count(params),
         "flops": flops.training_flops(stage.model, step * stage.config.batch_size),
         "seconds": {

@@ -18,7 +18,13 @@ def weights(folder, name: str, size: int):
     import jax
 
     model = create_model(
-        name, num_classes=3, image_size=size, num_layers=2, hidden_size=24, mlp_size=48, num_heads=3
+        name,
+        num_classes=3,
+        image_size=size,
+        num_layers=2,
+        hidden_size=24,
+        mlp_size=48,
+        num_heads=3,
     )
     params = jax.jit(model.init)(jax.random.key(0), np.zeros((1, size, size, 3)))["params"]
     path = folder / f"{name}.npz"
@@ -70,6 +76,20 @@ def test_images_and_a_runs_data_are_not_both_taken(tmp_path):
     flags = ["--image=a.jpg", "--config.data.split=val", f"--out={tmp_path / 'out'}"]
     with pytest.raises(ConfigError, match=r"data\.split amends .* --image=a\.jpg"):
         main.run(["figures", f"--checkpoint={where}", *flags])
+
+
+def test_figure_10_has_a_panel_for_each_of_several_models(tmp_path, capsys):
+    (tmp_path / "short").mkdir()
+    (tmp_path / "long").mkdir()
+    first = weights(tmp_path / "short", "vit_ti16", 64)
+    second = weights(tmp_path / "long", "vit_ti16", 48)
+    draw(first, tmp_path / "out", f"--beside={second}", capsys=capsys)
+    svg = xml.etree.ElementTree.parse(tmp_path / "out" / "figure10.svg").getroot()
+    words = "".join(svg.itertext())
+    assert "short/vit_ti16.npz" in words
+    assert "long/vit_ti16.npz" in words
+    with pytest.raises(ConfigError, match="is there twice"):
+        draw(first, tmp_path / "out", f"--beside={first}", capsys=capsys)
 
 
 def test_the_same_figure_is_the_same_file(tmp_path):

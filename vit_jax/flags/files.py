@@ -55,7 +55,7 @@ def tables(add) -> None:
     tables.add_argument(
         "name",
         metavar="NAME",
-        help="table1 to table9, figure2, figure3, figure5, communication, or benchmark",
+        help="table1 to table9, figure2, 3, 4, 5, 8, 9 or 12, communication, or benchmark",
     )
     tables.add_argument(
         "files", nargs="*", metavar="FILE", help="workdirs, or what `benchmark --out` wrote"

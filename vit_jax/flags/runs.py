@@ -166,6 +166,13 @@ def figures(add) -> None:
         "--block", type=int, metavar="I", help="layer whose heads are shown (default: the last)"
     )
     figures.add_argument(
+        "--beside",
+        action="append",
+        default=[],
+        metavar="WHERE",
+        help="more weights whose position embeddings figure 10 shows, may be repeated",
+    )
+    figures.add_argument(
         "--config.data.KEY", metavar="VALUE", help="amends the data; data.split names the split"
     )
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from vit_jax.models import PARAMETERS
-from vit_jax.runs import Run
+from vit_jax.runs import LINEAR, Run
 from vit_jax.tables import paper
 
 Key = tuple  # What names a cell: such as pre-training, task and model.
@@ -200,7 +200,7 @@ def _cells8() -> Cells:
     }
 
     def of_run(run: Run) -> Iterator[tuple[Key, float | None]]:
-        score = run.metric("fewshot/imagenet2012_5shot")
+        score = run.metric(LINEAR)
         model = run.config.model
         yield (model.pos_embed, model.pos_embed_at), None if score is None else 100 * score
 

@@ -11,6 +11,7 @@ from vit_jax.tables import benchmarks, communication, plots, published, vtab
 from vit_jax.tables.charts import CHARTS
 from vit_jax.tables.markdown import markdown
 from vit_jax.tables.paper import JFT_CLASSES, JFT_EXAMPLES, TABLE_6
+from vit_jax.tables.studies import STUDIES
 
 EXA = 1e18
 
@@ -25,20 +26,21 @@ def table(
         the paper's tables have beside their own numbers.
       out: a folder for the plots of it, too.
     """
-    names = (*TABLES, *CHARTS, *OF_RESULTS, *PLOTTED)
+    drawn = CHARTS | STUDIES
+    names = (*TABLES, *drawn, *OF_RESULTS, *PLOTTED)
     if name not in names:
         raise ConfigError(
             f"no table {name!r}; choose from {', '.join(names)}.{nearest(name, names)}"
         )
-    if files and name not in (*OF_RESULTS, *published.CELLS, *CHARTS, "table9"):
+    if files and name not in (*OF_RESULTS, *published.CELLS, *drawn, "table9"):
         raise ConfigError(f"tables {name} reads no {files[0]}.")
     if not files and name in OF_RESULTS:
         raise ConfigError(f"tables {name} needs a {OF_RESULTS[name][1]}.")
-    if out and name not in (*PLOTTED, *CHARTS):
-        plotted = ", ".join((*PLOTTED, *CHARTS))
+    if out and name not in (*PLOTTED, *drawn):
+        plotted = ", ".join((*PLOTTED, *drawn))
         raise ConfigError(f"tables {name} has no plot; --out goes with {plotted}.")
-    if name in CHARTS:
-        find, plot = CHARTS[name]
+    if name in drawn:
+        find, plot = drawn[name]
         rows = find(files)
         if out:
             plot(rows, out)

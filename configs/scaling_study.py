@@ -1,0 +1,34 @@
+"""A scaling study in miniature: four sizes by three shares of MNIST-5k (section 4.3, Figure 4).
+
+  python -m vit_jax.main --config=configs/scaling_study.py --workdir=runs/study
+  python -m vit_jax.main tables figure4 runs/study --out=runs/study
+
+As in section 4.3, all runs have as many steps, and no more regularisation where there is less data.
+Each is judged as Figure 4 judges: by linear few-shot accuracy on other data, here scikit-learn's
+scanned digits.
+
+Hardware and time: two CPU cores, under 15 minutes. Expected: the table and plot of the README.
+"""
+
+from vit_jax.config import base_config, parse_arg, smoke
+
+SIZES = ((2, 24), (2, 48), (3, 96), (4, 192))  # Layers and width.
+HEAD_SIZE = 24
+SHARES = (0.1, 0.3, 1.0)  # Of 4,000 images: 400, 1,200, 4,000.
+
+
+def get_config(arg: str | None = None):
+    arg = parse_arg(arg, steps=600, smoke=False)
+    names = [f"d{width}_{share:.0%}".rstrip("%") for _, width in SIZES for share in SHARES]
+    config = base_config(*names)
+    shapes = [(*size, share) for size in SIZES for share in SHARES]
+    for name, (depth, width, share) in zip(names, shapes, strict=True):
+        stage = config.stages[name]
+        stage.model.update(name="vit_ti16", patch=8, num_layers=depth, hidden_size=width)
+        stage.model.update(mlp_size=4 * width, num_heads=width // HEAD_SIZE, pre_logits=True)
+        stage.data.update(source="mnist5k", image_size=24, crop_area=(0.6, 1.0), flip=False)
+        stage.data.fraction = share if share < 1 else None
+        stage.optimizer.update(lr=2e-3, warmup_steps=50, weight_decay=0.1, beta2=0.98)
+        stage.update(batch_size=64, steps=arg.steps, log_every=100, checkpoint_every=arg.steps)
+        stage.fewshot.update(every=arg.steps, source="digits", test_split="val", shots=(5,))
+    return smoke(config) if arg.smoke else config

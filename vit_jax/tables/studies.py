@@ -1,0 +1,257 @@
+"""The paper's figures that print no numbers, drawn from runs and measurements of ours.
+
+Figures 4, 8 and 9 show linear few-shot accuracy (section 4.1), which runs measure by
+`config.fewshot`; a run without it is judged by its accuracy on `val`.
+"""
+
+import collections
+import dataclasses
+import pathlib
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+
+from vit_jax import metrics, runs, workdir
+from vit_jax.errors import ConfigError
+from vit_jax.figures import style
+from vit_jax.runs import Run
+from vit_jax.tables import benchmarks
+
+NO_NUMBERS = "the paper prints no numbers of it"
+
+
+def figure4(folders: Sequence[str]) -> list[dict]:
+    """Figure 4: few-shot accuracy after pre-training on subsets, by model and examples."""
+    found = _read("figure4", folders)
+    cells: dict[tuple, list[Run]] = collections.defaultdict(list)
+    for run in found:
+        cells[run.model, _examples(run)].append(run)
+    return [
+        {"model": model, "examples": examples} | _summary(group)
+        for (model, examples), group in sorted(cells.items(), key=lambda cell: cell[0][::-1])
+    ]
+
+
+def _examples(run: Run) -> int:
+    count = run.summary.get("num_examples", {}).get("train")
+    if count is None:
+        raise ConfigError(f"{run.folder}: its {workdir.SUMMARY} has no number of examples.")
+    return count
+
+
+def _summary(group: Sequence[Run]) -> dict:
+    """What runs of one cell scored, and what they cost."""
+    (name, _), scores = group[0].judged, [100 * run.judged[1] for run in group]
+    return {
+        "score": name,
+        "ours": statistics.fmean(scores),
+        "std": statistics.stdev(scores) if len(scores) > 1 else None,
+        "runs": len(scores),
+        "exaFLOPs": statistics.fmean(run.exaflops for run in group),
+    }
+
+
+def _read(figure: str, folders: Sequence[str]) -> list[Run]:
+    """The runs of the folders that are judged by the same score as the first."""
+    if not folders:
+        raise ConfigError(f"tables {figure} needs a WORKDIR: {NO_NUMBERS}.")
+    found = [run for run in runs.read(folders) if run.judged is not None]
+    if not found:
+        raise ConfigError(f"{folders[0]}: no run in it has a few-shot score or an accuracy.")
+    names = {run.judged[0] for run in found}
+    if len(names) > 1:
+        raise ConfigError(
+            f"tables {figure}: these runs have several scores: {', '.join(sorted(names))}."
+        )
+    return found
+
+
+SCALES = {  # What Figure 8 scales -> the field of a run's shape.
+    "depth": "num_layers",
+    "width": "hidden_size",
+    "MLP width": "mlp_size",
+    "patch": "patch",
+}
+
+
+def figure8(folders: Sequence[str]) -> list[dict]:
+    """Figure 8: few-shot accuracy against compute where one part of the shape is scaled, or all.
+
+    The lines cross at the shape that most of the others differ from in one part alone.
+    """
+    found = _read("figure8", folders)
+    shapes = {run.folder: _shape(run) for run in found}
+    centre = _crossing(list(shapes.values()))
+    base = statistics.fmean(run.exaflops for run in found if shapes[run.folder] == centre)
+    rows = []
+    for run in sorted(found, key=lambda run: run.exaflops):
+        shape = shapes[run.folder]
+        changed = [name for name in SCALES if shape[name] != centre[name]]
+        rows.append(
+            {
+                "scaled": {0: "centre", 1: "".join(changed)}.get(len(changed), "all"),
+                **shape,
+                "compute": run.exaflops / base,
+                "score": run.judged[0],
+                "ours": 100 * run.judged[1],
+            }
+        )
+    return rows
+
+
+def _shape(run: Run) -> dict[str, int]:
+    if run.shape is None:
+        raise ConfigError(f"{run.folder}: a ResNet has no shape of Figure 8.")
+    return {name: getattr(run.shape, field) for name, field in SCALES.items()}
+
+
+def _crossing(shapes: Sequence[dict]) -> dict:
+    def num_near(centre: dict) -> int:
+        return sum(sum(shape[k] != centre[k] for k in centre) == 1 for shape in shapes)
+
+    return max(shapes, key=num_near)
+
+
+def figure9(folders: Sequence[str]) -> list[dict]:
+    """Figure 9: few-shot accuracy over the epochs of pre-training, by head and learning rate."""
+    rows = []
+    for run in _read("figure9", folders):
+        name, size, examples = run.judged[0], run.config.batch_size, _examples(run)
+        for record in metrics.read(run.folder):
+            if record.get(name) is not None:
+                rows.append(
+                    {
+                        "head": run.config.model.pool,
+                        "lr": run.config.optimizer.lr,
+                        "epoch": record["step"] * size / examples,
+                        "score": name,
+                        "ours": 100 * record[name],
+                    }
+                )
+    return rows
+
+
+def figure12(files: Sequence[str]) -> list[dict]:
+    """Figure 12: speed over input sizes, and the largest batches; from `benchmark --out` files."""
+    if not files:
+        raise ConfigError(
+            f"tables figure12 needs a FILE that `benchmark --out` wrote: {NO_NUMBERS}."
+        )
+    found = benchmarks.summaries(record for file in files for record in benchmarks.read(file))
+    rows = []
+    for row in found:
+        size = row["image_size"]
+        rows.append(
+            {
+                "model": runs.model_title(row["model"]),
+                "contestant": row["contestant"],
+                "mode": row["mode"],
+                "dtype": row["dtype"],
+                "image size": size if isinstance(size, int) else max(size),
+                "batch": row["batch"],
+                "is largest": "largest_batch" in row["options"],
+                "img/s": row["img/s"],
+            }
+        )
+    return sorted(rows, key=lambda row: (row["model"], row["contestant"], row["image size"]))
+
+
+@dataclasses.dataclass(frozen=True)
+class Axes:
+    """A panel: what it draws over what, a line for each value of some columns."""
+
+    x: str
+    y: str
+    lines: tuple[str, ...]
+    x_label: str
+    y_label: str
+    log: bool = True
+    ticks: bool = False  # At every x, as it is.
+
+
+def _draw(panel, rows: Iterable[dict], axes: Axes) -> None:
+    groups: dict[str, list[dict]] = collections.defaultdict(list)
+    for row in rows:
+        groups[", ".join(f"{row[name]}" for name in axes.lines)].append(row)
+    for i, (label, group) in enumerate(groups.items()):
+        group = sorted(group, key=lambda row: row[axes.x])
+        errors = [row.get("std") or 0.0 for row in group]
+        x, y = ([row[key] for row in group] for key in (axes.x, axes.y))
+        style = STYLES[i % len(STYLES)]
+        panel.errorbar(x, y, errors, label=label, capsize=2 * any(errors), **style)
+    panel.set(xlabel=axes.x_label, ylabel=axes.y_label)
+    if axes.log:
+        panel.set_xscale("log")
+    if axes.ticks:
+        panel.set_xticks(*([*dict.fromkeys(sorted(row[axes.x] for row in rows))] for _ in "12"))
+        panel.minorticks_off()
+    panel.legend(fontsize="small")
+    panel.grid(alpha=0.4)
+
+
+STYLES = [{"color": c, "marker": m, "linestyle": "-"} for c, m in zip(style.COLOURS, "os^DvP*")]
+
+
+def _plot(name: str, panels: Sequence[Axes], rows: list[dict], folder: str) -> None:
+    with style.theme():
+        figure = style.make_figure(5.2 * len(panels), 3.8)
+        for panel, axes in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels):
+            _draw(panel, rows, axes)
+        style.save(figure, pathlib.Path(folder), name)
+
+
+def _accuracy(rows: list[dict]) -> str:
+    """'fewshot/digits_5shot' as an axis says it."""
+    words = rows[0]["score"].partition("/")[2].replace("_", " ").replace("shot", "-shot")
+    return f"{words} (%)"
+
+
+def plot4(rows: list[dict], folder: str) -> None:
+    """Accuracy over examples, and over compute, a line for each model."""
+    y = _accuracy(rows)
+    data = Axes("examples", "ours", ("model",), "pre-training examples", y, ticks=True)
+    compute = Axes("exaFLOPs", "ours", ("model",), "pre-training compute (exaFLOPs)", y)
+    _plot("figure4", [data, compute], rows, folder)
+
+
+def plot8(rows: list[dict], folder: str) -> None:
+    """Accuracy over compute, a line for each part that is scaled; all go through the centre."""
+    lines = [scaled for scaled in (*SCALES, "all") if any(r["scaled"] == scaled for r in rows)]
+    drawn = [
+        row | {"scaled": scaled}
+        for scaled in lines
+        for row in rows
+        if row["scaled"] in (scaled, "centre")
+    ]
+    axes = Axes("compute", "ours", ("scaled",), "relative compute", _accuracy(rows))
+    _plot("figure8", [axes], drawn or rows, folder)
+
+
+def plot9(rows: list[dict], folder: str) -> None:
+    """Accuracy over epochs, a line for each head and learning rate."""
+    axes = Axes("epoch", "ours", ("head", "lr"), "epochs", _accuracy(rows), log=False)
+    _plot("figure9", [axes], rows, folder)
+
+
+def plot12(rows: list[dict], folder: str) -> None:
+    """Speed over input sizes, and largest batches where they were searched for."""
+    lines = ("model", "contestant", "mode")
+    speed = Axes("image size", "img/s", lines, "input size (px)", "images a second", ticks=True)
+    batch = dataclasses.replace(speed, y="batch", y_label="largest batch")
+    largest = [row for row in rows if row["is largest"]]
+    with style.theme():
+        figure = style.make_figure(5.2 * (1 + bool(largest)), 3.8)
+        left, *right = figure.subplots(1, 1 + bool(largest), squeeze=False)[0]
+        _draw(left, rows, speed)
+        for panel in right:
+            _draw(panel, largest, batch)
+        for panel in figure.axes:
+            panel.set_yscale("log")
+        style.save(figure, pathlib.Path(folder), "figure12")
+
+
+STUDIES: dict[str, tuple[Callable, Callable]] = {
+    "figure4": (figure4, plot4),
+    "figure8": (figure8, plot8),
+    "figure9": (figure9, plot9),
+    "figure12": (figure12, plot12),
+}
