@@ -67,9 +67,10 @@ def table(
 
 def _told(rows: list[dict]) -> list[dict]:
     """Rows for people: a sign before a difference, a dash where nothing is known."""
+    formats = {"difference": "{:+.2f}", "exaFLOPs": "{:.4g}", "device-days": "{:.3g}"}
     return [
         {
-            key: "-" if value is None else f"{value:+.2f}" if key == "difference" else value
+            key: "-" if value is None else formats[key].format(value) if key in formats else value
             for key, value in row.items()
         }
         for row in rows

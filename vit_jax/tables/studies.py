@@ -206,10 +206,10 @@ def _accuracy(rows: list[dict]) -> str:
 
 
 def plot4(rows: list[dict], folder: str) -> None:
-    """Accuracy over examples, and over compute, a line for each model."""
+    """Accuracy over examples, a line for each model, and over compute, one for each share."""
     y = _accuracy(rows)
     data = Axes("examples", "ours", ("model",), "pre-training examples", y, ticks=True)
-    compute = Axes("exaFLOPs", "ours", ("model",), "pre-training compute (exaFLOPs)", y)
+    compute = Axes("exaFLOPs", "ours", ("examples",), "pre-training compute (exaFLOPs)", y)
     _plot("figure4", [data, compute], rows, folder)
 
 
