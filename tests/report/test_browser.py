@@ -5,11 +5,11 @@ import shutil
 
 import numpy as np
 import pytest
-from pages import train
 from PIL import Image
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
+from written_pages import train
 
 from vit_jax import main
 

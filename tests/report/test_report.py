@@ -10,7 +10,7 @@ import sys
 
 import numpy as np
 import pytest
-from pages import Page, train
+from written_pages import Page, train
 
 from vit_jax import config as config_lib
 from vit_jax import main, metrics, workdir
