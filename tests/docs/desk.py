@@ -4,7 +4,6 @@ All that differs from a user's machine stands here.
 """
 
 import functools
-import io
 import pathlib
 import shutil
 import tarfile
@@ -16,8 +15,9 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
-from vit_jax import assemble, main, models, sharding, trees
+from vit_jax import assemble, main, models, sharding
 from vit_jax import config as config_lib
+from vit_jax.figures import style
 from vit_jax.interop import published
 from vit_jax.models.layers import Size
 from vit_jax.models.vit import SIZES
@@ -25,7 +25,7 @@ from vit_jax.models.vit import SIZES
 # Every size is this one: published weights have their names, their form and their classes.
 SMALL = Size(num_layers=2, hidden_size=32, mlp_size=64, num_heads=4)
 READY = {  # Runs that pages take for done, where they do not do them.
-    "runs/photos": "configs/finetune.py:data=photos",
+    "runs/photos": "configs/finetune.py:data=photos,init=imagenet21k/ViT-B_16",
     "runs/quickstart": "configs/quickstart.py",
 }
 TRIAL = ("steps=2", "model.num_layers=1")  # Most of the time is compiling.
@@ -33,7 +33,7 @@ TRIAL = ("steps=2", "model.num_layers=1")  # Most of the time is compiling.
 
 @pytest.fixture
 def desk(tmp_path, monkeypatch, photos, photo_folder):
-    """The working folder of a page, which has what its commands read, as README and docs name it."""
+    """The working folder of a page, with all that its commands read."""
     monkeypatch.chdir(tmp_path)
     for folder in ("configs", "benchmarks"):
         pathlib.Path(folder).symlink_to(ROOT / folder)
@@ -45,7 +45,8 @@ def desk(tmp_path, monkeypatch, photos, photo_folder):
     write_tars(photo_folder / "train")
     monkeypatch.setattr(published, "fetch_published", small_weights)
     monkeypatch.setattr(published, "class_names", lambda entry: None)
-    yield tmp_path
+    monkeypatch.setattr(style, "DPI", 30)  # Of figures.
+    return tmp_path
 
 
 @pytest.fixture

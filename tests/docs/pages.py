@@ -9,7 +9,10 @@ from conftest import ROOT
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
 FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
-PROGRAM = r"(?:\.venv/bin/)?(?:python3? -m (?:vit_jax\.main|pytest)|vit-jax|pytest|python3? benchmarks/\S+\.py)"
+PROGRAM = (
+    r"(?:\.venv/bin/)?"
+    r"(?:python3? -m (?:vit_jax\.main|pytest)|vit-jax|pytest|python3? benchmarks/\S+\.py)"
+)
 # A shell's end of a command, and the end of a quoted one.
 COMMAND = re.compile(rf'(?<![\w/-])({PROGRAM}(?: .*?)?)(?= && | ?; | \| | &$|"$|$)')
 
@@ -41,8 +44,9 @@ def prose(page: pathlib.Path) -> str:
 
 
 def spans(page: pathlib.Path) -> list[str]:
-    """Inline code, of tables too."""
-    return [found.replace("\\|", "|") for found in re.findall(r"`([^`\n]+)`", prose(page))]
+    """Inline code, of tables too, and what a paragraph breaks over two lines."""
+    text = re.sub(r"(?<=[^|\n])\n(?=[^|\n#])", " ", prose(page))
+    return [found.replace("\\|", "|") for found in re.findall(r"`([^`\n]+)`", text)]
 
 
 def commands(page: pathlib.Path) -> list[str]:
