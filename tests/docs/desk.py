@@ -15,7 +15,7 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
-from vit_jax import assemble, main, models, sharding
+from vit_jax import assemble, gallery, main, models, sharding
 from vit_jax import config as config_lib
 from vit_jax.figures import style
 from vit_jax.interop import published
@@ -28,6 +28,7 @@ READY = {  # Runs that pages take for done, where they do not do them.
     "runs/photos": "configs/finetune.py:data=photos,init=imagenet21k/ViT-B_16",
     "runs/quickstart": "configs/quickstart.py",
 }
+FEW = {"NUM_IMAGES": 8, "NUM_SELECTED": 3, "NUM_ROWS": 2, "NUM_PATCHES": 2}  # In figures.
 TRIAL = ("steps=2", "model.num_layers=1")  # Most of the time is compiling.
 
 
@@ -45,18 +46,19 @@ def desk(tmp_path, monkeypatch, photos, photo_folder):
     write_tars(photo_folder / "train")
     monkeypatch.setattr(published, "fetch_published", small_weights)
     monkeypatch.setattr(published, "class_names", lambda entry: None)
-    monkeypatch.setattr(style, "DPI", 30)  # Of figures.
-    return tmp_path
+    monkeypatch.setattr(style, "DPI", 30)
+    for name, number in FEW.items():
+        monkeypatch.setattr(gallery, name, number)
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture
 def small(monkeypatch):
-    """Small models, compiled without optimisations."""
+    """Small models under the names of large ones."""
     for size in SIZES:
         monkeypatch.setitem(SIZES, size, SMALL)
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def write_tars(classes: pathlib.Path) -> None:
