@@ -38,9 +38,11 @@ def desk(tmp_path, monkeypatch, photos, photo_folder):
     monkeypatch.chdir(tmp_path)
     for folder in ("configs", "benchmarks"):
         pathlib.Path(folder).symlink_to(ROOT / folder)
-    pathlib.Path("photos").symlink_to(photo_folder)
-    for folder in ("more_photos", "data/flowers"):
+    for folder in ("photos", "more_photos", "data/flowers"):
         pathlib.Path(folder).mkdir(parents=True)
+    for split in ("train", "val"):
+        pathlib.Path("photos", split).symlink_to(photo_folder / split)
+    for folder in ("more_photos", "data/flowers"):
         Image.fromarray(photos[1]).save(pathlib.Path(folder) / "flower.jpg")
     Image.fromarray(photos[0]).save("new.jpg")
     write_tars(photo_folder / "train")

@@ -1,5 +1,7 @@
 """The site builds without a warning, and loads nothing from elsewhere."""
 
+import inspect
+import pydoc
 import re
 
 import pytest
@@ -33,6 +35,16 @@ def test_pages_load_nothing_from_other_sites(site):
         assert not re.findall(ELSEWHERE, path.read_text(encoding="utf-8")), path
     for path in (site / "assets").rglob("*.css"):
         assert not re.search(r"url\((?:https?:)?//", path.read_text(encoding="utf-8")), path
+
+
+def test_every_object_of_the_api_says_what_it_is():
+    named = re.compile(r"^::: (\S+)$", re.MULTILINE)
+    for page in (ROOT / "docs" / "api").glob("*.md"):
+        for name in named.findall(page.read_text(encoding="utf-8")):
+            found = pydoc.locate(name)
+            words = inspect.getdoc(found) or ""
+            made = f"{found.__name__}("  # What a dataclass says of itself.
+            assert words.partition(made)[0], name
 
 
 def test_every_field_of_a_config_is_on_its_page(site):
