@@ -1,8 +1,9 @@
 """Draws the paper's figures of what a model has learnt, from any weights."""
 
 import dataclasses
+import functools
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -10,7 +11,7 @@ import numpy as np
 from vit_jax import load, metrics, subject
 from vit_jax.data.images import Encoded
 from vit_jax.data.sources import sample_photos
-from vit_jax.errors import ConfigError, DataError
+from vit_jax.errors import ConfigError, DataError, nearest
 from vit_jax.figures import (
     attention_distance,
     attention_heads,
@@ -47,6 +48,7 @@ def figures(
     theme: str = "light",
     block: int | None = None,
     beside: Sequence[str] = (),
+    only: Sequence[str] = (),
 ) -> str:
     """Writes figures 6, 7, 10, 11 and 14, `heads` and `patches` into `out`, as PNG and SVG.
 
@@ -58,6 +60,7 @@ def figures(
       theme: 'light' or 'dark'.
       block: the layer whose heads are shown, from 0; None for the last.
       beside: more weights, whose position embeddings Figure 10 shows, too.
+      only: names of the figures to draw; all of them, where there are none.
 
     Returns the closing line.
     """
@@ -81,44 +84,64 @@ def figures(
         model, params = loaded.model, jax.device_put(loaded.params())
         photos = [_read(file) for file in files] or sample_photos()
         images = np.stack([loaded.recipe(photo) for photo in photos[:NUM_IMAGES]])
-    seen = _look(model, params, images, block)
-    folder, shown = pathlib.Path(out), (images + 1) / 2
+    drawings = _drawings(model, params, images, loaded.section.name, block)
+    if beside:
+        found = _positions([where, *beside])
+        drawings["figure10"] = lambda: position_similarity.plot(found)
+    for name in only:
+        if name not in drawings:
+            raise ConfigError(
+                f"--only={name}: no such figure of {where}; it has {', '.join(sorted(drawings))}."
+                f"{nearest(name, drawings)}"
+            )
+    names = sorted(only or drawings)
     with style.theme(theme):
-        made = _inside(model, params, shown, {loaded.section.name: seen.distances})
-        if beside:
-            made["figure10"] = position_similarity.plot(_positions([where, *beside]))
-        made |= {
-            "figure6": attention_rollout.plot(shown[:NUM_PAIRS], seen.masks[:NUM_PAIRS]),
-            "figure14": attention_rollout.plot(shown[:NUM_SELECTED], seen.masks),
-            "heads": attention_heads.plot(shown[0], seen.heads, f"layer {block + 1}"),
-        }
-        for title, figure in made.items():
-            style.save(figure, folder, title)
-    return f"done: figures={','.join(sorted(made))} images={len(images)} out={out}"
+        for name in names:
+            style.save(drawings[name](), pathlib.Path(out), name)
+    return f"done: figures={','.join(names)} images={len(images)} out={out}"
 
 
-def _inside(model, params: dict, shown: np.ndarray, distances: dict) -> dict:
-    """Figures 7, 10 and 11, and the patches that filters answer to."""
-    components = filters.principal_components(inside.filters(model, params))
+def _drawings(
+    model, params: dict, images: np.ndarray, title: str, block: int
+) -> dict[str, Callable[[], style.Figure]]:
+    """What draws each figure that there is of a model; what several need is found once."""
+    shown = (images + 1) / 2
+    seen = functools.cache(lambda: _look(model, params, images, block))
+    components = functools.cache(
+        lambda: filters.principal_components(inside.filters(model, params))
+    )
     table = inside.positions(model, params)
-    parts = style.make_figure(13.5 if table is not None else 9.0, 4.2)
-    panels = iter(parts.subfigures(1, 3 if table is not None else 2))
-    made = {"figure7": parts, "figure11": attention_distance.plot(distances)}
-    filters.plot(components, next(panels))
+
+    def figure7() -> style.Figure:
+        parts = style.make_figure(13.5 if table is not None else 9.0, 4.2)
+        left, *centre, right = parts.subfigures(1, 3 if table is not None else 2)
+        filters.plot(components(), left)
+        for panel in centre:
+            position_similarity.plot(similarities(), panel)
+        attention_distance.plot({title: seen().distances}, right)
+        return parts
+
+    def similarities() -> dict[str, np.ndarray]:
+        return {"Position embedding similarity": position_similarity.similarity(table, model.grid)}
+
+    def patches() -> style.Figure:
+        P, rows = model.patch_size, components()[:NUM_ROWS]
+        cut = np.concatenate([np.array(patchify(image[None], P))[0] for image in shown])
+        cut = cut.reshape(-1, P, P, 3)
+        return filters.plot_patches(rows, cut[filters.top_patches(cut, rows, NUM_PATCHES)])
+
+    found = {
+        "figure6": lambda: attention_rollout.plot(shown[:NUM_PAIRS], seen().masks[:NUM_PAIRS]),
+        "figure7": figure7,
+        "figure11": lambda: attention_distance.plot({title: seen().distances}),
+        "figure14": lambda: attention_rollout.plot(shown[:NUM_SELECTED], seen().masks),
+        "heads": lambda: attention_heads.plot(shown[0], seen().heads, f"layer {block + 1}"),
+    }
     if table is not None:
-        title = "Position embedding similarity"
-        cosines = {title: position_similarity.similarity(table, model.grid)}
-        position_similarity.plot(cosines, next(panels))
-        made["figure10"] = position_similarity.plot(cosines)
-    attention_distance.plot(distances, next(panels))
+        found["figure10"] = lambda: position_similarity.plot(similarities())
     if model.stem is None:
-        P = model.patch_size
-        patches = np.concatenate([np.array(patchify(image[None], P))[0] for image in shown])
-        patches = patches.reshape(-1, P, P, 3)
-        rows = components[:NUM_ROWS]
-        best = filters.top_patches(patches, rows, NUM_PATCHES)
-        made["patches"] = filters.plot_patches(rows, patches[best])
-    return made
+        found["patches"] = patches
+    return found
 
 
 def _positions(places: Sequence[str]) -> dict[str, np.ndarray]:
@@ -152,21 +175,26 @@ def _look(model, params: dict, images: np.ndarray, block: int) -> Seen:
     L, h = model.size.num_layers, model.size.num_heads
     T = int(np.prod(model.grid)) + model.has_cls + model.num_registers
     size = min(max(1, HELD // (4 * L * h * T * T)), len(images))
-    attention, progress = inside.make_attention(model), metrics.Progress(seconds_between=10)
+    of_images = jax.vmap(
+        lambda A: attention_distance.mean_distance(A[None], model.grid, model.patch_pixels)
+    )
+
+    def tell(A: jax.Array, layer: int) -> dict:
+        first = A[0] if layer == block else None
+        return {"distances": of_images(A), "mean": A.mean(axis=1, keepdims=True), "first": first}
+
+    attention, progress = inside.make_attention(model, tell), metrics.Progress(seconds_between=10)
     total, masks, heads = 0.0, [], None
     for first in range(0, len(images), size):
         part = images[first : first + size]
         padded = np.concatenate([part, np.zeros((size - len(part), *part.shape[1:]), part.dtype)])
-        layers = [np.array(A)[: len(part)] for A in attention(params, padded)]
-        distances = [
-            attention_distance.mean_distance(A, model.grid, model.patch_pixels) for A in layers
-        ]
-        total = total + len(part) * np.stack(distances)
+        layers = jax.device_get(attention(params, padded))
+        total = total + np.stack([told["distances"][: len(part)].sum(axis=0) for told in layers])
         if first < NUM_SELECTED:
-            joint = attention_rollout.rollout(layers)
+            joint = attention_rollout.rollout(told["mean"][: len(part)] for told in layers)
             masks.append(attention_rollout.of_output(joint, model.grid, model.has_cls))
         if heads is None:
-            heads = attention_heads.maps(layers[block][0], model.grid, model.has_cls)
+            heads = attention_heads.maps(layers[block]["first"], model.grid, model.has_cls)
         progress.show(f"{first + len(part)}/{len(images)} images")
     return Seen(total / len(images), np.concatenate(masks)[:NUM_SELECTED], heads)
 

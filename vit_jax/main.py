@@ -95,6 +95,7 @@ def run_figures(args, file: str | None, overrides: dict[str, str]) -> int:
         theme=args.theme,
         block=args.block,
         beside=args.beside,
+        only=args.only,
     )
     print(line, flush=True)
     return 0

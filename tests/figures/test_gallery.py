@@ -78,6 +78,15 @@ def test_images_and_a_runs_data_are_not_both_taken(tmp_path):
         main.run(["figures", f"--checkpoint={where}", *flags])
 
 
+def test_one_figure_can_be_drawn_alone(tmp_path, capsys):
+    where = weights(tmp_path, "r_ti16", 64)
+    line = draw(where, tmp_path / "out", "--only=figure10", capsys=capsys)
+    assert line.startswith("done: figures=figure10 ")
+    assert {path.stem for path in (tmp_path / "out").iterdir()} == {"figure10"}
+    with pytest.raises(ConfigError, match=r"--only=patches: no such figure .* it has figure10, "):
+        draw(where, tmp_path / "out", "--only=patches", capsys=capsys)
+
+
 def test_figure_10_has_a_panel_for_each_of_several_models(tmp_path, capsys):
     (tmp_path / "short").mkdir()
     (tmp_path / "long").mkdir()

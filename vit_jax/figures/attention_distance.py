@@ -21,10 +21,10 @@ def mean_distance(weights: np.ndarray, grid: tuple[int, int], patch_pixels: int)
     is asked, and the weights that are left are made to sum to 1.
     """
     N = grid[0] * grid[1]
-    among_patches = weights[..., -N:, -N:].astype(np.float64)
-    among_patches /= among_patches.sum(axis=-1, keepdims=True)
-    found = (among_patches * distances(grid, patch_pixels)).sum(axis=-1)  # B h N
-    return found.mean(axis=(0, 2))
+    among_patches = weights[..., -N:, -N:]
+    far = distances(grid, patch_pixels)[None, None]
+    found = (among_patches * far).sum(axis=-1)  # B h N
+    return (found / among_patches.sum(axis=-1)).mean(axis=(0, 2))
 
 
 def plot(found: dict[str, np.ndarray], figure: FigureBase | None = None) -> FigureBase:

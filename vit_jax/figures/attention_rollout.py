@@ -18,7 +18,7 @@ def rollout(layers: Iterable[np.ndarray]) -> np.ndarray:
     """
     joint = None
     for weights in layers:
-        mean = weights.astype(np.float64).mean(axis=1)
+        mean = weights.mean(axis=1, dtype=np.float64)
         mixed = 0.5 * mean + 0.5 * np.eye(mean.shape[-1])
         mixed /= mixed.sum(axis=-1, keepdims=True)
         joint = mixed if joint is None else mixed @ joint

@@ -38,11 +38,9 @@ def plot(components: np.ndarray, figure: FigureBase | None = None) -> FigureBase
     """
     rows = -(-len(components) // COLUMNS)
     figure = figure or style.make_figure(0.75 * COLUMNS, 0.78 * rows + 0.35)
-    panels = figure.subplots(rows, COLUMNS, squeeze=False).flat
-    for panel in panels:
-        style.bare(panel)
-    for panel, each in zip(figure.axes, components):
-        panel.imshow((each - each.min()) / max(np.ptp(each), 1e-12))
+    panel = figure.subplots()
+    style.bare(panel)
+    panel.imshow(style.mosaic(_in_range(components), COLUMNS), interpolation="nearest")
     figure.suptitle("RGB embedding filters\n(principal components)", fontsize="medium")
     return figure
 
@@ -50,14 +48,19 @@ def plot(components: np.ndarray, figure: FigureBase | None = None) -> FigureBase
 def plot_patches(components: np.ndarray, patches: np.ndarray) -> Figure:
     """Each component K P P 3, and in its row the patches K count P P 3 that answer most to it."""
     K, count = patches.shape[:2]
-    figure = style.make_figure(0.8 * (count + 1), 0.8 * K + 0.35)
-    panels = figure.subplots(K, count + 1, squeeze=False)
-    for panel in panels.flat:
+    figure = style.make_figure(0.8 * (count + 1) + 0.2, 0.8 * K + 0.35)
+    left, right = figure.subplots(1, 2, width_ratios=(1, count))
+    for panel, pictures, columns, title in (
+        (left, _in_range(components), 1, "filter"),
+        (right, np.clip(patches.reshape(-1, *patches.shape[2:]), 0, 1), count, "what answers most"),
+    ):
         style.bare(panel)
-    for row, each, answers in zip(panels, components, patches, strict=True):
-        row[0].imshow((each - each.min()) / max(np.ptp(each), 1e-12))
-        for panel, patch in zip(row[1:], answers, strict=True):
-            panel.imshow(np.clip(patch, 0, 1))
-    panels[0, 0].set_title("filter", fontsize="small")
-    panels[0, 1].set_title("patches that answer most", fontsize="small", loc="left")
+        panel.imshow(style.mosaic(pictures, columns), interpolation="nearest")
+        panel.set_title(title, fontsize="small", loc="left")
     return figure
+
+
+def _in_range(components: np.ndarray) -> np.ndarray:
+    """Each component K P P 3 from 0, its least value, to 1."""
+    low, high = (f(components, axis=(1, 2, 3), keepdims=True) for f in (np.min, np.max))
+    return (components - low) / np.maximum(high - low, 1e-12)

@@ -21,10 +21,14 @@ def refuse_without_attention(model, where: str) -> None:
         raise ConfigError(f"{where} is a ResNet: it has no attention and no positions to show.")
 
 
-def make_attention(model: ViT) -> Callable:
+def make_attention(model: ViT, tell: Callable = lambda A, layer: A) -> Callable:
     """Returns `attention(params, images) -> [B h T T]`, the weights of each layer in turn.
 
     Images are B H W 3 in [-1, 1], as the model takes them.
+
+    Args:
+      tell: (A, layer) -> what is told of a layer's weights A in their place, where not all of
+        them are wanted: on the devices, and from 0.
     """
     layers = dataclasses.replace(model.layers, scan=False, remat="none")
     body = model.clone(num_classes=0, layers=layers)
@@ -34,7 +38,7 @@ def make_attention(model: ViT) -> Callable:
         _, state = body.apply({"params": params}, images, mutable=[WEIGHTS])
         told = state[WEIGHTS]["Transformer"]
         names = [f"encoderblock_{i}" for i in range(model.size.num_layers)]
-        return [told[name][ATTENTION]["A"][0] for name in names]
+        return [tell(told[name][ATTENTION]["A"][0], i) for i, name in enumerate(names)]
 
     return attention
 

@@ -60,10 +60,24 @@ def coloured(values: np.ndarray, low: float, high: float) -> np.ndarray:
     return matplotlib.colormaps[MAP](np.ma.masked_invalid(shares), bytes=True)
 
 
+def mosaic(pictures: np.ndarray, columns: int) -> np.ndarray:
+    """Pictures N P P 3 in [0, 1] row by row as one, RGBA; one sees through what is between.
+
+    One picture is drawn in a hundredth of the time of a hundred panels.
+    """
+    N, P = pictures.shape[:2]
+    gap, rows = -(-P // 8), -(-N // columns)
+    tiles = np.zeros((rows * columns, P + gap, P + gap, 4))
+    tiles[:N, :P, :P] = np.concatenate([pictures, np.ones((N, P, P, 1))], axis=-1)
+    tiles = tiles.reshape(rows, columns, P + gap, P + gap, 4).transpose(0, 2, 1, 3, 4)
+    return tiles.reshape(rows * (P + gap), columns * (P + gap), 4)[:-gap, :-gap]
+
+
 def save(figure: Figure, folder: pathlib.Path, name: str) -> list[pathlib.Path]:
     """Writes NAME.png and NAME.svg; returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{name}.{kind}" for kind in KINDS]
     for path in paths:
         figure.savefig(path, dpi=DPI, metadata={"Date": None} if path.suffix == ".svg" else None)
+        figure.set_layout_engine("none")  # It has been laid out; that takes as long as drawing.
     return paths

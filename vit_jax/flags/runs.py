@@ -166,6 +166,13 @@ def figures(add) -> None:
         "--block", type=int, metavar="I", help="layer whose heads are shown (default: the last)"
     )
     figures.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="draw this one, as figure6; may be repeated (default: all)",
+    )
+    figures.add_argument(
         "--beside",
         action="append",
         default=[],
