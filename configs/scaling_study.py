@@ -18,10 +18,13 @@ SHARES = (0.1, 0.3, 1.0)  # Of 4,000 images: 400, 1,200, 4,000.
 
 def get_config(arg: str | None = None):
     arg = parse_arg(arg, steps=600, smoke=False)
-    names = [f"d{width}_{share:.0%}".rstrip("%") for _, width in SIZES for share in SHARES]
-    config = base_config(*names)
-    shapes = [(*size, share) for size in SIZES for share in SHARES]
-    for name, (depth, width, share) in zip(names, shapes, strict=True):
+    runs = {
+        f"d{width}_{100 * share:.0f}": (depth, width, share)
+        for depth, width in SIZES
+        for share in SHARES
+    }
+    config = base_config(*runs)
+    for name, (depth, width, share) in runs.items():
         stage = config.stages[name]
         stage.model.update(name="vit_ti16", patch=8, num_layers=depth, hidden_size=width)
         stage.model.update(mlp_size=4 * width, num_heads=width // HEAD_SIZE)

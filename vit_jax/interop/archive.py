@@ -30,7 +30,6 @@ from vit_jax.errors import CheckpointError
 READABLE = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 SAFETENSORS_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64"}
 MIB = 2**20  # The most that is parsed, read or summed at once; ViT-G/14's zip directory: 0.1 MiB.
-ALIGNMENT = 64  # Bytes: from there on JAX takes arrays of the host for a CPU without a copy.
 MAX_NPY_HEADER = 1024  # numpy pads the header of a plain array to 128 bytes.
 MAX_SAFETENSORS_HEADER = 2 * MIB  # As parsed by the library, up to 40 MB of memory.
 MARK = b"vit_jax:"  # What a comment of ours begins with.
@@ -165,8 +164,7 @@ def _survey_npz(file: _BoundedFile, size: int) -> tuple[dict[str, _Place], dict]
         raise ValueError("its end is damaged")
     if (total := sum(member.file_size for member in members)) > 4 * size + 16 * MIB:
         raise ValueError(f"{size} bytes that claim to hold {total}")
-    places = {}
-    ends = [member.header_offset for member in members[1:]] + [start]
+    places, ends = {}, [member.header_offset for member in members[1:]] + [start]
     for member, end in zip(members, ends):
         name = member.orig_filename.removesuffix(".npy")  # `filename` may have been changed.
         _check(name)
@@ -248,7 +246,8 @@ def _survey_safetensors(file: _BoundedFile, size: int) -> tuple[dict[str, _Place
 
 def _read_bytes(file: io.FileIO, place: _Place, name: str) -> np.ndarray:
     """The bytes of an array's numbers; raises ValueError where they are damaged."""
-    content = _empty(place.size, place.header_size)
+    room = np.empty(place.size + 64, np.uint8)  # From a multiple of 64 on, JAX needs no copy.
+    content = room[-(room.ctypes.data + place.header_size) % 64 :][: place.size]
     view, done = memoryview(content), 0
     file.seek(place.start)
     if place.is_deflated:
@@ -266,13 +265,6 @@ def _read_bytes(file: io.FileIO, place: _Place, name: str) -> np.ndarray:
     if place.checksum is not None and add_up(content) != place.checksum:
         raise ValueError(f"{name} is damaged: its checksum is another")
     return content[place.header_size :]
-
-
-def _empty(size: int, offset: int) -> np.ndarray:
-    """Bytes, the one at `offset` at a multiple of ALIGNMENT in memory."""
-    room = np.empty(size + ALIGNMENT, np.uint8)
-    start = -(room.ctypes.data + offset) % ALIGNMENT
-    return room[start : start + size]
 
 
 def _inflate(file: io.FileIO, packed_size: int) -> Iterable[bytes]:
