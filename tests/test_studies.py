@@ -40,6 +40,19 @@ def test_figure_4_has_a_line_for_each_model_and_a_point_for_each_number_of_examp
     assert {row["score"] for row in rows} == {"fewshot/digits_5shot"}
 
 
+def test_runs_that_differ_in_more_than_their_seed_are_no_seeds(tmp_path):
+    first = run(tmp_path / "a", 0.5, model__name="vit_b16", model__mlp_size=128)
+    second = run(tmp_path / "b", 0.9, model__name="vit_b16", model__mlp_size=512, seed=1)
+    with pytest.raises(ConfigError, match=r"would be seeds of one point; .* in model\.mlp_size\."):
+        studies.figure4([first, second])
+
+
+def test_a_run_that_is_named_twice_counts_once(tmp_path):
+    folder = run(tmp_path / "runs" / "a", 0.5)
+    (row,) = studies.figure4([folder, str(tmp_path / "runs"), folder])
+    assert row["runs"] == 1
+
+
 def test_figure_8_finds_the_shape_at_which_its_lines_cross(tmp_path):
     shape = {"num_layers": 4, "hidden_size": 64, "mlp_size": 128, "patch": 16, "num_heads": 2}
     variants = {
@@ -65,11 +78,16 @@ def test_figure_9_is_the_course_of_each_run_over_its_epochs(tmp_path):
     lines.insert(1, {"step": 15, "train/loss": 1.0})
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (tmp_path / "gap" / "metrics.jsonl").write_text(text)
-    rows = studies.figure9([folder])
-    assert [(row["head"], row["epoch"], row["ours"]) for row in rows] == [
-        ("gap", 1.0, 10.0),
-        ("gap", 2.0, 20.0),
+    again = run(tmp_path / "seed", 0.5, train=320, batch_size=32, model__pool="gap", seed=1)
+    (tmp_path / "seed" / "metrics.jsonl").write_text('{"step": 10, "fewshot/digits_5shot": 0.3}\n')
+    rows = studies.figure9([folder, again])
+    assert [(row["head"], row["epoch"], row["ours"], row["runs"]) for row in rows] == [
+        ("gap", 1.0, 20.0, 2),
+        ("gap", 2.0, 20.0, 1),
     ]
+    empty = run(tmp_path / "empty", 0.5)
+    with pytest.raises(ConfigError, match=r"empty: no fewshot/digits_5shot in its metrics\.jsonl"):
+        studies.figure9([empty])
 
 
 def benchmark(folder) -> str:

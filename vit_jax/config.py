@@ -154,7 +154,8 @@ def load(file_and_arg: str) -> config_dict.ConfigDict:
 
     Raises ConfigError in one line for a missing file or a mistake inside it.
     """
-    path, _, arg = file_and_arg.partition(":")
+    is_whole = pathlib.Path(file_and_arg).is_file()
+    path, _, arg = (file_and_arg, "", "") if is_whole else file_and_arg.partition(":")
     if not pathlib.Path(path).is_file():
         files = sorted(str(p) for p in pathlib.Path(path).parent.glob("*.py"))
         raise ConfigError(f"--config={path}: no such file.{nearest(path, files)}")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import jax
 import numpy as np
 
-from vit_jax import load, metrics, subject
+from vit_jax import load, metrics, runs, subject
 from vit_jax.data.images import Encoded
 from vit_jax.data.sources import sample_photos
 from vit_jax.errors import ConfigError, DataError, nearest
@@ -84,7 +84,8 @@ def figures(
         model, params = loaded.model, jax.device_put(loaded.params())
         photos = [_read(file) for file in files] or sample_photos()
         images = np.stack([loaded.recipe(photo) for photo in photos[:NUM_IMAGES]])
-    drawings = _drawings(model, params, images, loaded.section.name, block)
+    title = runs.title_of(loaded.section, model.image_size)
+    drawings = _drawings(model, params, images, title, block)
     if beside:
         found = _positions([where, *beside])
         drawings["figure10"] = lambda: position_similarity.plot(found)

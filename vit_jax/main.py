@@ -40,10 +40,12 @@ def run_train(args, file: str | None, overrides: dict[str, str]) -> int:
     profile = args.profile and Window(args.profile[0], sum(args.profile) - 1)
     shard = args.shard and sweep.Shard(*args.shard)
     line = sweep.run(stages, folder, fallback=args.fallback, profile=profile, shard=shard)
-    if hosts.is_first():
-        report.after_training(folder)
+    is_first = hosts.is_first()
+    if is_first:
         print(line, flush=True)
     hosts.finish()
+    if is_first:  # The others need not wait for it.
+        report.after_training(folder)
     return 0
 
 

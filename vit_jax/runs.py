@@ -10,7 +10,7 @@ from vit_jax import workdir
 from vit_jax.data import known
 from vit_jax.errors import ConfigError
 from vit_jax.models import ViT, build
-from vit_jax.schema import Config
+from vit_jax.schema import Config, Model
 
 DATA = {  # Of `data.known` -> the paper's name.
     "jft": "JFT-300M",
@@ -50,23 +50,12 @@ class Run:
     @property
     def model(self) -> str:
         """The paper's name of the model, or its depth and width where it has another shape."""
-        section, title = self.config.model, model_title(self.config.model.name)
-        if section.patch is not None:
-            title = re.sub(r"/\d+$", f"/{section.patch}", title)
-        if any(getattr(section, field) is not None for field in SHAPE):
-            shape = self.shape
-            title = re.sub(r"ViT-[^/]+", f"ViT-{shape.num_layers}x{shape.hidden_size}", title)
-        return title
+        return title_of(self.config.model, self.config.data.image_size)
 
     @property
     def shape(self) -> Shape | None:
         """None for a ResNet."""
-        config = self.config
-        model = build(config.model, num_classes=1, image_size=config.data.image_size)
-        if not isinstance(model, ViT):
-            return None
-        size = model.size
-        return Shape(size.num_layers, size.hidden_size, size.mlp_size, model.patch_pixels)
+        return _shape(self.config.model, self.config.data.image_size)
 
     @property
     def judged(self) -> tuple[str, float] | None:
@@ -118,6 +107,25 @@ class Run:
         return self.summary["metrics"].get(name)
 
 
+def title_of(section: Model, image_size: int | tuple[int, int]) -> str:
+    """The paper's name of a `config.model` section, or its depth and width: ViT-3x96/8."""
+    title = model_title(section.name)
+    if section.patch is not None:
+        title = re.sub(r"/\d+$", f"/{section.patch}", title)
+    if any(getattr(section, field) is not None for field in SHAPE):
+        shape = _shape(section, image_size)
+        title = re.sub(r"ViT-[^/]+", f"ViT-{shape.num_layers}x{shape.hidden_size}", title)
+    return title
+
+
+def _shape(section: Model, image_size: int | tuple[int, int]) -> Shape | None:
+    model = build(section, num_classes=1, image_size=image_size)
+    if not isinstance(model, ViT):
+        return None
+    size = model.size
+    return Shape(size.num_layers, size.hidden_size, size.mlp_size, model.patch_pixels)
+
+
 def model_title(name: str) -> str:
     """vit_b16 -> ViT-B/16, r50_b32 -> R50x1+ViT-B/32, bit_r152x2 -> ResNet152x2."""
     if found := re.fullmatch(r"bit_r(\d+x\d+)", name):
@@ -158,7 +166,7 @@ def read(folders: Iterable[str]) -> list[Run]:
         if not runs:
             raise ConfigError(f"{folder}: no finished run in it, nor in its folders.")
         found += runs
-    return found
+    return list({run.folder.resolve(): run for run in found}.values())
 
 
 def _read(folder: pathlib.Path) -> Run | None:

@@ -252,6 +252,55 @@ def test_a_comparison_has_a_curve_for_each_run_and_what_differs(quickstart, tmp_
     assert "optimizer.lr" not in rows
 
 
+def test_a_comparison_takes_no_runs_own_page(quickstart, tmp_path, monkeypatch):
+    folder = tmp_path / "quickstart"
+    shutil.copytree(quickstart, folder)
+    monkeypatch.chdir(folder / "finetune")
+    own = (folder / "finetune" / "report.html").resolve()
+    with pytest.raises(ConfigError, match="or a run's own page; name another file"):
+        main.run(["report", "--no_model", ".", "../scratch", f"--out={own}"])
+    assert main.run(["report", "--no_model", ".", "../scratch"]) == 0
+    assert "Runs" not in Page(own).said.split()
+    assert "What differs" in Page(folder / "finetune" / "comparison.html").said
+
+
+def test_what_was_scored_on_a_part_of_the_training_split_is_called_dev(quickstart, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(quickstart / "scratch", folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["data"]["dev"] = 0.1
+    (folder / "config.json").write_text(json.dumps(config))
+    assert main.run(["report", "--no_model", str(folder)]) == 0
+    page = Page(folder / "report.html")
+    assert "dev/top1, n=359" in page.said
+    assert "val/top1" not in page.charts()["Accuracy"]
+
+
+def test_a_config_json_of_another_kind_beside_the_runs_is_passed_over(quickstart, tmp_path):
+    folder = tmp_path / "quickstart"
+    shutil.copytree(quickstart, folder)
+    for name, text in (("weights", '{"architectures": ["ViT"]}'), ("list", "[1]"), ("cut", "{")):
+        (folder / name).mkdir()
+        (folder / name / "config.json").write_text(text)
+    assert main.run(["report", "--no_model", str(folder)]) == 0
+    assert not (folder / "weights" / "report.html").exists()
+
+
+def test_a_device_that_cannot_be_had_leaves_the_rest_of_the_page(quickstart, tmp_path, monkeypatch):
+    from vit_jax import subject
+
+    def busy(*_):
+        raise RuntimeError("device or resource busy")
+
+    folder = tmp_path / "run"
+    shutil.copytree(quickstart / "scratch", folder)
+    monkeypatch.setattr(subject, "prepare", busy)
+    assert main.run(["report", str(folder)]) == 0
+    page = Page(folder / "report.html")
+    assert "device or resource busy" in page.said
+    assert "Loss" in page.charts()
+
+
 def test_a_finished_page_is_not_written_over_by_the_same_command(whole):
     page = (whole / "report.html").read_bytes()
     each = (whole / "finetune" / "report.html").read_bytes()

@@ -27,9 +27,10 @@ def maps(
 
 def plot(image: np.ndarray, found: np.ndarray, title: str = "") -> Figure:
     """The image H W 3, and a map r c for every head."""
-    rows = -(-(len(found) + 1) // COLUMNS)
-    figure = style.make_figure(1.6 * COLUMNS, 1.75 * rows + 0.3)
-    panels = figure.subplots(rows, COLUMNS, squeeze=False).flat
+    columns = min(len(found) + 1, COLUMNS)
+    rows = -(-(len(found) + 1) // columns)
+    figure = style.make_figure(1.6 * columns, 1.75 * rows + 0.3)
+    panels = figure.subplots(rows, columns, squeeze=False).flat
     for panel in panels:
         style.bare(panel)
     panels = iter(figure.axes)

@@ -4,10 +4,12 @@ import pathlib
 import sys
 from collections.abc import Callable, Sequence
 
-from vit_jax.errors import VitJaxError
+from vit_jax.errors import ConfigError
 from vit_jax.files import write_whole
 from vit_jax.report import compare, page, record
 from vit_jax.report.record import PAGE
+
+COMPARISON = "comparison.html"  # In a folder whose report.html is that of its own run.
 
 
 def report(
@@ -29,16 +31,30 @@ def report(
     """
     found = [record.find(pathlib.Path(folder)) for folder in folders]
     runs = list({run.folder.resolve(): run for group in found for run in group}.values())
-    for place, run in enumerate(runs, 1):
-        show(f"{place}/{len(runs)}  {run.folder}")
+    is_one = len({pathlib.Path(folder).resolve() for folder in folders}) == 1
+    top = pathlib.Path(folders[0] if is_one else ".")
+    place = pathlib.Path(out) if out else top / _comparison(top, runs)
+    if place.is_dir() or (out and place.resolve() in {_page(run) for run in runs}):
+        raise ConfigError(f"{place} is a folder, or a run's own page; name another file by --out.")
+    for number, run in enumerate(runs, 1):
+        show(f"{number}/{len(runs)}  {run.folder}")
         write_whole(run.folder / PAGE, page.of_run(run, with_model))
     if len(runs) == 1 and out is None:
         return f"done: {runs[0].folder / PAGE}"
-    is_one = len(folders) == 1
-    place = pathlib.Path(out) if out else pathlib.Path(folders[0] if is_one else ".") / PAGE
-    title = pathlib.Path(folders[0]).resolve().name if is_one else "Comparison"
+    title = top.resolve().name if is_one else "Comparison"
+    place.parent.mkdir(parents=True, exist_ok=True)
     write_whole(place, compare.of_runs(title, runs, place))
     return f"done: {place}"
+
+
+def _page(run: record.Record) -> pathlib.Path:
+    return run.folder.resolve() / PAGE
+
+
+def _comparison(folder: pathlib.Path, runs: Sequence[record.Record]) -> str:
+    """The name in a folder of the page that compares runs: that of a run's own stays its own."""
+    is_taken = (folder.resolve() / PAGE) in {_page(run) for run in runs}
+    return COMPARISON if is_taken and len(runs) > 1 else PAGE
 
 
 def after_training(folder: pathlib.Path) -> None:
@@ -53,6 +69,7 @@ def after_training(folder: pathlib.Path) -> None:
         for run in old:
             write_whole(run.folder / PAGE, page.of_run(run, with_model=False))
         if old and len(runs) > 1:
-            write_whole(folder / PAGE, compare.of_runs(folder.resolve().name, runs, folder / PAGE))
-    except (VitJaxError, OSError) as error:
+            place = folder / _comparison(folder, runs)
+            write_whole(place, compare.of_runs(folder.resolve().name, runs, place))
+    except Exception as error:  # Whatever it is, the run is done and its weights are saved.
         print(f"{folder / PAGE} is not written: {error}", file=sys.stderr)

@@ -3,7 +3,6 @@
 import math
 
 from vit_jax import subject
-from vit_jax.errors import VitJaxError
 from vit_jax.report import html as h
 from vit_jax.report import looks
 from vit_jax.report.record import Record
@@ -16,7 +15,7 @@ def sections(run: Record) -> list[h.Raw]:
     """Sections for which the model is run, or one that says why it is not."""
     try:
         whole = subject.prepare(str(run.folder), {}, "report")
-    except VitJaxError as error:
+    except h.FAULTS as error:
         return [h.section("What the model sees", note=f"Not to be had: {error}")]
     parts = []
     if run.config.task.name == "classification":

@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 
 from vit_jax.report.record import Record
 
@@ -20,8 +20,8 @@ class Chart:
 
 
 CHARTS = (
-    Chart("Loss", r"(train|val)/loss"),
-    Chart("Accuracy", r"(train|val)/(top1|accuracy.*)|fewshot/.*shot", "share"),
+    Chart("Loss", r"(train|val|dev)/loss"),
+    Chart("Accuracy", r"(train|val|dev)/top1|fewshot/.*shot", "share"),
     Chart("Learning rate", r"train/lr"),
     Chart("Gradient norm", r"train/grad_norm"),
     Chart("Images a second", r"train/img_per_sec", "rate"),
@@ -31,43 +31,39 @@ CHARTS = (
 
 def of_run(run: Record) -> list[dict]:
     """Each chart with a curve for every metric of the run; those without one are left out."""
-    return _charts(lambda chart: {name: (run, name) for name in _names(run, chart)})
+    found = (_chart(chart, {name: (run, name) for name in _names(run, chart)}) for chart in CHARTS)
+    return list(filter(None, found))
 
 
 def of_runs(runs: Mapping[str, Record]) -> list[dict]:
-    """Each chart with a curve for every run, a chart for each metric that there are."""
-
-    def curves(chart: Chart, name: str) -> dict:
-        return {title: (run, name) for title, run in runs.items() if name in _names(run, chart)}
-
+    """A chart for each metric that there is, with a curve for every run."""
     found = []
     for chart in CHARTS:
         names = dict.fromkeys(name for run in runs.values() for name in _names(run, chart))
         for name in names:
             single = dataclasses.replace(chart, title=f"{chart.title}: {name}")
-            found += _charts(lambda _, chart=chart, name=name: curves(chart, name), [single])
-    return found
+            found.append(_chart(single, {title: (run, name) for title, run in runs.items()}))
+    return list(filter(None, found))
 
 
 def _names(run: Record, chart: Chart) -> list[str]:
+    """The run's metrics that a chart shows."""
     names = {name for record in run.history for name in record}
     return sorted(name for name in names if re.fullmatch(chart.metrics, name))
 
 
-def _charts(curves: Callable, charts: Sequence[Chart] = CHARTS) -> list[dict]:
-    found = []
-    for chart in charts:
-        lines = {label: _points(run.history, name) for label, (run, name) in curves(chart).items()}
-        lines = {label: line for label, line in lines.items() if line}
-        if not lines:
-            continue
-        steps = sorted({step for line in lines.values() for step in line})
-        series = [
-            {"label": label, "values": [line.get(step) for step in steps]}
-            for label, line in lines.items()
-        ]
-        found.append({"title": chart.title, "unit": chart.unit, "steps": steps, "series": series})
-    return found
+def _chart(chart: Chart, curves: Mapping[str, tuple[Record, str]]) -> dict | None:
+    """A chart's numbers, of label -> run and metric; None where nothing is known."""
+    lines = {label: _points(run.history, name) for label, (run, name) in curves.items()}
+    lines = {label: line for label, line in lines.items() if line}
+    if not lines:
+        return None
+    steps = sorted({step for line in lines.values() for step in line})
+    series = [
+        {"label": label, "values": [line.get(step) for step in steps]}
+        for label, line in lines.items()
+    ]
+    return {"title": chart.title, "unit": chart.unit, "steps": steps, "series": series}
 
 
 def _points(history: list[dict], name: str) -> dict[int, float]:

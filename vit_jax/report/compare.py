@@ -7,6 +7,7 @@ import urllib.parse
 from collections.abc import Mapping, Sequence
 
 from vit_jax import config as config_lib
+from vit_jax.files import ERRORS
 from vit_jax.report import charts
 from vit_jax.report import html as h
 from vit_jax.report.page import HOW_TO_ZOOM, field, state
@@ -41,7 +42,8 @@ def _named(runs: Sequence[Record]) -> dict[str, Record]:
 
 def _link(name: str, run: Record, page: pathlib.Path) -> h.Raw:
     place = os.path.relpath(run.folder / PAGE, page.parent)
-    return h.element("a", name, href=urllib.parse.quote(pathlib.PurePath(place).as_posix()))
+    place = pathlib.PurePath(place).as_posix()
+    return h.element("a", name, href=urllib.parse.quote(place, errors=ERRORS))
 
 
 def _cells(run: Record) -> tuple:
@@ -51,7 +53,7 @@ def _cells(run: Record) -> tuple:
         run.step,
         run.scores.get("train/img_per_sec"),
         sum(run.seconds.values()) / 60 or None,
-        run.summary and run.summary["flops"] / 1e18,
+        run.summary and run.summary.get("flops", 0) / 1e18,
     )
     told = ("" if value is None else value for value in numbers)
     return (run.config.model.name, "" if score is None else score, name, *told)

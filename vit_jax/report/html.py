@@ -19,6 +19,10 @@ PIXELATED = 64  # Pixels: smaller pictures are shown with their pixels as square
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
 
+# RuntimeError is XLA's, too: a device that another process holds, or no memory on it.
+FAULTS = (VitJaxError, OSError, RuntimeError, MemoryError)
+
+
 class Raw(str):
     """HTML as it stands."""
 
@@ -27,8 +31,9 @@ def text(value: object) -> str:
     """A value as HTML."""
     if isinstance(value, Raw):
         return value
-    kinds = {int: "{:,}", float: "{:,.4g}"}
-    words = kinds.get(type(value), "{}").format(value)
+    if isinstance(value, float):
+        value = f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+    words = f"{value:,}" if type(value) is int else str(value)
     return html.escape(words.encode("utf-8", "replace").decode())
 
 
@@ -64,7 +69,7 @@ def attempt(title: str, content: Callable[[], Sequence], note: str = "") -> Raw:
     """A section, or why there is nothing in it."""
     try:
         return section(title, *content(), note=note)
-    except (VitJaxError, OSError) as error:
+    except FAULTS as error:
         return section(title, note=f"Not to be had: {error}")
 
 

@@ -19,7 +19,7 @@ NUM_SHOWN = 8  # Right and wrong predictions, each.
 NUM_SCORED = 1000  # Examples of the split that the page is about, at most.
 NUM_ATTENDED = 6
 MOST_TILES = 14  # Patches in a row of the picture of position embeddings.
-TILE = 32  # Pixels of a tile, at least.
+TILE = 32  # Pixels of the tile of a small grid.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +60,10 @@ def predictions(whole: subject.Subject) -> Predictions:
     part = subsets.Subset(source, _spaced(len(source), NUM_SCORED))
     recipe = dataclasses.replace(whole.recipe, crops=whole.config.data.eval_crops)
     score = assemble.make_score(whole.model, whole.mesh, whole.task)
-    scores = classification.evaluate(score, whole.params, part, recipe, **whole.options)
+    options = whole.options
+    most = -(-len(part) // whole.mesh.size) * whole.mesh.size
+    options["batch_size"] = min(options["batch_size"], most)
+    scores = classification.evaluate(score, whole.params, part, recipe, **options)
     surest = np.argsort(-scores.probability, kind="stable")
 
     def show(places) -> list[Prediction]:
@@ -95,12 +98,12 @@ def attention(whole: subject.Subject) -> list[tuple[str, np.ndarray, np.ndarray]
     inside.refuse_without_attention(whole.model, "this model")
     source = whole.open(whole.split())
     places = _spaced(len(source), NUM_ATTENDED)
-    images = np.stack([whole.recipe(source[int(i)]["image"]) for i in places])
-    layers = inside.make_attention(whole.model)(whole.params, images)
-    joint = attention_rollout.rollout(map(np.array, layers))
-    masks = attention_rollout.of_output(joint, whole.model.grid, whole.model.has_cls)
+    tell = inside.make_attention(whole.model, lambda A, layer: A.mean(axis=1, keepdims=True))
     found = []
-    for i, image, mask in zip(places, images, masks, strict=True):
+    for i in places:
+        image = whole.recipe(source[int(i)]["image"])
+        joint = attention_rollout.rollout(map(np.asarray, tell(whole.params, image[None])))
+        (mask,) = attention_rollout.of_output(joint, whole.model.grid, whole.model.has_cls)
         light = attention_rollout.enlarge(mask, image.shape[:2])[..., None]
         found.append(
             (source.name(int(i)), from_unit_range(image), from_unit_range((image + 1) * light - 1))
@@ -116,15 +119,26 @@ def positions(run: Record) -> dict[str, np.ndarray]:
     found = {}
     before = _begun_with(run)
     for title, where in (("before", before), ("after", run.folder)):
-        loaded = load.load(where) if where else None
-        if loaded and isinstance(loaded.model, ViT):
-            names = [name for name in loaded.weights.shapes if "posembed_input" in name]
-            known = trees.unflatten(dict(loaded.weights.read(names)))
-            table = inside.positions(loaded.model, {"Transformer": {}} | known)
-            if table is not None:
-                cosines = position_similarity.similarity(table, loaded.model.grid)
-                found[title] = _tiles(cosines)
+        try:
+            cosines = _cosines(where) if where else None
+        except CheckpointError:
+            if title == "after":
+                raise
+            continue  # What it began with is damaged; its own weights are not.
+        if cosines is not None:
+            found[title] = _tiles(cosines)
     return found if "after" in found else {}
+
+
+def _cosines(where: pathlib.Path) -> np.ndarray | None:
+    """Of the position embeddings of a checkpoint or file; None where there are none."""
+    loaded = load.load(where)
+    if not isinstance(loaded.model, ViT):
+        return None
+    names = [name for name in loaded.weights.shapes if "posembed_input" in name]
+    known = trees.unflatten(dict(loaded.weights.read(names)))
+    table = inside.positions(loaded.model, {"Transformer": {}} | known)
+    return None if table is None else position_similarity.similarity(table, loaded.model.grid)
 
 
 def _begun_with(run: Record) -> pathlib.Path | None:
@@ -145,7 +159,7 @@ def _begun_with(run: Record) -> pathlib.Path | None:
 def _tiles(cosines: np.ndarray) -> np.ndarray:
     """Cosines r c r c as one picture RGBA, of large grids every k-th tile."""
     side = max(cosines.shape)
-    step, size = -(-side // MOST_TILES), -(-TILE // side)
+    step, size = -(-side // MOST_TILES), max(1, TILE // side)
     tiles = cosines[::step, ::step].repeat(size, axis=2).repeat(size, axis=3)
     return style.coloured(position_similarity.mosaic(tiles), -1, 1)
 

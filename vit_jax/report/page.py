@@ -72,8 +72,8 @@ def _cards(run: Record) -> list[tuple[str, str]]:
     if (headline := run.headline()) is not None:
         name, value = headline
         shown = f"{100 * value:.2f} %" if name.endswith("top1") else f"{value:.4f}"
-        n = f", n={scores['val/n']:,}" if name.startswith("val/") else ""
-        cards.append((shown, f"{name}{n}"))
+        n = scores.get(f"{name.partition('/')[0]}/n")
+        cards.append((shown, f"{name}, n={n:,}" if n else name))
     of = f"of {run.total_steps:,} steps" if run.total_steps else "steps"
     cards.append((f"{run.step:,}", of))
     cards.append((f"{run.config.batch_size:,}", "images a step"))
@@ -82,8 +82,8 @@ def _cards(run: Record) -> list[tuple[str, str]]:
     if run.seconds:
         cards.append((metrics.duration(sum(run.seconds.values())), "in all"))
     if run.summary:
-        cards.append((f"{run.summary['parameters'] / 1e6:,.2f} M", "parameters"))
-        cards.append(_flops(run.summary["flops"]))
+        cards.append((f"{run.summary.get('parameters', 0) / 1e6:,.2f} M", "parameters"))
+        cards.append(_flops(run.summary.get("flops", 0)))
     return cards
 
 

@@ -59,7 +59,7 @@ class Record:
 
     def headline(self) -> tuple[str, float] | None:
         """The name and value of the score that matters most, or None before the first."""
-        for name in ("val/top1", "val/loss", "train/loss"):
+        for name in ("val/top1", "dev/top1", "val/loss", "dev/loss", "train/loss"):
             if self.scores.get(name) is not None:
                 return name, self.scores[name]
         return None
@@ -84,10 +84,15 @@ def find(folder: pathlib.Path) -> list[Record]:
 
 def _read(folder: pathlib.Path, name: str) -> Record | None:
     """The run in a folder; None where there is none."""
-    values = workdir.read_json(folder / workdir.CONFIG) if folder.is_dir() else None
-    if values is None or values.get("stages"):
-        return None
-    config = workdir.read_config(folder)[""]
+    try:
+        values = workdir.read_json(folder / workdir.CONFIG) if folder.is_dir() else None
+        if values is None or values.get("stages"):
+            return None
+        config = workdir.read_config(folder)[""]
+    except ConfigError:
+        if not name:
+            raise
+        return None  # Such as weights in Hugging Face's form, which have a config.json of theirs.
     if trials.is_sweep(config):
         return None
     summary = workdir.read_json(folder / workdir.SUMMARY)
@@ -97,7 +102,14 @@ def _read(folder: pathlib.Path, name: str) -> Record | None:
     if total is None and num_examples:
         total = assemble.num_steps(config, num_examples)
     history = metrics.read(folder)
+    if config.data.dev is not None:  # What was scored is a part of the training split.
+        history = [_as_dev(record) for record in history]
+        summary = summary and summary | {"metrics": _as_dev(summary["metrics"])}
     return Record(folder, name, config, summary, history, _state(folder, summary), meta, total)
+
+
+def _as_dev(values: dict) -> dict:
+    return {name.replace("val/", "dev/", 1): value for name, value in values.items()}
 
 
 def _state(folder: pathlib.Path, summary: dict | None) -> State:
@@ -111,7 +123,7 @@ def _state(folder: pathlib.Path, summary: dict | None) -> State:
 def _newest(folder: pathlib.Path) -> tuple[dict, int | None]:
     """What the newest checkpoint tells of the run, and the number of training examples."""
     try:
-        step = checkpoint.find(folder)
+        step = checkpoint.find(folder / checkpoint.FOLDER)
         data = checkpoint.read_item(step, "data")
         return checkpoint.read_item(step, "meta"), data.get("num_examples")
     except CheckpointError:  # None yet, or a damaged one: the rest is to be seen all the same.

@@ -11,6 +11,8 @@ from vit_jax.tables import paper, published, vtab
 FIVE = ("imagenet", "cifar10", "cifar100", "pets", "flowers")  # Of Table 6: the mean is Avg-5.
 FAMILIES = ("ViT", "Hybrid", "ResNet (BiT)")
 MARKS = dict(zip(FAMILIES, "os^"))
+BIT = "BiT-L (ResNet152x4)"
+BIT_L = paper.TABLE_2[BIT][0][0]
 OURS = {"color": style.COLOURS[1], "edgecolor": "black", "zorder": 3}
 
 
@@ -27,13 +29,17 @@ def figure2(folders: Sequence[str] = ()) -> list[dict]:
 
 
 def figure3(folders: Sequence[str] = ()) -> list[dict]:
-    """Figure 3: ImageNet accuracy after pre-training on more and more data, from Table 5."""
+    """Figure 3: ImageNet accuracy after pre-training on more and more data, from Table 5.
+
+    Of the band of BiT models the paper prints one number, in Table 2.
+    """
     rows = [
         {"model": model, "pre-trained on": data, "top1": value, "of": "paper"}
         for data, tasks in paper.TABLE_5.items()
         for model, value in zip(paper.MODELS_5, tasks["ImageNet"], strict=True)
         if value is not None
     ]
+    rows.append({"model": BIT, "pre-trained on": "JFT-300M", "top1": BIT_L, "of": "paper"})
     for each in published.beside("table5", runs.read(folders)) if folders else ():
         if each["task"] == "ImageNet":
             row = {"model": each["model"], "pre-trained on": each["pre-trained on"]}
@@ -108,6 +114,7 @@ def plot3(rows: list[dict], folder: str) -> None:
             course = [row for row in rows if row["model"] == model and row["of"] == "paper"]
             places = [sets.index(row["pre-trained on"]) for row in course]
             panel.plot(places, [row["top1"] for row in course], "o-", color=colour, label=model)
+        panel.scatter([sets.index("JFT-300M")], [BIT_L], 45, color="grey", marker="D", label=BIT)
         ours = [row for row in rows if row["of"] == "ours"]
         if ours:
             places = [sets.index(row["pre-trained on"]) for row in ours]

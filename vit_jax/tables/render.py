@@ -67,7 +67,7 @@ def table(
 
 def _told(rows: list[dict]) -> list[dict]:
     """Rows for people: a sign before a difference, a dash where nothing is known."""
-    formats = {"difference": "{:+.2f}", "exaFLOPs": "{:.4g}", "device-days": "{:.3g}"}
+    formats = {"difference": "{:+.2f}", "exaFLOPs": "{:.4g}", "device-days": "{:.3g}", "lr": "{:g}"}
     return [
         {
             key: "-" if value is None else formats[key].format(value) if key in formats else value

@@ -10,12 +10,15 @@ import pathlib
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 
+from vit_jax import config as config_lib
 from vit_jax import metrics, runs, workdir
 from vit_jax.errors import ConfigError
 from vit_jax.figures import style
 from vit_jax.runs import Run
 from vit_jax.tables import benchmarks
 
+# What runs of one point may differ in.
+FREE = ("seed", "init", "keep_last", "keep_every", *config_lib.FREE_ON_RESUME)
 NO_NUMBERS = "the paper prints no numbers of it"
 
 
@@ -25,6 +28,8 @@ def figure4(folders: Sequence[str]) -> list[dict]:
     cells: dict[tuple, list[Run]] = collections.defaultdict(list)
     for run in found:
         cells[run.model, _examples(run)].append(run)
+    for group in cells.values():
+        _refuse_mixture(group)
     return [
         {"model": model, "examples": examples} | _summary(group)
         for (model, examples), group in sorted(cells.items(), key=lambda cell: cell[0][::-1])
@@ -33,7 +38,7 @@ def figure4(folders: Sequence[str]) -> list[dict]:
 
 def _examples(run: Run) -> int:
     count = run.summary.get("num_examples", {}).get("train")
-    if count is None:
+    if not count:
         raise ConfigError(f"{run.folder}: its {workdir.SUMMARY} has no number of examples.")
     return count
 
@@ -48,6 +53,19 @@ def _summary(group: Sequence[Run]) -> dict:
         "runs": len(scores),
         "exaFLOPs": statistics.fmean(run.exaflops for run in group),
     }
+
+
+def _refuse_mixture(group: Sequence[Run]) -> None:
+    """Raises ConfigError for runs of one point that differ in more than their seed."""
+    first, *others = (config_lib.to_dict({"": run.config}) for run in group)
+    for run, other in zip(group[1:], others, strict=True):
+        fields = config_lib.differing_fields(first, other)
+        fields = [f for f in fields if f not in FREE and f.partition(".")[0] not in FREE]
+        if fields:
+            raise ConfigError(
+                f"{group[0].folder} and {run.folder} would be seeds of one point; they differ in "
+                f"{', '.join(fields)}."
+            )
 
 
 def _read(figure: str, folders: Sequence[str]) -> list[Run]:
@@ -79,23 +97,27 @@ def figure8(folders: Sequence[str]) -> list[dict]:
     The lines cross at the shape that most of the others differ from in one part alone.
     """
     found = _read("figure8", folders)
-    shapes = {run.folder: _shape(run) for run in found}
-    centre = _crossing(list(shapes.values()))
-    base = statistics.fmean(run.exaflops for run in found if shapes[run.folder] == centre)
+    shapes: dict[tuple, list[Run]] = collections.defaultdict(list)
+    for run in found:
+        shapes[tuple(_shape(run).values())].append(run)
+    centre = _crossing([*shapes])
+    base = statistics.fmean(run.exaflops for run in shapes[centre])
+    if not base:
+        raise ConfigError(f"{shapes[centre][0].folder}: its summary counts no FLOPs.")
     rows = []
-    for run in sorted(found, key=lambda run: run.exaflops):
-        shape = shapes[run.folder]
-        changed = [name for name in SCALES if shape[name] != centre[name]]
+    for shape, group in shapes.items():
+        _refuse_mixture(group)
+        changed = [name for name, a, b in zip(SCALES, shape, centre) if a != b]
+        told = _summary(group)
         rows.append(
             {
-                "scaled": {0: "centre", 1: "".join(changed)}.get(len(changed), "all"),
-                **shape,
-                "compute": run.exaflops / base,
-                "score": run.judged[0],
-                "ours": 100 * run.judged[1],
+                "scaled": "all" if len(changed) == len(SCALES) else " + ".join(changed) or "centre",
+                **dict(zip(SCALES, shape)),
+                "compute": told["exaFLOPs"] / base,
+                **told,
             }
         )
-    return rows
+    return sorted(rows, key=lambda row: row["compute"])
 
 
 def _shape(run: Run) -> dict[str, int]:
@@ -104,30 +126,32 @@ def _shape(run: Run) -> dict[str, int]:
     return {name: getattr(run.shape, field) for name, field in SCALES.items()}
 
 
-def _crossing(shapes: Sequence[dict]) -> dict:
-    def num_near(centre: dict) -> int:
-        return sum(sum(shape[k] != centre[k] for k in centre) == 1 for shape in shapes)
+def _crossing(shapes: Sequence[tuple]) -> tuple:
+    def num_near(centre: tuple) -> int:
+        return sum(sum(a != b for a, b in zip(shape, centre)) == 1 for shape in shapes)
 
     return max(shapes, key=num_near)
 
 
 def figure9(folders: Sequence[str]) -> list[dict]:
     """Figure 9: few-shot accuracy over the epochs of pre-training, by head and learning rate."""
-    rows = []
-    for run in _read("figure9", folders):
-        name, size, examples = run.judged[0], run.config.batch_size, _examples(run)
+    cells: dict[tuple, list[float]] = collections.defaultdict(list)
+    found = _read("figure9", folders)
+    name = found[0].judged[0]
+    for run in found:
+        head, lr = run.config.model.pool, run.config.optimizer.lr
         for record in metrics.read(run.folder):
             if record.get(name) is not None:
-                rows.append(
-                    {
-                        "head": run.config.model.pool,
-                        "lr": run.config.optimizer.lr,
-                        "epoch": record["step"] * size / examples,
-                        "score": name,
-                        "ours": 100 * record[name],
-                    }
-                )
-    return rows
+                epoch = record["step"] * run.config.batch_size / _examples(run)
+                cells[head, lr, epoch].append(100 * record[name])
+    if not cells:
+        raise ConfigError(f"{found[0].folder}: no {name} in its {metrics.FILE}.")
+    return [
+        {"head": head, "lr": lr, "epoch": epoch, "score": name}
+        | {"ours": statistics.fmean(scores), "runs": len(scores)}
+        | {"std": statistics.stdev(scores) if len(scores) > 1 else None}
+        for (head, lr, epoch), scores in cells.items()
+    ]
 
 
 def figure12(files: Sequence[str]) -> list[dict]:
@@ -215,7 +239,7 @@ def plot4(rows: list[dict], folder: str) -> None:
 
 def plot8(rows: list[dict], folder: str) -> None:
     """Accuracy over compute, a line for each part that is scaled; all go through the centre."""
-    lines = [scaled for scaled in (*SCALES, "all") if any(r["scaled"] == scaled for r in rows)]
+    lines = dict.fromkeys(row["scaled"] for row in rows if row["scaled"] != "centre")
     drawn = [
         row | {"scaled": scaled}
         for scaled in lines
@@ -234,14 +258,15 @@ def plot9(rows: list[dict], folder: str) -> None:
 
 def plot12(rows: list[dict], folder: str) -> None:
     """Speed over input sizes, and largest batches where they were searched for."""
-    lines = ("model", "contestant", "mode")
+    kinds = ("contestant", "mode", "dtype")
+    lines = ("model", *(kind for kind in kinds if len({row[kind] for row in rows}) > 1))
     speed = Axes("image size", "img/s", lines, "input size (px)", "images a second", ticks=True)
     batch = dataclasses.replace(speed, y="batch", y_label="largest batch")
     largest = [row for row in rows if row["is largest"]]
     with style.theme():
         figure = style.make_figure(5.2 * (1 + bool(largest)), 3.8)
         left, *right = figure.subplots(1, 1 + bool(largest), squeeze=False)[0]
-        _draw(left, rows, speed)
+        _draw(left, [row for row in rows if not row["is largest"]] or rows, speed)
         for panel in right:
             _draw(panel, largest, batch)
         for panel in figure.axes:
