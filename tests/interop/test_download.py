@@ -376,7 +376,10 @@ def test_attempts_come_at_growing_pauses(site, monkeypatch):
 
 def test_an_interrupt_leaves_the_part_for_the_next_call(site, cache, tmp_path):
     site.cuts, site.stalls = [150_000], True
-    code = "import sys; from vit_jax.interop import download; download.fetch(sys.argv[1])"
+    code = (  # What a shell runs in the background is born deaf to SIGINT.
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler);"
+        "from vit_jax.interop import download; download.fetch(sys.argv[1])"
+    )
     command = [sys.executable, "-c", code, f"{site.url}/models/vit.npz"]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE)
     part = pathlib.Path(f"{place(site, cache)}.part")
