@@ -200,13 +200,14 @@ def _draw(panel, rows: Iterable[dict], axes: Axes) -> None:
         group = sorted(group, key=lambda row: row[axes.x])
         errors = [row.get("std") or 0.0 for row in group]
         x, y = ([row[key] for row in group] for key in (axes.x, axes.y))
-        style = STYLES[i % len(STYLES)]
-        panel.errorbar(x, y, errors, label=label, capsize=2 * any(errors), **style)
+        look = STYLES[i % len(STYLES)]
+        panel.errorbar(x, y, errors, label=label, capsize=2 * any(errors), **look)
     panel.set(xlabel=axes.x_label, ylabel=axes.y_label)
     if axes.log:
         panel.set_xscale("log")
     if axes.ticks:
-        panel.set_xticks(*([*dict.fromkeys(sorted(row[axes.x] for row in rows))] for _ in "12"))
+        places = sorted({row[axes.x] for row in rows})
+        panel.set_xticks(places, places)
         panel.minorticks_off()
     panel.legend(fontsize="small")
     panel.grid(alpha=0.4)
