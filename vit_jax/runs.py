@@ -181,9 +181,11 @@ def _read(folder: pathlib.Path) -> Run | None:
 
 def _before(folder: pathlib.Path, config: Config) -> Run | None:
     """The run that a run began with; those of published weights and of files are not known."""
+    return next(filter(None, map(_read, begun_with(folder, config))), None)
+
+
+def begun_with(folder: pathlib.Path, config: Config) -> list[pathlib.Path]:
+    """Where the weights may lie that a run began with; empty for new and published ones."""
     if config.init.stage:
-        parents = (folder.parent, folder.parent.parent)  # A sweep's runs lie deeper.
-        places = [parent / config.init.stage for parent in parents]
-    else:
-        places = [pathlib.Path(config.init.path)] if config.init.path else []
-    return next(filter(None, map(_read, places)), None)
+        return [parent / config.init.stage for parent in folder.parents[:3]]  # A grid's lie deep.
+    return [pathlib.Path(config.init.path)] if config.init.path else []

@@ -5,7 +5,7 @@ import pathlib
 
 import numpy as np
 
-from vit_jax import assemble, checkpoint, load, subject, trees
+from vit_jax import assemble, checkpoint, load, runs, subject, trees
 from vit_jax.data import subsets
 from vit_jax.data.preprocess import from_unit_range
 from vit_jax.data.sources import relabelled
@@ -143,14 +143,10 @@ def _cosines(where: pathlib.Path) -> np.ndarray | None:
 
 def _begun_with(run: Record) -> pathlib.Path | None:
     """Where the weights lie that a run began with, if they are on this disk."""
-    init = run.config.init
-    if init.stage:
-        places = [parent / init.stage for parent in (run.folder.parent, run.folder.parent.parent)]
-    else:
-        places = [pathlib.Path(init.path)] if init.path else []
-    for place in places:
+    for place in runs.begun_with(run.folder, run.config):
         try:
-            return checkpoint.find(place) if place.is_dir() else place if place.is_file() else None
+            if place.exists():
+                return checkpoint.find(place) if place.is_dir() else place
         except (CheckpointError, ConfigError):
             continue
     return None
