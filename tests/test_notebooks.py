@@ -21,10 +21,10 @@ CLONE = "https://github.com/vit-jax/vit_jax ~/vit_jax"
 SMALL = {"num_layers": 1, "hidden_size": 32, "mlp_size": 64, "num_heads": 2}
 TINY = SMALL | {"patch": 8}
 SMOKE = {  # Values of the cell `parameters`, beside a `work` of the test's own.
-    "01_quickstart": {"shape": SMALL, "epochs": 0.9, "steps": 20, "per_class": 2},
+    "01_quickstart": {"shape": SMALL, "epochs": 0.9, "steps": 20, "evaluations": 2, "per_class": 2},
     "02_finetune_your_images": {"shape": TINY, "start_steps": 5, "per_class": 3, "steps": 5},
     "03_inside_the_transformer": {"shape": TINY, "steps": 5},
-    "04_scaling_tables": {"widths": (16,), "epochs": (0.5,)},
+    "04_scaling_tables": {"layers": 1, "widths": (16,), "epochs": (0.5,)},
     "05_fewshot_and_probes": {"shape": TINY, "steps": 5, "shots": (1, 5), "seeds": 2},
     "06_from_pytorch_and_back": {"shape": TINY, "steps": 5},
 }
@@ -60,7 +60,6 @@ def programs(tmp_path_factory) -> dict[str, str]:
         "JAX_ENABLE_COMPILATION_CACHE": "true",
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("programs")),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",
     }
 
 

