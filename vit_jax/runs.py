@@ -24,7 +24,6 @@ DATA = {  # Of `data.known` -> the paper's name.
 }
 LINEAR = "fewshot/imagenet2012_5shot"  # Of Figures 4, 8 and 9, and Table 8.
 SHAPE = ("num_layers", "hidden_size", "mlp_size")
-SEEDS = "seed_*"  # Folders of a sweep's last runs.
 EXA, DAY = 1e18, 86_400
 
 
@@ -146,15 +145,30 @@ def data_title(config: Config) -> str | None:
     return DATA.get(name)
 
 
-def places(folder: pathlib.Path) -> list[pathlib.Path]:
-    """Where runs may lie in a folder: itself, its stages, and the seeds of its sweeps."""
-    found = [folder, *sorted(place for place in folder.iterdir() if place.is_dir())]
-    found += [seed for place in found for seed in sorted(place.glob(SEEDS))]
-    return list(dict.fromkeys(found))
+def places(folder: pathlib.Path, *, with_grids: bool = False) -> list[pathlib.Path]:
+    """The folder and those inside where runs may lie: workdirs, their stages in order, seeds.
+
+    With `with_grids` those of a sweep's grid, too, of which only the best counts as a result.
+    """
+    parts = [*_stages(folder), *([workdir.GRID] if with_grids else [])]
+    inside = [
+        place
+        for place in sorted(folder.iterdir())
+        if place.is_dir() and (place.name in parts or (place / workdir.CONFIG).is_file())
+    ]
+    inside.sort(key=lambda place: (*parts, place.name).index(place.name))
+    return [folder, *(each for place in inside for each in places(place, with_grids=with_grids))]
+
+
+def _stages(folder: pathlib.Path) -> list[str]:
+    try:
+        return list((workdir.read_json(folder / workdir.CONFIG) or {}).get("stages", {}))
+    except ConfigError:  # What reads the run, if it is one, tells of it.
+        return []
 
 
 def read(folders: Iterable[str]) -> list[Run]:
-    """The finished runs in some folders: each itself, its stages, and the seeds of its sweeps.
+    """The finished runs in some folders: each itself, and those of `places`.
 
     Raises ConfigError for a folder that is none, or that has no finished run.
     """
@@ -181,11 +195,19 @@ def _read(folder: pathlib.Path) -> Run | None:
 
 def _before(folder: pathlib.Path, config: Config) -> Run | None:
     """The run that a run began with; those of published weights and of files are not known."""
-    return next(filter(None, map(_read, begun_with(folder, config))), None)
+    place = begun_with(folder, config)
+    return place and _read(place)
 
 
-def begun_with(folder: pathlib.Path, config: Config) -> list[pathlib.Path]:
-    """Where the weights may lie that a run began with; empty for new and published ones."""
+def begun_with(folder: pathlib.Path, config: Config) -> pathlib.Path | None:
+    """Where the weights lie that a run began with; None where they are not at hand, or new."""
     if config.init.stage:
-        return [parent / config.init.stage for parent in folder.parents[:3]]  # A grid's lie deep.
-    return [pathlib.Path(config.init.path)] if config.init.path else []
+        return stage_beside(folder, config.init.stage)
+    place = pathlib.Path(config.init.path)
+    return place if config.init.path and place.exists() else None
+
+
+def stage_beside(folder: pathlib.Path, name: str) -> pathlib.Path | None:
+    """The stage of this name in the workdir that a run lies in; the runs of a grid lie deep."""
+    found = (parent / name for parent in folder.absolute().parents[:3])
+    return next((place for place in found if (place / workdir.CONFIG).is_file()), None)

@@ -13,8 +13,8 @@ from vit_jax.files import write_whole
 from vit_jax.profiler import Window
 from vit_jax.schema import Config
 from vit_jax.tables.markdown import markdown
+from vit_jax.workdir import GRID
 
-GRID = "grid"  # Folder of a sweep's trials.
 DIVERGED = "diverged.json"  # In the folder of a trial whose loss was no number.
 TABLE = "sweep.md"
 

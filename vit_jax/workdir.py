@@ -18,6 +18,7 @@ from vit_jax.files import write_whole
 from vit_jax.schema import Config
 
 CONFIG, SUMMARY, LOCK = "config.json", "summary.json", ".lock"
+GRID = "grid"  # The folder with the runs of a sweep's grid.
 LOOKS = 0.5  # Seconds: whoever only looks who has the lock holds it for far less.
 SHARED_WITHIN = 60  # Seconds: NFS keeps for so long in mind what was not there (acdirmax).
 

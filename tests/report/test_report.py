@@ -4,6 +4,8 @@ import csv
 import json
 import os
 import pathlib
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -74,12 +76,14 @@ def test_curves_are_the_lines_of_the_metrics(whole):
             assert found[title][name] == pytest.approx(wanted, rel=1e-5)
 
 
-def test_a_long_curve_is_thinned_and_keeps_its_end(monkeypatch):
+def test_a_long_curve_is_thinned_and_keeps_its_spikes_and_its_end(monkeypatch):
     monkeypatch.setattr(charts, "MOST_POINTS", 10)
-    history = [{"step": step, "train/loss": 1.0 / step} for step in range(1, 38)]
+    losses = {step: 1.0 / step for step in range(1, 38)} | {11: 7.0, 37: 0.027}
+    history = [{"step": step, "train/loss": loss} for step, loss in losses.items()]
     points = charts._points(history, "train/loss")
-    assert list(points) == [1, 5, 9, 13, 17, 21, 25, 29, 33, 37]
-    assert points[37] == pytest.approx(1 / 37, rel=1e-5)
+    assert list(points) == [1, 8, 11, 16, 17, 24, 25, 32, 33, 37], "extremes of stretches of 8"
+    assert points[11] == 7.0
+    assert points[37] == 0.027
 
 
 def test_inputs_are_the_first_batch_as_the_first_step_had_it(whole):
@@ -224,6 +228,58 @@ def test_the_command_of_a_page_repeats_the_run(whole, tmp_path):
     mine, other = ([line["train/loss"] for line in metrics.read(each)] for each in (folder, again))
     assert mine == other
     assert workdir.read_config(again) == workdir.read_config(folder)
+
+
+def test_the_command_of_a_page_finds_the_stages_that_a_run_of_a_grid_needs(whole, tmp_path):
+    folder = tmp_path / "whole"
+    shutil.copytree(whole, folder)
+    run = folder / "tuned" / "grid" / "lr=0.1"
+    shutil.copytree(folder / "finetune", run)
+    assert main.run(["report", "--no_model", str(run)]) == 0
+    assert main.run(command_of(run)) == 0
+    mine, other = map(metrics.read, (run, again(run)))
+    assert [line["train/loss"] for line in mine] == [line["train/loss"] for line in other]
+
+    config = json.loads((run / "config.json").read_text())
+    config["task"]["teacher"] = "scratch"
+    (run / "config.json").write_text(json.dumps(config))
+    shutil.rmtree(again(run))
+    assert main.run(["report", "--no_model", str(run)]) == 0
+    assert f"--config.task.teacher={folder / 'scratch'}" in command_of(run)
+    assert main.run(command_of(run)) == 0
+
+
+def command_of(run: pathlib.Path) -> list[str]:
+    """What the page of a run says to type, without the program."""
+    text = Page(run / "report.html").said
+    found = re.search(r"python -m vit_jax.main( \\\n +\S+)+", text)
+    return shlex.split(found[0].replace("\\\n", ""))[3:]
+
+
+def again(run: pathlib.Path) -> pathlib.Path:
+    return run.with_name(f"{run.name}_again")
+
+
+def test_workdirs_in_a_folder_are_found_with_their_stages_in_order(whole, tmp_path):
+    for name in ("a", "b"):
+        shutil.copytree(whole, tmp_path / name)
+    assert main.run(["report", "--no_model", str(tmp_path)]) == 0
+    page = Page(tmp_path / "report.html")
+    links = [attributes["href"] for tag, attributes in page.tags if tag == "a"]
+    stages = ("pretrain", "finetune", "scratch")
+    assert links == [f"{name}/{stage}/report.html" for name in ("a", "b") for stage in stages]
+
+
+def test_a_run_that_is_scored_on_nothing_is_told_so(whole, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(whole / "scratch", folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["data"]["val_split"] = ""
+    (folder / "config.json").write_text(json.dumps(config))
+    assert main.run(["report", str(folder)]) == 0
+    page = Page(folder / "report.html")
+    assert page.sections == ALWAYS | BY_MODEL - {"attention"}
+    assert "its data.val_split is empty" in page.said
 
 
 def test_a_json_that_is_no_config_is_refused(tmp_path):

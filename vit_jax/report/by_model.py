@@ -17,12 +17,14 @@ def sections(run: Record) -> list[h.Raw]:
         whole = subject.prepare(str(run.folder), {}, "report")
     except h.FAULTS as error:
         return [h.section("What the model sees", note=f"Not to be had: {error}")]
-    parts = []
+    parts, data = [], run.config.data
+    if not data.val_split and data.dev is None:
+        note = "This run is scored on nothing: its data.val_split is empty."
+        return [h.section("Predictions", note=note), _of_positions(run)]
     if run.config.task.name == "classification":
         parts.append(h.attempt("Predictions", lambda: _predictions(whole)))
     parts.append(h.attempt("Attention", lambda: _attention(whole), ATTENTION))
-    parts.append(h.attempt("Position embeddings", lambda: _positions(run), POSITIONS))
-    return parts
+    return [*parts, _of_positions(run)]
 
 
 ATTENTION = (
@@ -61,12 +63,7 @@ def _confusion(found: looks.Predictions) -> h.Raw:
     """Counts of label (row) against prediction (column), or the largest off the diagonal."""
     classes, counts = found.classes, found.confusion
     if len(classes) > MOST_CLASSES:
-        wrong = [
-            (int(counts[i, j]), classes[i], classes[j])
-            for i in range(len(classes))
-            for j in counts[i].nonzero()[0]
-            if i != j
-        ]
+        wrong = [(n, classes[i], classes[j]) for (i, j), n in sorted(counts.items()) if i != j]
         rows = sorted(wrong, key=lambda each: -each[0])[:NUM_PAIRS]
         return (
             h.table(rows, ("times", "label", "prediction"))
@@ -75,15 +72,16 @@ def _confusion(found: looks.Predictions) -> h.Raw:
         )
     lines = []
     for i, title in enumerate(classes):
-        total = max(1, counts[i].sum())
+        row = [counts.get((i, j), 0) for j in range(len(classes))]
+        total = max(1, sum(row))
         cells = [
             h.element(
                 "td",
-                int(n) if n else "",
+                n or "",
                 class_="hit" if i == j else "miss",
                 style=f"--share: {math.ceil(100 * n / total)}%",
             )
-            for j, n in enumerate(counts[i])
+            for j, n in enumerate(row)
         ]
         lines.append(h.element("tr", h.element("th", title), *cells))
     head = (h.element("th", title) for title in ("label \\ said", *classes))
@@ -103,6 +101,10 @@ def _attention(whole: subject.Subject) -> list:
         for name, image, seen in looks.attention(whole)
     )
     return [h.grid(pairs, "pairs")]
+
+
+def _of_positions(run: Record) -> h.Raw:
+    return h.attempt("Position embeddings", lambda: _positions(run), POSITIONS)
 
 
 def _positions(run: Record) -> list:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from vit_jax.report.record import Record
 
-MOST_POINTS = 1500  # Of one curve; of longer ones every k-th point is drawn.
+MOST_POINTS = 1500  # Of one curve; of longer ones the extremes of as many stretches.
 DIGITS = 6  # Significant ones of a number in the page.
 
 
@@ -67,8 +67,11 @@ def _chart(chart: Chart, curves: Mapping[str, tuple[Record, str]]) -> dict | Non
 
 
 def _points(history: list[dict], name: str) -> dict[int, float]:
-    """Step -> value of a metric, the last one always among them."""
+    """Step -> value of a metric; of long courses those that say most, the last one among them."""
     known = [(each["step"], each[name]) for each in history if each.get(name) is not None]
-    every = -(-len(known) // MOST_POINTS) or 1
-    kept = known[::every] + known[-1:]
-    return {step: float(f"{value:.{DIGITS}g}") for step, value in kept}
+    if len(known) > MOST_POINTS:
+        size = -(-2 * len(known) // MOST_POINTS)
+        parts = [known[first : first + size] for first in range(0, len(known), size)]
+        ends = {end(part, key=lambda point: point[1]) for part in parts for end in (min, max)}
+        known = sorted({*ends, known[-1]})
+    return {step: float(f"{value:.{DIGITS}g}") for step, value in known}

@@ -1,11 +1,12 @@
 """What a run's model makes of some examples."""
 
+import collections
 import dataclasses
 import pathlib
 
 import numpy as np
 
-from vit_jax import assemble, checkpoint, load, runs, subject, trees
+from vit_jax import assemble, load, runs, subject, trees
 from vit_jax.data import subsets
 from vit_jax.data.preprocess import from_unit_range
 from vit_jax.data.sources import relabelled
@@ -44,7 +45,7 @@ class Predictions:
     wrong: list[Prediction]  # The surest first.
     right: list[Prediction]  # The least sure first.
     classes: tuple[str, ...]
-    confusion: np.ndarray  # K K, label by prediction.
+    confusion: dict[tuple[int, int], int]  # Label and prediction -> how often, where it is.
 
 
 def predictions(whole: subject.Subject) -> Predictions:
@@ -86,7 +87,9 @@ def predictions(whole: subject.Subject) -> Predictions:
         wrong=show(surest[~scores.top1[surest]]),
         right=show(surest[scores.top1[surest]][::-1]),
         classes=classes,
-        confusion=scores.confusion(len(classes)),
+        confusion=collections.Counter(
+            zip(scores.label.tolist(), scores.prediction.tolist(), strict=True)
+        ),
     )
 
 
@@ -117,11 +120,11 @@ def positions(run: Record) -> dict[str, np.ndarray]:
     'after' training, and, where the run began with weights that are at hand, 'before'.
     """
     found = {}
-    before = _begun_with(run)
+    before = runs.begun_with(run.folder, run.config)
     for title, where in (("before", before), ("after", run.folder)):
         try:
             cosines = _cosines(where) if where else None
-        except CheckpointError:
+        except (CheckpointError, ConfigError):
             if title == "after":
                 raise
             continue  # What it began with is damaged; its own weights are not.
@@ -139,17 +142,6 @@ def _cosines(where: pathlib.Path) -> np.ndarray | None:
     known = trees.unflatten(dict(loaded.weights.read(names)))
     table = inside.positions(loaded.model, {"Transformer": {}} | known)
     return None if table is None else position_similarity.similarity(table, loaded.model.grid)
-
-
-def _begun_with(run: Record) -> pathlib.Path | None:
-    """Where the weights lie that a run began with, if they are on this disk."""
-    for place in runs.begun_with(run.folder, run.config):
-        try:
-            if place.exists():
-                return checkpoint.find(place) if place.is_dir() else place
-        except (CheckpointError, ConfigError):
-            continue
-    return None
 
 
 def _tiles(cosines: np.ndarray) -> np.ndarray:

@@ -3,11 +3,13 @@
 import functools
 import json
 import math
+import os
+import pathlib
 import re
 import shlex
 
 from vit_jax import config as config_lib
-from vit_jax import load, metrics, workdir
+from vit_jax import load, metrics, runs, workdir
 from vit_jax.report import charts
 from vit_jax.report import html as h
 from vit_jax.report.inputs import first_inputs
@@ -96,15 +98,23 @@ def _flops(flops: float) -> tuple[str, str]:
 
 def _command(run: Record) -> h.Raw:
     """What to type to have another run like it."""
-    folder = str(run.folder)
+    folder, init = run.folder, run.config.init
     again = [f"--config={folder}/{workdir.CONFIG}", f"--workdir={folder}_again"]
+    if before := init.stage and runs.stage_beside(folder, init.stage):
+        again += ["--config.init.stage=", f"--config.init.path={_as_given(before, folder)}"]
+    teacher = run.config.task.teacher
+    if before := teacher and runs.stage_beside(folder, teacher):
+        again += [f"--config.task.teacher={_as_given(before, folder)}"]
     line = " \\\n  ".join(["python -m vit_jax.main", *map(shlex.quote, again)])
     note = f"{workdir.CONFIG} holds every field of this run, those of the command line included."
-    if run.name and run.config.init.stage:
-        note += f" The run begins with the weights of {run.config.init.stage}, beside it."
     if revision := (run.summary or {}).get("git_revision"):
         note += f" The code was that of commit {revision}."
     return h.section("Repeat it", h.element("pre", line), note=note)
+
+
+def _as_given(place: pathlib.Path, folder: pathlib.Path) -> str:
+    """A place as seen from here, if the run's folder is."""
+    return str(place) if folder.is_absolute() else os.path.relpath(place)
 
 
 def _curves(run: Record) -> h.Raw:

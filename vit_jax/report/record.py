@@ -4,11 +4,10 @@ import dataclasses
 import pathlib
 import typing
 
-from vit_jax import assemble, checkpoint, metrics, trials, workdir
+from vit_jax import assemble, checkpoint, metrics, runs, trials, workdir
 from vit_jax.errors import CheckpointError, ConfigError, InUseError
 from vit_jax.schema import Config
 
-PLACES = ("*", "grid/*", "*/seed_*", "*/grid/*")  # Stages, and the runs of sweeps.
 PAGE = "report.html"  # In a run's folder.
 BOOKS = ("start", "data", "train", "eval", "save")  # What a clock's seconds are booked as.
 State = typing.Literal["finished", "running", "stopped"]
@@ -66,20 +65,20 @@ class Record:
 
 
 def find(folder: pathlib.Path) -> list[Record]:
-    """The runs in a workdir: itself, its stages, and all runs of its sweeps.
+    """The runs in a folder: itself, its stages, all runs of its sweeps, and whole workdirs.
 
     Raises ConfigError where there are none.
     """
+    if folder.name in ("", ".."):  # A page and its commands say what it is called.
+        folder = folder.resolve()
     if not folder.is_dir():
         raise ConfigError(f"{folder}: no such folder.")
-    places = [place for pattern in PLACES for place in sorted(folder.glob(pattern))]
-    found = [(folder, ""), *((place, str(place.relative_to(folder))) for place in places)]
-    runs = [run for place, name in dict(found).items() if (run := _read(place, name))]
-    if not runs:
+    inside = runs.places(folder, with_grids=True)[1:]
+    named = {folder: "", **{place: str(place.relative_to(folder)) for place in inside}}
+    found = [run for place, name in named.items() if (run := _read(place, name))]
+    if not found:
         raise ConfigError(f"{folder}: no run in it; a run's folder holds {workdir.CONFIG}.")
-    stages = (workdir.read_json(folder / workdir.CONFIG) or {}).get("stages", {})
-    order = {name: place for place, name in enumerate(stages)}
-    return sorted(runs, key=lambda run: order.get(run.name.partition("/")[0], len(order)))
+    return found
 
 
 def _read(folder: pathlib.Path, name: str) -> Record | None:
