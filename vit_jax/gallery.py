@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -27,7 +27,9 @@ NUM_PAIRS = 3  # Of Figure 6.
 NUM_IMAGES = 128  # That Figure 11 averages over (appendix D.7), where there are as many.
 NUM_SELECTED = 16  # Of Figure 14.
 NUM_ROWS, NUM_PATCHES = 8, 8  # Filters, and the patches that answer most to each.
-HELD = 2**29  # Bytes of attention weights held at once.
+HELD = 2**27  # Bytes of the attention weights of one layer.
+
+Layers = Callable[[], Iterable[dict]]  # Gives the parameters of each layer in turn.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,12 +82,13 @@ def figures(
     if has_data:
         whole = subject.prepare(where, overrides, "figures")
         model, params, images = whole.model, whole.params, _of_split(whole)
+        layers = None
     else:
-        model, params = loaded.model, jax.device_put(loaded.params())
+        model, (params, layers) = loaded.model, _in_parts(loaded)
         photos = [_read(file) for file in files] or packaged.photos()
         images = np.stack([loaded.recipe(photo) for photo in photos[:NUM_IMAGES]])
     title = runs.title_of(loaded.section, model.image_size)
-    drawings = _drawings(model, params, images, title, block)
+    drawings = _drawings(model, params, layers, images, title, block)
     if beside:
         found = _positions([where, *beside])
         drawings["figure10"] = lambda: position_similarity.plot(found)
@@ -102,12 +105,31 @@ def figures(
     return f"done: figures={','.join(names)} images={len(images)} out={out}"
 
 
+def _in_parts(loaded: load.Loaded) -> tuple[dict, Layers | None]:
+    """The parameters of a file but those of the layers, and what reads these, one at a time.
+
+    A run's checkpoint is read as a whole.
+    """
+    if loaded.foreign is None:
+        return jax.device_put(loaded.params()), None
+    names = list(loaded.weights.shapes)
+
+    def layers() -> Iterator[dict]:
+        for i in range(loaded.model.size.num_layers):
+            title = f"encoderblock_{i}"
+            own = [name for name in names if name.startswith(f"Transformer/{title}/")]
+            yield jax.device_put(loaded.params(own)["Transformer"][title])
+
+    others = [name for name in names if not name.startswith("Transformer/encoderblock_")]
+    return jax.device_put(loaded.params(others)), layers
+
+
 def _drawings(
-    model, params: dict, images: np.ndarray, title: str, block: int
+    model, params: dict, layers: Layers | None, images: np.ndarray, title: str, block: int
 ) -> dict[str, Callable[[], style.Figure]]:
     """What draws each figure that there is of a model; what several need is found once."""
     shown = (images + 1) / 2
-    seen = functools.cache(lambda: _look(model, params, images, block))
+    seen = functools.cache(lambda: _look(model, params, layers, images, block))
     components = functools.cache(
         lambda: filters.principal_components(inside.filters(model, params))
     )
@@ -151,7 +173,8 @@ def _positions(places: Sequence[str]) -> dict[str, np.ndarray]:
     for where, title in zip(places, _titles(places), strict=True):
         loaded = load.load(where)
         inside.refuse_without_attention(loaded.model, where)
-        table = inside.positions(loaded.model, loaded.params())
+        names = [name for name in loaded.weights.shapes if "posembed_input" in name]
+        table = inside.positions(loaded.model, {"Transformer": {}} | loaded.params(names))
         if table is None:
             raise ConfigError(
                 f"{where} adds nothing to its patches: its pos_embed is "
@@ -171,31 +194,29 @@ def _titles(places: Sequence[str]) -> list[str]:
     raise ConfigError(f"--beside={places[-1]} is there twice.")
 
 
-def _look(model, params: dict, images: np.ndarray, block: int) -> Seen:
-    """What attention says, with no more weights at once than HELD bytes."""
-    L, h = model.size.num_layers, model.size.num_heads
+def _look(model, params: dict, layers: Layers | None, images: np.ndarray, block: int) -> Seen:
+    """What attention says, with no more of a layer's weights at once than HELD bytes."""
     T = int(np.prod(model.grid)) + model.has_cls + model.num_registers
-    size = min(max(1, HELD // (4 * L * h * T * T)), len(images))
+    size = min(max(1, HELD // (4 * model.size.num_heads * T * T)), len(images))
     of_images = jax.vmap(
         lambda A: attention_distance.mean_distance(A[None], model.grid, model.patch_pixels)
     )
-
-    def tell(A: jax.Array, layer: int) -> dict:
-        first = A[0] if layer == block else None
-        return {"distances": of_images(A), "mean": A.mean(axis=1, keepdims=True), "first": first}
-
-    attention, progress = inside.make_attention(model, tell), metrics.Progress(seconds_between=10)
+    tell = jax.jit(lambda A: (of_images(A), A.mean(axis=1, keepdims=True)))
+    attention, progress = inside.make_attention(model), metrics.Progress(seconds_between=10)
     total, masks, heads = 0.0, [], None
     for first in range(0, len(images), size):
         part = images[first : first + size]
         padded = np.concatenate([part, np.zeros((size - len(part), *part.shape[1:]), part.dtype)])
-        layers = jax.device_get(attention(params, padded))
-        total = total + np.stack([told["distances"][: len(part)].sum(axis=0) for told in layers])
+        told = []
+        for layer, A in enumerate(attention(params, padded, layers and layers())):
+            told.append(tell(A))
+            if heads is None and layer == block:
+                heads = attention_heads.maps(np.asarray(A[0]), model.grid, model.has_cls)
+        distances, means = zip(*jax.device_get(told), strict=True)
+        total = total + np.stack([each[: len(part)].sum(axis=0) for each in distances])
         if first < NUM_SELECTED:
-            joint = attention_rollout.rollout(told["mean"][: len(part)] for told in layers)
+            joint = attention_rollout.rollout(mean[: len(part)] for mean in means)
             masks.append(attention_rollout.of_output(joint, model.grid, model.has_cls))
-        if heads is None:
-            heads = attention_heads.maps(layers[block]["first"], model.grid, model.has_cls)
         progress.show(f"{first + len(part)}/{len(images)} images")
     return Seen(total / len(images), np.concatenate(masks)[:NUM_SELECTED], heads)
 

@@ -60,9 +60,9 @@ class Loaded:
             why = "has no head: it gives features only"
         raise CheckpointError(f"{self.weights.where} {why}.")
 
-    def params(self) -> dict:
-        """The parameters as the model takes them; ours are checked against their checksums."""
-        return trees.unflatten(dict(self.weights.read(None)))
+    def params(self, names: Collection[str] | None = None) -> dict:
+        """The parameters as the model takes them, or some; ours are checked by their checksums."""
+        return trees.unflatten(dict(self.weights.read(names)))
 
 
 def locate(where: str | pathlib.Path) -> tuple[pathlib.Path, published.Published | None]:

@@ -56,7 +56,7 @@ def random_weights(num_layers: int, tokens: int, num_images: int = 3, heads: int
 )
 def test_weights_are_a_distribution_for_each_token_of_each_layer(options):
     model, params = vit(**options)
-    layers = inside.make_attention(model)(params, IMAGES)
+    layers = list(inside.make_attention(model)(params, IMAGES))
     T = 6 + (options.get("pool") != "gap") + options.get("registers", 0)
     assert [A.shape for A in layers] == [(3, 2, T, T)] * 2
     for A in layers:
@@ -64,9 +64,40 @@ def test_weights_are_a_distribution_for_each_token_of_each_layer(options):
         assert np.array(A).std() > 1e-3, "not merely uniform"
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"pool": "map"},
+        {"pos_embed_at": "shared", "registers": 2},
+        {"pos_embed_at": "layers", "registers": 2},
+        {"pos_embed_at": "layers", "pool": "gap"},
+        {"pos_embed": "sincos", "pos_embed_at": "layers"},
+        {"pos_embed": "relative"},
+    ],
+    ids=str,
+)
+def test_layers_one_by_one_weigh_what_the_whole_model_does(options):
+    model, params = vit(**options)
+    _, state = model.apply({"params": params}, IMAGES, mutable=["attention"])
+    whole = [
+        state["attention"]["Transformer"][f"encoderblock_{i}"]["MultiHeadDotProductAttention_0"]
+        for i in range(2)
+    ]
+    attention = inside.make_attention(model)
+    encoder = {k: v for k, v in params["Transformer"].items() if "encoderblock" not in k}
+    layers = (params["Transformer"][f"encoderblock_{i}"] for i in range(2))
+    for found in (
+        attention(params, IMAGES),
+        attention(params | {"Transformer": encoder}, IMAGES, layers),
+    ):
+        for told, A in zip(whole, found, strict=True):
+            np.testing.assert_allclose(A, told["A"][0], rtol=1e-4, atol=1e-7)
+
+
 def test_weights_are_the_softmax_of_queries_and_keys():
     model, params = vit()
-    A = np.array(inside.make_attention(model)(params, IMAGES)[0])
+    A = np.array(next(inside.make_attention(model)(params, IMAGES)))
     body = model.clone(num_classes=0)
     _, state = body.apply({"params": params}, IMAGES, capture_intermediates=True)
     block = state["intermediates"]["Transformer"]["encoderblock_0"]

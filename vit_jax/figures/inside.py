@@ -1,16 +1,18 @@
 """What figures need of a model and its parameters: attention weights, positions, filters."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 import jax
 import numpy as np
 
 from vit_jax.errors import ConfigError
 from vit_jax.models import ViT
-from vit_jax.models.layers import WEIGHTS
+from vit_jax.models.layers import WEIGHTS, Block
 from vit_jax.models.position import PositionEmbedding
+from vit_jax.models.vit import past_registers
 
+FIRST = "encoderblock_0"
 ATTENTION = "MultiHeadDotProductAttention_0"
 ROOT = "conv_root"  # Of a hybrid's ResNet: the filters that see colours.
 
@@ -21,26 +23,63 @@ def refuse_without_attention(model, where: str) -> None:
         raise ConfigError(f"{where} is a ResNet: it has no attention and no positions to show.")
 
 
-def make_attention(model: ViT, tell: Callable = lambda A, layer: A) -> Callable:
-    """Returns `attention(params, images) -> [B h T T]`, the weights of each layer in turn.
+def make_attention(model: ViT) -> Callable[..., Iterator[jax.Array]]:
+    """Returns `attention(params, images, layers=None)`, which yields the weights of each layer.
 
-    Images are B H W 3 in [-1, 1], as the model takes them.
-
-    Args:
-      tell: (A, layer) -> what is told of a layer's weights A in their place, where not all of
-        them are wanted: on the devices, and from 0.
+    Images are B H W 3 in [-1, 1], as the model takes them, the weights of a layer B h T T.
+    `layers` are the parameters of each layer in turn, where `params` is without them: no more
+    than two layers' need memory at once.
     """
-    layers = dataclasses.replace(model.layers, scan=False, remat="none")
-    body = model.clone(num_classes=0, layers=layers)
+    plain = dataclasses.replace(model.layers, scan=False, remat="none")
+    one = dataclasses.replace(model.size, num_layers=1)
+    beginning = model.clone(size=one, layers=plain, num_classes=0)
+    block = Block(model.size, plain)
 
     @jax.jit
-    def attention(params, images: jax.Array) -> list[jax.Array]:
-        _, state = body.apply({"params": params}, images, mutable=[WEIGHTS])
-        told = state[WEIGHTS]["Transformer"]
+    def begin(params, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """What comes out of the first layer, and its weights."""
+        _, state = beginning.apply(
+            {"params": params},
+            images,
+            capture_intermediates=lambda module, _: module.name == FIRST,
+            mutable=["intermediates", WEIGHTS],
+        )
+        (z,) = state["intermediates"]["Transformer"][FIRST]["__call__"]
+        return z, _weights(state[WEIGHTS]["Transformer"][FIRST])
+
+    @jax.jit
+    def go_on(params, z: jax.Array) -> tuple[jax.Array, jax.Array]:
+        z, state = block.apply({"params": params}, z, mutable=[WEIGHTS])
+        return z, _weights(state[WEIGHTS])
+
+    def attention(params, images, layers: Iterable[dict] | None = None) -> Iterator[jax.Array]:
+        encoder = params["Transformer"]
         names = [f"encoderblock_{i}" for i in range(model.size.num_layers)]
-        return [tell(told[name][ATTENTION]["A"][0], i) for i, name in enumerate(names)]
+        layers = iter(layers or (encoder[name] for name in names))
+        first = {name: own for name, own in encoder.items() if name not in names}
+        first = params | {"Transformer": first | {FIRST: next(layers)}}
+        z, A = begin(first, images)
+        for i, own in enumerate(layers, 1):  # One may be read while the one before it computes.
+            yield jax.block_until_ready(A)
+            z, A = go_on(own, _placed(model, encoder, z, i))
+        yield A
 
     return attention
+
+
+def _weights(told: dict) -> jax.Array:
+    return told[ATTENTION]["A"][0]
+
+
+def _placed(model: ViT, encoder: dict, z: jax.Array, layer: int) -> jax.Array:
+    """The tokens as a layer but the first takes them: with positions, where it adds some."""
+    kind, where = model.layers.pos_embed, model.layers.pos_embed_at
+    if kind in ("none", "relative") or where == "stem":
+        return z
+    own = encoder.get("posembed_input" if where == "shared" else f"posembed_{layer}", {})
+    module = PositionEmbedding(kind, model.grid, model.has_cls, model.size.hidden_size)
+    E_pos = past_registers(module.apply({"params": own}), model.has_cls, model.num_registers)
+    return z + E_pos.astype(z.dtype)
 
 
 def positions(model: ViT, params: dict) -> np.ndarray | None:

@@ -173,12 +173,16 @@ class Encoder(nn.Module):
         if kind in ("none", "relative"):
             return lambda z: z
         D = self.size.hidden_size
-        E_pos = PositionEmbedding(kind, self.grid, self.has_cls, D, name=name)()  # 1 T D.
-        if self.num_registers:
-            cls, patches = jnp.split(E_pos, [int(self.has_cls)], axis=1)
-            registers = jnp.zeros((1, self.num_registers, D))
-            E_pos = jnp.concatenate([cls, registers, patches], axis=1)
+        E_pos = PositionEmbedding(kind, self.grid, self.has_cls, D, name=name)()
+        E_pos = past_registers(E_pos, self.has_cls, self.num_registers)
         return lambda z: z + E_pos.astype(z.dtype)
+
+
+def past_registers(E_pos: jax.Array, has_cls: bool, num_registers: int) -> jax.Array:
+    """Positions of class token and patches as those of all tokens, zeros for the registers."""
+    cls, patches = jnp.split(E_pos, [int(has_cls)], axis=1)
+    registers = jnp.zeros((1, num_registers, E_pos.shape[-1]))
+    return jnp.concatenate([cls, registers, patches], axis=1) if num_registers else E_pos
 
 
 class AttentionPooling(nn.Module):

@@ -101,11 +101,11 @@ def attention(whole: subject.Subject) -> list[tuple[str, np.ndarray, np.ndarray]
     inside.refuse_without_attention(whole.model, "this model")
     source = whole.open(whole.split())
     places = _spaced(len(source), NUM_ATTENDED)
-    tell = inside.make_attention(whole.model, lambda A, layer: A.mean(axis=1, keepdims=True))
+    attention = inside.make_attention(whole.model)
     found = []
     for i in places:
         image = whole.recipe(source[int(i)]["image"])
-        joint = attention_rollout.rollout(map(np.asarray, tell(whole.params, image[None])))
+        joint = attention_rollout.rollout(map(np.asarray, attention(whole.params, image[None])))
         (mask,) = attention_rollout.of_output(joint, whole.model.grid, whole.model.has_cls)
         light = attention_rollout.enlarge(mask, image.shape[:2])[..., None]
         found.append(
