@@ -100,8 +100,9 @@ def figures(
             )
     names = sorted(only or drawings)
     with style.theme(theme):
-        for name in names:
-            style.save(drawings[name](), pathlib.Path(out), name)
+        drawn = {name: drawings[name]() for name in names}  # Damaged weights leave no file.
+        for name, figure in drawn.items():
+            style.save(figure, pathlib.Path(out), name)
     return f"done: figures={','.join(names)} images={len(images)} out={out}"
 
 

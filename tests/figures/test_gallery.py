@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vit_jax import create_model, main, trees
-from vit_jax.errors import ConfigError, DataError
+from vit_jax import create_model, gallery, load, main, trees
+from vit_jax.errors import CheckpointError, ConfigError, DataError
 from vit_jax.figures import attention_distance, style
 
 ALL = {"figure6", "figure7", "figure10", "figure11", "figure14", "heads", "patches"}
@@ -85,6 +85,29 @@ def test_one_figure_can_be_drawn_alone(tmp_path, capsys):
     assert {path.stem for path in (tmp_path / "out").iterdir()} == {"figure10"}
     with pytest.raises(ConfigError, match=r"--only=patches: no such figure .* it has figure10, "):
         draw(where, tmp_path / "out", "--only=patches", capsys=capsys)
+
+
+def test_images_in_several_batches_are_seen_as_all_at_once(tmp_path, monkeypatch):
+    loaded = load.load(weights(tmp_path, "vit_ti16", 64))
+    images = np.random.default_rng(0).uniform(-1, 1, (5, 64, 64, 3)).astype(np.float32)
+    whole = gallery._look(loaded.model, loaded.params(), None, images, block=0)
+    monkeypatch.setattr(gallery, "HELD", 2 * 4 * 3 * 17**2)  # Two images' weights.
+    parts = gallery._look(loaded.model, *gallery._in_parts(loaded), images, block=0)
+    for name in ("distances", "masks", "heads"):
+        np.testing.assert_allclose(getattr(parts, name), getattr(whole, name), rtol=1e-5)
+    assert whole.distances.shape == (2, 3)
+    assert whole.masks.shape == (5, 4, 4)
+
+
+def test_a_damaged_layer_is_told_of_and_nothing_is_written(tmp_path):
+    where = weights(tmp_path, "vit_ti16", 64)
+    content = bytearray(where.read_bytes())
+    place = content.index(b"encoderblock_1/MlpBlock_0/Dense_0/kernel.npy") + 1000
+    content[place] ^= 1
+    where.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"encoderblock_1/MlpBlock_0/Dense_0/kernel is dam"):
+        main.run(["figures", f"--checkpoint={where}", f"--out={tmp_path / 'out'}"])
+    assert not (tmp_path / "out").exists()
 
 
 def test_figure_10_has_a_panel_for_each_of_several_models(tmp_path, capsys):

@@ -45,7 +45,7 @@ def plot(found: dict[str, np.ndarray], figure: FigureBase | None = None) -> Figu
         panel.plot(pixels.mean(axis=1), color=style.COLOURS[1], label="mean")
         panel.set(title=title, xlabel="network depth (layer)")
         panel.xaxis.get_major_locator().set_params(integer=True)
-        panel.set_ylim(bottom=0)
+        panel.set_ylim(0, 1.08 * max(each.max() for each in found.values()))
         panel.grid(alpha=0.4)
     panels[0].set_ylabel("mean attention distance (pixels)")
     panels[0].legend(fontsize="small")

@@ -55,7 +55,9 @@ def make_attention(model: ViT) -> Callable[..., Iterator[jax.Array]]:
     def attention(params, images, layers: Iterable[dict] | None = None) -> Iterator[jax.Array]:
         encoder = params["Transformer"]
         names = [f"encoderblock_{i}" for i in range(model.size.num_layers)]
-        layers = iter(layers or (encoder[name] for name in names))
+        if layers is None:
+            layers = (encoder[name] for name in names)
+        layers = iter(layers)
         first = {name: own for name, own in encoder.items() if name not in names}
         first = params | {"Transformer": first | {FIRST: next(layers)}}
         z, A = begin(first, images)
