@@ -1,17 +1,19 @@
 """Draws the paper's figures of what a model has learnt, from any weights."""
 
+import collections
 import dataclasses
 import functools
+import itertools
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
 
-from vit_jax import load, metrics, runs, subject
+from vit_jax import load, metrics, runs, subject, trees
 from vit_jax.data import packaged
 from vit_jax.data.images import Encoded
-from vit_jax.errors import ConfigError, DataError, nearest
+from vit_jax.errors import CheckpointError, ConfigError, DataError, nearest
 from vit_jax.figures import (
     attention_distance,
     attention_heads,
@@ -73,6 +75,8 @@ def figures(
     block = num_layers - 1 if block is None else block
     if not 0 <= block < num_layers:
         raise ConfigError(f"--block is {block}; the layers are 0 to {num_layers - 1}.")
+    if len(files) > NUM_IMAGES:
+        raise ConfigError(f"--image is there {len(files)} times; at most {NUM_IMAGES} are taken.")
     if files and overrides:
         raise ConfigError(
             f"--config.{next(iter(overrides))} amends the run's data; --image={files[0]} takes its "
@@ -87,6 +91,7 @@ def figures(
         model, (params, layers) = loaded.model, _in_parts(loaded)
         photos = [_read(file) for file in files] or packaged.photos()
         images = np.stack([loaded.recipe(photo) for photo in photos[:NUM_IMAGES]])
+    _refuse_no_numbers(where, params)
     title = runs.title_of(loaded.section, model.image_size)
     drawings = _drawings(model, params, layers, images, title, block)
     if beside:
@@ -98,12 +103,18 @@ def figures(
                 f"--only={name}: no such figure of {where}; it has {', '.join(sorted(drawings))}."
                 f"{nearest(name, drawings)}"
             )
-    names = sorted(only or drawings)
+    names = sorted(set(only or drawings))
     with style.theme(theme):
         drawn = {name: drawings[name]() for name in names}  # Damaged weights leave no file.
         for name, figure in drawn.items():
             style.save(figure, pathlib.Path(out), name)
     return f"done: figures={','.join(names)} images={len(images)} out={out}"
+
+
+def _refuse_no_numbers(where: str, params: dict) -> None:
+    for name, array in trees.flatten(params).items():
+        if not np.isfinite(array).all():
+            raise CheckpointError(f"{where}: {name} holds values that are no numbers.")
 
 
 def _in_parts(loaded: load.Loaded) -> tuple[dict, Layers | None]:
@@ -196,30 +207,67 @@ def _titles(places: Sequence[str]) -> list[str]:
 
 
 def _look(model, params: dict, layers: Layers | None, images: np.ndarray, block: int) -> Seen:
-    """What attention says, with no more of a layer's weights at once than HELD bytes."""
+    """What attention says, with no more of a layer's weights at once than HELD bytes.
+
+    The batches go through the model together, so that each layer is read once.
+    """
     T = int(np.prod(model.grid)) + model.has_cls + model.num_registers
-    size = min(max(1, HELD // (4 * model.size.num_heads * T * T)), len(images))
+    size = min(max(1, HELD // (4 * model.size.num_heads * T * T)), NUM_SELECTED, len(images))
     of_images = jax.vmap(
         lambda A: attention_distance.mean_distance(A[None], model.grid, model.patch_pixels)
     )
-    tell = jax.jit(lambda A: (of_images(A), A.mean(axis=1, keepdims=True)))
-    attention, progress = inside.make_attention(model), metrics.Progress(seconds_between=10)
-    total, masks, heads = 0.0, [], None
-    for first in range(0, len(images), size):
+    attention = inside.make_attention(
+        model, lambda A: (of_images(A), A.mean(axis=1, keepdims=True), A[0])
+    )
+    of_others = inside.make_attention(model, lambda A: (of_images(A), None, None))
+    firsts = range(0, len(images), size)
+    streams = _copies(layers(), len(firsts)) if layers else [None] * len(firsts)
+    batches = []
+    for first, stream in zip(firsts, streams, strict=True):
         part = images[first : first + size]
         padded = np.concatenate([part, np.zeros((size - len(part), *part.shape[1:]), part.dtype)])
-        told = []
-        for layer, A in enumerate(attention(params, padded, layers and layers())):
-            told.append(tell(A))
-            if heads is None and layer == block:
-                heads = attention_heads.maps(np.asarray(A[0]), model.grid, model.has_cls)
-        distances, means = zip(*jax.device_get(told), strict=True)
-        total = total + np.stack([each[: len(part)].sum(axis=0) for each in distances])
-        if first < NUM_SELECTED:
-            joint = attention_rollout.rollout(mean[: len(part)] for mean in means)
-            masks.append(attention_rollout.of_output(joint, model.grid, model.has_cls))
-        progress.show(f"{first + len(part)}/{len(images)} images")
-    return Seen(total / len(images), np.concatenate(masks)[:NUM_SELECTED], heads)
+        tell = attention if first < NUM_SELECTED else of_others
+        batches.append((first, len(part), tell(params, padded, stream)))
+    progress = metrics.Progress(seconds_between=10)
+    distances, joints, heads = [], {}, None
+    for layer in range(model.size.num_layers):
+        total = 0.0
+        for first, count, weights in batches:
+            distance, mean, of_first = jax.device_get(next(weights))
+            if not np.isfinite(distance).all():
+                raise CheckpointError(f"the attention of layer {layer} is no number everywhere.")
+            total = total + distance[:count].sum(axis=0)
+            if mean is not None:
+                joints[first] = attention_rollout.deeper(joints.get(first), mean[:count])
+            if first == 0 and layer == block:
+                heads = attention_heads.maps(of_first, model.grid, model.has_cls)
+            done = layer * len(images) + first + count
+            progress.show(f"attention {done / len(images) / model.size.num_layers:.0%}")
+        distances.append(total / len(images))
+    masks = [
+        attention_rollout.of_output(joint, model.grid, model.has_cls) for joint in joints.values()
+    ]
+    return Seen(np.stack(distances), np.concatenate(masks)[:NUM_SELECTED], heads)
+
+
+def _copies(layers: Iterable[dict], count: int) -> list[Iterator[dict]]:
+    """Iterators over the same layers; what all have had is let go, as `itertools.tee` does not."""
+    layers, waiting = iter(layers), [collections.deque() for _ in range(count)]
+
+    def copy(own: collections.deque) -> Iterator[dict]:
+        while own or _fill(waiting, layers):
+            yield own.popleft()
+
+    return [copy(own) for own in waiting]
+
+
+def _fill(waiting: Sequence[collections.deque], layers: Iterator[dict]) -> bool:
+    """Gives the next layer to all; False after the last."""
+    for layer in itertools.islice(layers, 1):
+        for each in waiting:
+            each.append(layer)
+        return True
+    return False
 
 
 def _of_split(whole: subject.Subject) -> np.ndarray:

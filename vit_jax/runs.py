@@ -23,6 +23,7 @@ DATA = {  # Of `data.known` -> the paper's name.
     "oxford_flowers102": "Flowers",
 }
 LINEAR = "fewshot/imagenet2012_5shot"  # Of Figures 4, 8 and 9, and Table 8.
+SEEDS = "seed_*"  # Folders of a sweep's last runs.
 SHAPE = ("num_layers", "hidden_size", "mlp_size")
 EXA, DAY = 1e18, 86_400
 
@@ -150,21 +151,37 @@ def places(folder: pathlib.Path, *, with_grids: bool = False) -> list[pathlib.Pa
 
     With `with_grids` those of a sweep's grid, too, of which only the best counts as a result.
     """
-    parts = [*_stages(folder), *([workdir.GRID] if with_grids else [])]
-    inside = [
-        place
-        for place in sorted(folder.iterdir())
-        if place.is_dir() and (place.name in parts or (place / workdir.CONFIG).is_file())
-    ]
-    inside.sort(key=lambda place: (*parts, place.name).index(place.name))
-    return [folder, *(each for place in inside for each in places(place, with_grids=with_grids))]
+    found: dict[pathlib.Path, pathlib.Path] = {}  # By where they are: links may go in circles.
+
+    def enter(place: pathlib.Path, is_top: bool = False) -> None:
+        if found.setdefault(place.resolve(), place) is not place:
+            return
+        parts = [*_stages(place), *([workdir.GRID] if with_grids else [])]
+        inside = [
+            each
+            for each in _folders(place)
+            if is_top or each.name in parts or each.match(SEEDS) or (each / workdir.CONFIG).exists()
+        ]
+        for each in sorted(inside, key=lambda each: (*parts, each.name).index(each.name)):
+            enter(each)
+
+    enter(folder, is_top=True)
+    return list(found.values())
+
+
+def _folders(place: pathlib.Path) -> list[pathlib.Path]:
+    try:
+        return sorted(each for each in place.iterdir() if each.is_dir())
+    except OSError:  # Somebody else's.
+        return []
 
 
 def _stages(folder: pathlib.Path) -> list[str]:
     try:
-        return list((workdir.read_json(folder / workdir.CONFIG) or {}).get("stages", {}))
+        stages = (workdir.read_json(folder / workdir.CONFIG) or {}).get("stages")
     except ConfigError:  # What reads the run, if it is one, tells of it.
         return []
+    return list(stages) if isinstance(stages, dict) else []
 
 
 def read(folders: Iterable[str]) -> list[Run]:
@@ -209,5 +226,5 @@ def begun_with(folder: pathlib.Path, config: Config) -> pathlib.Path | None:
 
 def stage_beside(folder: pathlib.Path, name: str) -> pathlib.Path | None:
     """The stage of this name in the workdir that a run lies in; the runs of a grid lie deep."""
-    found = (parent / name for parent in folder.absolute().parents[:3])
+    found = (parent / name for parent in folder.resolve().parents[:3])
     return next((place for place in found if (place / workdir.CONFIG).is_file()), None)

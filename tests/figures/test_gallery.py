@@ -99,6 +99,26 @@ def test_images_in_several_batches_are_seen_as_all_at_once(tmp_path, monkeypatch
     assert whole.masks.shape == (5, 4, 4)
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("embedding/kernel", "embedding/kernel holds values that are no numbers"),
+        (
+            "Transformer/encoderblock_1/MultiHeadDotProductAttention_0/key/kernel",
+            "attention of layer 1 is no number",
+        ),
+    ],
+)
+def test_weights_that_are_no_numbers_are_told_of(tmp_path, name, words):
+    where = weights(tmp_path, "vit_ti16", 64)
+    arrays = dict(np.load(where))
+    arrays[name].flat[0] = np.nan
+    np.savez(where, **arrays)
+    with pytest.raises(CheckpointError, match=words):
+        main.run(["figures", f"--checkpoint={where}", f"--out={tmp_path / 'out'}"])
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_damaged_layer_is_told_of_and_nothing_is_written(tmp_path):
     where = weights(tmp_path, "vit_ti16", 64)
     content = bytearray(where.read_bytes())

@@ -9,6 +9,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -80,10 +81,16 @@ def test_a_long_curve_is_thinned_and_keeps_its_spikes_and_its_end(monkeypatch):
     monkeypatch.setattr(charts, "MOST_POINTS", 10)
     losses = {step: 1.0 / step for step in range(1, 38)} | {11: 7.0, 37: 0.027}
     history = [{"step": step, "train/loss": loss} for step, loss in losses.items()]
-    points = charts._points(history, "train/loss")
-    assert list(points) == [1, 8, 11, 16, 17, 24, 25, 32, 33, 37], "extremes of stretches of 8"
-    assert points[11] == 7.0
-    assert points[37] == 0.027
+    short = [line for line in history if line["step"] % 3 == 0 and line["step"] < 20]
+    runs = {"long": SimpleNamespace(history=history), "short": SimpleNamespace(history=short)}
+    (found,) = charts.of_runs(runs)
+    ends = [1, 8, 9, 16, 17, 24, 25, 32, 33, 37]  # Of stretches of 8 steps.
+    assert found["steps"] == ends
+    long, short = (each["values"] for each in found["series"])
+    expected = [1, 1 / 8, 7, 1 / 16, 1 / 17, 1 / 24, 1 / 25, 1 / 32, 1 / 33, 0.027]
+    np.testing.assert_allclose(long, expected, rtol=1e-5)
+    np.testing.assert_allclose(short[:6], [1 / 3, 1 / 6, 1 / 9, 1 / 15, 1 / 18, 1 / 18], rtol=1e-5)
+    assert short[6:] == [None] * 4
 
 
 def test_inputs_are_the_first_batch_as_the_first_step_had_it(whole):
@@ -278,7 +285,7 @@ def test_a_run_that_is_scored_on_nothing_is_told_so(whole, tmp_path):
     (folder / "config.json").write_text(json.dumps(config))
     assert main.run(["report", str(folder)]) == 0
     page = Page(folder / "report.html")
-    assert page.sections == ALWAYS | BY_MODEL - {"attention"}
+    assert page.sections == ALWAYS | {"what-the-model-sees", "position-embeddings"}
     assert "its data.val_split is empty" in page.said
 
 

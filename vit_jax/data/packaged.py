@@ -35,8 +35,8 @@ def _table(package: str, name: str) -> np.ndarray:
 def _find(package: str, name: str) -> pathlib.Path:
     """A file of an installed package."""
     spec = importlib.util.find_spec(package)
-    file = pathlib.Path(*spec.submodule_search_locations, name) if spec else None
-    if file is None or not file.is_file():
-        wanted = "pip install -r requirements.txt brings it"
-        raise DataError(f"the package {package} is not here with its file {name}; {wanted}.")
-    return file
+    for place in (spec and spec.submodule_search_locations) or ():
+        if (file := pathlib.Path(place, name)).is_file():
+            return file
+    wanted = "pip install -r requirements.txt brings it"
+    raise DataError(f"the package {package} is not here with its file {name}; {wanted}.")

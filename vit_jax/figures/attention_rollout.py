@@ -1,5 +1,6 @@
 """Attention from the output token to the input (Figures 6 and 14; appendix D.8)."""
 
+import functools
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -16,13 +17,15 @@ def rollout(layers: Iterable[np.ndarray]) -> np.ndarray:
     1, and "the weight matrices of all layers are recursively multiplied": row t of the result is
     how much of each input token is in output token t.
     """
-    joint = None
-    for weights in layers:
-        mean = weights.mean(axis=1, dtype=np.float64)
-        mixed = 0.5 * mean + 0.5 * np.eye(mean.shape[-1])
-        mixed /= mixed.sum(axis=-1, keepdims=True)
-        joint = mixed if joint is None else mixed @ joint
-    return joint
+    return functools.reduce(deeper, layers, None)
+
+
+def deeper(joint: np.ndarray | None, weights: np.ndarray) -> np.ndarray:
+    """A rollout B T T, or None before the first layer, and the weights B h T T of one more."""
+    mean = weights.mean(axis=1, dtype=np.float64)
+    mixed = 0.5 * mean + 0.5 * np.eye(mean.shape[-1])
+    mixed /= mixed.sum(axis=-1, keepdims=True)
+    return mixed if joint is None else mixed @ joint
 
 
 def of_output(joint: np.ndarray, grid: tuple[int, int], has_cls: bool) -> np.ndarray:

@@ -23,12 +23,15 @@ def refuse_without_attention(model, where: str) -> None:
         raise ConfigError(f"{where} is a ResNet: it has no attention and no positions to show.")
 
 
-def make_attention(model: ViT) -> Callable[..., Iterator[jax.Array]]:
+def make_attention(model: ViT, tell: Callable = lambda A: A) -> Callable[..., Iterator]:
     """Returns `attention(params, images, layers=None)`, which yields the weights of each layer.
 
     Images are B H W 3 in [-1, 1], as the model takes them, the weights of a layer B h T T.
     `layers` are the parameters of each layer in turn, where `params` is without them: no more
     than two layers' need memory at once.
+
+    Args:
+      tell: A -> what is told of a layer's weights in their place, on the devices.
     """
     plain = dataclasses.replace(model.layers, scan=False, remat="none")
     one = dataclasses.replace(model.size, num_layers=1)
@@ -36,8 +39,8 @@ def make_attention(model: ViT) -> Callable[..., Iterator[jax.Array]]:
     block = Block(model.size, plain)
 
     @jax.jit
-    def begin(params, images: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """What comes out of the first layer, and its weights."""
+    def begin(params, images: jax.Array) -> tuple:
+        """What comes out of the first layer, and what is told of it."""
         _, state = beginning.apply(
             {"params": params},
             images,
@@ -45,32 +48,27 @@ def make_attention(model: ViT) -> Callable[..., Iterator[jax.Array]]:
             mutable=["intermediates", WEIGHTS],
         )
         (z,) = state["intermediates"]["Transformer"][FIRST]["__call__"]
-        return z, _weights(state[WEIGHTS]["Transformer"][FIRST])
+        return z, tell(state[WEIGHTS]["Transformer"][FIRST][ATTENTION]["A"][0])
 
     @jax.jit
-    def go_on(params, z: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def go_on(params, z: jax.Array) -> tuple:
         z, state = block.apply({"params": params}, z, mutable=[WEIGHTS])
-        return z, _weights(state[WEIGHTS])
+        return z, tell(state[WEIGHTS][ATTENTION]["A"][0])
 
-    def attention(params, images, layers: Iterable[dict] | None = None) -> Iterator[jax.Array]:
+    def attention(params, images, layers: Iterable[dict] | None = None) -> Iterator:
         encoder = params["Transformer"]
         names = [f"encoderblock_{i}" for i in range(model.size.num_layers)]
         if layers is None:
             layers = (encoder[name] for name in names)
         layers = iter(layers)
-        first = {name: own for name, own in encoder.items() if name not in names}
-        first = params | {"Transformer": first | {FIRST: next(layers)}}
-        z, A = begin(first, images)
+        others = {name: own for name, own in encoder.items() if name not in names}
+        z, told = begin(params | {"Transformer": others | {FIRST: next(layers)}}, images)
         for i, own in enumerate(layers, 1):  # One may be read while the one before it computes.
-            yield jax.block_until_ready(A)
-            z, A = go_on(own, _placed(model, encoder, z, i))
-        yield A
+            yield jax.block_until_ready(told)
+            z, told = go_on(own, _placed(model, encoder, z, i))
+        yield told
 
     return attention
-
-
-def _weights(told: dict) -> jax.Array:
-    return told[ATTENTION]["A"][0]
 
 
 def _placed(model: ViT, encoder: dict, z: jax.Array, layer: int) -> jax.Array:

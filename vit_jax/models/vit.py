@@ -180,9 +180,11 @@ class Encoder(nn.Module):
 
 def past_registers(E_pos: jax.Array, has_cls: bool, num_registers: int) -> jax.Array:
     """Positions of class token and patches as those of all tokens, zeros for the registers."""
+    if not num_registers:
+        return E_pos
     cls, patches = jnp.split(E_pos, [int(has_cls)], axis=1)
     registers = jnp.zeros((1, num_registers, E_pos.shape[-1]))
-    return jnp.concatenate([cls, registers, patches], axis=1) if num_registers else E_pos
+    return jnp.concatenate([cls, registers, patches], axis=1)
 
 
 class AttentionPooling(nn.Module):

@@ -13,14 +13,14 @@ NUM_PAIRS = 15
 
 def sections(run: Record) -> list[h.Raw]:
     """Sections for which the model is run, or one that says why it is not."""
+    if not run.config.data.val_split and run.config.data.dev is None:
+        note = "This run is scored on nothing: its data.val_split is empty."
+        return [h.section("What the model sees", note=note), _of_positions(run)]
     try:
         whole = subject.prepare(str(run.folder), {}, "report")
     except h.FAULTS as error:
         return [h.section("What the model sees", note=f"Not to be had: {error}")]
-    parts, data = [], run.config.data
-    if not data.val_split and data.dev is None:
-        note = "This run is scored on nothing: its data.val_split is empty."
-        return [h.section("Predictions", note=note), _of_positions(run)]
+    parts = []
     if run.config.task.name == "classification":
         parts.append(h.attempt("Predictions", lambda: _predictions(whole)))
     parts.append(h.attempt("Attention", lambda: _attention(whole), ATTENTION))

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from vit_jax.report.record import Record
 
-MOST_POINTS = 1500  # Of one curve; of longer ones the extremes of as many stretches.
+MOST_POINTS = 1500  # Of one chart; of longer ones the extremes of half as many stretches.
 DIGITS = 6  # Significant ones of a number in the page.
 
 
@@ -59,6 +59,11 @@ def _chart(chart: Chart, curves: Mapping[str, tuple[Record, str]]) -> dict | Non
     if not lines:
         return None
     steps = sorted({step for line in lines.values() for step in line})
+    if len(steps) > MOST_POINTS:
+        size = -(-2 * len(steps) // MOST_POINTS)
+        stretches = [steps[first : first + size] for first in range(0, len(steps), size)]
+        lines = {label: _extremes(line, stretches) for label, line in lines.items()}
+        steps = sorted({step for part in stretches for step in (part[0], part[-1])})
     series = [
         {"label": label, "values": [line.get(step) for step in steps]}
         for label, line in lines.items()
@@ -67,11 +72,22 @@ def _chart(chart: Chart, curves: Mapping[str, tuple[Record, str]]) -> dict | Non
 
 
 def _points(history: list[dict], name: str) -> dict[int, float]:
-    """Step -> value of a metric; of long courses those that say most, the last one among them."""
-    known = [(each["step"], each[name]) for each in history if each.get(name) is not None]
-    if len(known) > MOST_POINTS:
-        size = -(-2 * len(known) // MOST_POINTS)
-        parts = [known[first : first + size] for first in range(0, len(known), size)]
-        ends = {end(part, key=lambda point: point[1]) for part in parts for end in (min, max)}
-        known = sorted({*ends, known[-1]})
-    return {step: float(f"{value:.{DIGITS}g}") for step, value in known}
+    """Step -> value of a metric."""
+    known = {each["step"]: each[name] for each in history if each.get(name) is not None}
+    return {step: float(f"{value:.{DIGITS}g}") for step, value in known.items()}
+
+
+def _extremes(line: dict[int, float], stretches: list[list[int]]) -> dict[int, float]:
+    """The lowest and highest value of each stretch, in their order, at its first and last step.
+
+    Spikes are seen, and all curves of a chart have the same steps. A curve's last value is kept.
+    """
+    found, last = {}, max(line)
+    for stretch in stretches:
+        known = [step for step in stretch if step in line]
+        if known:
+            first, second = sorted([min(known, key=line.get), max(known, key=line.get)])
+            found |= {stretch[0]: line[first], stretch[-1]: line[second]}
+            if last in known:
+                found[stretch[-1]] = line[last]
+    return found
