@@ -126,6 +126,16 @@ def test_stages_and_the_seeds_of_sweeps_are_found_once_each(tmp_path):
     assert [run.pre_training for run in found] == [None, "ImageNet-21k", "ImageNet-21k"]
 
 
+def test_seeds_count_without_their_sweeps_config_and_links_go_in_no_circle(tmp_path):
+    write(tmp_path / "copied" / "seed_0", 0.5)
+    write(tmp_path / "run", 0.5)
+    for name in ("latest", "best"):
+        (tmp_path / name).symlink_to(tmp_path, target_is_directory=True)
+        (tmp_path / "run" / name).symlink_to(tmp_path / "run", target_is_directory=True)
+    found = runs.read([str(tmp_path)])
+    assert sorted(run.folder.resolve().name for run in found) == ["run", "seed_0"]
+
+
 def test_what_is_no_finished_run_is_refused(tmp_path):
     for folder, words in ((tmp_path / "none", "no such folder"), (tmp_path, "no finished run")):
         with pytest.raises(ConfigError, match=words):

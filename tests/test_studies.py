@@ -47,6 +47,22 @@ def test_runs_that_differ_in_more_than_their_seed_are_no_seeds(tmp_path):
         studies.figure4([first, second])
 
 
+def test_runs_that_began_otherwise_are_no_seeds(tmp_path):
+    """Copies of the same pre-training are as good as one."""
+    tuned = {"init__stage": "pretrain", "init__new_head": True}
+    for name, data in (("a", "imagenet21k"), ("b", "imagenet21k"), ("c", "imagenet2012")):
+        write(tmp_path / name / "pretrain", 0.5, data__dataset=data)
+        run(tmp_path / name / "finetune", 0.5, **tuned)
+    places = [str(tmp_path / name / "finetune") for name in "abc"]
+    (row,) = studies.figure4(places[:2])
+    assert row["runs"] == 2
+    for others in ([places[2]], [run(tmp_path / "scratch", 0.1)]):
+        with pytest.raises(ConfigError, match=r"they differ in .*init"):
+            studies.figure4([places[0], *others])
+        with pytest.raises(ConfigError, match=r"they differ in .*init"):
+            studies.figure9([places[0], *others])
+
+
 def test_a_run_that_is_named_twice_counts_once(tmp_path):
     folder = run(tmp_path / "runs" / "a", 0.5)
     (row,) = studies.figure4([folder, str(tmp_path / "runs"), folder])

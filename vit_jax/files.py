@@ -16,14 +16,16 @@ def naming(path: pathlib.Path):
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
-def write_whole(path: pathlib.Path, text: str) -> None:
+def write_whole(path: pathlib.Path, content: str | bytes) -> None:
     """Writes by way of a temporary file, so that no reader and no kill sees half of it."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # Others may write it, too.
+    content = content.encode("utf-8", ERRORS) if isinstance(content, str) else content
     try:
-        with naming(path), open(temporary, "w", encoding="utf-8", errors=ERRORS) as file:
-            file.write(text)
+        with naming(path), open(temporary, "wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # What went wrong before is told.
+            temporary.unlink()

@@ -288,6 +288,8 @@ def run(argv: list[str]) -> int:
     if not rest or rest[0] not in (*VERBS, "--help", "-h"):
         rest = ["train", *rest]
     args = flags.make_parser().parse_args(rest)
+    if getattr(args, "out", None) == "":
+        raise ConfigError("--out is empty; name a place, or leave it away.")
     return VERBS[args.verb](args, file, overrides)
 
 

@@ -28,8 +28,13 @@ def read(folder: pathlib.Path) -> list[dict]:
                 break
         except (ValueError, KeyError, TypeError):
             break
-        records.append(record)
+        records.append({name: _number(value) for name, value in record.items()})
     return records
+
+
+def _number(value: object) -> float | None:
+    """A number as it is; None for what a plot cannot show, which our own writer never writes."""
+    return value if isinstance(value, int | float) and -math.inf < value < math.inf else None
 
 
 def last_values(records: list[dict]) -> dict:

@@ -5,7 +5,6 @@ import pathlib
 import re
 from collections.abc import Iterable
 
-from vit_jax import config as config_lib
 from vit_jax import workdir
 from vit_jax.data import known
 from vit_jax.errors import ConfigError
@@ -203,10 +202,10 @@ def read(folders: Iterable[str]) -> list[Run]:
 def _read(folder: pathlib.Path) -> Run | None:
     """The run in a folder; None where there is none, or none that is finished."""
     config = workdir.read_json(folder / workdir.CONFIG)
-    summary = workdir.read_json(folder / workdir.SUMMARY)
-    if config is None or summary is None or "step" not in summary or config.get("stages"):
+    summary = workdir.read_summary(folder)
+    if config is None or summary is None or config.get("stages"):
         return None
-    checked = config_lib.from_dict(config)[""]
+    checked = workdir.read_config(folder)[""]
     return Run(folder, checked, summary, _before(folder, checked))
 
 

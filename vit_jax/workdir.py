@@ -18,6 +18,7 @@ from vit_jax.files import write_whole
 from vit_jax.schema import Config
 
 CONFIG, SUMMARY, LOCK = "config.json", "summary.json", ".lock"
+OF_SUMMARY = {"step": int, "metrics": dict, "flops": int | float, "seconds": dict}
 GRID = "grid"  # The folder with the runs of a sweep's grid.
 LOOKS = 0.5  # Seconds: whoever only looks who has the lock holds it for far less.
 SHARED_WITHIN = 60  # Seconds: NFS keeps for so long in mind what was not there (acdirmax).
@@ -53,6 +54,24 @@ def read_config(folder: pathlib.Path) -> dict[str, Config]:
         return config_lib.from_dict(values)
     except ConfigError as error:
         raise ConfigError(f"{folder / CONFIG}: {error}") from error
+
+
+def read_summary(folder: pathlib.Path) -> dict | None:
+    """What a finished run has written of itself; None before, and for a folder of several runs.
+
+    Raises ConfigError for what no run writes.
+    """
+    found = read_json(folder / SUMMARY)
+    if found is None or "step" not in found:
+        return None
+    for key, kind in OF_SUMMARY.items():
+        if not isinstance(found.get(key), kind):
+            value = repr(found.get(key))[:40]
+            raise ConfigError(f"{folder / SUMMARY}: its {key} is {value}, which no run writes.")
+    for name, value in found["metrics"].items():
+        if not (value is None or isinstance(value, int | float)):
+            raise ConfigError(f"{folder / SUMMARY}: its {name} is {value!r:.40}, no number.")
+    return found
 
 
 def refuse_other_run(folder: pathlib.Path, config: dict) -> None:

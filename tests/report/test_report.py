@@ -244,6 +244,7 @@ def test_the_command_of_a_page_finds_the_stages_that_a_run_of_a_grid_needs(whole
     shutil.copytree(folder / "finetune", run)
     assert main.run(["report", "--no_model", str(run)]) == 0
     assert main.run(command_of(run)) == 0
+    assert again(run) == tmp_path / "whole_tuned_grid_lr=0.1_again", "where no run is counted"
     mine, other = map(metrics.read, (run, again(run)))
     assert [line["train/loss"] for line in mine] == [line["train/loss"] for line in other]
 
@@ -264,7 +265,8 @@ def command_of(run: pathlib.Path) -> list[str]:
 
 
 def again(run: pathlib.Path) -> pathlib.Path:
-    return run.with_name(f"{run.name}_again")
+    (place,) = (word for word in command_of(run) if word.startswith("--workdir="))
+    return pathlib.Path(place.partition("=")[2])
 
 
 def test_workdirs_in_a_folder_are_found_with_their_stages_in_order(whole, tmp_path):
@@ -382,6 +384,64 @@ def test_a_page_that_cannot_be_written_fails_no_run(quickstart, tmp_path, capsys
     told = capsys.readouterr()
     assert "report.html is not written" in told.err
     assert told.out.splitlines()[-1].startswith("done: steps=20 ")
+
+
+def test_one_run_goes_to_a_page_of_ones_choice_but_over_no_other_file(quickstart, tmp_path):
+    run = str(quickstart / "scratch")
+    for _ in range(2):
+        assert main.run(["report", "--no_model", run, f"--out={tmp_path / 'one.html'}"]) == 0
+        assert Page(tmp_path / "one.html").sections > {"curves"}
+    (tmp_path / "notes.html").write_text("mine")
+    with pytest.raises(ConfigError, match=r"notes\.html is there and is no page"):
+        main.run(["report", "--no_model", run, f"--out={tmp_path / 'notes.html'}"])
+    with pytest.raises(ConfigError, match="--out is empty"):
+        main.run(["report", "--no_model", run, "--out="])
+
+
+def test_a_page_that_cannot_be_written_keeps_no_other_from_it(quickstart, tmp_path):
+    for name in ("a", "b"):
+        shutil.copytree(quickstart / "scratch", tmp_path / name)
+    (tmp_path / "a" / "report.html").unlink()
+    (tmp_path / "a" / "report.html").mkdir()
+    os.utime(tmp_path / "b" / "report.html", (0, 0))
+    with pytest.raises(OSError, match="Is a directory"):
+        main.run(["report", "--no_model", str(tmp_path)])
+    assert (tmp_path / "b" / "report.html").stat().st_mtime > 0
+    assert "What differs" in Page(tmp_path / "report.html").said
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "words"),
+    [
+        ("config.json", '{"stages": 5}', "no run in it"),
+        ("config.json", '{"data": 5}', "config.json: "),
+        ("summary.json", '{"step": 5}', "its metrics is None, which no run writes"),
+        (
+            "summary.json",
+            '{"step": 5, "metrics": {"val/top1": "x"}, "flops": 1, "seconds": {}}',
+            "its val/top1 is 'x', no number",
+        ),
+    ],
+)
+def test_a_damaged_json_is_told_of_and_hides_no_other_run(
+    quickstart, tmp_path, capsys, file, text, words
+):
+    for name in ("a", "b"):
+        shutil.copytree(quickstart / "scratch", tmp_path / name)
+    (tmp_path / "a" / file).write_text(text)
+    with pytest.raises(ConfigError, match=words):
+        main.run(["report", "--no_model", str(tmp_path / "a")])
+    assert main.run(["report", "--no_model", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"done: {tmp_path / 'b' / 'report.html'}"
+
+
+def test_a_value_that_is_no_number_leaves_a_gap(quickstart, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(quickstart / "scratch", folder)
+    lines = '{"step": 1, "train/loss": "abc"}\n{"step": 2, "train/loss": NaN}\n'
+    (folder / "metrics.jsonl").write_text(lines + '{"step": 3, "train/loss": 2.0}\n')
+    assert main.run(["report", "--no_model", str(folder)]) == 0
+    assert Page(folder / "report.html").charts()["Loss"] == {"train/loss": {3: 2.0}}
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):

@@ -1,6 +1,7 @@
 """How all figures look: sizes, colours that colour-blind people tell apart, light and dark."""
 
 import contextlib
+import io
 import pathlib
 from collections.abc import Iterator
 
@@ -8,6 +9,8 @@ import matplotlib
 import numpy as np
 from cycler import cycler
 from matplotlib.figure import Figure
+
+from vit_jax.files import write_whole
 
 # Okabe and Ito's palette, as in https://jfly.uni-koeln.de/color/.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
@@ -78,6 +81,10 @@ def save(figure: Figure, folder: pathlib.Path, name: str) -> list[pathlib.Path]:
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{name}.{kind}" for kind in KINDS]
     for path in paths:
-        figure.savefig(path, dpi=DPI, metadata={"Date": None} if path.suffix == ".svg" else None)
+        kind, drawn = path.suffix[1:], io.BytesIO()
+        figure.savefig(
+            drawn, format=kind, dpi=DPI, metadata={"Date": None} if kind == "svg" else None
+        )
+        write_whole(path, drawn.getvalue())
         figure.set_layout_engine("none")  # It has been laid out; that takes as long as drawing.
     return paths

@@ -196,7 +196,7 @@ def report(add) -> None:
     report.add_argument(
         "--out",
         metavar="FILE",
-        help="the page that compares (default: report.html in the one folder, or here)",
+        help="the page that compares, or of the one run (default: report.html there, or here)",
     )
     report.add_argument(
         "--no_model",

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from vit_jax.errors import ConfigError
 from vit_jax.files import write_whole
 from vit_jax.report import compare, page, record
+from vit_jax.report import html as h
 from vit_jax.report.record import PAGE
 
 COMPARISON = "comparison.html"  # In a folder whose report.html is that of its own run.
@@ -21,6 +22,8 @@ def report(
 ) -> str:
     """Writes the page of every run in the folders, and one that compares them if there are several.
 
+    A page of one run alone goes to `out`, if that is given.
+
     Args:
       folders: workdirs; stages and the runs of sweeps lie inside them.
       out: where the page that compares goes; without, into the one folder, or here.
@@ -29,22 +32,43 @@ def report(
 
     Returns the closing line. Raises ConfigError for a folder without a run.
     """
-    found = [record.find(pathlib.Path(folder)) for folder in folders]
+    found = [record.find(pathlib.Path(folder), _pass_over) for folder in folders]
     runs = list({run.folder.resolve(): run for group in found for run in group}.values())
     is_one = len({pathlib.Path(folder).resolve() for folder in folders}) == 1
     top = pathlib.Path(folders[0] if is_one else ".")
-    place = pathlib.Path(out) if out else top / _comparison(top, runs)
-    if place.is_dir() or (out and place.resolve() in {_page(run) for run in runs}):
+    is_single = len(runs) == 1
+    place = runs[0].folder / PAGE if is_single else top / _comparison(top, runs)
+    place = pathlib.Path(out) if out else place
+    is_own = not is_single and place.resolve() in {_page(run) for run in runs}
+    if place.is_dir() or (out and is_own):
         raise ConfigError(f"{place} is a folder, or a run's own page; name another file by --out.")
+    if not _is_free(place):
+        raise ConfigError(f"{place} is there and is no page; name another file by --out.")
+    faults = []
     for number, run in enumerate(runs, 1):
         show(f"{number}/{len(runs)}  {run.folder}")
-        write_whole(run.folder / PAGE, page.of_run(run, with_model))
-    if len(runs) == 1 and out is None:
-        return f"done: {runs[0].folder / PAGE}"
-    title = top.resolve().name if is_one else "Comparison"
-    place.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(place, compare.of_runs(title, runs, place))
+        file = place if is_single else run.folder / PAGE
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(file, page.of_run(run, with_model))
+        except OSError as error:  # The other runs have their pages all the same.
+            faults.append(error)
+    if not is_single:
+        title = top.resolve().name if is_one else "Comparison"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(place, compare.of_runs(title, runs, place))
+    if faults:
+        raise faults[0]
     return f"done: {place}"
+
+
+def _pass_over(why: str) -> None:
+    print(f"passed over: {why}", file=sys.stderr)
+
+
+def _is_free(place: pathlib.Path) -> bool:
+    """Whether a page may stand there: in the place of an older one, or of nothing."""
+    return not place.exists() or place.read_bytes()[: len(h.START)] == h.START.encode()
 
 
 def _page(run: record.Record) -> pathlib.Path:

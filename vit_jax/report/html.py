@@ -15,6 +15,7 @@ from vit_jax.errors import VitJaxError
 ASSETS = pathlib.Path(__file__).parent
 EDGE = 160  # Pixels of a picture's longer side, at most.
 PIXELATED = 64  # Pixels: smaller pictures are shown with their pixels as squares.
+START = "<!doctype html>"  # Of every page.
 # Nothing is fetched from anywhere, whatever stands in the page.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
@@ -122,7 +123,7 @@ def page(title: str, *content: object) -> str:
     )
     body = "".join(map(text, content))
     return (
-        f'<!doctype html>\n<html lang="en"><head>{head}</head><body><main>{body}</main>'
+        f'{START}\n<html lang="en"><head>{head}</head><body><main>{body}</main>'
         f"<script>{scripts}</script></body></html>\n"
     )
 

@@ -99,7 +99,7 @@ def _flops(flops: float) -> tuple[str, str]:
 def _command(run: Record) -> h.Raw:
     """What to type to have another run like it."""
     folder, init = run.folder, run.config.init
-    again = [f"--config={folder}/{workdir.CONFIG}", f"--workdir={folder}_again"]
+    again = [f"--config={folder}/{workdir.CONFIG}", f"--workdir={_beside(folder)}"]
     if before := init.stage and runs.stage_beside(folder, init.stage):
         again += ["--config.init.stage=", f"--config.init.path={_as_given(before, folder)}"]
     teacher = run.config.task.teacher
@@ -110,6 +110,15 @@ def _command(run: Record) -> h.Raw:
     if revision := (run.summary or {}).get("git_revision"):
         note += f" The code was that of commit {revision}."
     return h.section("Repeat it", h.element("pre", line), note=note)
+
+
+def _beside(folder: pathlib.Path) -> str:
+    """A place for another run like one: beside the whole workdir, whose runs are counted."""
+    place = pathlib.Path(os.path.abspath(folder))
+    tops = [top for top in place.parents[:3] if (top / workdir.CONFIG).is_file()]
+    top = tops[-1] if tops else place
+    words = "_".join([top.name, *place.relative_to(top).parts, "again"])
+    return _as_given(top.parent / words, folder)
 
 
 def _as_given(place: pathlib.Path, folder: pathlib.Path) -> str:

@@ -3,6 +3,7 @@
 import dataclasses
 import pathlib
 import typing
+from collections.abc import Callable
 
 from vit_jax import assemble, checkpoint, metrics, runs, trials, workdir
 from vit_jax.errors import CheckpointError, ConfigError, InUseError
@@ -64,8 +65,11 @@ class Record:
         return None
 
 
-def find(folder: pathlib.Path) -> list[Record]:
+def find(folder: pathlib.Path, passed_over: Callable[[str], None] = lambda _: None) -> list[Record]:
     """The runs in a folder: itself, its stages, all runs of its sweeps, and whole workdirs.
+
+    Args:
+      passed_over: told why of what looks like a run and cannot be read.
 
     Raises ConfigError where there are none.
     """
@@ -75,7 +79,14 @@ def find(folder: pathlib.Path) -> list[Record]:
         raise ConfigError(f"{folder}: no such folder.")
     inside = runs.places(folder, with_grids=True)[1:]
     named = {folder: "", **{place: str(place.relative_to(folder)) for place in inside}}
-    found = [run for place, name in named.items() if (run := _read(place, name))]
+    found = []
+    for place, name in named.items():
+        try:
+            found += filter(None, [_read(place, name)])
+        except ConfigError as error:  # Or weights in Hugging Face's form.
+            if not name:
+                raise
+            passed_over(str(error))
     if not found:
         raise ConfigError(f"{folder}: no run in it; a run's folder holds {workdir.CONFIG}.")
     return found
@@ -83,19 +94,13 @@ def find(folder: pathlib.Path) -> list[Record]:
 
 def _read(folder: pathlib.Path, name: str) -> Record | None:
     """The run in a folder; None where there is none."""
-    try:
-        values = workdir.read_json(folder / workdir.CONFIG) if folder.is_dir() else None
-        if values is None or values.get("stages"):
-            return None
-        config = workdir.read_config(folder)[""]
-    except ConfigError:
-        if not name:
-            raise
-        return None  # Such as weights in Hugging Face's form, which have a config.json of theirs.
+    values = workdir.read_json(folder / workdir.CONFIG)
+    if values is None or values.get("stages"):
+        return None
+    config = workdir.read_config(folder)[""]
     if trials.is_sweep(config):
         return None
-    summary = workdir.read_json(folder / workdir.SUMMARY)
-    summary = summary if summary and "step" in summary and "metrics" in summary else None
+    summary = workdir.read_summary(folder)
     meta, num_examples = _newest(folder)
     total = summary["step"] if summary else config.steps
     if total is None and num_examples:

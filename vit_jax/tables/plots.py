@@ -9,6 +9,8 @@ def communication(folder: str) -> None:
     """Writes `communication.png` and `.svg`: bytes that a device sends over how many there are."""
     from matplotlib.figure import Figure  # Half a second that other tables need not wait.
 
+    from vit_jax.figures import style
+
     rows, of_xla = table.rows(), tuple(f"XLA: {kind}" for kind in table.XLA)
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     panels = figure.subplots(1, len(table.MODELS), sharey=True)
@@ -28,9 +30,7 @@ def communication(folder: str) -> None:
     panels[0].set_ylabel("MB sent per device and step")
     panels[0].legend(fontsize="small")
     figure.suptitle(f"float32, batch {table.BATCH_SIZE:,}, 224 px, 1,000 classes")
-    pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
-    for ending in ("png", "svg"):
-        figure.savefig(pathlib.Path(folder) / f"communication.{ending}", dpi=150)
+    style.save(figure, pathlib.Path(folder), "communication")
 
 
 def _total(row: dict, kinds: tuple[str, ...]) -> float:

@@ -18,7 +18,10 @@ from vit_jax.runs import Run
 from vit_jax.tables import benchmarks
 
 # What runs of one point may differ in.
-FREE = ("seed", "init", "keep_last", "keep_every", *config_lib.FREE_ON_RESUME)
+FREE = (
+    *("seed", "init.path", "init.stage", "keep_last", "keep_every"),
+    *config_lib.FREE_ON_RESUME,
+)
 NO_NUMBERS = "the paper prints no numbers of it"
 
 
@@ -61,11 +64,19 @@ def _refuse_mixture(group: Sequence[Run]) -> None:
     for run, other in zip(group[1:], others, strict=True):
         fields = config_lib.differing_fields(first, other)
         fields = [f for f in fields if f not in FREE and f.partition(".")[0] not in FREE]
+        fields += [] if _beginning(run) == _beginning(group[0]) else ["init"]
         if fields:
             raise ConfigError(
                 f"{group[0].folder} and {run.folder} would be seeds of one point; they differ in "
                 f"{', '.join(fields)}."
             )
+
+
+def _beginning(run: Run) -> tuple | str:
+    """What a run began with: each seed may have had a copy of its own."""
+    if run.before is None:
+        return run.config.init.path or run.config.init.stage
+    return run.before.model, run.before.data, run.before.summary["step"]
 
 
 def _read(figure: str, folders: Sequence[str]) -> list[Run]:
@@ -136,14 +147,18 @@ def _crossing(shapes: Sequence[tuple]) -> tuple:
 def figure9(folders: Sequence[str]) -> list[dict]:
     """Figure 9: few-shot accuracy over the epochs of pre-training, by head and learning rate."""
     cells: dict[tuple, list[float]] = collections.defaultdict(list)
+    lines: dict[tuple, list[Run]] = collections.defaultdict(list)
     found = _read("figure9", folders)
     name = found[0].judged[0]
     for run in found:
-        head, lr = run.config.model.pool, run.config.optimizer.lr
-        for record in metrics.read(run.folder):
-            if record.get(name) is not None:
-                epoch = record["step"] * run.config.batch_size / _examples(run)
-                cells[head, lr, epoch].append(100 * record[name])
+        lines[run.config.model.pool, run.config.optimizer.lr].append(run)
+    for (head, lr), group in lines.items():
+        _refuse_mixture(group)
+        for run in group:
+            for record in metrics.read(run.folder):
+                if record.get(name) is not None:
+                    epoch = record["step"] * run.config.batch_size / _examples(run)
+                    cells[head, lr, epoch].append(100 * record[name])
     if not cells:
         raise ConfigError(f"{found[0].folder}: no {name} in its {metrics.FILE}.")
     return [

@@ -68,12 +68,14 @@ def accuracies(folders: Iterable[str]) -> dict[str, list[float]]:
 
 def _scored(run: pathlib.Path) -> tuple[str, float] | None:
     """The task of a run's folder and its accuracy; None where it is no such run, or unfinished."""
-    data = (workdir.read_json(run / workdir.CONFIG) or {}).get("data", {})
-    summary = workdir.read_json(run / workdir.SUMMARY)
-    is_other = any(data.get(name) != value for name, value in PROTOCOL.items())
-    if summary is None or is_other or "step" not in summary:  # Of a sweep there is none.
+    data = (workdir.read_json(run / workdir.CONFIG) or {}).get("data")
+    summary = workdir.read_summary(run)
+    if summary is None or not isinstance(data, dict):  # Of a sweep there is none.
         return None
-    return data["dataset"], summary["metrics"]["val/top1"]
+    if any(data.get(name) != value for name, value in PROTOCOL.items()):
+        return None
+    top1 = summary["metrics"].get("val/top1")
+    return None if top1 is None else (data["dataset"], top1)
 
 
 def by_task(found: Mapping[str, Sequence[float]]) -> list[dict]:
