@@ -3,7 +3,6 @@
 import collections
 import dataclasses
 import functools
-import itertools
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
@@ -207,32 +206,13 @@ def _titles(places: Sequence[str]) -> list[str]:
 
 
 def _look(model, params: dict, layers: Layers | None, images: np.ndarray, block: int) -> Seen:
-    """What attention says, with no more of a layer's weights at once than HELD bytes.
-
-    The batches go through the model together, so that each layer is read once.
-    """
-    T = int(np.prod(model.grid)) + model.has_cls + model.num_registers
-    size = min(max(1, HELD // (4 * model.size.num_heads * T * T)), NUM_SELECTED, len(images))
-    of_images = jax.vmap(
-        lambda A: attention_distance.mean_distance(A[None], model.grid, model.patch_pixels)
-    )
-    attention = inside.make_attention(
-        model, lambda A: (of_images(A), A.mean(axis=1, keepdims=True), A[0])
-    )
-    of_others = inside.make_attention(model, lambda A: (of_images(A), None, None))
-    firsts = range(0, len(images), size)
-    streams = _copies(layers(), len(firsts)) if layers else [None] * len(firsts)
-    batches = []
-    for first, stream in zip(firsts, streams, strict=True):
-        part = images[first : first + size]
-        padded = np.concatenate([part, np.zeros((size - len(part), *part.shape[1:]), part.dtype)])
-        tell = attention if first < NUM_SELECTED else of_others
-        batches.append((first, len(part), tell(params, padded, stream)))
+    """What attention says; the batches go through the layers together, and each is read once."""
     progress = metrics.Progress(seconds_between=10)
+    walks = _walks(model, params, layers, images)
     distances, joints, heads = [], {}, None
     for layer in range(model.size.num_layers):
         total = 0.0
-        for first, count, weights in batches:
+        for first, count, weights in walks:
             distance, mean, of_first = jax.device_get(next(weights))
             if not np.isfinite(distance).all():
                 raise CheckpointError(f"the attention of layer {layer} is no number everywhere.")
@@ -241,13 +221,40 @@ def _look(model, params: dict, layers: Layers | None, images: np.ndarray, block:
                 joints[first] = attention_rollout.deeper(joints.get(first), mean[:count])
             if first == 0 and layer == block:
                 heads = attention_heads.maps(of_first, model.grid, model.has_cls)
-            done = layer * len(images) + first + count
-            progress.show(f"attention {done / len(images) / model.size.num_layers:.0%}")
+            progress.show(f"layer {layer + 1}: {first + count}/{len(images)} images")
         distances.append(total / len(images))
     masks = [
         attention_rollout.of_output(joint, model.grid, model.has_cls) for joint in joints.values()
     ]
     return Seen(np.stack(distances), np.concatenate(masks)[:NUM_SELECTED], heads)
+
+
+def _walks(
+    model, params: dict, layers: Layers | None, images: np.ndarray
+) -> list[tuple[int, int, Iterator[tuple]]]:
+    """Batches of images: the first, how many, and what is told of each layer in turn.
+
+    That is the distances B h, and of images that are shown the mean of the heads B 1 T T and all
+    heads of the first h T T. A layer's weights take no more than HELD bytes.
+    """
+    T = int(np.prod(model.grid)) + model.has_cls + model.num_registers
+    size = min(max(1, HELD // (4 * model.size.num_heads * T * T)), NUM_SELECTED, len(images))
+    of_images = jax.vmap(
+        lambda A: attention_distance.mean_distance(A[None], model.grid, model.patch_pixels)
+    )
+    of_shown = inside.make_attention(
+        model, lambda A: (of_images(A), A.mean(axis=1, keepdims=True), A[0])
+    )
+    of_others = inside.make_attention(model, lambda A: (of_images(A), None, None))
+    firsts = range(0, len(images), size)
+    copies = _copies(layers(), len(firsts)) if layers else [None] * len(firsts)
+    walks = []
+    for first, own in zip(firsts, copies, strict=True):
+        part = images[first : first + size]
+        padded = np.concatenate([part, np.zeros((size - len(part), *part.shape[1:]), part.dtype)])
+        attention = of_shown if first < NUM_SELECTED else of_others
+        walks.append((first, len(part), attention(params, padded, own)))
+    return walks
 
 
 def _copies(layers: Iterable[dict], count: int) -> list[Iterator[dict]]:
@@ -263,11 +270,12 @@ def _copies(layers: Iterable[dict], count: int) -> list[Iterator[dict]]:
 
 def _fill(waiting: Sequence[collections.deque], layers: Iterator[dict]) -> bool:
     """Gives the next layer to all; False after the last."""
-    for layer in itertools.islice(layers, 1):
-        for each in waiting:
-            each.append(layer)
-        return True
-    return False
+    layer = next(layers, None)
+    if layer is None:
+        return False
+    for each in waiting:
+        each.append(layer)
+    return True
 
 
 def _of_split(whole: subject.Subject) -> np.ndarray:
