@@ -390,8 +390,10 @@ def test_one_run_goes_to_a_page_of_ones_choice_but_over_no_other_file(quickstart
         assert main.run(["report", "--no_model", run, f"--out={tmp_path / 'one.html'}"]) == 0
         assert Page(tmp_path / "one.html").sections > {"curves"}
     (tmp_path / "notes.html").write_text("mine")
-    with pytest.raises(ConfigError, match=r"notes\.html is there and is no page"):
-        main.run(["report", "--no_model", run, f"--out={tmp_path / 'notes.html'}"])
+    os.mkfifo(tmp_path / "pipe.html")
+    for name in ("notes", "pipe"):
+        with pytest.raises(ConfigError, match=rf"{name}\.html is there and is no page"):
+            main.run(["report", "--no_model", run, f"--out={tmp_path / f'{name}.html'}"])
     with pytest.raises(ConfigError, match="--out is empty"):
         main.run(["report", "--no_model", run, "--out="])
 

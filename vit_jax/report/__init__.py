@@ -22,11 +22,10 @@ def report(
 ) -> str:
     """Writes the page of every run in the folders, and one that compares them if there are several.
 
-    A page of one run alone goes to `out`, if that is given.
-
     Args:
       folders: workdirs; stages and the runs of sweeps lie inside them.
-      out: where the page that compares goes; without, into the one folder, or here.
+      out: where the page that compares goes, or that of a single run; without, into the one
+        folder, or here.
       with_model: show predictions and attention, for which the model is run.
       show: called with the state of affairs.
 
@@ -68,7 +67,10 @@ def _pass_over(why: str) -> None:
 
 def _is_free(place: pathlib.Path) -> bool:
     """Whether a page may stand there: in the place of an older one, or of nothing."""
-    return not place.exists() or place.read_bytes()[: len(h.START)] == h.START.encode()
+    if not place.is_file():
+        return not place.exists()
+    with place.open("rb") as file:
+        return file.read(len(h.START)) == h.START.encode()
 
 
 def _page(run: record.Record) -> pathlib.Path:
