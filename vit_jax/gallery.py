@@ -22,6 +22,7 @@ from vit_jax.figures import (
     position_similarity,
     style,
 )
+from vit_jax.models import ViT
 from vit_jax.models.vit import patchify
 
 NUM_PAIRS = 3  # Of Figure 6.
@@ -31,6 +32,17 @@ NUM_ROWS, NUM_PATCHES = 8, 8  # Filters, and the patches that answer most to eac
 HELD = 2**27  # Bytes of the attention weights of one layer.
 
 Layers = Callable[[], Iterable[dict]]  # Gives the parameters of each layer in turn.
+
+
+@dataclasses.dataclass(frozen=True)
+class Examined:
+    """A model, and the images that it looks at."""
+
+    where: str
+    model: ViT
+    params: dict  # Without those of the layers, where `layers` gives them.
+    layers: Layers | None
+    images: np.ndarray  # B H W 3 in [-1, 1].
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,18 +93,9 @@ def figures(
             f"--config.{next(iter(overrides))} amends the run's data; --image={files[0]} takes its "
             "place: give one of the two."
         )
-    has_data = bool(overrides) or (not files and loaded.config is not None)
-    if has_data:
-        whole = subject.prepare(where, overrides, "figures")
-        model, params, images = whole.model, whole.params, _of_split(whole)
-        layers = None
-    else:
-        model, (params, layers) = loaded.model, _in_parts(loaded)
-        photos = [_read(file) for file in files] or packaged.photos()
-        images = np.stack([loaded.recipe(photo) for photo in photos[:NUM_IMAGES]])
-    _refuse_no_numbers(where, params)
-    title = runs.title_of(loaded.section, model.image_size)
-    drawings = _drawings(model, params, layers, images, title, block)
+    whole = _examined(where, loaded, files, overrides)
+    title = runs.title_of(loaded.section, whole.model.image_size)
+    drawings = _drawings(whole, title, block)
     if beside:
         found = _positions([where, *beside])
         drawings["figure10"] = lambda: position_similarity.plot(found)
@@ -107,13 +110,23 @@ def figures(
         drawn = {name: drawings[name]() for name in names}  # Damaged weights leave no file.
         for name, figure in drawn.items():
             style.save(figure, pathlib.Path(out), name)
-    return f"done: figures={','.join(names)} images={len(images)} out={out}"
+    return f"done: figures={','.join(names)} images={len(whole.images)} out={out}"
 
 
-def _refuse_no_numbers(where: str, params: dict) -> None:
-    for name, array in trees.flatten(params).items():
+def _examined(
+    where: str, loaded: load.Loaded, files: Sequence[str], overrides: Mapping[str, str]
+) -> Examined:
+    if overrides or (not files and loaded.config is not None):
+        whole = subject.prepare(where, overrides, "figures")
+        found = Examined(where, whole.model, whole.params, None, _of_split(whole))
+    else:
+        photos = [_read(file) for file in files] or packaged.photos()
+        images = np.stack([loaded.recipe(photo) for photo in photos])
+        found = Examined(where, loaded.model, *_in_parts(loaded), images)
+    for name, array in trees.flatten(found.params).items():
         if not np.isfinite(array).all():
             raise CheckpointError(f"{where}: {name} holds values that are no numbers.")
+    return found
 
 
 def _in_parts(loaded: load.Loaded) -> tuple[dict, Layers | None]:
@@ -135,12 +148,10 @@ def _in_parts(loaded: load.Loaded) -> tuple[dict, Layers | None]:
     return jax.device_put(loaded.params(others)), layers
 
 
-def _drawings(
-    model, params: dict, layers: Layers | None, images: np.ndarray, title: str, block: int
-) -> dict[str, Callable[[], style.Figure]]:
+def _drawings(whole: Examined, title: str, block: int) -> dict[str, Callable[[], style.Figure]]:
     """What draws each figure that there is of a model; what several need is found once."""
-    shown = (images + 1) / 2
-    seen = functools.cache(lambda: _look(model, params, layers, images, block))
+    model, params, shown = whole.model, whole.params, (whole.images + 1) / 2
+    seen = functools.cache(lambda: _look(whole, block))
     components = functools.cache(
         lambda: filters.principal_components(inside.filters(model, params))
     )
@@ -182,16 +193,13 @@ def _positions(places: Sequence[str]) -> dict[str, np.ndarray]:
     """Cosines of the position embeddings of several models, by their folders or files."""
     found = {}
     for where, title in zip(places, _titles(places), strict=True):
-        loaded = load.load(where)
-        inside.refuse_without_attention(loaded.model, where)
-        names = [name for name in loaded.weights.shapes if "posembed_input" in name]
-        table = inside.positions(loaded.model, {"Transformer": {}} | loaded.params(names))
+        model, table = subject.positions(where)
+        inside.refuse_without_attention(model, where)
         if table is None:
             raise ConfigError(
-                f"{where} adds nothing to its patches: its pos_embed is "
-                f"{loaded.model.layers.pos_embed!r}."
+                f"{where} adds nothing to its patches: its pos_embed is {model.layers.pos_embed!r}."
             )
-        found[title] = position_similarity.similarity(table, loaded.model.grid)
+        found[title] = position_similarity.similarity(table, model.grid)
     return found
 
 
@@ -205,17 +213,19 @@ def _titles(places: Sequence[str]) -> list[str]:
     raise ConfigError(f"--beside={places[-1]} is there twice.")
 
 
-def _look(model, params: dict, layers: Layers | None, images: np.ndarray, block: int) -> Seen:
+def _look(whole: Examined, block: int) -> Seen:
     """What attention says; the batches go through the layers together, and each is read once."""
     progress = metrics.Progress(seconds_between=10)
-    walks = _walks(model, params, layers, images)
+    model, images, walks = whole.model, whole.images, _walks(whole)
     distances, joints, heads = [], {}, None
     for layer in range(model.size.num_layers):
         total = 0.0
         for first, count, weights in walks:
             distance, mean, of_first = jax.device_get(next(weights))
             if not np.isfinite(distance).all():
-                raise CheckpointError(f"the attention of layer {layer} is no number everywhere.")
+                raise CheckpointError(
+                    f"{whole.where}: the attention of layer {layer} is no number everywhere."
+                )
             total = total + distance[:count].sum(axis=0)
             if mean is not None:
                 joints[first] = attention_rollout.deeper(joints.get(first), mean[:count])
@@ -229,14 +239,13 @@ def _look(model, params: dict, layers: Layers | None, images: np.ndarray, block:
     return Seen(np.stack(distances), np.concatenate(masks)[:NUM_SELECTED], heads)
 
 
-def _walks(
-    model, params: dict, layers: Layers | None, images: np.ndarray
-) -> list[tuple[int, int, Iterator[tuple]]]:
+def _walks(whole: Examined) -> list[tuple[int, int, Iterator[tuple]]]:
     """Batches of images: the first, how many, and what is told of each layer in turn.
 
     That is the distances B h, and of images that are shown the mean of the heads B 1 T T and all
     heads of the first h T T. A layer's weights take no more than HELD bytes.
     """
+    model, images, layers = whole.model, whole.images, whole.layers
     T = int(np.prod(model.grid)) + model.has_cls + model.num_registers
     size = min(max(1, HELD // (4 * model.size.num_heads * T * T)), NUM_SELECTED, len(images))
     of_images = jax.vmap(
@@ -253,7 +262,7 @@ def _walks(
         part = images[first : first + size]
         padded = np.concatenate([part, np.zeros((size - len(part), *part.shape[1:]), part.dtype)])
         attention = of_shown if first < NUM_SELECTED else of_others
-        walks.append((first, len(part), attention(params, padded, own)))
+        walks.append((first, len(part), attention(whole.params, padded, own)))
     return walks
 
 

@@ -289,7 +289,7 @@ def run(argv: list[str]) -> int:
         rest = ["train", *rest]
     args = flags.make_parser().parse_args(rest)
     if getattr(args, "out", None) == "":
-        raise ConfigError("--out is empty; name a place, or leave it away.")
+        raise ConfigError("--out is empty; name a place.")
     return VERBS[args.verb](args, file, overrides)
 
 

@@ -5,13 +5,15 @@ import pathlib
 from collections.abc import Mapping
 
 import jax
+import numpy as np
 
 from vit_jax import config as config_lib
 from vit_jax import load, sharding
 from vit_jax.data.preprocess import EvalRecipe
 from vit_jax.data.sources import open_both, open_split
 from vit_jax.errors import ConfigError
-from vit_jax.models import build
+from vit_jax.figures import inside
+from vit_jax.models import ViT, build
 from vit_jax.schema import Config, Task
 
 AMENDABLE = ("data.", "batch_size")
@@ -94,6 +96,18 @@ def prepare(where: str, overrides: Mapping[str, str], verb: str = "evaluate") ->
         crop_fraction=data.crop_fraction,
     )
     return Subject(loaded, config, overrides, model, params, recipe, mesh)
+
+
+def positions(where: str | pathlib.Path) -> tuple[load.Model, np.ndarray | None]:
+    """The model behind WHERE and the position embeddings N D of its patches; None without any.
+
+    No other parameters are read.
+    """
+    loaded = load.load(where)
+    if not isinstance(loaded.model, ViT):
+        return loaded.model, None
+    names = [name for name in loaded.weights.shapes if "posembed_input" in name]
+    return loaded.model, inside.positions(loaded.model, {"Transformer": {}} | loaded.params(names))
 
 
 def _amended(loaded: load.Loaded, overrides: Mapping[str, str], verb: str) -> Config:

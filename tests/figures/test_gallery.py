@@ -90,9 +90,11 @@ def test_one_figure_can_be_drawn_alone(tmp_path, capsys):
 def test_images_in_several_batches_are_seen_as_all_at_once(tmp_path, monkeypatch):
     loaded = load.load(weights(tmp_path, "vit_ti16", 64))
     images = np.random.default_rng(0).uniform(-1, 1, (5, 64, 64, 3)).astype(np.float32)
-    whole = gallery._look(loaded.model, loaded.params(), None, images, block=0)
+    held = gallery.Examined("weights", loaded.model, loaded.params(), None, images)
+    whole = gallery._look(held, block=0)
     monkeypatch.setattr(gallery, "HELD", 2 * 4 * 3 * 17**2)  # Two images' weights.
-    parts = gallery._look(loaded.model, *gallery._in_parts(loaded), images, block=0)
+    read = gallery.Examined("weights", loaded.model, *gallery._in_parts(loaded), images)
+    parts = gallery._look(read, block=0)
     for name in ("distances", "masks", "heads"):
         np.testing.assert_allclose(getattr(parts, name), getattr(whole, name), rtol=1e-5)
     assert whole.distances.shape == (2, 3)

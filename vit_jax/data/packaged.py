@@ -1,4 +1,4 @@
-"""Images inside Python packages, read without these: importing scikit-learn takes two seconds."""
+"""Images inside Python packages, read without these: importing scikit-learn takes seconds."""
 
 import importlib.util
 import pathlib

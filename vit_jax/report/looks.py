@@ -6,14 +6,13 @@ import pathlib
 
 import numpy as np
 
-from vit_jax import assemble, load, runs, subject, trees
+from vit_jax import assemble, runs, subject
 from vit_jax.data import subsets
 from vit_jax.data.preprocess import from_unit_range
 from vit_jax.data.sources import relabelled
 from vit_jax.errors import CheckpointError, ConfigError
 from vit_jax.evaluators import classification
 from vit_jax.figures import attention_rollout, inside, position_similarity, style
-from vit_jax.models import ViT
 from vit_jax.report.record import Record
 
 NUM_SHOWN = 8  # Right and wrong predictions, each.
@@ -135,13 +134,8 @@ def positions(run: Record) -> dict[str, np.ndarray]:
 
 def _cosines(where: pathlib.Path) -> np.ndarray | None:
     """Of the position embeddings of a checkpoint or file; None where there are none."""
-    loaded = load.load(where)
-    if not isinstance(loaded.model, ViT):
-        return None
-    names = [name for name in loaded.weights.shapes if "posembed_input" in name]
-    known = trees.unflatten(dict(loaded.weights.read(names)))
-    table = inside.positions(loaded.model, {"Transformer": {}} | known)
-    return None if table is None else position_similarity.similarity(table, loaded.model.grid)
+    model, table = subject.positions(where)
+    return None if table is None else position_similarity.similarity(table, model.grid)
 
 
 def _tiles(cosines: np.ndarray) -> np.ndarray:
