@@ -14,7 +14,7 @@ import sys
 import numpy as np
 
 from vit_jax.data.sources import make_source
-from vit_jax.evaluators import fewshot
+from vit_jax.evaluation import fewshot
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 

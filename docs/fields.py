@@ -1,8 +1,8 @@
-"""Puts the tables of every config field into fields.md, from `vit_jax/schema.py`."""
+"""Puts the tables of every config field into fields.md, from `vit_jax/config/schema.py`."""
 
 import dataclasses
 
-from vit_jax import schema
+from vit_jax.config import schema
 
 MARK = "<!-- fields -->"
 

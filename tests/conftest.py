@@ -15,73 +15,19 @@ os.environ["XLA_FLAGS"] = (
     + " --xla_cpu_use_fusion_emitters=false" * (jaxlib.version.__version_info__ < (0, 11))
 )
 
-import dataclasses
-import json
 import pathlib
-import subprocess
-import sys
 
 import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from vit_jax import checkpoint
-
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 def pytest_collection_modifyitems(items):
     """The slow files first, so that no process is left alone with one at the end."""
-    items.sort(key=lambda item: item.path.name not in ("test_resume.py", "test_train.py"))
-
-
-ROOT = pathlib.Path(__file__).parent.parent
-
-
-@dataclasses.dataclass(frozen=True)
-class Finished:
-    """What a command line left behind."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def error(self) -> str:
-        """The one line of a user's mistake; a traceback fails the test."""
-        lines = [line for line in self.err.splitlines() if line.startswith("vit_jax: ")]
-        assert "Traceback" not in self.err, self.err
-        assert len(lines) == 1, self.err
-        return lines[0]
-
-
-def run_main(*arguments: str, devices: int = 1, timeout: float = 300) -> Finished:
-    """`python -m vit_jax.main` in a process of its own."""
-    environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices), "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-m", "vit_jax.main", *map(str, arguments)],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-    )
-    return Finished(done.returncode, done.stdout, done.stderr)
-
-
-TIMINGS = ("train/img_per_sec", "train/data_wait", "train/device", "train/host")
-
-
-def records(folder: pathlib.Path) -> list[dict]:
-    """The lines of metrics.jsonl without what a clock measured."""
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in TIMINGS} for line in lines]
-
-
-def final_state(folder: pathlib.Path) -> dict[str, dict]:
-    """The checksum of every array of the newest checkpoint, optimiser included."""
-    return checkpoint.read_manifest(checkpoint.find(folder))["leaves"]
+    items.sort(key=lambda item: item.path.name not in ("test_train_resume.py", "test_train.py"))
 
 
 @pytest.fixture(scope="session")

@@ -2,18 +2,20 @@
 
 import ast
 import dataclasses
-import pathlib
 import re
 
 import jax
 import pytest
 
-from vit_jax import assemble, sharding, sweep, tasks, workdir
+from tests.support.runs import ROOT
 from vit_jax import config as config_lib
+from vit_jax.checkpoints import workdir
+from vit_jax.config.schema import Config
+from vit_jax.distributed import mesh
 from vit_jax.errors import ConfigError
-from vit_jax.schema import Config
+from vit_jax.tasks import registry as task_registry
+from vit_jax.training import build, sweep
 
-ROOT = pathlib.Path(__file__).parent.parent
 FILES = sorted(path.name for path in (ROOT / "configs").glob("*.py"))
 DOCS = (ROOT / "docs" / "configs.md").read_text(encoding="utf-8")
 ROWS = re.findall(r"^\| `([a-z0-9_]+\.py(?::[^` ]+)?)` \|", DOCS, flags=re.MULTILINE)
@@ -32,7 +34,7 @@ def get(config: Config, name: str):
 @pytest.mark.parametrize("row", ROWS)
 def test_a_documented_row_builds_at_full_size(row):
     for stage in checked(row).values():
-        tasks.build_model(stage, num_classes=1000)
+        task_registry.build_model(stage, num_classes=1000)
 
 
 def test_every_file_is_documented_with_a_run_of_its_trial():
@@ -302,7 +304,7 @@ TRIALS = [row for row in ROWS if re.search(r"[:,]smoke$", row)]
 def quick_compiling(monkeypatch):
     """One of the eight devices and slow programs: two steps are nothing beside compiling them."""
     monkeypatch.setattr(
-        assemble, "build_mesh", lambda config: sharding.make_mesh(devices=jax.devices()[:1])
+        build, "build_mesh", lambda config: mesh.make_mesh(devices=jax.devices()[:1])
     )
     jax.config.update("jax_disable_most_optimizations", True)
     yield

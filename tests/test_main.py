@@ -8,9 +8,9 @@ import textwrap
 
 import numpy as np
 import pytest
-from conftest import ROOT, run_main
 from PIL import Image
 
+from tests.support.runs import ROOT, run_main
 from vit_jax import main
 from vit_jax.errors import VitJaxError
 

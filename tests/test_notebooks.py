@@ -7,12 +7,13 @@ import sys
 
 import nbformat
 import pytest
-from conftest import ROOT
 from ipykernel.kernelspec import make_ipkernel_cmd
 from IPython.core.inputtransformer2 import TransformerManager
 from jupyter_client import AsyncKernelManager
 from jupyter_client.kernelspec import KernelSpec
 from nbclient import NotebookClient
+
+from tests.support.runs import ROOT
 
 FOLDER = ROOT / "notebooks"
 FILES = sorted(FOLDER.glob("*.ipynb"))

@@ -8,16 +8,16 @@ import typing
 
 if typing.TYPE_CHECKING:
     from vit_jax.data.preprocess import preprocess
-    from vit_jax.load import load_params
-    from vit_jax.models import create_model, list_models
+    from vit_jax.models.registry import create_model, list_models
+    from vit_jax.weights.load import load_params
 
 __all__ = ["create_model", "list_models", "load_params", "preprocess"]
 __version__ = "0.1.0"
 
 _HOMES = {
-    "create_model": "vit_jax.models",
-    "list_models": "vit_jax.models",
-    "load_params": "vit_jax.load",
+    "create_model": "vit_jax.models.registry",
+    "list_models": "vit_jax.models.registry",
+    "load_params": "vit_jax.weights.load",
     "preprocess": "vit_jax.data.preprocess",
 }
 

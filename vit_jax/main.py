@@ -11,14 +11,15 @@ import sys
 import traceback
 
 from vit_jax import config as config_lib
-from vit_jax import flags, hosts, launchers
+from vit_jax.cli import parser
+from vit_jax.distributed import cluster, multihost
 from vit_jax.errors import CheckpointError, ConfigError, HostError, VitJaxError, nearest
 
 
 def run_train(args, file: str | None, overrides: dict[str, str]) -> int:
     if not args.workdir:
         raise ConfigError("--workdir is empty; name the folder of the run.")
-    from vit_jax import workdir
+    from vit_jax.checkpoints import workdir
 
     folder = pathlib.Path(args.workdir)
     if file is not None:
@@ -31,21 +32,23 @@ def run_train(args, file: str | None, overrides: dict[str, str]) -> int:
     for stage in stages.values():
         _judge(stage.init.path or None)
     workdir.refuse_in_use(folder)
-    how = launchers.find(args.coordinator, args.num_processes, args.process_id)
-    hosts.start(how, args.host_timeout or hosts.TIMEOUT)
-    from vit_jax import assemble, report, sweep
-    from vit_jax.profiler import Window
+    how = cluster.find(args.coordinator, args.num_processes, args.process_id)
+    multihost.start(how, args.host_timeout or multihost.TIMEOUT)
+    from vit_jax.distributed.compilation_cache import keep_compiled_programs
+    from vit_jax.report import write
+    from vit_jax.training import sweep
+    from vit_jax.training.profiler import Window
 
-    assemble.keep_compiled_programs()
+    keep_compiled_programs()
     profile = args.profile and Window(args.profile[0], sum(args.profile) - 1)
     shard = args.shard and sweep.Shard(*args.shard)
     line = sweep.run(stages, folder, fallback=args.fallback, profile=profile, shard=shard)
-    is_first = hosts.is_first()
+    is_first = multihost.is_first()
     if is_first:
         print(line, flush=True)
-    hosts.finish()
+    multihost.finish()
     if is_first:  # The others need not wait for it.
-        report.after_training(folder)
+        write.after_training(folder)
     return 0
 
 
@@ -54,17 +57,17 @@ def run_evaluate(args, file: str | None, overrides: dict[str, str]) -> int:
     _refuse_config_file(file, "evaluate")
     if bool(args.workdir) == bool(args.checkpoint):
         raise ConfigError("evaluate needs --workdir=DIR or --checkpoint=WHERE, one of the two.")
-    options = flags.protocol_options(args)
-    from vit_jax.assemble import keep_compiled_programs
+    options = parser.protocol_options(args)
+    from vit_jax.distributed.compilation_cache import keep_compiled_programs
 
     keep_compiled_programs()
     where = args.workdir or args.checkpoint
     if args.protocol == "classification":
-        from vit_jax.evaluate import evaluate
+        from vit_jax.evaluation.evaluate import evaluate
 
         line = evaluate(where, overrides, args.out, **options)
     else:
-        from vit_jax.protocols import examine
+        from vit_jax.evaluation.protocols import examine
 
         line = examine(args.protocol, where, overrides, args.out, **options)
     print(line, flush=True)
@@ -74,8 +77,8 @@ def run_evaluate(args, file: str | None, overrides: dict[str, str]) -> int:
 def run_features(args, file: str | None, overrides: dict[str, str]) -> int:
     _judge(args.checkpoint)
     _refuse_config_file(file, "features")
-    from vit_jax.assemble import keep_compiled_programs
-    from vit_jax.features import features
+    from vit_jax.distributed.compilation_cache import keep_compiled_programs
+    from vit_jax.evaluation.extract import features
 
     keep_compiled_programs()
     print(features(args.checkpoint, overrides, args.out, layer=args.layer, half=args.half))
@@ -85,8 +88,8 @@ def run_features(args, file: str | None, overrides: dict[str, str]) -> int:
 def run_figures(args, file: str | None, overrides: dict[str, str]) -> int:
     _judge(args.checkpoint)
     _refuse_config_file(file, "figures")
-    from vit_jax.assemble import keep_compiled_programs
-    from vit_jax.gallery import figures
+    from vit_jax.distributed.compilation_cache import keep_compiled_programs
+    from vit_jax.figures.draw import figures
 
     keep_compiled_programs()
     line = figures(
@@ -105,21 +108,21 @@ def run_figures(args, file: str | None, overrides: dict[str, str]) -> int:
 
 def run_report(args, file: str | None, overrides: dict[str, str]) -> int:
     _refuse_config_file(file, "report", overrides)
-    from vit_jax.assemble import keep_compiled_programs
-    from vit_jax.metrics import Progress
-    from vit_jax.report import report
+    from vit_jax.distributed.compilation_cache import keep_compiled_programs
+    from vit_jax.distributed.progress import Progress
+    from vit_jax.report import write
 
     keep_compiled_programs()
     options = {"with_model": not args.no_model, "show": Progress(seconds_between=10).show}
-    print(report(args.workdirs, args.out, **options), flush=True)
+    print(write.report(args.workdirs, args.out, **options), flush=True)
     return 0
 
 
 def run_predict(args, file: str | None, overrides: dict[str, str]) -> int:
     _judge(args.checkpoint)
-    from vit_jax.assemble import keep_compiled_programs
+    from vit_jax.distributed.compilation_cache import keep_compiled_programs
     from vit_jax.errors import DataError
-    from vit_jax.predict import predict
+    from vit_jax.evaluation.predict import predict
 
     keep_compiled_programs()
     _refuse_config_file(file, "predict", overrides)
@@ -131,7 +134,7 @@ def run_predict(args, file: str | None, overrides: dict[str, str]) -> int:
 
 def run_inspect(args, file: str | None, overrides: dict[str, str]) -> int:
     _judge(args.where)
-    from vit_jax.inspect import inspect
+    from vit_jax.weights.inspect_checkpoint import inspect
 
     _refuse_config_file(file, "inspect", overrides)
     print(inspect(args.where, args.json))
@@ -140,8 +143,8 @@ def run_inspect(args, file: str | None, overrides: dict[str, str]) -> int:
 
 def run_convert(args, file: str | None, overrides: dict[str, str]) -> int:
     _judge(args.source)
-    from vit_jax.assemble import keep_compiled_programs
-    from vit_jax.convert import convert
+    from vit_jax.distributed.compilation_cache import keep_compiled_programs
+    from vit_jax.weights.convert import convert
 
     keep_compiled_programs()
     _refuse_config_file(file, "convert", overrides)
@@ -160,7 +163,7 @@ def run_convert(args, file: str | None, overrides: dict[str, str]) -> int:
 
 
 def run_models(args, file: str | None, overrides: dict[str, str]) -> int:
-    from vit_jax.models_table import models_table
+    from vit_jax.weights.list_models import models_table
 
     _refuse_config_file(file, "models", overrides)
     print(models_table(args.pattern, args.json))
@@ -176,7 +179,7 @@ def run_tables(args, file: str | None, overrides: dict[str, str]) -> int:
 
 
 def run_prepare(args, file: str | None, overrides: dict[str, str]) -> int:
-    from vit_jax.prepare import prepare
+    from vit_jax.prepare.prepare import prepare
 
     if file is not None or overrides:
         raise ConfigError("prepare takes no --config; `prepare --help` lists its flags.")
@@ -186,8 +189,8 @@ def run_prepare(args, file: str | None, overrides: dict[str, str]) -> int:
 
 
 def run_benchmark(args, file: str | None, overrides: dict[str, str]) -> int:
-    from vit_jax.benchmark import benchmark, make_cells
-    from vit_jax.contestants import Timm
+    from vit_jax.benchmark.benchmark import benchmark, make_cells
+    from vit_jax.benchmark.runners import Timm
     from vit_jax.tables import benchmarks
 
     if file is not None:
@@ -200,7 +203,7 @@ def run_benchmark(args, file: str | None, overrides: dict[str, str]) -> int:
         mode=args.mode,
         warmup=args.warmup,
         steps=args.steps,
-        fields=flags.short_fields(args) | overrides,
+        fields=parser.short_fields(args) | overrides,
     )
     records = benchmark(
         cells,
@@ -223,7 +226,7 @@ def run_plan(args, file: str | None, overrides: dict[str, str]) -> int:
     for key, text in (args.mesh | overrides).items():
         config_lib.override(config, key, text)
     stages = config_lib.check(config)
-    from vit_jax import plan
+    from vit_jax.planning import plan
 
     if args.compile:
         plan.pretend(args.devices, stages.values())
@@ -250,7 +253,7 @@ def _judge(where: str | None) -> None:
     """Refuses a hostile or damaged file of weights before the slow imports."""
     path = pathlib.Path(where or ".")
     if path.exists() and not path.is_dir():
-        from vit_jax.interop.archive import open_archive
+        from vit_jax.weights.archive import open_archive
 
         open_archive(path)
 
@@ -280,14 +283,14 @@ VERBS = {
 
 def run(argv: list[str]) -> int:
     """Runs one command line and returns its exit code; mistakes raise VitJaxError."""
-    rest, file, overrides = flags.split_config_flags(argv)
+    rest, file, overrides = parser.split_config_flags(argv)
     if rest and not rest[0].startswith("-") and rest[0] not in VERBS:
         raise ConfigError(
             f"{rest[0]!r} is no verb; choose from {', '.join(VERBS)}.{nearest(rest[0], VERBS)}"
         )
     if not rest or rest[0] not in (*VERBS, "--help", "-h"):
         rest = ["train", *rest]
-    args = flags.make_parser().parse_args(rest)
+    args = parser.make_parser().parse_args(rest)
     if getattr(args, "out", None) == "":
         raise ConfigError("--out is empty; name a place.")
     return VERBS[args.verb](args, file, overrides)
@@ -305,9 +308,9 @@ def main() -> None:
         _leave(_words(error), _exit_code(error), argv)
     except Exception as error:
         if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
-            if hosts.is_lost(error):
+            if multihost.is_lost(error):
                 _leave(f"a step broke off: {error}", HostError.exit_code, argv)
-            hosts.leave(traceback.format_exc(), 1)
+            multihost.leave(traceback.format_exc(), 1)
             raise  # A bug of ours: with its traceback, and exit code 1.
         advice = "a smaller batch_size, model or image_size needs less"
         _leave(f"out of memory; {advice} ({error}).", ConfigError.exit_code, argv)
@@ -317,7 +320,7 @@ def _leave(words: str, code: int, argv: list[str]) -> None:
     if "--debug" in argv:
         traceback.print_exc()
     line = " ".join(words.split())
-    hosts.leave(line, code)  # Of several processes; else:
+    multihost.leave(line, code)  # Of several processes; else:
     print(f"vit_jax: {line}", file=sys.stderr)
     sys.exit(code)
 

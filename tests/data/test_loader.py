@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vit_jax import sharding
-from vit_jax.data.folder import FolderSource
+from vit_jax.data.image_folder import FolderSource
 from vit_jax.data.loader import (
     GRAIN_SHUFFLE_FROM,
     PADDING_ID,
@@ -26,6 +25,7 @@ from vit_jax.data.loader import (
 )
 from vit_jax.data.preprocess import EvalRecipe, TrainRecipe
 from vit_jax.data.sources import ArraySource, FakeSource, make_source
+from vit_jax.distributed import mesh as mesh_lib
 from vit_jax.errors import ConfigError, DataError
 
 SIZE = (4, 6)
@@ -226,9 +226,9 @@ def test_the_crc_is_of_the_ids_as_little_endian_words():
 
 @pytest.mark.parametrize("devices", [1, 8])
 def test_rows_arrive_on_devices_in_order_and_ids_stay_behind(devices):
-    mesh = sharding.make_mesh(devices=jax.devices()[:devices])
+    mesh = mesh_lib.make_mesh(devices=jax.devices()[:devices])
     batch = eval_batches(FakeSource(11, SIZE, ("a", "b"), 0), 16)[0]
-    arrays = to_devices(batch, sharding.batch_sharding(mesh))
+    arrays = to_devices(batch, mesh_lib.batch_sharding(mesh))
     assert set(arrays) == {"image", "label", "mask"}
     for name, array in arrays.items():
         assert len(array.sharding.device_set) == devices

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vit_jax.data.classes import Relabelled, relabelled, union
+from vit_jax.config.schema import Data
+from vit_jax.data.labels import Relabelled, relabelled, union
 from vit_jax.data.mixture import mix
 from vit_jax.data.sources import ArraySource, open_split, open_training
 from vit_jax.errors import DataError
-from vit_jax.schema import Data
 
 
 def a_source(labels, classes, first_pixel=0) -> ArraySource:

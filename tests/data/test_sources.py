@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from vit_jax.data import packaged
-from vit_jax.data.images import decode
+from vit_jax.data.decode import decode
 from vit_jax.data.sources import make_source
 from vit_jax.errors import DataError
 

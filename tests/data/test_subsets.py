@@ -5,11 +5,11 @@ import dataclasses
 import numpy as np
 import pytest
 
+from vit_jax.config.schema import Data
 from vit_jax.data import subsets
 from vit_jax.data.mixture import Mixture, mix
 from vit_jax.data.sources import ArraySource, open_both, open_training
 from vit_jax.errors import DataError
-from vit_jax.schema import Data
 
 LABELS = np.repeat([0, 1, 2], [30, 20, 10])
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import pathlib
 import pickle
 import subprocess
 import sys
@@ -12,14 +11,14 @@ import PIL.Image
 import pytest
 import tensorflow_datasets as tfds
 
+from tests.support.runs import ROOT
 from vit_jax import config as config_lib
+from vit_jax.config.schema import Data
 from vit_jax.data import vtab
-from vit_jax.data.images import decode
+from vit_jax.data.decode import decode
 from vit_jax.data.sources import make_source, open_both
 from vit_jax.errors import DataError
-from vit_jax.schema import Data
 
-ROOT = pathlib.Path(__file__).parent.parent.parent
 RETINOPATHY = "diabetic_retinopathy_detection/btgraham-300"
 CATALOGUE = {  # Examples of each split, from the catalogue of TensorFlow Datasets.
     "caltech101": {"train": 3059, "test": 6085},

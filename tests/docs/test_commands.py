@@ -4,14 +4,15 @@ import ast
 import re
 import shlex
 
-import desk as desk_lib
-import pages
 import pytest
-from conftest import ROOT
-from desk import desk, small  # noqa: F401
 
+from tests.support import documents as pages
+from tests.support import trial_runs as desk_lib
+from tests.support.runs import ROOT
+from tests.support.trial_runs import desk, small  # noqa: F401
 from vit_jax import config as config_lib
-from vit_jax import flags, main
+from vit_jax import main
+from vit_jax.cli import parser
 from vit_jax.errors import VitJaxError
 
 NOT_RUN = {  # These are taken apart, and their files, flags and tests looked up.
@@ -92,9 +93,9 @@ def check_script(script: str, *words: str) -> None:
 
 def check_flags(words: list[str]) -> None:
     """A verb, its flags, and a config that passes its checks with all that is set on top."""
-    rest, file, overrides = flags.split_config_flags(words)
+    rest, file, overrides = parser.split_config_flags(words)
     verb = [] if rest and rest[0] in main.VERBS else ["train"]
-    flags.make_parser().parse_args([*verb, *rest])
+    parser.make_parser().parse_args([*verb, *rest])
     if file is not None:
         config = config_lib.load(file)
         for key, text in overrides.items():

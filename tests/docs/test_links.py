@@ -3,11 +3,12 @@
 import dataclasses
 import re
 
-import pages
 import pytest
-from conftest import ROOT
 
-from vit_jax import main, schema
+from tests.support import documents as pages
+from tests.support.runs import ROOT
+from vit_jax import main
+from vit_jax.config import schema
 
 LINKED = [*pages.PAGES, ROOT / "notebooks" / "README.md"]
 PATHS = r"(?<![\w/.])(?:vit_jax|configs|docs|tests|benchmarks|notebooks)/[\w/]+\.(?:py|md|json)\b"

@@ -3,11 +3,12 @@
 import doctest
 import importlib
 
-import desk as desk_lib
-import pages
 import pytest
-from conftest import ROOT
-from desk import desk, small  # noqa: F401
+
+from tests.support import documents as pages
+from tests.support import trial_runs as desk_lib
+from tests.support.runs import ROOT
+from tests.support.trial_runs import desk, small  # noqa: F401
 
 # They state numbers of the models as they are.
 WHOLE = ("docs/models.md", "docs/tables.md")

@@ -5,9 +5,10 @@ import pydoc
 import re
 
 import pytest
-from conftest import ROOT
 from mkdocs.commands.build import build
 from mkdocs.config import load_config
+
+from tests.support.runs import ROOT
 
 ELSEWHERE = r'<(?:script|link|img|iframe|source)\b[^>]*(?:src|href)="(?:https?:)?//[^"]+"'
 

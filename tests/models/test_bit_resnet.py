@@ -3,14 +3,14 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import paper
 import pytest
-from tiny import assert_close, equations, named, some_images, some_resnet_params
 
+from tests.support import reference_vit
+from tests.support.tiny import assert_close, equations, named, some_images, some_resnet_params
 from vit_jax import create_model
 from vit_jax.errors import ConfigError
-from vit_jax.models import make_init, param_shapes
 from vit_jax.models.bit_resnet import BitResNet
+from vit_jax.models.registry import make_init, param_shapes
 
 SIZE = (45, 38)  # Feature maps of 23x19, 12x10, 6x5 and 3x3.
 
@@ -24,7 +24,7 @@ def bit_params(model):
 
 
 def assert_all_close(model, params, images, pixels):
-    seen, maps = named(model, params, images), paper.bit_resnet(params, pixels)
+    seen, maps = named(model, params, images), reference_vit.bit_resnet(params, pixels)
     assert list(maps)[:-1] == [f"block{b + 1}" for b in range(len(model.units))]
     for name, expected in maps.items():
         for i in range(len(images)):
@@ -48,11 +48,15 @@ def test_the_model_is_that_of_numpy_with_more_units_a_head_and_other_pixels():
 
 def test_zeros_at_the_border_win_over_negative_values_in_the_max_pooling(monkeypatch):
     dark = np.full((4, 4, 1), -1.0)
-    np.testing.assert_array_equal(paper.max_pool(dark, paper.EVEN)[..., 0], [[0, 0], [0, -1]])
+    np.testing.assert_array_equal(
+        reference_vit.max_pool(dark, reference_vit.EVEN)[..., 0], [[0, 0], [0, -1]]
+    )
     model, images = small((10, 10), (1,)), some_images(1, 10, 10, 3)
     params = bit_params(model)
     assert_all_close(model, params, images, images)
-    monkeypatch.setattr(paper, "max_pool", lambda x, _: paper.pooled(x, paper.EVEN, -np.inf))
+    monkeypatch.setattr(
+        reference_vit, "max_pool", lambda x, _: reference_vit.pooled(x, reference_vit.EVEN, -np.inf)
+    )
     with pytest.raises(AssertionError, match="Mismatched elements"):
         assert_all_close(model, params, images, images)
 

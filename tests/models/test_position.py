@@ -1,12 +1,12 @@
 """Table 8: each position embedding, in each of its places, against loops in numpy."""
 
 import numpy as np
-import paper
 import pytest
-from tiny import forward, some_images, some_params, tiny
 
-from vit_jax.models import param_shapes
+from tests.support import reference_vit
+from tests.support.tiny import forward, some_images, some_params, tiny
 from vit_jax.models.position import PositionEmbedding, RelativeKeys, sincos
+from vit_jax.models.registry import param_shapes
 
 TABLE_8 = [
     ("none", "stem"),
@@ -34,7 +34,7 @@ def test_a_model_with_each_position_embedding_is_the_papers(kind, at, more):
     model = tiny(pos_embed=kind, pos_embed_at=at, **more)
     params, images = some_params(model), some_images(1, 8, 12, 3)
     pool = more.get("pool", "token")
-    expected = paper.vit(params, images, pool=pool, pos_embed=kind, pos_embed_at=at)
+    expected = reference_vit.vit(params, images, pool=pool, pos_embed=kind, pos_embed_at=at)
     np.testing.assert_allclose(forward(model, params, images), expected, rtol=1e-4, atol=1e-4)
 
 
@@ -95,7 +95,7 @@ def test_sines_and_cosines_of_the_column_come_before_those_of_the_row():
     waves = [[np.sin(at), np.sin(at * 1e-4), np.cos(at), np.cos(at * 1e-4)] for at in range(3)]
     expected = [waves[column] + waves[row] for row, column in places]
     np.testing.assert_allclose(sincos((2, 3), 8), expected, rtol=1e-6)
-    np.testing.assert_allclose(sincos((5, 4), 192), paper.sincos(5, 4, 192), atol=1e-6)
+    np.testing.assert_allclose(sincos((5, 4), 192), reference_vit.sincos(5, 4, 192), atol=1e-6)
 
 
 def test_the_class_token_has_no_sine_and_no_cosine():
@@ -119,7 +119,7 @@ def test_relative_logits_are_divided_by_the_root_of_a_heads_size():
     logits = RelativeKeys().apply({"params": {"relative_embedding": keys}}, q)
     for example in (0, 1):
         for head in (0, 1, 2):
-            expected = paper.relative_logits(q[example, :, head], keys[:, head])
+            expected = reference_vit.relative_logits(q[example, :, head], keys[:, head])
             np.testing.assert_allclose(logits[example, head], expected, atol=1e-5)
 
 

@@ -5,14 +5,23 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-import paper
 import pytest
-from tiny import TINY, equations, forward, named, some_images, some_like, some_params, tiny
 
+from tests.support import reference_vit
+from tests.support.tiny import (
+    TINY,
+    equations,
+    forward,
+    named,
+    some_images,
+    some_like,
+    some_params,
+    tiny,
+)
 from vit_jax import create_model, trees
 from vit_jax.errors import ConfigError
-from vit_jax.models import make_init, param_shapes
 from vit_jax.models.layers import Attention, Block, Size
+from vit_jax.models.registry import make_init, param_shapes
 from vit_jax.models.vit import PatchEmbedding, patchify
 
 
@@ -42,7 +51,7 @@ def told(changes):
 def test_the_model_is_the_papers_equations(changes):
     model = tiny(**changes)
     params, images = some_params(model), some_images(2, *model.image_size, 3)
-    expected = paper.vit(params, images, **told(changes))
+    expected = reference_vit.vit(params, images, **told(changes))
     np.testing.assert_allclose(forward(model, params, images), expected, rtol=1e-4, atol=1e-4)
 
 
@@ -53,14 +62,14 @@ def test_layer_norm_adds_a_millionth_to_the_variance():
     faint = lambda name, leaf: leaf * (1e-3 if "embed" in name else 1)  # noqa: E731
     params = trees.map_with_names(faint, params)
     actual = forward(model, params, images)
-    expected = paper.vit(params, images, pool="gap")
+    expected = reference_vit.vit(params, images, pool="gap")
     np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
-    assert np.abs(actual - paper.vit(params, images, pool="gap", eps=1e-5)).max() > 0.1
+    assert np.abs(actual - reference_vit.vit(params, images, pool="gap", eps=1e-5)).max() > 0.1
 
 
 def test_the_two_gelus_differ_but_little():
     params, images = some_params(tiny()), some_images(2, 8, 12, 3)
-    gap = np.abs(paper.vit(params, images, gelu="erf") - forward(tiny(), params, images))
+    gap = np.abs(reference_vit.vit(params, images, gelu="erf") - forward(tiny(), params, images))
     assert 1e-4 < gap.max() < 0.1
 
 
@@ -183,7 +192,7 @@ def test_pixels_are_normalised_by_the_statistics_of_the_weights(name):
     pixels = (np.float64(images) + 1) / 2  # In [0, 1].
     model = tiny(pixel_stats=name, num_layers=1)
     params = some_params(model)
-    expected = paper.vit(params, (pixels - mean) / deviation)
+    expected = reference_vit.vit(params, (pixels - mean) / deviation)
     np.testing.assert_allclose(forward(model, params, images), expected, rtol=1e-4, atol=1e-4)
 
 

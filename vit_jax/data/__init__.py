@@ -1,1 +1,1 @@
-"""From records on disk to batches on devices; nothing here knows a model."""
+"""Data sets, image decoding, preprocessing, augmentation and batches of numpy arrays."""

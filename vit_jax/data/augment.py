@@ -11,9 +11,9 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
+from vit_jax.config.schema import Data
 from vit_jax.data.randaugment import CorrectedRandAugment, PublishedRandAugment
 from vit_jax.errors import ConfigError
-from vit_jax.schema import Data
 
 Augment = Callable[[np.ndarray, np.random.Generator], np.ndarray]  # H W 3 uint8 -> the same.
 

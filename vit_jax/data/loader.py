@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from vit_jax.config.schema import Data
 from vit_jax.data import workers as workers_lib
-from vit_jax.data.images import UnreadableImage
+from vit_jax.data.decode import UnreadableImage
 from vit_jax.errors import ConfigError, DataError
-from vit_jax.schema import Data
 
 if typing.TYPE_CHECKING:  # Workers have no need of JAX, which takes seconds to import.
     import jax

@@ -6,7 +6,7 @@ import zlib
 
 import numpy as np
 
-from vit_jax.data.classes import relabelled, union
+from vit_jax.data.labels import relabelled, union
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,7 @@ import pathlib
 
 import numpy as np
 
-from vit_jax.data.images import Encoded, decode
+from vit_jax.data.decode import Encoded, decode
 from vit_jax.errors import DataError
 
 

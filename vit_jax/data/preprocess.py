@@ -11,10 +11,10 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
-from vit_jax.data import images
+from vit_jax.config.schema import Data
+from vit_jax.data import decode
 from vit_jax.data.augment import erase
-from vit_jax.data.images import Encoded, Pixels
-from vit_jax.schema import Data
+from vit_jax.data.decode import Encoded, Pixels
 
 Size = tuple[int, int]  # Height, width.
 Box = tuple[int, int, int, int]  # Top, left, height, width.
@@ -51,7 +51,7 @@ def _resized(
     image = np.asarray(image)
     if decoder == "simplejpeg":  # OpenCV's bilinear of float32 is the same, in half the time.
         image = image if is_rounded else image.astype(np.float32)
-        return images.opencv().resize(image, (size[1], size[0]))
+        return decode.opencv().resize(image, (size[1], size[0]))
     top, bottom, y = _neighbours(image.shape[0], size[0])
     left, right, x = _neighbours(image.shape[1], size[1])
     rows = _between(image.take(top, 0), image.take(bottom, 0), y[:, None, None])
@@ -122,7 +122,7 @@ def _mirrored(image: Pixels, decoder: str) -> Pixels:
     if not isinstance(image, np.ndarray):
         return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     if decoder == "simplejpeg":
-        return images.opencv().flip(image, 1)
+        return decode.opencv().flip(image, 1)
     return image.take(range(image.shape[1] - 1, -1, -1), axis=1)
 
 
@@ -205,7 +205,7 @@ class TrainRecipe:
     random_erasing: float = Data.random_erasing
 
     def __post_init__(self):
-        images.check_decoder(self.decoder)
+        decode.check_decoder(self.decoder)
 
     def __call__(self, image: Encoded | np.ndarray, random: np.random.Generator) -> np.ndarray:
         pixels = self._crop(image, random)
@@ -218,12 +218,12 @@ class TrainRecipe:
 
     def _crop(self, image: Encoded | np.ndarray, random: np.random.Generator) -> Pixels:
         if not self.fast_crop:
-            pixels = images.read(image, self.decoder)
+            pixels = decode.read(image, self.decoder)
             return _shown(pixels, self._view(_size(pixels), random), self.resample, self.decoder)
-        size = images.size_of(image, self.decoder)
+        size = decode.size_of(image, self.decoder)
         view = self._view(size, random)
         factor = view.shrink()
-        pixels = images.read(image, self.decoder, factor)
+        pixels = decode.read(image, self.decoder, factor)
         if _size(pixels) != size:  # Only a JPEG is decoded smaller.
             view = view.of_smaller(factor)
         return _shown(pixels, view, self.resample, self.decoder, is_rounded=True)
@@ -257,7 +257,7 @@ class EvalRecipe:
     crops: int = Data.eval_crops
 
     def __post_init__(self):
-        images.check_decoder(self.decoder)
+        decode.check_decoder(self.decoder)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -265,7 +265,7 @@ class EvalRecipe:
         return (*self.size, 3) if self.crops == 1 else (self.crops, *self.size, 3)
 
     def __call__(self, image: Encoded | np.ndarray) -> np.ndarray:
-        pixels = images.read(image, self.decoder)
+        pixels = decode.read(image, self.decoder)
         old = _size(pixels)
         if self.crop == "resize":
             return self._shown(pixels, _whole((0, 0, *old), self.size))

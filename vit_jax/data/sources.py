@@ -13,14 +13,14 @@ import zlib
 
 import numpy as np
 
+from vit_jax.config.schema import Data
 from vit_jax.data import packaged, subsets
-from vit_jax.data.classes import relabelled
-from vit_jax.data.folder import open_folder
+from vit_jax.data.array_record import open_prepared, open_tfds
+from vit_jax.data.image_folder import open_folder
+from vit_jax.data.labels import relabelled
 from vit_jax.data.mixture import mix
-from vit_jax.data.prepared import open_prepared, open_tfds
 from vit_jax.data.vtab import open_vtab
 from vit_jax.errors import DataError
-from vit_jax.schema import Data
 
 __all__ = ["make_source", "open_both", "open_split", "open_training", "relabelled"]
 

@@ -5,9 +5,9 @@ import zlib
 
 import numpy as np
 
+from vit_jax.config.schema import Data
 from vit_jax.data.mixture import Mixture
 from vit_jax.errors import DataError
-from vit_jax.schema import Data
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from vit_jax.data.images import decode
-from vit_jax.data.prepared import TfdsSource, open_builder, read_split
+from vit_jax.data.array_record import TfdsSource, open_builder, read_split
+from vit_jax.data.decode import decode
 from vit_jax.errors import DataError, nearest
 
 SPLITS = ("train800", "val200", "train800val200", "test")

@@ -10,7 +10,7 @@ import numpy as np
 from cycler import cycler
 from matplotlib.figure import Figure
 
-from vit_jax.files import write_whole
+from vit_jax.atomic_io import write_whole
 
 # Okabe and Ito's palette, as in https://jfly.uni-koeln.de/color/.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")

@@ -8,9 +8,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vit_jax.models.pixels import check_size, normalize
-from vit_jax.models.resnet import EXPANSION, ROOT_FEATURES, Stage, StdConv, group_norm
-from vit_jax.schema import Model
+from vit_jax.config.schema import Model
+from vit_jax.models.pixel_stats import check_size, normalize
+from vit_jax.models.resnet_blocks import EXPANSION, ROOT_FEATURES, Stage, StdConv, group_norm
 
 NORM_EPS = 1e-5
 STD_EPS = 1e-10

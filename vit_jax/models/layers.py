@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vit_jax.models import kernels
+from vit_jax.models import cpu_ops
 from vit_jax.models.position import RelativeKeys
 
 WEIGHTS = "attention"  # The collection that attention weights are told in, where it is mutable.
@@ -74,7 +74,7 @@ class Dense(nn.Module):
         kernel = self.param("kernel", self.flat_init, (*inputs, *self.features))
         bias = self.param("bias", self.bias_init, self.features)
         x = x.astype(self.layers.dtype)
-        return kernels.choose(self.layers.kernels).dense(x, kernel, bias)
+        return cpu_ops.choose(self.layers.kernels).dense(x, kernel, bias)
 
     def flat_init(self, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         """The initialiser sees a matrix: its fans are those of the whole map."""
@@ -93,7 +93,7 @@ class LayerNorm(nn.Module):
         D = x.shape[-1:]
         scale = self.param("scale", nn.initializers.ones, D)
         bias = self.param("bias", nn.initializers.zeros, D) if self.use_bias else jnp.zeros(D)
-        norm = kernels.choose(self.layers.kernels).layer_norm
+        norm = cpu_ops.choose(self.layers.kernels).layer_norm
         return norm(x.astype(self.layers.dtype), scale, bias, self.layers.norm_eps)
 
 
@@ -124,7 +124,7 @@ class Attention(nn.Module):
         if self.is_mutable_collection(WEIGHTS):  # Asked for; a fused kernel does not tell them.
             self.sow(WEIGHTS, "A", attention_weights(q, k, bias))
         # The softmax inside is float32: bfloat16 loses small probabilities.
-        heads = kernels.choose(layers.kernels).attention(q, k, v, bias)  # B T h d
+        heads = cpu_ops.choose(layers.kernels).attention(q, k, v, bias)  # B T h d
         return Dense((D,), layers, num_inputs=2, name="out")(heads)
 
 
@@ -138,7 +138,7 @@ class Mlp(nn.Module):
     def __call__(self, z: jax.Array, key: jax.Array | None = None) -> jax.Array:  # B T D -> B T D
         layers, D = self.layers, z.shape[-1]
         keys = (None, None) if key is None else jax.random.split(key)
-        gelu = kernels.choose(layers.kernels).gelu
+        gelu = cpu_ops.choose(layers.kernels).gelu
         z = Dense((self.mlp_size,), layers, bias_init=mlp_bias_init, name="Dense_0")(z)
         z = layers.drop(gelu(z, GELUS[layers.gelu]), keys[0])
         z = Dense((D,), layers, bias_init=mlp_bias_init, name="Dense_1")(z)

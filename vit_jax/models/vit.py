@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from vit_jax.models import hybrid, kernels
+from vit_jax.models import cpu_ops, resnet_stem
 from vit_jax.models.layers import Attention, Block, Layers, Mlp, Size, kernel_init
-from vit_jax.models.pixels import check_size, normalize
+from vit_jax.models.pixel_stats import check_size, normalize
 from vit_jax.models.position import PositionEmbedding
 
 SIZES = {  # Table 1; Ti and S: arXiv:2106.10270; M: arXiv:2204.07118; g and G: arXiv:2106.04560.
@@ -82,7 +82,7 @@ class PatchEmbedding(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (D,))
         patches = patchify(images.astype(self.layers.dtype), P)
         E = kernel.reshape(P * P * C, D)
-        return kernels.choose(self.layers.kernels).dense(patches, E, bias)
+        return cpu_ops.choose(self.layers.kernels).dense(patches, E, bias)
 
 
 class Encoder(nn.Module):
@@ -219,7 +219,7 @@ class ViT(nn.Module):
     """
 
     size: Size
-    stem: hybrid.Stem | None
+    stem: resnet_stem.Stem | None
     patch_size: int  # On the stem's feature map where there is one.
     image_size: tuple[int, int]
     num_classes: int
@@ -264,7 +264,7 @@ class ViT(nn.Module):
         D, dtype = self.size.hidden_size, self.layers.dtype
         x = normalize(images, self.pixel_stats)
         if self.stem:
-            x = hybrid.resnet(self.stem, x, dtype)
+            x = resnet_stem.resnet(self.stem, x, dtype)
         return PatchEmbedding(self.patch_size, D, self.layers, name="embedding")(x)
 
     def encode(self, z: jax.Array, *, train: bool) -> jax.Array:  # B N D -> B T D

@@ -7,11 +7,11 @@ import urllib.parse
 from collections.abc import Mapping, Sequence
 
 from vit_jax import config as config_lib
-from vit_jax.files import ERRORS
-from vit_jax.report import charts
-from vit_jax.report import html as h
+from vit_jax.atomic_io import ERRORS
+from vit_jax.report import curves as curves_lib
+from vit_jax.report import sections as h
 from vit_jax.report.page import HOW_TO_ZOOM, field, state
-from vit_jax.report.record import PAGE, Record
+from vit_jax.report.run_record import PAGE, Record
 
 HEADER = ("run", "", "model", "score", "", "step", "images/s", "minutes", "exaFLOPs")
 
@@ -20,7 +20,7 @@ def of_runs(title: str, runs: Sequence[Record], page: pathlib.Path) -> str:
     """The page that compares several runs; it lies at `page`, and links to theirs."""
     named = _named(runs)
     rows = [(_link(name, run, page), state(run), *_cells(run)) for name, run in named.items()]
-    curves = charts.of_runs(named)
+    curves = curves_lib.of_runs(named)
     return h.page(
         title,
         h.element("h1", title),

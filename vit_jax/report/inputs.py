@@ -2,11 +2,11 @@
 
 import numpy as np
 
-from vit_jax import assemble
+from vit_jax.config.schema import Config
 from vit_jax.data import loader
 from vit_jax.data.preprocess import from_unit_range
 from vit_jax.data.sources import open_training
-from vit_jax.schema import Config
+from vit_jax.training import build
 
 COUNT = 12
 
@@ -20,7 +20,7 @@ def first_inputs(config: Config) -> list[tuple[str, np.ndarray]]:
     source = open_training(data)
     rows = loader.TrainRows(
         source,
-        assemble.train_recipe(data, (size, size) if isinstance(size, int) else size),
+        build.train_recipe(data, (size, size) if isinstance(size, int) else size),
         loader.make_order(source, config.seed, data.repeats),
         loader.share_of_batch(config.batch_size),
         config.seed,

@@ -9,11 +9,14 @@ import re
 import shlex
 
 from vit_jax import config as config_lib
-from vit_jax import load, metrics, runs, workdir
-from vit_jax.report import charts
-from vit_jax.report import html as h
+from vit_jax.checkpoints import workdir
+from vit_jax.distributed.progress import duration
+from vit_jax.report import curves
+from vit_jax.report import sections as h
 from vit_jax.report.inputs import first_inputs
-from vit_jax.report.record import Record
+from vit_jax.report.run_record import Record
+from vit_jax.tables import results
+from vit_jax.weights import load
 
 TIMES = {  # What the seconds of each book were spent with, and a colour of page.js.
     "start": ("start and compilation", "#999999"),
@@ -32,9 +35,9 @@ def of_run(run: Record, with_model: bool = True) -> str:
     """
     parts = [_head(run), _command(run), _curves(run), _inputs(run)]
     if with_model:
-        from vit_jax.report import by_model  # With matplotlib: half a second.
+        from vit_jax.report import model_sections  # With matplotlib: half a second.
 
-        parts += by_model.sections(run)
+        parts += model_sections.sections(run)
     else:
         parts.append(_left_out(run))
     return h.page(run.title, *parts, _parameters(run), _config(run), _environment(run))
@@ -82,7 +85,7 @@ def _cards(run: Record) -> list[tuple[str, str]]:
     if scores.get("train/img_per_sec"):
         cards.append((f"{scores['train/img_per_sec']:,.0f}", "images a second"))
     if run.seconds:
-        cards.append((metrics.duration(sum(run.seconds.values())), "in all"))
+        cards.append((duration(sum(run.seconds.values())), "in all"))
     if run.summary:
         cards.append((f"{run.summary.get('parameters', 0) / 1e6:,.2f} M", "parameters"))
         cards.append(_flops(run.summary.get("flops", 0)))
@@ -100,10 +103,10 @@ def _command(run: Record) -> h.Raw:
     """What to type to have another run like it."""
     folder, init = run.folder, run.config.init
     again = [f"--config={folder}/{workdir.CONFIG}", f"--workdir={_beside(folder)}"]
-    if before := init.stage and runs.stage_beside(folder, init.stage):
+    if before := init.stage and results.stage_beside(folder, init.stage):
         again += ["--config.init.stage=", f"--config.init.path={_as_given(before, folder)}"]
     teacher = run.config.task.teacher
-    if before := teacher and runs.stage_beside(folder, teacher):
+    if before := teacher and results.stage_beside(folder, teacher):
         again += [f"--config.task.teacher={_as_given(before, folder)}"]
     line = " \\\n  ".join(["python -m vit_jax.main", *map(shlex.quote, again)])
     note = f"{workdir.CONFIG} holds every field of this run, those of the command line included."
@@ -127,7 +130,7 @@ def _as_given(place: pathlib.Path, folder: pathlib.Path) -> str:
 
 
 def _curves(run: Record) -> h.Raw:
-    found = charts.of_run(run)
+    found = curves.of_run(run)
     if not found:
         return h.section("Curves", note="No step has been logged yet.")
     return h.section("Curves", h.plots(found, "run"), note=HOW_TO_ZOOM)

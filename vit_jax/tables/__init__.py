@@ -1,1 +1,1 @@
-"""The paper's tables beside what this code computes or finds."""
+"""The paper's tables and scaling figures, beside results of finished runs."""

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 
 from vit_jax.errors import ConfigError, DataError
-from vit_jax.tables.markdown import markdown
+from vit_jax.markdown import markdown
 
 # Fields of a record whose equality makes two measurements comparable.
 CELL = ("run", "model", "batch", "dtype", "mode", "image_size", "mesh", "options")

@@ -4,9 +4,8 @@ import pathlib
 import statistics
 from collections.abc import Sequence
 
-from vit_jax import runs
 from vit_jax.figures import style
-from vit_jax.tables import paper, published, vtab
+from vit_jax.tables import paper, paper_tables, results, vtab
 
 FIVE = ("imagenet", "cifar10", "cifar100", "pets", "flowers")  # Of Table 6: the mean is Avg-5.
 FAMILIES = ("ViT", "Hybrid", "ResNet (BiT)")
@@ -40,7 +39,7 @@ def figure3(folders: Sequence[str] = ()) -> list[dict]:
         if value is not None
     ]
     rows.append({"model": BIT, "pre-trained on": "JFT-300M", "top1": BIT_L, "of": "paper"})
-    for each in published.beside("table5", runs.read(folders)) if folders else ():
+    for each in paper_tables.beside("table5", results.read(folders)) if folders else ():
         if each["task"] == "ImageNet":
             row = {"model": each["model"], "pre-trained on": each["pre-trained on"]}
             rows.append(row | {"top1": each["ours"], "of": "ours"})
@@ -61,7 +60,7 @@ def figure5(folders: Sequence[str] = ()) -> list[dict]:
         for row in paper.TABLE_6
     ]
     found: dict[tuple, dict] = {}
-    for run in runs.read(folders) if folders else ():
+    for run in results.read(folders) if folders else ():
         spent = (run.before or run).exaflops
         scores = found.setdefault((run.model, spent), {})
         if run.data is not None and run.metric("val/top1") is not None and run.is_tested:

@@ -8,12 +8,12 @@ accelerators train.
 import json
 import math
 
-from vit_jax import collectives
-from vit_jax.accelerators import ACCELERATORS, Accelerator
-from vit_jax.schema import Config, Mesh, Model
-from vit_jax.setting import Setting
+from vit_jax.config.schema import Config, Mesh, Model
+from vit_jax.markdown import markdown
+from vit_jax.planning import communication
+from vit_jax.planning.accelerators import ACCELERATORS, Accelerator
+from vit_jax.planning.scenario import Setting
 from vit_jax.tables.compiled import COMPILED
-from vit_jax.tables.markdown import markdown
 
 MODELS = ("vit_b16", "vit_l16")
 LAYOUTS = {  # Fields of config.mesh; -1 takes the devices that are left.
@@ -22,7 +22,7 @@ LAYOUTS = {  # Fields of config.mesh; -1 takes the devices that are left.
     "fsdp, tensor 2": {"data": 1, "fsdp": -1, "tensor": 2},
 }
 THEORY = ("all-reduce", "all-gather", "reduce-scatter")
-XLA = ("all-reduce", "all-gather", collectives.SLICED)  # What XLA makes of it on a CPU.
+XLA = ("all-reduce", "all-gather", communication.SLICED)  # What XLA makes of it on a CPU.
 DEVICES = tuple(2**i for i in range(1, 10))
 BATCH_SIZE = 4096
 MFU = 0.4  # Of the computing that communication is compared with: as in `plan`.
@@ -49,7 +49,7 @@ def rows() -> list[dict]:
         for layout in LAYOUTS:
             for num in DEVICES:
                 traffic = setting(model, layout, num, any_device).traffic()
-                theory = collectives.sent_by_kind(traffic)
+                theory = communication.sent_by_kind(traffic)
                 compiled = COMPILED.get((model, layout, num), {})
                 found.append(
                     {"model": model, "mesh": layout, "devices": num}
@@ -82,7 +82,7 @@ def _first_bound(model: str, layout: str, device: Accelerator) -> str:
         computing = step.flops() / (2**power * device.bf16_flops * MFU)
         if 2**power > device.link_devices and device.network_bandwidth is None:
             return f"> {device.link_devices:,}"
-        if collectives.seconds(step.traffic(), device) > computing:
+        if communication.seconds(step.traffic(), device) > computing:
             return f"{2**power:,}"
     return f"> {BATCH_SIZE:,}"  # An example for each device.
 

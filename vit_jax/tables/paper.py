@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from vit_jax.data.known import KNOWN
+from vit_jax.data.dataset_info import KNOWN
 
 TABLE_1 = {  # Layers, hidden size D, MLP size, heads, parameters in millions.
     "ViT-Base": (12, 768, 3072, 12, 86),

@@ -3,13 +3,12 @@
 import json
 from collections.abc import Sequence
 
-from vit_jax import runs
 from vit_jax.errors import ConfigError, nearest
-from vit_jax.flops import training_flops
-from vit_jax.models import create_model
-from vit_jax.tables import benchmarks, communication, plots, published, vtab
+from vit_jax.markdown import markdown
+from vit_jax.models.flops import training_flops
+from vit_jax.models.registry import create_model
+from vit_jax.tables import benchmarks, communication, paper_tables, plots, results, vtab
 from vit_jax.tables.charts import CHARTS
-from vit_jax.tables.markdown import markdown
 from vit_jax.tables.paper import JFT_CLASSES, JFT_EXAMPLES, TABLE_6
 from vit_jax.tables.studies import STUDIES
 
@@ -32,7 +31,7 @@ def table(
         raise ConfigError(
             f"no table {name!r}; choose from {', '.join(names)}.{nearest(name, names)}"
         )
-    if files and name not in (*OF_RESULTS, *published.CELLS, *drawn, "table9"):
+    if files and name not in (*OF_RESULTS, *paper_tables.CELLS, *drawn, "table9"):
         raise ConfigError(f"tables {name} reads no {files[0]}.")
     if not files and name in OF_RESULTS:
         raise ConfigError(f"tables {name} needs a {OF_RESULTS[name][1]}.")
@@ -58,7 +57,7 @@ def table(
         return json.dumps(rows, indent=2) if as_json else markdown(rows)
     if name == "table9":
         return vtab.of_workdirs(files, as_json)
-    ours = published.beside(name, runs.read(files))
+    ours = paper_tables.beside(name, results.read(files))
     if as_json:
         return json.dumps({"paper": rows, "ours": ours}, indent=2)
     told = markdown(_told(ours)) if ours else "No cell of it is of these runs."
@@ -111,14 +110,14 @@ def table6() -> list[dict]:
 
 
 TABLES = {
-    "table1": published.table1,
-    "table2": published.table2,
-    "table3": published.table3,
-    "table4": published.table4,
-    "table5": published.table5,
+    "table1": paper_tables.table1,
+    "table2": paper_tables.table2,
+    "table3": paper_tables.table3,
+    "table4": paper_tables.table4,
+    "table5": paper_tables.table5,
     "table6": table6,
-    "table7": published.table7,
-    "table8": published.table8,
+    "table7": paper_tables.table7,
+    "table8": paper_tables.table8,
     "table9": vtab.published,
 }
 OF_RESULTS = {  # What each is made of.

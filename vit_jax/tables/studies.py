@@ -11,11 +11,13 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 
 from vit_jax import config as config_lib
-from vit_jax import metrics, runs, workdir
+from vit_jax.checkpoints import workdir
 from vit_jax.errors import ConfigError
 from vit_jax.figures import style
-from vit_jax.runs import Run
-from vit_jax.tables import benchmarks
+from vit_jax.models import titles
+from vit_jax.tables import benchmarks, results
+from vit_jax.tables.results import Run
+from vit_jax.training import metrics
 
 # What runs of one point may differ in.
 FREE = (
@@ -83,7 +85,7 @@ def _read(figure: str, folders: Sequence[str]) -> list[Run]:
     """The runs of the folders that are judged by the same score as the first."""
     if not folders:
         raise ConfigError(f"tables {figure} needs a WORKDIR: {NO_NUMBERS}.")
-    found = [run for run in runs.read(folders) if run.judged is not None]
+    found = [run for run in results.read(folders) if run.judged is not None]
     if not found:
         raise ConfigError(f"{folders[0]}: no run in it has a few-shot score or an accuracy.")
     names = {run.judged[0] for run in found}
@@ -181,7 +183,7 @@ def figure12(files: Sequence[str]) -> list[dict]:
         size = row["image_size"]
         rows.append(
             {
-                "model": runs.model_title(row["model"]),
+                "model": titles.model_title(row["model"]),
                 "contestant": row["contestant"],
                 "mode": row["mode"],
                 "dtype": row["dtype"],

@@ -5,12 +5,12 @@ import pathlib
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 
-from vit_jax import workdir
+from vit_jax.checkpoints import workdir
 from vit_jax.data.vtab import GROUPS, TASKS
 from vit_jax.errors import ConfigError
-from vit_jax.runs import places
-from vit_jax.tables.markdown import markdown
+from vit_jax.markdown import markdown
 from vit_jax.tables.paper import TABLE_9
+from vit_jax.tables.results import places
 
 PROTOCOL = {  # Of config.data.
     "source": "vtab",

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
-from vit_jax import losses
-from vit_jax.schema import Task
+from vit_jax.config.schema import Task
+from vit_jax.tasks import losses
 
 LOSSES = {
     "softmax": losses.softmax_cross_entropy,

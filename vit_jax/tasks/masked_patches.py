@@ -11,11 +11,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from vit_jax import losses, models
+from vit_jax.config.schema import Model, Task
 from vit_jax.errors import ConfigError
-from vit_jax.models.masked import MaskedViT
+from vit_jax.models import registry as model_registry
+from vit_jax.models.masked_vit import MaskedViT
 from vit_jax.models.vit import ViT, patchify
-from vit_jax.schema import Model, Task
+from vit_jax.tasks import losses
 
 LEVELS = 8  # Of a channel: 3 bits.
 COLOURS = LEVELS**3
@@ -37,7 +38,7 @@ def build_model(section: Model, *, image_size: int | tuple[int, int], task: Task
     Raises ConfigError, in one line, for what cannot be built, and where targets would mean
     nothing.
     """
-    vit = models.build(section, num_classes=0, image_size=image_size)
+    vit = model_registry.build(section, num_classes=0, image_size=image_size)
     for holds, words in _rules(section, task, vit):
         if not holds:
             raise ConfigError(f"{words}.")

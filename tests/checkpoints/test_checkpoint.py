@@ -1,0 +1,219 @@
+"""Checkpoints: what is restored is what was saved, or an error that says what is not."""
+
+import asyncio
+import pathlib
+import random
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from vit_jax import trees
+from vit_jax.checkpoints import checkpoint
+from vit_jax.distributed import mesh as mesh_lib
+from vit_jax.errors import CheckpointError
+
+META = {"classes": ["a", "b"], "seconds": 1.5}
+DATA = {"seed": 0, "epoch": 1, "examples_seen": 96}
+
+
+def make_state(mesh=None) -> dict:
+    """Weights like real ones, which do not compress, half of them split over `fsdp`."""
+    mesh = mesh or mesh_lib.make_mesh(devices=jax.devices()[:1])
+    keys = jax.random.split(jax.random.key(0), 3)
+    state = {
+        "step": jnp.asarray(3, jnp.int32),
+        "params": {
+            "head": {"kernel": jax.random.normal(keys[0], (64, 32)), "bias": jnp.arange(32.0)},
+            "cls": jax.random.normal(keys[1], (1, 1, 64)),
+        },
+        "opt_state": [{"mu": jax.random.normal(keys[2], (64, 32)).astype(jnp.bfloat16)}],
+    }
+    return jax.device_put(state, mesh_lib.tree_shardings(state, mesh))
+
+
+def shapes(state, mesh=None):
+    places = mesh_lib.tree_shardings(state, mesh) if mesh else jax.tree.map(lambda _: None, state)
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        state,
+        places,
+        is_leaf=lambda x: x is None,
+    )
+
+
+def save(folder: pathlib.Path, state, steps=(3,), **options) -> pathlib.Path:
+    writer = checkpoint.Checkpoints(folder, **options)
+    for step in steps:
+        writer.save(step, state, data=DATA, meta=META)
+    writer.wait()
+    writer.close()
+    return folder / str(steps[-1])
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory) -> pathlib.Path:
+    return save(tmp_path_factory.mktemp("run") / checkpoint.FOLDER, make_state())
+
+
+def assert_bit_equal(a, b):
+    a, b = trees.flatten(a), trees.flatten(b)
+    assert list(a) == list(b)
+    for name in a:
+        assert a[name].dtype == b[name].dtype, name
+        assert np.asarray(a[name]).tobytes() == np.asarray(b[name]).tobytes(), name
+
+
+def test_every_bit_and_dtype_comes_back(saved):
+    state = make_state()
+    assert_bit_equal(checkpoint.restore(saved, shapes(state)), state)
+    assert checkpoint.read_item(saved, "data") == DATA
+    assert checkpoint.read_item(saved, "meta") == META
+
+
+@pytest.mark.parametrize("num_devices", [1, 2, 4, 8])
+def test_eight_devices_write_what_fewer_read(tmp_path, num_devices):
+    eight = mesh_lib.make_mesh(1, 8)
+    step = save(tmp_path / "c", make_state(eight))
+    mesh = mesh_lib.make_mesh(1, num_devices, devices=jax.devices()[:num_devices])
+    restored = checkpoint.restore(step, shapes(make_state(), mesh))
+    assert_bit_equal(restored, make_state())
+    kernel = restored["params"]["head"]["kernel"]
+    assert len(kernel.sharding.device_set) == num_devices
+    spec = PartitionSpec() if num_devices == 1 else PartitionSpec("fsdp")
+    assert kernel.sharding.is_equivalent_to(NamedSharding(mesh, spec), 2)
+
+
+def test_arrays_may_be_donated_as_soon_as_save_returns(tmp_path):
+    writer = checkpoint.Checkpoints(tmp_path / "c")
+    state, meta = make_state(), {"seconds": {"train": 1.0}}
+    expected = jax.tree.map(np.array, state)
+    writer.save(3, state, data=DATA, meta=meta)
+    meta["seconds"]["train"] = 2.0  # As a clock does while the writer is at work.
+    jax.jit(lambda s: jax.tree.map(lambda x: x * 0, s), donate_argnums=0)(state)
+    writer.wait()
+    writer.close()
+    assert_bit_equal(checkpoint.restore(tmp_path / "c" / "3", shapes(expected)), expected)
+    assert checkpoint.read_item(tmp_path / "c" / "3", "meta") == {"seconds": {"train": 1.0}}
+
+
+def test_no_flipped_bit_passes(saved, tmp_path):
+    """Orbax alone restores most of these flips without a word."""
+    like, good = shapes(make_state()), make_state()
+    chance = random.Random(0)
+    files = [p for p in sorted(saved.rglob("*")) if p.is_file() and p.stat().st_size]
+    arrays = [p for p in files if p.parent.name == "d"]
+    refused = 0
+    for trial in range(48):
+        copy = tmp_path / str(trial)
+        shutil.copytree(saved, copy)
+        choice = chance.choice(arrays if trial % 2 else files)
+        victim = copy / choice.relative_to(saved)
+        content = bytearray(victim.read_bytes())
+        bit = chance.randrange(8 * len(content))
+        content[bit // 8] ^= 1 << bit % 8
+        victim.write_bytes(content)
+        try:
+            for item in ("data", "meta"):
+                checkpoint.read_item(copy, item)
+            assert_bit_equal(checkpoint.restore(copy, like), good)
+        except CheckpointError as error:
+            refused += 1
+            assert "\n" not in str(error)
+            assert str(copy) in str(error)  # The file, or the leaf of this step.
+        shutil.rmtree(copy)
+    assert refused >= 12
+
+
+def test_a_wrong_array_is_named(saved, tmp_path, monkeypatch):
+    original = checkpoint.crc32c
+    wrong = make_state()["params"]["cls"].shape
+    monkeypatch.setattr(
+        checkpoint, "crc32c", lambda a: original(a) + (1 if a.shape == wrong else 0)
+    )
+    with pytest.raises(CheckpointError, match=r"params/cls is damaged"):
+        checkpoint.restore(saved, shapes(make_state()))
+
+
+@pytest.mark.parametrize("damage", ["half", "empty", "gone"])
+def test_damaged_files_are_named_in_one_line(saved, tmp_path, damage):
+    for number, path in enumerate(sorted(saved.rglob("*"))):
+        if not path.is_file() or path.name == "commit_success.txt" or not path.stat().st_size:
+            continue
+        copy = tmp_path / f"{number}"
+        shutil.copytree(saved, copy)
+        victim = copy / path.relative_to(saved)
+        content = victim.read_bytes()
+        victim.write_bytes(content[: len(content) // 2] if damage == "half" else b"")
+        if damage == "gone":
+            victim.unlink()
+        try:
+            for item in ("data", "meta"):
+                checkpoint.read_item(copy, item)
+            assert_bit_equal(checkpoint.restore(copy, shapes(make_state())), make_state())
+        except CheckpointError as error:
+            assert str(copy) in str(error)
+            assert "\n" not in str(error)
+
+
+def test_all_differences_are_listed_at_once(saved):
+    like = shapes(make_state())
+    like["params"]["head"]["kernel"] = jax.ShapeDtypeStruct((64, 10), jnp.float32)
+    like["params"]["cls"] = jax.ShapeDtypeStruct((1, 1, 64), jnp.bfloat16)
+    like["params"]["extra"] = jax.ShapeDtypeStruct((5,), jnp.float32)
+    del like["params"]["head"]["bias"]
+    with pytest.raises(CheckpointError) as caught:
+        checkpoint.restore(saved, like)
+    message = str(caught.value)
+    assert "params/head/kernel: checkpoint (64, 32) float32, model (64, 10) float32" in message
+    assert "params/cls: checkpoint (1, 1, 64) float32, model (1, 1, 64) bfloat16" in message
+    assert "params/extra: checkpoint none, model (5) float32" in message
+    assert "params/head/bias: checkpoint (32) float32, model none" in message
+
+
+def test_parameters_are_restored_without_the_optimiser(saved):
+    restored = checkpoint.restore(saved, checkpoint.stored_params(saved))
+    assert_bit_equal(restored, {"params": make_state()["params"]})
+    assert isinstance(restored["params"]["cls"], np.ndarray)
+
+
+def test_retention_keeps_the_last_and_the_multiples(tmp_path):
+    save(tmp_path / "c", make_state(), steps=range(1, 8), keep_last=2, keep_every=3)
+    assert checkpoint.steps_in(tmp_path / "c") == [3, 6, 7]
+
+
+def test_what_a_killed_writer_left_is_no_step(saved, tmp_path):
+    folder = tmp_path / "c"
+    shutil.copytree(saved.parent, folder)
+    shutil.copytree(saved, folder / "9.orbax-checkpoint-tmp")
+    assert checkpoint.steps_in(folder) == [3]
+    assert checkpoint.find(tmp_path / "c") == folder / "3"
+
+
+def test_a_full_disk_is_told_of_and_the_last_step_stays(tmp_path, monkeypatch):
+    folder = tmp_path / "c"
+    save(folder, make_state())
+    writer = checkpoint.Checkpoints(folder)
+
+    async def full(*_, **__):
+        await asyncio.sleep(0)
+        raise OSError(28, "No space left on device")
+
+    handler = checkpoint.ocp.JsonCheckpointHandler
+    monkeypatch.setattr(handler, "_save_fn", full)
+    with pytest.raises(CheckpointError, match=r"cannot save under .*No space left on device"):
+        writer.save(4, make_state(), data=DATA, meta=META)
+        writer.wait()
+    assert checkpoint.steps_in(folder) == [3]
+    assert_bit_equal(checkpoint.restore(folder / "3", shapes(make_state())), make_state())
+
+
+def test_a_missing_checkpoint_says_what_is_there(tmp_path):
+    with pytest.raises(CheckpointError, match="no such file or folder"):
+        checkpoint.find(tmp_path / "nowhere")
+    (tmp_path / "notes.txt").write_text("")
+    with pytest.raises(CheckpointError, match=r"no checkpoint in it; it holds notes\.txt"):
+        checkpoint.find(tmp_path)

@@ -1,0 +1,206 @@
+"""What is an image is decoded as a viewer shows it; what is not is refused by name."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFile
+
+from vit_jax.data import decode as decode_lib
+from vit_jax.data.decode import Encoded
+from vit_jax.errors import DataError
+
+PIXELS = np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255]], [[0, 0, 0], [9, 99, 199], [255] * 3]])
+PIXELS = PIXELS.astype(np.uint8)
+
+
+def decode(data: bytes, name: str = "x") -> np.ndarray:
+    return decode_lib.decode(Encoded(data, name))
+
+
+def encode(image, kind: str, **options) -> bytes:
+    if isinstance(image, np.ndarray):
+        image = Image.fromarray(image)
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def png(width: int, height: int, bits: int, colour: int, rows: bytes) -> bytes:
+    """A PNG by hand: Pillow writes no 16-bit colour and no image without its pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        length, checksum = (struct.pack(">I", n) for n in (len(data), zlib.crc32(kind + data)))
+        return length + kind + data + checksum
+
+    header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
+    chunks = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunks
+
+
+@pytest.mark.parametrize(("kind", "options"), [("PNG", {}), ("WEBP", {"lossless": True})])
+def test_lossless_files_decode_to_the_very_pixels(kind, options):
+    image = decode(encode(PIXELS, kind, **options), "x")
+    assert image.dtype == np.uint8
+    np.testing.assert_array_equal(image, PIXELS)
+
+
+@pytest.mark.parametrize(("kind", "most"), [("JPEG", 6), ("WEBP", 12)])
+def test_a_photo_survives_lossy_files_nearly_whole(photos, kind, most):
+    photo = photos[0][:64, :96]
+    image = decode(encode(photo, kind, quality=95), "x")
+    assert image.shape == photo.shape
+    assert np.abs(image.astype(int) - photo).mean() < most
+
+
+def test_a_jpeg_decodes_as_pillow_decodes_it(photos):
+    data = encode(photos[0], "JPEG", quality=75)
+    np.testing.assert_array_equal(decode(data, "x"), np.asarray(Image.open(io.BytesIO(data))))
+
+
+def test_grey_becomes_three_equal_channels():
+    grey = np.array([[0, 100, 255]], np.uint8)
+    expected = [[[0] * 3, [100] * 3, [255] * 3]]
+    np.testing.assert_array_equal(decode(encode(grey, "PNG"), "x"), expected)
+    one_bit = Image.fromarray(np.array([[0, 255]], np.uint8)).convert("1")
+    np.testing.assert_array_equal(decode(encode(one_bit, "PNG"), "x"), [[[0] * 3, [255] * 3]])
+
+
+def test_a_palette_is_looked_up():
+    image = Image.new("P", (3, 1))
+    image.putpalette([10, 20, 30, 200, 150, 100, 7, 8, 9])
+    image.putdata([2, 0, 1])
+    expected = [[[7, 8, 9], [10, 20, 30], [200, 150, 100]]]
+    np.testing.assert_array_equal(decode(encode(image, "PNG"), "x"), expected)
+    # The same with the second colour made transparent: white shows through.
+    expected[0][2] = [255, 255, 255]
+    data = encode(image, "PNG", transparency=1)
+    np.testing.assert_array_equal(decode(data, "x"), expected)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+def test_transparency_is_laid_over_white(kind):
+    rgba = np.array([[[200, 100, 0, 0], [200, 100, 0, 51], [200, 100, 0, 255]]], np.uint8)
+    alpha = rgba[..., 3:] / 255
+    expected = rgba[..., :3] * alpha + 255 * (1 - alpha)
+    options = {"lossless": True, "exact": True} if kind == "WEBP" else {}
+    image = decode(encode(rgba, kind, **options), "x")
+    np.testing.assert_allclose(image, expected, atol=1)
+    np.testing.assert_array_equal(image[0, 0], [255, 255, 255])
+
+
+def test_transparent_grey_is_laid_over_white():
+    grey_alpha = Image.merge("LA", [Image.new("L", (1, 1), 40), Image.new("L", (1, 1), 102)])
+    expected = 40 * 0.4 + 255 * 0.6
+    np.testing.assert_allclose(decode(encode(grey_alpha, "PNG"), "x"), [[[expected] * 3]], atol=1)
+
+
+def test_cmyk_becomes_the_colours_it_prints():
+    cmyk = np.zeros((16, 16, 4), np.uint8)
+    cmyk[:] = [255, 51, 0, 51]
+    ink = cmyk[0, 0].astype(float)
+    expected = (255 - ink[:3]) * (255 - ink[3]) / 255  # 0, 163.2, 204
+    image = decode(encode(Image.fromarray(cmyk, "CMYK"), "JPEG", quality=95), "x")
+    np.testing.assert_allclose(image[8, 8], expected, atol=3)
+
+
+def test_sixteen_bit_grey_is_scaled_and_not_saturated():
+    levels = np.array([[0, 257, 257 * 100 + 128, 257 * 200 + 129, 65535]], np.uint16)
+    image = decode(encode(levels, "PNG"), "x")
+    np.testing.assert_array_equal(image[0, :, 0], [0, 1, 100, 201, 255])
+    np.testing.assert_array_equal(image[..., 0], image[..., 2])
+
+
+def test_sixteen_bit_colour_is_scaled_and_not_saturated():
+    levels = np.array([0, 257 * 100, 65535], ">u2")
+    image = decode(png(1, 1, 16, 2, b"\0" + levels.tobytes()), "x")
+    np.testing.assert_array_equal(image, [[[0, 100, 255]]])
+
+
+# Where EXIF says the stored row 0 and column 0 lie, and the array that a viewer shows.
+UPRIGHT = {
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: a.swapaxes(0, 1)[::-1, ::-1],
+    8: lambda a: np.rot90(a, 1),
+}
+
+
+@pytest.mark.parametrize("orientation", UPRIGHT)
+def test_a_turned_photo_stands_upright(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = decode(encode(PIXELS, "PNG", exif=exif), "x")
+    np.testing.assert_array_equal(image, UPRIGHT[orientation](PIXELS))
+
+
+def test_a_turned_jpeg_changes_height_and_width():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert decode(encode(PIXELS, "JPEG", exif=exif), "x").shape == (3, 2, 3)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("exif", [b"", b"garbage", b"MM\0*\0\0\0\x08\0\x05"])
+def test_a_photo_with_damaged_exif_is_still_a_photo(exif):
+    assert decode(encode(PIXELS, "JPEG", exif=b"Exif\0\0" + exif), "x").shape == (2, 3, 3)
+
+
+def test_the_first_of_several_pictures_counts():
+    frames = [Image.fromarray(PIXELS), Image.new("RGB", (3, 2))]
+    data = encode(frames[0], "WEBP", save_all=True, append_images=frames[1:], lossless=True)
+    np.testing.assert_array_equal(decode(data, "x"), PIXELS)
+    data = encode(frames[0], "MPO", save_all=True, append_images=frames[1:])  # Of phones.
+    assert decode(data, "x").shape == (2, 3, 3)
+
+
+def whole_jpeg() -> bytes:
+    noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3)).astype(np.uint8)
+    return encode(noise, "JPEG")
+
+
+REFUSED = {
+    "zero bytes": b"",
+    "HTML": b"<!DOCTYPE html><html><body>404 Not Found</body></html>",
+    "truncated JPEG": whole_jpeg()[: len(whole_jpeg()) // 2],
+    "JPEG header": whole_jpeg()[:20],
+    "truncated PNG": encode(np.arange(3000, dtype=np.uint8).reshape(20, 50, 3), "PNG")[:-40],
+    "GIF named .jpg": encode(PIXELS, "GIF"),
+    "BMP named .jpg": encode(PIXELS, "BMP"),
+    "TIFF named .jpg": encode(PIXELS, "TIFF"),
+    "noise": np.random.default_rng(0).bytes(500),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_is_no_image_is_refused_in_one_line_that_names_the_file(kind):
+    with pytest.raises(DataError, match=r"^cats/7\.jpg: unreadable image \(.+\)\.$") as caught:
+        decode(REFUSED[kind], "cats/7.jpg")
+    assert "\n" not in str(caught.value)
+    assert "BytesIO" not in str(caught.value)
+
+
+@pytest.mark.filterwarnings("error")  # Pillow only warns of sizes up to twice its limit.
+@pytest.mark.parametrize("side", [8001, 9000, 20000, 60000])
+def test_a_giant_is_refused_before_memory_is_taken_for_it(side, monkeypatch):
+    loads = []
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda image: loads.append(image.size))
+    data = png(side, side, 8, 2, b"\0" * 100)
+    with pytest.raises(DataError, match=r"^bomb\.png: .*pixels"):
+        decode(data, "bomb.png")
+    assert loads == []
+
+
+def test_the_limit_is_sixty_four_million_pixels_and_is_itself_permitted(monkeypatch):
+    assert decode_lib.MAX_PIXELS == 64_000_000
+    monkeypatch.setattr(decode_lib, "MAX_PIXELS", 6)
+    assert decode(encode(PIXELS, "PNG"), "x").shape == (2, 3, 3)
+    monkeypatch.setattr(decode_lib, "MAX_PIXELS", 5)
+    with pytest.raises(DataError, match=r"^x: 3x2 pixels are more than 5\.$"):
+        decode(encode(PIXELS, "PNG"), "x")

@@ -1,0 +1,262 @@
+"""What figures are drawn from, against loops and libraries that know nothing of it."""
+
+import dataclasses
+import math
+
+import jax
+import numpy as np
+import pytest
+from scipy import ndimage
+from scipy.spatial.distance import cdist
+from sklearn.decomposition import PCA
+
+from vit_jax import create_model
+from vit_jax.errors import ConfigError
+from vit_jax.figures import attention as attention_lib
+from vit_jax.figures import (
+    attention_distance,
+    attention_heads,
+    attention_rollout,
+    filters,
+    position_similarity,
+)
+
+SHAPE = {"patch": 4, "num_layers": 2, "hidden_size": 16, "mlp_size": 32, "num_heads": 2}
+GRID, PIXELS = (2, 3), (8, 12)
+IMAGES = np.random.default_rng(0).uniform(-1, 1, (3, *PIXELS, 3)).astype(np.float32)
+
+
+def vit(name: str = "vit_ti16", **options):
+    options = SHAPE | {"num_classes": 5, "image_size": PIXELS} | options
+    model = create_model(name, **options)
+    images = np.zeros((1, *model.image_size, 3), np.float32)
+    params = jax.jit(model.init)(jax.random.key(0), images)["params"]
+    return model, jax.tree.map(lambda p: 3 * np.array(p), params)  # Sharper than at first.
+
+
+def random_weights(num_layers: int, tokens: int, num_images: int = 3, heads: int = 2):
+    logits = np.random.default_rng(1).normal(size=(num_layers, num_images, heads, tokens, tokens))
+    A = np.exp(2 * logits)
+    return list(A / A.sum(-1, keepdims=True))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"scan": True},
+        {"remat": "full"},
+        {"pool": "gap"},
+        {"registers": 2},
+        {"pos_embed": "relative"},
+        {"qk_norm": True},
+        {"dtype": "bfloat16"},
+    ],
+    ids=str,
+)
+def test_weights_are_a_distribution_for_each_token_of_each_layer(options):
+    model, params = vit(**options)
+    layers = list(attention_lib.make_attention(model)(params, IMAGES))
+    T = 6 + (options.get("pool") != "gap") + options.get("registers", 0)
+    assert [A.shape for A in layers] == [(3, 2, T, T)] * 2
+    for A in layers:
+        np.testing.assert_allclose(np.array(A).sum(-1), 1, rtol=1e-5)
+        assert np.array(A).std() > 1e-3, "not merely uniform"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"pool": "map"},
+        {"pos_embed_at": "shared", "registers": 2},
+        {"pos_embed_at": "layers", "registers": 2},
+        {"pos_embed_at": "layers", "pool": "gap"},
+        {"pos_embed": "sincos", "pos_embed_at": "layers"},
+        {"pos_embed": "relative"},
+    ],
+    ids=str,
+)
+def test_layers_one_by_one_weigh_what_the_whole_model_does(options):
+    model, params = vit(**options)
+    _, state = model.apply({"params": params}, IMAGES, mutable=["attention"])
+    whole = [
+        state["attention"]["Transformer"][f"encoderblock_{i}"]["MultiHeadDotProductAttention_0"]
+        for i in range(2)
+    ]
+    attention = attention_lib.make_attention(model)
+    encoder = {k: v for k, v in params["Transformer"].items() if "encoderblock" not in k}
+    layers = (params["Transformer"][f"encoderblock_{i}"] for i in range(2))
+    for found in (
+        attention(params, IMAGES),
+        attention(params | {"Transformer": encoder}, IMAGES, layers),
+    ):
+        for told, A in zip(whole, found, strict=True):
+            np.testing.assert_allclose(A, told["A"][0], rtol=1e-4, atol=1e-7)
+
+
+def test_weights_are_the_softmax_of_queries_and_keys():
+    model, params = vit()
+    A = np.array(next(attention_lib.make_attention(model)(params, IMAGES)))
+    body = model.clone(num_classes=0)
+    _, state = body.apply({"params": params}, IMAGES, capture_intermediates=True)
+    block = state["intermediates"]["Transformer"]["encoderblock_0"]
+    z = np.array(block["LayerNorm_0"]["__call__"][0], np.float64)
+    own = params["Transformer"]["encoderblock_0"]["MultiHeadDotProductAttention_0"]
+    q, k = (
+        np.einsum("btD,Dhd->bthd", z, own[name]["kernel"]) + own[name]["bias"]
+        for name in ("query", "key")
+    )
+    for b in range(3):
+        for head in range(2):
+            for t in range(7):
+                logits = k[b, :, head] @ q[b, t, head] / math.sqrt(8)
+                expected = np.exp(logits - logits.max())
+                np.testing.assert_allclose(
+                    A[b, head, t], expected / expected.sum(), rtol=1e-4, atol=1e-6
+                )
+
+
+def test_asking_for_weights_changes_no_output():
+    model, params = vit()
+    plain = model.apply({"params": params}, IMAGES)
+    asked, _ = model.apply({"params": params}, IMAGES, mutable=["attention"])
+    np.testing.assert_array_equal(plain, asked)
+    _, state = model.apply({"params": params}, IMAGES, mutable=["intermediates"])
+    assert "attention" not in state, "nobody else pays for it"
+
+
+def test_a_hybrid_looks_from_places_of_its_feature_map():
+    model, params = vit("r_ti16", patch=None, image_size=(64, 96))
+    images = np.zeros((1, 64, 96, 3), np.float32)
+    assert model.grid == (2, 3)
+    (A, _) = attention_lib.make_attention(model)(params, images)
+    assert A.shape == (1, 2, 7, 7)
+    assert model.patch_pixels == 32
+    assert attention_lib.filters(model, params).shape == (7, 7, 3, 64)
+
+
+def test_a_resnet_has_nothing_to_show():
+    with pytest.raises(ConfigError, match="it has no attention"):
+        attention_lib.refuse_without_attention(create_model("bit_r26x1", image_size=32), "weights")
+
+
+def test_the_distance_is_that_of_its_definition():
+    (A,) = random_weights(1, 7)
+    found = attention_distance.mean_distance(A, GRID, patch_pixels=16)
+    places = [(r, c) for r in range(2) for c in range(3)]
+    for head in range(2):
+        total = 0.0
+        for image in range(3):
+            for i, query in enumerate(places):
+                row = A[image, head, 1 + i, 1:]  # Without the class token.
+                for weight, key in zip(row / row.sum(), places, strict=True):
+                    total += weight * 16 * math.dist(query, key)
+        np.testing.assert_allclose(found[head], total / (3 * 6), rtol=1e-12)
+
+
+def test_who_looks_only_at_itself_looks_no_distance_and_all_look_as_far_as_the_mean():
+    nowhere = np.eye(6)[None, None]
+    np.testing.assert_array_equal(attention_distance.mean_distance(nowhere, GRID, 16), [0])
+    uniform = np.full((1, 1, 6, 6), 1 / 6)
+    expected = attention_distance.distances(GRID, 16).mean()
+    np.testing.assert_allclose(attention_distance.mean_distance(uniform, GRID, 16), expected)
+    assert attention_distance.distances(GRID, 16)[0].tolist() == [
+        *(0, 16, 32),
+        *(16, math.hypot(16, 16), math.hypot(16, 32)),
+    ]
+
+
+def test_rollout_multiplies_the_layers_with_their_identity():
+    layers = random_weights(3, 7)
+    found = attention_rollout.rollout(layers)
+    for b in range(3):
+        expected = np.eye(7)
+        for A in layers:  # The last layer stands left.
+            mixed = 0.5 * (A[b, 0] + A[b, 1]) / 2 + 0.5 * np.eye(7)
+            expected = mixed @ expected
+        np.testing.assert_allclose(found[b], expected, rtol=1e-12)
+        np.testing.assert_allclose(found[b].sum(axis=1), 1)
+
+
+@pytest.mark.parametrize("has_cls", [True, False])
+def test_the_map_of_the_output_is_its_row_over_the_patches(has_cls):
+    joint = attention_rollout.rollout(random_weights(2, 6 + has_cls))
+    masks = attention_rollout.of_output(joint, GRID, has_cls)
+    rows = joint[:, 0, 1:] if has_cls else joint.mean(axis=1)
+    np.testing.assert_allclose(masks, (rows / rows.max(1, keepdims=True)).reshape(3, 2, 3))
+
+
+def test_a_map_is_enlarged_as_scipy_does_it():
+    mask = np.random.default_rng(2).uniform(size=(3, 4))
+    expected = ndimage.zoom(mask, (9 / 3, 12 / 4), order=1)
+    np.testing.assert_allclose(attention_rollout.enlarge(mask, (9, 12)), expected, atol=1e-12)
+
+
+def test_heads_are_seen_from_the_output_or_from_a_patch():
+    A = random_weights(1, 8)[0][0]  # A class token and a register before six patches.
+    np.testing.assert_array_equal(
+        attention_heads.maps(A, GRID, has_cls=True), A[:, 0, 2:].reshape(2, 2, 3)
+    )
+    np.testing.assert_array_equal(
+        attention_heads.maps(A, GRID, has_cls=True, query=4), A[:, 6, 2:].reshape(2, 2, 3)
+    )
+
+
+def test_tiles_are_the_cosines_of_scipy():
+    table = np.random.default_rng(3).normal(size=(6, 5))
+    found = position_similarity.similarity(table, GRID)
+    expected = 1 - cdist(table, table, metric="cosine")
+    np.testing.assert_allclose(found.reshape(6, 6), expected, atol=1e-12)
+    mosaic = position_similarity.mosaic(found)
+    assert mosaic.shape == (2 * 2 + 1, 3 * 3 + 2)
+    np.testing.assert_array_equal(mosaic[3:, 4:7], found[1, 1])
+    assert np.isnan(mosaic[2]).all()
+    assert np.isnan(mosaic[:, 3]).all()
+
+
+@pytest.mark.parametrize("kind", ["learned", "learned_2d", "sincos"])
+@pytest.mark.parametrize("pool", ["token", "gap"])
+def test_positions_are_those_added_to_the_patches(kind, pool):
+    model, params = vit(pos_embed=kind, pool=pool)
+    table = attention_lib.positions(model, params)
+    assert table.shape == (6, 16)
+    own = params["Transformer"].get("posembed_input", {})
+    if kind == "learned":
+        np.testing.assert_array_equal(table, own["pos_embedding"][0, -6:])
+    if kind == "learned_2d":
+        for i in range(6):
+            halves = own["x_embedding"][0, i % 3], own["y_embedding"][0, i // 3]
+            np.testing.assert_allclose(table[i], np.concatenate(halves))
+
+
+@pytest.mark.parametrize("kind", ["none", "relative"])
+def test_what_adds_no_positions_has_no_table(kind):
+    assert attention_lib.positions(*vit(pos_embed=kind)) is None
+
+
+def test_components_are_those_of_scikit_learn_but_for_their_sign():
+    kernel = np.random.default_rng(4).normal(size=(2, 2, 3, 40)).astype(np.float32)
+    found = filters.principal_components(kernel, 5).reshape(5, -1)
+    theirs = PCA(5, svd_solver="full").fit(kernel.reshape(12, 40).T.astype(np.float64)).components_
+    np.testing.assert_allclose(np.abs((found * theirs).sum(1)), 1, rtol=1e-6)
+    for component in found:
+        assert component[np.abs(component).argmax()] > 0
+
+
+def test_patches_that_answer_most_come_first():
+    components = np.zeros((2, 1, 2, 3))
+    components[0, 0, 0] = components[1, 0, 1] = 1
+    patches = np.zeros((4, 1, 2, 3))
+    patches[2, 0, 0], patches[1, 0, 0] = 1.0, 0.5
+    patches[3, 0, 1] = 1.0
+    assert filters.top_patches(patches, components, 2).tolist() == [[2, 1], [3, 0]]
+
+
+def test_the_embedding_of_a_vit_is_its_filters():
+    model, params = vit()
+    kernel = attention_lib.filters(model, params)
+    assert kernel.shape == (4, 4, 3, 16)
+    np.testing.assert_array_equal(kernel, params["embedding"]["kernel"])
+    wide = dataclasses.replace(model.layers, kernels="plain")
+    assert attention_lib.filters(model.clone(layers=wide), params) is not None

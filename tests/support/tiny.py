@@ -1,0 +1,91 @@
+"""Models small enough to read, with parameters of which each shows in the output."""
+
+import functools
+
+import jax
+import numpy as np
+
+from vit_jax import create_model, trees
+from vit_jax.models.registry import make_init
+
+TINY = {
+    "image_size": (8, 12),  # A grid of 2x3: rows and columns cannot be exchanged unseen.
+    "patch": 4,
+    "num_layers": 2,
+    "hidden_size": 32,
+    "mlp_size": 64,
+    "num_heads": 2,
+    "num_classes": 5,
+}
+
+
+def tiny(**changes):
+    return create_model("vit_ti16", **TINY | changes)
+
+
+def some_images(*shape, seed=0):
+    return np.random.default_rng(seed).uniform(-1, 1, shape).astype(np.float32)
+
+
+def some_params(model, seed=1):
+    """No array is zero or one."""
+    return some_like(jax.eval_shape(make_init(model), jax.random.key(0)), seed)
+
+
+def some_like(shapes, seed=1):
+    random = np.random.default_rng(seed)
+    return trees.map_with_names(
+        lambda name, leaf: random.normal(float(name.endswith("scale")), 0.3, leaf.shape).astype(
+            np.float32
+        ),
+        shapes,
+    )
+
+
+def some_resnet_params(shapes, seed=1):
+    """Kernels whose deviations differ and are about as small as what is added to them."""
+    random = np.random.default_rng(seed)
+
+    def value(name, leaf):
+        if not name.startswith(("conv_root", "block")) or not name.endswith("kernel"):
+            return leaf
+        return leaf * 10 ** random.uniform(-6, -3, leaf.shape[-1]).astype(np.float32)
+
+    return trees.map_with_names(value, some_like(shapes, seed))
+
+
+@functools.cache
+def compiled(model):
+    return jax.jit(lambda p, x: model.apply({"params": p}, x))
+
+
+def forward(model, params, images):
+    return compiled(model)(params, images)
+
+
+def named(model, params, images, **kwargs):
+    """Name of a submodule -> what it returned; "" for the whole model."""
+    seen = {"capture_intermediates": True, "mutable": True}
+    run = jax.jit(lambda p, x: model.apply({"params": p}, x, **seen, **kwargs))
+    _, seen = run(params, images)
+    seen = trees.flatten(seen["intermediates"])
+    return {name.removesuffix("__call__/0").strip("/"): np.array(a) for name, a in seen.items()}
+
+
+def assert_close(actual, expected, tolerance=1e-3):
+    """Equal, but for a part of the deviation of what is expected."""
+    expected = np.asarray(expected)
+    assert actual.shape == expected.shape
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance * expected.std())
+
+
+def equations(jaxpr):
+    """All equations of a jaxpr, inner ones too."""
+    for eqn in jaxpr.eqns:
+        yield eqn
+        for value in jax.tree.leaves(
+            list(eqn.params.values()), is_leaf=lambda v: hasattr(v, "eqns") or hasattr(v, "jaxpr")
+        ):
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                yield from equations(inner)

@@ -1,0 +1,129 @@
+"""The layout of the package (CONTRIBUTING.md): packages, their order, and their boundaries."""
+
+import ast
+import pathlib
+
+import pytest
+
+from tests.support.runs import ROOT
+
+PACKAGE = ROOT / "vit_jax"
+ORDER = (  # A module imports from its own package and from those before it.
+    *("errors", "trees", "atomic_io", "markdown"),
+    *("config", "models", "data", "distributed", "checkpoints", "tasks", "weights", "evaluation"),
+    *("training", "figures", "planning", "prepare", "tables", "benchmark", "report", "cli"),
+    *("main", "__init__"),
+)
+BOUNDARIES = {  # Third-party package -> the packages that may import it.
+    "tensorflow": set(),
+    "tensorflow_datasets": {"data", "prepare"},
+    "grain": {"data"},
+    "array_record": {"data"},
+    "PIL": {"data", "prepare"},
+    "simplejpeg": {"data"},
+    "cv2": {"data"},
+    "sklearn": set(),
+    "mlxtend": set(),
+    "orbax": {"checkpoints"},
+    "google_crc32c": {"checkpoints", "weights"},
+    "ml_collections": {"config"},
+    "scipy": {"evaluation"},
+    "optax": {"tasks", "training", "planning"},
+    "flax": {"models", "training"},
+    "tensorboardX": {"training"},
+    "matplotlib": {"tables", "figures"},
+    "cycler": {"figures"},
+    "absl": set(),
+    "argparse": {"cli"},
+    "safetensors": {"weights"},
+    "ml_dtypes": {"weights"},
+    "huggingface_hub": {"weights"},
+    "torch": {"benchmark"},
+    "timm": {"benchmark"},
+}
+MAX_FILES, MAX_PACKAGES, MAX_LINES = 7, 16, 400
+VAGUE = {"utils", "util", "common", "misc", "helpers", "base"}
+FILES = sorted(PACKAGE.rglob("*.py"))
+TESTS = sorted((ROOT / "tests").rglob("test_*.py"))
+
+
+def package_of(path: pathlib.Path) -> str:
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def imported_modules(path: pathlib.Path):
+    package = ("vit_jax", *path.relative_to(PACKAGE).parent.parts)
+    return modules_in(path.read_text(), package)
+
+
+def modules_in(code: str, package: tuple[str, ...]):
+    """Dotted names of everything that the code imports, at any depth of nesting."""
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else ()
+            module = ".".join([*above, *([node.module] if node.module else [])])
+            yield from (f"{module}.{alias.name}" for alias in node.names)
+
+
+def packages_imported_by(path: pathlib.Path):
+    for name in imported_modules(path):
+        parts = name.split(".")
+        if parts[0] == "vit_jax" and len(parts) > 1:
+            yield parts[1] if parts[1] in ORDER else "__init__"
+
+
+def test_every_package_has_a_place_in_the_order():
+    assert {package_of(path) for path in FILES} == set(ORDER)
+
+
+def test_the_top_level_stays_small():
+    assert len(list(PACKAGE.glob("*.py"))) <= MAX_FILES
+    assert len(list(PACKAGE.glob("*/__init__.py"))) <= MAX_PACKAGES
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_follow_the_order(path):
+    package = package_of(path)
+    for other in packages_imported_by(path):
+        is_allowed = other == package or ORDER.index(other) < ORDER.index(package)
+        assert is_allowed, f"{path} imports vit_jax.{other}"
+
+
+def test_modules_in_resolves_relative_imports():
+    code = "import vit_jax.trees\nfrom . import vit\nfrom ..data import loader\n"
+    names = list(modules_in(code, package=("vit_jax", "models")))
+    assert names == ["vit_jax.trees", "vit_jax.models.vit", "vit_jax.data.loader"]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_third_party_packages_stay_inside_their_boundaries(path):
+    for name in imported_modules(path):
+        packages = BOUNDARIES.get(name.split(".")[0])
+        assert packages is None or package_of(path) in packages, f"{path} imports {name}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_files_have_definite_names_and_at_most_400_lines(path):
+    assert path.stem not in VAGUE
+    assert len(path.read_text().splitlines()) <= MAX_LINES
+    assert len(path.relative_to(PACKAGE).parts) <= 2
+
+
+@pytest.mark.parametrize("path", TESTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_tests_mirror_the_package_and_import_no_other_test(path):
+    folder, name = path.parent.name, path.stem.removeprefix("test_")
+    if (PACKAGE / folder).is_dir():
+        modules = [module.stem for module in (PACKAGE / folder).glob("*.py")]
+        assert any(name == module or name.startswith(f"{module}_") for module in modules)
+    imported = modules_in(path.read_text(), ("tests", folder))
+    assert not [name for name in imported if name.rpartition(".")[2].startswith("test_")]
+
+
+def test_config_files_import_the_config_package_only():
+    for path in (ROOT / "configs").glob("*.py"):
+        tree = ast.parse(path.read_text())
+        modules = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+        assert modules <= {"vit_jax.config"}, path
+        assert ast.get_docstring(tree), path

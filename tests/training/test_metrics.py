@@ -1,0 +1,172 @@
+"""One line per step in metrics.jsonl, whatever was killed and restored on the way."""
+
+import io
+import json
+import math
+
+import numpy as np
+import pytest
+
+from vit_jax.distributed.progress import Progress
+from vit_jax.training import metrics
+from vit_jax.training.metrics import MetricWriter
+
+
+@pytest.fixture(autouse=True)
+def _without_tensorboard(monkeypatch):
+    monkeypatch.setattr(metrics, "_tensorboard", lambda folder, restored_step: None)
+
+
+def lines(folder) -> list[str]:
+    return (folder / metrics.FILE).read_text().splitlines()
+
+
+def write(folder, *steps, restored_step=0):
+    writer = MetricWriter(folder, restored_step)
+    for step in steps:
+        writer.write(step, {"loss": step / 10})
+    writer.close()
+
+
+def test_a_step_is_one_line_whatever_is_written_for_it(tmp_path):
+    writer = MetricWriter(tmp_path)
+    writer.write(5, {"train/loss": 2.5})
+    writer.write(5, {"val/top1": 0.25, "val/n": 7})
+    writer.write(10, {"train/loss": 1.5})
+    writer.close()
+    assert [json.loads(line) for line in lines(tmp_path)] == [
+        {"step": 5, "train/loss": 2.5, "val/top1": 0.25, "val/n": 7},
+        {"step": 10, "train/loss": 1.5},
+    ]
+
+
+def test_counts_stay_whole_and_arrays_become_numbers(tmp_path):
+    writer = MetricWriter(tmp_path)
+    writer.write(1, {"crc": 2**32 - 1, "loss": np.float32(0.5)})
+    writer.close()
+    assert lines(tmp_path) == ['{"step": 1, "crc": 4294967295, "loss": 0.5}']
+
+
+def test_what_is_not_finite_becomes_null(tmp_path):
+    writer = MetricWriter(tmp_path)
+    writer.write(1, {"a": math.nan, "b": math.inf, "c": -np.float32(np.inf), "d": 0.0})
+    writer.close()
+    strict = json.loads(lines(tmp_path)[0], parse_constant=pytest.fail)
+    assert strict == {"step": 1, "a": None, "b": None, "c": None, "d": 0.0}
+
+
+def test_lines_beyond_the_restored_step_are_cut(tmp_path):
+    write(tmp_path, 5, 10, 15, 20)
+    write(tmp_path, 15, restored_step=12)
+    assert [record["step"] for record in metrics.read(tmp_path)] == [5, 10, 15]
+
+
+def test_a_new_run_begins_with_an_empty_file(tmp_path):
+    write(tmp_path, 5, 10)
+    write(tmp_path)
+    assert lines(tmp_path) == []
+
+
+def test_the_line_of_the_restored_step_takes_the_evaluation_still_to_come(tmp_path):
+    write(tmp_path, 5, 10)
+    writer = MetricWriter(tmp_path, restored_step=10)
+    assert not writer.has(10, "val")
+    writer.write(10, {"val/n": 7})
+    assert writer.has(10, "val")
+    assert not writer.has(10, "fewshot")
+    assert not writer.has(5, "val")
+    writer.write(15, {"loss": 1.5})
+    writer.close()
+    assert metrics.read(tmp_path) == [
+        {"step": 5, "loss": 0.5},
+        {"step": 10, "loss": 1.0, "val/n": 7},
+        {"step": 15, "loss": 1.5},
+    ]
+
+
+def test_the_line_of_the_restored_step_outlives_a_writer_with_nothing_to_add(tmp_path):
+    write(tmp_path, 5, 10)
+    write(tmp_path, restored_step=10)
+    assert [record["step"] for record in metrics.read(tmp_path)] == [5, 10]
+
+
+def test_the_line_of_the_restored_step_outlives_a_kill_right_after_the_restore(tmp_path):
+    write(tmp_path, 5, 10)
+    killed = MetricWriter(tmp_path, restored_step=10)
+    assert [record["step"] for record in metrics.read(tmp_path)] == [5, 10]
+    killed.close()
+
+
+def test_a_line_that_a_kill_cut_short_is_left_out(tmp_path):
+    write(tmp_path, 5, 10)
+    path = tmp_path / metrics.FILE
+    path.write_text(path.read_text() + '{"step": 15, "lo')
+    assert [record["step"] for record in metrics.read(tmp_path)] == [5, 10]
+    write(tmp_path, 15, restored_step=10)  # And is gone when the run goes on.
+    assert [json.loads(line)["step"] for line in lines(tmp_path)] == [5, 10, 15]
+
+
+def test_what_was_synced_is_there_to_read(tmp_path):
+    writer = MetricWriter(tmp_path)
+    writer.write(5, {"loss": 0.5})
+    writer.sync()
+    assert metrics.read(tmp_path) == [{"step": 5, "loss": 0.5}]
+    writer.close()
+    assert len(lines(tmp_path)) == 1
+
+
+def test_a_folder_without_metrics_has_no_records(tmp_path):
+    assert metrics.read(tmp_path) == []
+
+
+def test_the_last_value_of_each_name_counts():
+    records = [{"step": 1, "loss": 3, "val/top1": 0.5}, {"step": 2, "loss": 2}]
+    assert metrics.last_values(records) == {"step": 2, "loss": 2, "val/top1": 0.5}
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_progress_is_a_line_per_state_where_there_is_no_terminal(monkeypatch):
+    stream = io.StringIO()
+    monkeypatch.setattr("sys.stdout", stream)
+    progress = Progress()
+    progress.show("step 1")
+    progress.show("step 2")
+    progress.say("saved")
+    assert stream.getvalue() == "step 1\nstep 2\nsaved\n"
+
+
+def test_lines_may_be_kept_apart_where_there_is_no_terminal(monkeypatch):
+    stream = io.StringIO()
+    monkeypatch.setattr("sys.stdout", stream)
+    progress = Progress(seconds_between=3600)
+    progress.show("step 1")
+    progress.say("saved")  # Whatever is said is said.
+    assert stream.getvalue() == "saved\n"
+
+
+def test_progress_replaces_its_line_on_a_terminal(monkeypatch):
+    stream = Terminal()
+    monkeypatch.setattr("sys.stdout", stream)
+    progress = Progress(seconds_between=3600)
+    progress.show("step 10")
+    progress.show("step 9")
+    assert stream.getvalue() == "\rstep 10\rstep 9 "  # A blank hides the longer line's end.
+    progress.say("saved")
+    assert stream.getvalue().endswith("\rsaved\n")
+
+
+def test_the_line_of_the_restored_step_stands_until_a_fuller_one_takes_its_place(tmp_path):
+    first = MetricWriter(tmp_path)
+    first.write(5, {"train/loss": 0.5})
+    first.close()
+    writer = MetricWriter(tmp_path, restored_step=5)
+    writer.write(5, {"val/n": 3})
+    assert metrics.read(tmp_path) == [{"step": 5, "train/loss": 0.5}]  # What a kill would leave.
+    writer.write(6, {"train/loss": 0.4})
+    assert metrics.read(tmp_path) == [{"step": 5, "train/loss": 0.5, "val/n": 3}]
+    writer.close()
+    assert [record["step"] for record in metrics.read(tmp_path)] == [5, 6]

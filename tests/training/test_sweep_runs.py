@@ -1,0 +1,136 @@
+"""What runs a `config.sweep` stands for, which of them is best, and what they tell together."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from vit_jax import config as config_lib
+from vit_jax.config.schema import Config, Data, Init, Sweep, Task
+from vit_jax.errors import ConfigError
+from vit_jax.training import sweep_runs
+
+GRID = (("optimizer.lr", (0.003, 0.01)), ("steps", (50, 100)))
+
+
+def config_of(grid=GRID, **fields) -> Config:
+    fields = {"epochs": 2.0, "sweep": Sweep(grid, dev=0.2, seeds=3), "seed": 5} | fields
+    return Config(**fields)
+
+
+def scored(top1: float, n: int = 10) -> dict:
+    return {"metrics": {"val/top1": top1, "val/loss": 1 - top1, "val/n": n, "train/loss": 7.0}}
+
+
+def test_a_grid_tries_every_combination_on_a_part_of_the_training_examples():
+    grid = sweep_runs.grid(config_of())
+    names = ["lr=0.003,steps=50", "lr=0.003,steps=100", "lr=0.01,steps=50", "lr=0.01,steps=100"]
+    assert list(grid) == names
+    trial = grid["lr=0.01,steps=50"]
+    assert trial.values == {"optimizer.lr": 0.01, "steps": 50}
+    assert (trial.config.optimizer.lr, trial.config.data.dev) == (0.01, 0.2)
+    assert (trial.config.steps, trial.config.epochs) == (50, None), "one length replaces another"
+    assert not sweep_runs.is_sweep(trial.config)
+
+
+def test_the_last_runs_differ_in_their_seeds_and_train_on_everything():
+    runs = sweep_runs.finals(config_of(), {"optimizer.lr": 0.01})
+    assert list(runs) == ["seed_5", "seed_6", "seed_7"]
+    assert [run.seed for run in runs.values()] == [5, 6, 7]
+    assert {(run.optimizer.lr, run.data.dev) for run in runs.values()} == {(0.01, None)}
+
+
+def test_sections_and_tuples_can_be_swept():
+    config = config_of((("data.crop_area", ((0.05, 1.0), (0.3, 1.0))),))
+    grid = sweep_runs.grid(config)
+    assert list(grid) == ["crop_area=(0.05,1.0)", "crop_area=(0.3,1.0)"]
+    assert grid["crop_area=(0.3,1.0)"].config.data.crop_area == (0.3, 1.0)
+    written = json.loads(json.dumps(config_lib.to_dict({"": config})))
+    assert sweep_runs.grid(config_lib.from_dict(written)[""]) == grid, (
+        "a workdir has lists of lists"
+    )
+
+
+@pytest.mark.parametrize(
+    ("grid", "words"),
+    [
+        ((("optimizer.rate", (0.1,)),), r"sweep\.grid.*no field 'rate'"),
+        ((("optimizer.lr", (0.1, -1.0)),), r"sweep\.grid.*optimizer\.lr is -1\.0"),
+        ((("optimizer.lr", ("fast",)),), r"sweep\.grid.*must be a number"),
+        ((("optimizer.lr", ()),), r"'optimizer\.lr' with the values \(\)"),
+        ((("mesh.data", (1, 2)),), r"'mesh\.data'; it must be the same"),
+        ((("seed", (1, 2)),), "'seed'; it must be the same"),
+        ((("data.dev", (0.1, 0.2)),), r"'data\.dev'; it must be the same"),
+        ((("data.per_class", (1, 2)),), r"'data\.per_class'; it must be the same"),
+        ((("steps", (5,)), ("steps", (6,))), "stands there once"),
+        ((("steps", (5, 5)),), "has steps=5 twice"),
+        ((("optimizer", (1,)),), "it is a section of fields"),
+        ((("optimizer", ({"lr": 1.0},)),), "no section does"),
+        ((("steps", (5,)), ("epochs", (1.0,))), "a run has one length"),
+        ((("init.path", ("x" * 300,)),), "whose name is too long"),
+    ],
+)
+def test_a_grid_that_cannot_be_is_refused_by_name(grid, words):
+    with pytest.raises(ConfigError, match=words):
+        sweep_runs.grid(config_of(grid))
+
+
+def test_no_run_learns_from_a_sweep():
+    taught = Config(steps=5, task=Task(teacher="tune"))
+    with pytest.raises(ConfigError, match=r"stages\.then\.task\.teacher is 'tune', a sweep"):
+        sweep_runs.check({"tune": config_of(), "then": taught})
+
+
+def test_no_run_starts_from_a_sweep():
+    after = Config(steps=5, init=Init(stage="tune", new_head=True))
+    with pytest.raises(ConfigError, match=r"stages\.then\.init\.stage is 'tune', a sweep"):
+        sweep_runs.check({"tune": config_of(), "then": after})
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ({"val_split": ""}, "sweep needs data.val_split"),
+        ({"dev": 0.5}, r"data\.dev is not for a sweep"),
+    ],
+)
+def test_a_sweep_has_something_to_be_judged_by(data, words):
+    wrong = dataclasses.replace(config_of(), data=Data(**data))
+    with pytest.raises(ConfigError, match=words):
+        config_lib.check(config_lib.to_config_dict({"": wrong}))
+
+
+def test_a_sweep_does_not_choose_weights_by_what_it_reports():
+    wrong = dataclasses.replace(config_of(), select="best", eval_every=5)
+    with pytest.raises(ConfigError, match="would choose by what they are scored on"):
+        config_lib.check(config_lib.to_config_dict({"": wrong}))
+
+
+@pytest.mark.parametrize("loss", [None, float("nan"), float("inf")])
+def test_a_loss_that_is_no_number_is_no_score(loss):
+    assert not sweep_runs.is_finite({"metrics": {"val/top1": 0.5, "val/loss": loss}})
+    assert sweep_runs.is_finite(scored(0.5))
+
+
+def test_the_runs_of_a_sweep_are_counted():
+    assert sweep_runs.count(config_of()) == 4 + 3
+    assert sweep_runs.count(config_of(grid=())) == 3
+    assert sweep_runs.count(Config(steps=1)) == 1
+
+
+def test_the_best_is_the_first_of_the_highest_accuracy_and_never_one_that_diverged():
+    found = {"a": None, "b": scored(0.5), "c": scored(0.75), "d": scored(0.75)}
+    assert sweep_runs.best(found) == "c"
+    losses = {name: {"metrics": {"val/loss": loss}} for name, loss in (("a", 2.0), ("b", 1.0))}
+    assert sweep_runs.best(losses) == "b", "where there is no accuracy, the smaller loss"
+
+
+def test_seeds_tell_their_mean_and_the_deviation_of_a_sample():
+    values = [0.9, 0.93, 0.96]
+    found = sweep_runs.combined([scored(value) for value in values])
+    assert found["val/n"] == 10
+    np.testing.assert_allclose(found["val/top1"], np.mean(values))
+    np.testing.assert_allclose(found["val/top1_std"], np.std(values, ddof=1))
+    assert "train/loss" not in found
+    assert set(sweep_runs.combined([scored(0.5)])) == {"val/top1", "val/loss", "val/n"}

@@ -1,0 +1,128 @@
+"""Whole runs in this process: what they learn, leave behind and refuse."""
+
+import json
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+
+from tests.support.runs import ROOT, final_state, records
+from tests.support.tiny_flags import tiny_flags
+from vit_jax import main, trees
+from vit_jax.checkpoints import checkpoint
+from vit_jax.errors import DataError, NonFiniteError, VitJaxError
+
+
+def test_a_loss_that_is_no_number_ends_with_code_5_and_a_finite_checkpoint(tmp_path, capsys):
+    flags = tiny_flags(tmp_path, "optimizer.lr=1e38", "optimizer.clip_norm=None", "steps=40")
+    with pytest.raises(NonFiniteError, match="3 steps in a row") as caught:
+        main.run([*flags, "--config.checkpoint_every=1"])
+    assert caught.value.exit_code == 5
+    step = checkpoint.find(tmp_path)
+    params = checkpoint.restore(step, checkpoint.stored_params(step))
+    for name, array in trees.flatten(params).items():
+        assert np.isfinite(array).all(), name
+
+
+@pytest.fixture(scope="module")
+def learnt(tmp_path_factory) -> pathlib.Path:
+    """A run of 60 steps, with checkpoints at 56 and 60."""
+    folder = tmp_path_factory.mktemp("learnt")
+    assert main.run(tiny_flags(folder, "steps=60", "optimizer.lr=0.05")) == 0
+    return folder
+
+
+def unfinished_copy(run: pathlib.Path, folder: pathlib.Path) -> list[str]:
+    """The flags that go on with a copy of a run whose summary was never written."""
+    shutil.copytree(run, folder)
+    (folder / "summary.json").unlink()
+    return tiny_flags(folder, "steps=60", "optimizer.lr=0.05")
+
+
+def test_training_learns_what_can_be_learnt(learnt):
+    assert json.loads((learnt / "summary.json").read_text())["metrics"]["val/top1"] == 1.0
+
+
+def test_the_summary_accounts_for_the_run(learnt):
+    summary = json.loads((learnt / "summary.json").read_text())
+    leaves = final_state(learnt)
+    sizes = [np.prod(v["shape"], dtype=int) for k, v in leaves.items() if k.startswith("params/")]
+    assert summary["parameters"] == sum(sizes)
+    assert summary["step"] == 60
+    assert summary["metrics"]["val/n"] == 48
+    assert {"jax", "flax", "python"} <= set(summary["versions"])
+    parts = ("start", "data", "train", "eval", "save")
+    assert summary["seconds"]["wall"] == pytest.approx(sum(summary["seconds"][p] for p in parts))
+
+
+def test_a_damaged_newest_step_is_refused_or_with_fallback_set_aside(learnt, tmp_path, capsys):
+    folder = tmp_path / "copy"
+    flags = unfinished_copy(learnt, folder)
+    (folder / "checkpoints" / "60" / "meta" / "metadata").write_text("{}")
+    with pytest.raises(VitJaxError, match="checkpoints/60/meta is damaged") as caught:
+        main.run(flags)
+    assert caught.value.exit_code == 4
+    assert main.run([*flags, "--fallback"]) == 0
+    assert "going on from step 56" in capsys.readouterr().out
+    assert records(folder) == records(learnt)
+    assert final_state(folder) == final_state(learnt)
+    assert (folder / "damaged" / "60" / "meta").is_dir()
+
+
+def rewrite(step: pathlib.Path, name: str, item: dict) -> None:
+    """Puts another item into a checkpoint, with a manifest that agrees."""
+    manifest = checkpoint.read_manifest(step)
+    manifest["items"][name] = checkpoint._crc_of_json(item)
+    body = {part: manifest[part] for part in ("leaves", "items")}
+    body["crc32c"] = checkpoint._crc_of_json(body)
+    (step / name / "metadata").write_text(json.dumps(item))
+    (step / "manifest" / "metadata").write_text(json.dumps(body))
+
+
+def test_other_classes_than_the_run_began_with_are_refused(learnt, tmp_path):
+    flags = unfinished_copy(learnt, tmp_path / "copy")
+    step = tmp_path / "copy" / "checkpoints" / "60"
+    meta = checkpoint.read_item(step, "meta")
+    meta["classes"][1] = "crane"
+    rewrite(step, "meta", meta)
+    with pytest.raises(DataError, match="class 1 is 'crane' in the checkpoint, 'class 1' in the"):
+        main.run(flags)
+
+
+def test_changed_data_is_told_of_when_a_run_goes_on(learnt, tmp_path):
+    flags = unfinished_copy(learnt, tmp_path / "copy")
+    step = tmp_path / "copy" / "checkpoints" / "60"
+    fingerprints = checkpoint.read_item(step, "data")["fingerprints"]
+    assert set(fingerprints) == {"train", "val"}
+    changed = {"train": fingerprints["train"] + 1, "val": fingerprints["val"]}
+    rewrite(step, "data", checkpoint.read_item(step, "data") | {"fingerprints": changed})
+    with pytest.raises(DataError, match="other names, labels or images"):
+        main.run(flags)
+
+
+def test_stages_start_from_each_other_and_are_done_once(tmp_path, capsys):
+    flags = [f"--config={ROOT / 'configs' / 'quickstart.py'}:smoke", f"--workdir={tmp_path}"]
+    stages = ("pretrain", "finetune", "scratch")
+    flags += [f"--config.stages.{name}.model.num_layers=1" for name in stages]
+    bigger = "--config.stages.finetune.data.image_size=48"  # A grid of 6x6 from one of 4x4.
+    assert main.run([*flags, bigger]) == 0
+    out = capsys.readouterr().out
+    assert "finetune  " in out
+    assert "position embeddings resized from 4x4 to 6x6" in out
+    assert "head replaced by zeros" in out
+    last = out.splitlines()[-1]
+    assert last.startswith("done: stages=3 pretrain/top1=0.")
+    assert " finetune/top1=0." in last
+    assert last.endswith(f" workdir={tmp_path}")
+    first_loss = records(tmp_path / "finetune")[0]["train/loss"]
+    assert first_loss == pytest.approx(np.log(10), abs=1e-6)  # A head of zeros.
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert tuple(summary["stages"]) == stages
+
+    assert main.run([f"--workdir={tmp_path}"]) == 0  # Finished: told again, nothing run.
+    assert capsys.readouterr().out.splitlines() == [last]
+    with pytest.raises(VitJaxError, match="holds the stages pretrain, finetune, scratch"):
+        main.run(["evaluate", f"--workdir={tmp_path}"])
+    assert main.run(["evaluate", f"--workdir={tmp_path / 'finetune'}"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].endswith("n=359/359")

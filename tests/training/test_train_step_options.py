@@ -1,0 +1,159 @@
+"""Accumulation, averaged weights, SAM and GSAM, each against the same thing done by hand."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vit_jax import create_model, trees
+from vit_jax.distributed import mesh as mesh_lib
+from vit_jax.models.registry import make_init
+from vit_jax.tasks import classification
+from vit_jax.training.optimizer import make_optimizer, make_schedule
+from vit_jax.training.train_step import abstract_state, make_birth, make_train_step
+
+STEPS, RATE, MOMENTUM = 100, 0.02, 0.9
+RANDOM = np.random.default_rng(0)
+X = RANDOM.normal(size=(8, 3)).astype(np.float32)
+Y = RANDOM.normal(size=8).astype(np.float32)
+W = np.array([1.0, -2.0, 0.5])
+
+
+def loss_of(w):
+    return np.mean((X @ w - Y) ** 2 + 0.1 * (X @ w) ** 4)
+
+
+def gradient_of(w):
+    """By hand, so that SAM's two gradients are."""
+    return X.T @ (2 * (X @ w - Y) + 0.4 * (X @ w) ** 3) / len(X)
+
+
+def toy_loss(params, batch, key):
+    del key
+    found = batch["x"] @ params["w"]
+    return jnp.mean((found - batch["y"]) ** 2 + 0.1 * found**4), {}
+
+
+def trace(rho=None, **options):
+    """States after each of 100 steps of SGD with momentum; with `rho(step)`, of SAM."""
+    mesh = mesh_lib.make_mesh()
+    schedule = make_schedule(RATE, total_steps=STEPS, schedule="linear")
+    make_tx = functools.partial(make_optimizer, name="sgd", momentum=MOMENTUM, clip_norm=None)
+    tx = make_tx(schedule)
+
+    def init(key):
+        del key
+        return {"w": jnp.float32(W)}
+
+    like = abstract_state(init, tx, mesh, has_ema="ema" in options)
+    state = make_birth(init, tx, like)(jax.random.key(0))
+    batches = mesh_lib.batch_sharding(mesh)
+    step = make_train_step(toy_loss, make_tx, like, batches, **options)
+    for i in range(STEPS):
+        rates = {"lr": schedule(i)} | ({"rho": rho(i)} if rho else {})
+        state, metrics = step(state, {"x": X, "y": Y}, jax.random.key(0), rates)
+        yield jax.tree.map(np.array, state), metrics
+
+
+def momentum_by_hand(gradient):
+    """w after each step; `gradient(w, step)` is what is followed."""
+    w, velocity = W.copy(), np.zeros(3)
+    for t in range(STEPS):
+        velocity = MOMENTUM * velocity + gradient(w, t)
+        w = w - RATE * (1 - t / STEPS) * velocity
+        yield w
+
+
+def worst_gradient(w, rho, alpha=0.0):
+    """Equations 2 and 3 of arXiv:2010.01412; algorithm 1 of arXiv:2203.08065 for alpha."""
+    here = gradient_of(w)
+    there = gradient_of(w + rho * here / np.linalg.norm(here))
+    across = here - there * (here @ there) / (there @ there)
+    return there - alpha * across
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.6])
+def test_sam_follows_its_equations(alpha):
+    expected = momentum_by_hand(lambda w, t: worst_gradient(w, 0.1, alpha))
+    before = W
+    found = trace(lambda step: 0.1, gsam_alpha=alpha)
+    for (state, metrics), w in zip(found, expected, strict=True):
+        np.testing.assert_allclose(state.params["w"], w, rtol=1e-4, atol=1e-5)
+        # The loss told is that of the parameters, not of the worst ones near them.
+        np.testing.assert_allclose(metrics["loss"], loss_of(before), rtol=1e-3)
+        before = w
+
+
+def test_the_radius_of_sam_may_follow_the_step():
+    def radius(step):
+        return 0.2 - 0.001 * step
+
+    expected = momentum_by_hand(lambda w, t: worst_gradient(w, radius(t)))
+    for (state, _), w in zip(trace(radius), expected, strict=True):
+        np.testing.assert_allclose(state.params["w"], w, rtol=1e-4, atol=1e-5)
+
+
+def test_averaged_weights_follow_their_equation_and_are_those_judged():
+    average = W.copy()
+    path = momentum_by_hand(lambda w, t: gradient_of(w))
+    for (state, _), w in zip(trace(ema=0.95), path, strict=True):
+        average = 0.95 * average + 0.05 * w
+        np.testing.assert_allclose(state.ema["w"], average, rtol=1e-4, atol=1e-5)
+        assert state.judged is state.ema
+    state, _ = next(trace())
+    assert state.ema is None
+    assert state.judged is state.params
+
+
+@pytest.mark.parametrize("accumulate", [2, 4, 8])
+def test_micro_batches_take_the_same_hundred_steps_as_the_whole_batch(accumulate):
+    whole = list(trace())
+    for (a, told), (b, expected) in zip(trace(accumulate=accumulate), whole, strict=True):
+        np.testing.assert_allclose(a.params["w"], b.params["w"], rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(told["loss"], expected["loss"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("sizes", [(8, 1), (2, 4)])
+def test_a_vit_accumulates_to_the_gradient_of_the_whole_batch_on_any_mesh(sizes):
+    model = create_model(
+        "vit_ti16", num_classes=4, image_size=8, patch=4, num_layers=2, hidden_size=32, num_heads=2
+    )
+    images = np.random.default_rng(1).uniform(-1, 1, (32, 8, 8, 3)).astype(np.float32)
+    batch = {"image": images, "label": np.arange(32) % 4, "mask": np.ones(32, np.float32)}
+    schedule = make_schedule(0.1, total_steps=4)
+    make_tx = functools.partial(make_optimizer, name="sgd", clip_norm=None)
+    tx = make_tx(schedule)
+    moved = {}
+    for accumulate, mesh in ((1, mesh_lib.make_mesh(1, 1, devices=jax.devices()[:1])), (4, None)):
+        mesh = mesh or mesh_lib.make_mesh(*sizes)
+        like = abstract_state(make_init(model), tx, mesh)
+        state = make_birth(make_init(model), tx, like)(jax.random.key(0))
+        loss, batches = classification.make_loss(model), mesh_lib.batch_sharding(mesh)
+        step = make_train_step(loss, make_tx, like, batches, accumulate=accumulate)
+        for i in range(2):
+            state, metrics = step(state, batch, jax.random.key(0), {"lr": schedule(i)})
+        moved[accumulate] = trees.flatten(jax.tree.map(np.array, state.params)), metrics
+    (whole, expected), (parts, told) = moved[1], moved[4]
+    for name in whole:
+        np.testing.assert_allclose(parts[name], whole[name], rtol=1e-6, atol=1e-6, err_msg=name)
+    np.testing.assert_allclose(told["loss"], expected["loss"], rtol=1e-6)
+    assert float(told["top1"]) == float(expected["top1"])
+
+
+def test_a_step_of_no_number_leaves_the_average_as_it_was():
+    mesh = mesh_lib.make_mesh(1, 1, devices=jax.devices()[:1])
+    make_tx = functools.partial(make_optimizer, name="sgd")
+    tx = make_tx(make_schedule(RATE, total_steps=STEPS))
+
+    def init(key):
+        del key
+        return {"w": jnp.float32(W)}
+
+    like = abstract_state(init, tx, mesh, has_ema=True)
+    state = make_birth(init, tx, like)(jax.random.key(0))
+    step = make_train_step(toy_loss, make_tx, like, mesh_lib.batch_sharding(mesh), ema=0.5)
+    before = np.array(state.ema["w"])
+    state, _ = step(state, {"x": X, "y": np.full_like(Y, np.nan)}, jax.random.key(0), {"lr": RATE})
+    assert np.array(state.ema["w"]).tobytes() == before.tobytes()

@@ -1,0 +1,334 @@
+"""What metadata and config files say of a model, and how they are refused."""
+
+import dataclasses
+import json
+
+import pytest
+
+from tests.support import foreign_weights
+from vit_jax.errors import CheckpointError, VitJaxError
+from vit_jax.weights import load, metadata
+from vit_jax.weights.infer_model import model_options
+from vit_jax.weights.metadata import Facts
+from vit_jax.weights.reader import open_foreign
+
+HALF, IMAGENET = [0.5] * 3, ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+CLIP = ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711])
+VIT = {"model_type": "vit", "num_attention_heads": 3, "image_size": 224}
+PROCESSOR = {
+    "do_resize": True,
+    "do_rescale": True,
+    "rescale_factor": 0.00392156862745098,
+    "do_normalize": True,
+    "image_mean": HALF,
+    "image_std": HALF,
+    "resample": 2,
+    "size": {"height": 224, "width": 224},
+}
+TIMM = {
+    "architecture": "vit_tiny_patch16_224",
+    "num_classes": 1000,
+    "global_pool": "token",
+    "pretrained_cfg": {
+        "input_size": [3, 224, 224],
+        "interpolation": "bicubic",
+        "crop_pct": 0.9,
+        "crop_mode": "center",
+        "mean": HALF,
+        "std": HALF,
+    },
+}
+
+
+def of_huggingface(config=None, processor=None):
+    return metadata.from_huggingface(VIT | (config or {}), processor or {}, "folder")
+
+
+def of_timm(**changes):
+    return metadata.from_timm(TIMM | {"pretrained_cfg": TIMM["pretrained_cfg"] | changes}, "folder")
+
+
+def refused(act, *args, **kwargs):
+    with pytest.raises(CheckpointError, match=r"^folder: ") as caught:
+        act(*args, **kwargs)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 300
+    return str(caught.value)
+
+
+# Hugging Face.
+
+
+@pytest.mark.parametrize(
+    ("config", "eps"),
+    [
+        ({}, 1e-12),  # The defaults of its own classes.
+        ({"model_type": "dinov2"}, 1e-6),
+        ({"model_type": "dinov2_with_registers"}, 1e-6),
+        ({"layer_norm_eps": 1e-5}, 1e-5),
+    ],
+)
+def test_hugging_faces_defaults_are_its_own(config, eps):
+    found = of_huggingface(config)
+    assert (found.norm_eps, found.gelu, found.image_size) == (eps, "erf", (224, 224))
+    assert metadata.from_huggingface({"model_type": "vit"}, {}, "folder").num_heads == 12
+
+
+@pytest.mark.parametrize(
+    ("activation", "gelu"),
+    [
+        ("gelu", "erf"),
+        ("gelu_python", "erf"),
+        ("gelu_new", "tanh"),
+        ("gelu_fast", "tanh"),
+        ("gelu_pytorch_tanh", "tanh"),
+    ],
+)
+def test_its_activations_have_our_names(activation, gelu):
+    assert of_huggingface({"hidden_act": activation}).gelu == gelu
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"model_type": "swin"}, "model_type 'swin'"),
+        ({"model_type": ["vit"]}, "model_type ['vit']"),
+        ({"model_type": None}, "model_type None"),
+        ({"model_type": "dinov2", "use_swiglu_ffn": True}, "SwiGLU"),
+        ({"hidden_act": "quick_gelu"}, "hidden_act 'quick_gelu'"),
+        ({"hidden_act": "relu"}, "hidden_act 'relu'"),
+        ({"pooler_act": "relu"}, "pooler_act 'relu'"),
+        ({"model_type": "bit", "layer_type": "bottleneck"}, "layer_type 'bottleneck'"),
+        ({"model_type": "bit", "global_padding": "SAME"}, "global_padding 'SAME'"),
+        ({"model_type": "bit", "num_groups": 16}, "num_groups 16"),
+        ({"num_attention_heads": "3"}, "num_heads is '3'"),
+        ({"num_attention_heads": 0}, "num_heads is 0"),
+        ({"layer_norm_eps": -1}, "norm_eps is -1"),
+        ({"image_size": 10**9}, "image_size is [1000000000, 1000000000]"),
+        ({"image_size": [224]}, "image_size is [224]"),
+        ({"id2label": {"0": "cat", "2": "dog"}}, "classes is ['cat', None]"),
+        ({"id2label": {str(k): k for k in range(9999)}}, "classes is [0, 1, 2"),
+    ],
+    ids=str,
+)
+def test_hugging_faces_models_that_are_not_ours_are_refused_in_one_line(config, words):
+    assert words in refused(of_huggingface, config)
+
+
+def test_only_a_dinov2_that_classifies_pools_the_patches_too():
+    dino = {"model_type": "dinov2", "architectures": ["Dinov2ForImageClassification"]}
+    assert of_huggingface(dino).pool == "token_gap"
+    assert of_huggingface(dino | {"architectures": ["Dinov2Model"]}).pool is None
+    assert of_huggingface(dino | {"architectures": None}).pool is None
+    assert of_huggingface({"architectures": ["ViTForImageClassification"]}).pool is None
+
+
+def test_class_names_stand_in_the_order_of_their_numbers():
+    labels = {str(k): f"kind {k}" for k in (10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0)}
+    assert of_huggingface({"id2label": labels}).classes == tuple(f"kind {k}" for k in range(11))
+    nameless = {"0": "LABEL_0", "1": "LABEL_1"}
+    assert of_huggingface({"id2label": nameless}).classes is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "known"),
+    [
+        ({}, {"crop": "resize", "resample": "antialias", "pixel_stats": "half"}),
+        ({"resample": 3}, {"crop": "resize", "resample": "bicubic"}),
+        (
+            {"do_center_crop": True, "size": {"shortest_edge": 256}, "crop_size": {"height": 224}},
+            {"crop": "center", "crop_fraction": 0.875},
+        ),
+        (
+            {"do_center_crop": True, "size": 256, "crop_size": 224},
+            {"crop": "center", "crop_fraction": 0.875},
+        ),
+        ({"do_center_crop": False, "crop_size": {"height": 224}}, {"crop": "resize"}),
+        ({"image_mean": IMAGENET[0], "image_std": IMAGENET[1]}, {"pixel_stats": "imagenet"}),
+        ({"image_mean": CLIP[0], "image_std": CLIP[1]}, {"pixel_stats": "clip"}),
+    ],
+    ids=str,
+)
+def test_hugging_faces_preprocessing_is_ours(changes, known):
+    found = of_huggingface({}, PROCESSOR | changes).known()
+    assert {name: found[name] for name in known} == known
+
+
+def test_a_resnets_image_size_is_that_of_its_preprocessing():
+    crop = {"do_center_crop": True, "crop_size": {"height": 448, "width": 320}}
+    found = metadata.from_huggingface({"model_type": "bit"}, PROCESSOR | crop, "folder")
+    assert (found.image_size, found.norm_eps, found.gelu) == ((448, 320), None, None)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"image_mean": [0.4, 0.5, 0.5]},
+        {"image_mean": [0.5, 0.5]},
+        {"image_std": [0, 0, 0]},
+        {"image_mean": [float("nan")] * 3},
+        {"do_normalize": False},
+        {"do_rescale": False},
+        {"rescale_factor": 1 / 127.5},
+        {"do_center_crop": True, "size": {"shortest_edge": 10**30}, "crop_size": 224},
+    ],
+    ids=str,
+)
+def test_pixels_that_are_none_of_ours_are_refused(changes):
+    refused(of_huggingface, {}, PROCESSOR | changes)
+    if "image_mean" in changes:
+        refused(of_timm, mean=changes["image_mean"])
+
+
+# timm.
+
+
+def test_timms_config_tells_pixels_crop_and_resampling():
+    found = of_timm()
+    assert found == Facts(
+        image_size=(224, 224),
+        pool="token",
+        pixel_stats="half",
+        crop="center",
+        crop_fraction=0.9,
+        resample="bicubic",
+    )
+    assert of_timm(mean=IMAGENET[0], std=IMAGENET[1]).pixel_stats == "imagenet"
+    assert of_timm(crop_mode="squash").crop == "resize"
+    assert of_timm(interpolation="bilinear").resample == "antialias"
+    assert of_timm(input_size=[3, 112, 224]).image_size == (112, 224)
+    assert of_timm(label_names=["cat", "dog"]).classes == ("cat", "dog")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "known"),
+    [
+        ({"num_heads": 5}, {"num_heads": 5}),
+        ({"act_layer": "gelu_tanh"}, {"gelu": "tanh"}),
+        ({"act_layer": "gelu"}, {"gelu": "erf"}),
+    ],
+)
+def test_timms_model_arguments_are_heeded(arguments, known):
+    found = metadata.from_timm(TIMM | {"model_args": arguments}, "folder").known()
+    assert {name: found[name] for name in known} == known
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"model_args": {"act_layer": "quick_gelu"}},
+        {"global_pool": "avgmax"},
+        {"pretrained_cfg": {"input_size": [3, 10**9, 10**9]}},
+        {"pretrained_cfg": {"crop_pct": 1e-9}},
+        {"pretrained_cfg": {"crop_pct": "0.9"}},
+    ],
+    ids=str,
+)
+def test_timms_models_that_are_not_ours_are_refused(config):
+    refused(metadata.from_timm, TIMM | config, "folder")
+
+
+def test_a_mean_of_patches_beside_a_class_token_is_refused(tmp_path):
+    config = foreign_weights.TIMM_CONFIG | {"global_pool": "avg"}
+    path = foreign_weights.save(
+        tmp_path / "model.safetensors", foreign_weights.timm_weights(), config
+    )
+    with pytest.raises(CheckpointError, match="a mean of patches beside a class token"):
+        load.load(path)
+
+
+# Files beside the weights that hold anything.
+
+ANYTHING = [None, 5, "x", ["x"], {"x": 1}, True, [], 1e400]
+
+
+SIZES = {"image_size": [8, 12], "num_attention_heads": 2}
+
+
+def folder_of(path, kind):
+    """Weights with a config that fits, and its nested sections."""
+    if kind == "timm":
+        inner = TIMM["pretrained_cfg"] | {"input_size": [3, 8, 12], "label_names": ["a", "b", "c"]}
+        config = TIMM | {"pretrained_cfg": inner, "model_args": {"num_heads": 2}, "label_names": []}
+        return (
+            foreign_weights.save(path, foreign_weights.timm_weights(), config).parent,
+            config,
+            None,
+        )
+    config = VIT | SIZES | {"model_type": kind, "hidden_act": "gelu", "architectures": []}
+    config |= {"id2label": {"0": "a", "1": "b", "2": "c"}, "pooler_act": "tanh"}
+    processor = PROCESSOR | {"do_center_crop": True, "crop_size": 8}
+    arrays = foreign_weights.as_huggingface(foreign_weights.timm_weights())
+    return foreign_weights.save(path, arrays, config, processor).parent, config, processor
+
+
+@pytest.mark.parametrize("kind", ["vit", "timm"])
+def test_whatever_stands_in_a_config_is_read_or_refused(tmp_path, kind):
+    folder, config, processor = folder_of(tmp_path / "model.safetensors", kind)
+    assert load.load(folder).model.image_size == (8, 12)
+
+    def variants(values):
+        for name, value in values.items():
+            yield from (values | {name: other} for other in ANYTHING)
+            if isinstance(value, dict):
+                yield from (values | {name: inner} for inner in variants(value))
+
+    num_read = num_refused = 0
+    for file, values in (("config", config), ("preprocessor_config", processor)):
+        for changed in variants(values or {}):
+            (tmp_path / f"{file}.json").write_text(json.dumps(changed))
+            try:
+                model_options(open_foreign(folder))
+                num_read += 1
+            except VitJaxError as error:
+                num_refused += 1
+                assert error.exit_code in (2, 4)
+                assert "\n" not in str(error)
+        if values:
+            (tmp_path / f"{file}.json").write_text(json.dumps(values))
+    assert min(num_read, num_refused) > 20
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", "[" * 100_000, "\ufeff{}", "{}"])
+def test_a_config_that_is_none_is_refused(tmp_path, text):
+    path = foreign_weights.save(tmp_path / "model.safetensors", foreign_weights.timm_weights())
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        load.load(path.parent)
+
+
+# Our own metadata.
+
+FULL = Facts(
+    num_heads=2,
+    image_size=(8, 12),
+    pool="token",
+    pos_embed="learned",
+    pos_embed_at="stem",
+    gelu="erf",
+    norm_eps=1e-12,
+    pixel_stats="clip",
+    classes=("cat", "Kätzchen"),
+    crop="center",
+    crop_fraction=0.875,
+    resample="bicubic",
+)
+
+
+def test_our_metadata_comes_back_from_json():
+    assert None not in vars(FULL).values()
+    text = json.dumps(metadata.to_metadata(FULL))
+    assert metadata.from_metadata(json.loads(text), "x") == FULL
+    for name in vars(FULL):
+        one = Facts(**{name: getattr(FULL, name)})
+        assert metadata.from_metadata(json.loads(json.dumps(metadata.to_metadata(one))), "x") == one
+
+
+@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Facts)])
+def test_damaged_metadata_is_refused_by_the_name_of_its_field(name):
+    nonsense = ["nonsense", -1, 0, 10**9, {"a": 1}, True, [1], [8, "8"], "x" * 10**5]
+    if name != "classes":  # They may be anything.
+        nonsense += [[["a"]], [8, -8], [10**9, 10**9], [None, None], ["ERF"]]
+    for value in nonsense:
+        message = refused(metadata.from_metadata, {name: value}, "folder")
+        assert message.startswith(f"folder: its metadata is damaged: {name} is ")

@@ -1,0 +1,1 @@
+"""Timing of training and inference, beside other projects in the same run."""

@@ -1,0 +1,1 @@
+"""Checkpoints, workdirs and the signals that end a run."""

@@ -1,0 +1,1 @@
+"""Command line: verbs, flags and help texts."""

@@ -1,0 +1,31 @@
+"""Configs: fields in `schema`, their checks in `validate`, files and overrides in `loading`."""
+
+from vit_jax.config.loading import (
+    FREE_ON_RESUME,
+    base_config,
+    check,
+    differing_fields,
+    from_dict,
+    load,
+    override,
+    parse_arg,
+    replaced,
+    smoke,
+    to_config_dict,
+    to_dict,
+)
+
+__all__ = [
+    "FREE_ON_RESUME",
+    "base_config",
+    "check",
+    "differing_fields",
+    "from_dict",
+    "load",
+    "override",
+    "parse_arg",
+    "replaced",
+    "smoke",
+    "to_config_dict",
+    "to_dict",
+]

@@ -1,0 +1,262 @@
+"""Mappings -> the frozen dataclasses of `schema.py`, with every field checked."""
+
+import dataclasses
+import math
+import re
+import types
+import typing
+from collections.abc import Iterator
+
+from vit_jax.config.schema import Config, Data, Optimizer, Task
+from vit_jax.errors import ConfigError, nearest
+
+DURATIONS = ("steps", "epochs", "examples")  # Ways to give a run's length.
+WORDS = {
+    int: "a whole number",
+    float: "a number",
+    bool: "True or False",
+    str: "a string",
+    tuple: "a tuple",
+    type(None): "None",
+}
+
+
+def check_run(values, where: str, earlier: tuple[str, ...] | None) -> Config:
+    """The frozen Config of one run; raises ConfigError, naming the field, if it cannot be.
+
+    Args:
+      values: a mapping with every field.
+      where: how messages call it, such as 'config.stages.finetune'.
+      earlier: names of the stages before this one; None for a run that stands alone, whose
+        `init.stage` is the folder beside its own.
+    """
+    config = check_section(Config, values, where)
+    lengths = [name for name in DURATIONS if getattr(config, name) is not None]
+    if len(lengths) != 1:
+        found = " and ".join(f"{name}={getattr(config, name)}" for name in lengths) or "none"
+        raise ConfigError(
+            f"{where}: set one of steps, epochs, examples; found {found} "
+            f"(--config.{lengths[0] if lengths else 'steps'}="
+            f"{'None clears one' if lengths else '1000 sets one'})."
+        )
+    if config.init.path and config.init.stage:
+        raise ConfigError(f"{where}.init: set path or stage, not both.")
+    if config.init.stage and earlier is not None and config.init.stage not in earlier:
+        raise ConfigError(
+            f"{where}.init.stage is {config.init.stage!r}; "
+            f"it must be an earlier stage, one of {list(earlier)}."
+        )
+    for holds, words in _rules(config):
+        if not holds:
+            raise ConfigError(f"{where}.{words}.")
+    return config
+
+
+def _rules(config: Config) -> Iterator[tuple[bool, str]]:
+    """What fields must be to each other: whether they are, and the words if they are not."""
+    mesh = config.mesh
+    yield from _data_rules(config.data)
+    yield from _optimizer_rules(config.optimizer)
+    yield from _task_rules(config.task, config.data)
+    yield (
+        config.batch_size % config.accumulate == 0,
+        f"accumulate is {config.accumulate}; it must divide batch_size, {config.batch_size}",
+    )
+    yield (
+        config.select == "last"
+        or bool((config.data.val_split or config.data.dev) and config.eval_every),
+        "select is 'best'; that needs data.val_split and eval_every",
+    )
+    is_sweep = bool(config.sweep.grid) or config.sweep.seeds > 1
+    yield (
+        not is_sweep or bool(config.data.val_split),
+        "sweep needs data.val_split, on which its last runs are scored",
+    )
+    yield (
+        not (is_sweep and config.data.dev),
+        "data.dev is not for a sweep, which holds out examples itself: set sweep.dev",
+    )
+    yield (
+        not (is_sweep and config.select == "best"),
+        "select is 'best'; the last runs of a sweep would choose by what they are scored on",
+    )
+    fewshot = config.fewshot
+    names_sets = fewshot.source in ("folder", "prepared", "tfds", "vtab")
+    yield (
+        fewshot.every is None or names_sets == bool(fewshot.sets),
+        f"fewshot.sets is {fewshot.sets}; fewshot.source={fewshot.source!r} "
+        f"{'takes one or more' if names_sets else 'has no names of sets'}",
+    )
+    of_itself = fewshot.test_split == fewshot.split
+    yield (
+        fewshot.every is None or not (of_itself or not fewshot.shots),
+        f"fewshot scores {fewshot.test_split!r} after {fewshot.shots} shots of {fewshot.split!r}; "
+        "it needs two splits, and a number of shots",
+    )
+    yield (
+        config.task.name == "classification" or config.data.eval_crops == 1,
+        f"data.eval_crops is {config.data.eval_crops}; masked patches are of one crop",
+    )
+    yield (
+        fewshot.every is None or config.task.name == "classification",
+        "fewshot.every is set; masked patches give no features of an image",
+    )
+    sizes = (mesh.data, mesh.fsdp, mesh.tensor)
+    yield (
+        0 not in sizes and sizes.count(-1) <= 1,
+        f"mesh is data:{mesh.data},fsdp:{mesh.fsdp},tensor:{mesh.tensor}; give sizes of at "
+        "least 1, at most one of them -1",
+    )
+
+
+def _data_rules(data: Data) -> Iterator[tuple[bool, str]]:
+    low, high = data.crop_area
+    yield 0 < low <= high <= 1, f"data.crop_area is {(low, high)}; it must rise between 0 and 1"
+    subset = [
+        name for name in ("per_class", "fraction", "count") if getattr(data, name) is not None
+    ]
+    yield len(subset) <= 1, f"data: set one of per_class, fraction, count; found {subset}"
+    yield (
+        data.eval_crops == 1 or data.eval_crop == "center",
+        f"data.eval_crops is {data.eval_crops}; that needs data.eval_crop='center'",
+    )
+    yield (
+        all(share > 0 for _, share in data.mix),
+        f"data.mix is {data.mix}; shares must be at least 1",
+    )
+    yield (
+        not data.mix or data.source in ("tfds", "folder", "prepared"),
+        f"data.mix: data.source={data.source} has one data set only",
+    )
+
+
+def _optimizer_rules(optimizer: Optimizer) -> Iterator[tuple[bool, str]]:
+    for name in ("decay_factors", "lr_factors"):
+        for pattern, factor in getattr(optimizer, name):
+            yield _compiles(pattern), f"optimizer.{name}: {pattern!r} is no regular expression"
+            yield factor >= 0, f"optimizer.{name}: {pattern!r} has the factor {factor}, below 0"
+    yield (
+        list(optimizer.stair_at) == sorted(optimizer.stair_at),
+        f"optimizer.stair_at is {optimizer.stair_at}; it must rise",
+    )
+    yield (
+        optimizer.end_lr <= optimizer.lr,
+        f"optimizer.end_lr is {optimizer.end_lr}; it must be at most lr, {optimizer.lr}",
+    )
+    rho, rho_min = optimizer.sam_rho, optimizer.sam_rho_min
+    yield (
+        (rho is not None and (rho_min or 0.0) <= rho)
+        or (rho_min is None and not optimizer.gsam_alpha),
+        f"optimizer.sam_rho is {rho}; sam_rho_min ({rho_min}) must be at most that, "
+        "and gsam_alpha needs it",
+    )
+
+
+def _task_rules(task: Task, data: Data) -> Iterator[tuple[bool, str]]:
+    yield (
+        task.mask_share + task.random_share <= 1,
+        f"task.mask_share and random_share are {task.mask_share} and {task.random_share}; "
+        "they must be at most 1 together",
+    )
+    yield (
+        not (task.loss == "binary" and task.label_smoothing),
+        "task.loss is 'binary', which counts every class that has a share; "
+        "label_smoothing must be 0",
+    )
+    masked = task.name == "masked_patches"
+    yield (
+        not (masked and (data.mixup or data.cutmix or data.random_erasing or task.teacher)),
+        "task.name is 'masked_patches'; mixup, cutmix, random_erasing and teacher are for "
+        "classification",
+    )
+
+
+def _compiles(pattern: str) -> bool:
+    try:
+        re.compile(pattern)
+    except re.error:
+        return False
+    return True
+
+
+def check_section(cls, values, where: str):
+    """A dataclass of this module from a mapping with each of its fields, every one checked.
+
+    Raises ConfigError, naming the field as a part of `where`.
+    """
+    known = {each.name: each for each in dataclasses.fields(cls)}
+    if not hasattr(values, "items"):
+        raise ConfigError(f"{where} is {values!r}; it is a section of fields.")
+    for name in known:
+        if name not in values:
+            raise ConfigError(f"{where} has lost its field {name!r}; begin with base_config().")
+    for name in values:
+        if name not in known:
+            raise ConfigError(f"{where} has no field {name!r}.{nearest(name, known)}")
+    built = {}
+    for name, each in known.items():
+        value, place = values[name], f"{where}.{name}"
+        if dataclasses.is_dataclass(each.type):
+            built[name] = check_section(each.type, value, place)
+        else:
+            built[name] = _check_value(value, each, place)
+    return cls(**built)
+
+
+_MISFIT = object()
+
+
+def _as_kind(value, kind):
+    """The value as a `float`, `tuple[int, int]`, ...; _MISFIT where it is none."""
+    if typing.get_origin(kind) is tuple:
+        items = typing.get_args(kind)
+        if not isinstance(value, (tuple, list)):
+            return _MISFIT
+        if items[-1] is Ellipsis:
+            items = items[:1] * len(value)
+        if len(value) != len(items):
+            return _MISFIT
+        fitting = tuple(map(_as_kind, value, items))
+        return _MISFIT if _MISFIT in fitting else fitting
+    if kind is tuple and isinstance(value, (tuple, list)):
+        return tuple(_as_kind(v, tuple) if isinstance(v, (tuple, list)) else v for v in value)
+    if kind is float and type(value) is int and abs(value) < 10**300:
+        return float(value)
+    return value if type(value) is kind else _MISFIT
+
+
+def _words(kind) -> str:
+    """A type as a person would call it."""
+    if typing.get_origin(kind) is not tuple:
+        return WORDS[kind]
+    items = typing.get_args(kind)
+    if items[-1] is Ellipsis:
+        return f"a tuple, of {_words(items[0])} each"
+    return f"({', '.join(_words(item).removeprefix('a ') for item in items)})"
+
+
+def _check_value(value, each: dataclasses.Field, place: str):
+    """The value in its declared type and within its bounds."""
+    kinds = typing.get_args(each.type) if isinstance(each.type, types.UnionType) else (each.type,)
+    fitting = [_as_kind(value, kind) for kind in kinds]
+    if all(fit is _MISFIT for fit in fitting):
+        wanted = " or ".join(map(_words, kinds))
+        raise ConfigError(f"{place} is {value!r}; it must be {wanted}.")
+    value = next(fit for fit in fitting if fit is not _MISFIT)
+    limits = each.metadata
+    if limits["choices"] and value not in limits["choices"]:
+        hint = nearest(str(value), map(str, limits["choices"]))
+        raise ConfigError(f"{place} is {value!r}; choose from {list(limits['choices'])}.{hint}")
+    for number in value if isinstance(value, tuple) else (value,):
+        if not isinstance(number, (int, float)) or isinstance(number, bool):
+            continue
+        rules = [
+            (math.isfinite(number), "finite"),
+            (limits["above"] is None or number > limits["above"], f"above {limits['above']}"),
+            (limits["least"] is None or number >= limits["least"], f"at least {limits['least']}"),
+            (limits["most"] is None or number <= limits["most"], f"at most {limits['most']}"),
+        ]
+        for holds, words in rules:
+            if not holds:
+                raise ConfigError(f"{place} is {value!r}; it must be {words}.")
+    return value

@@ -1,0 +1,1 @@
+"""Device meshes, shardings and processes on several hosts."""

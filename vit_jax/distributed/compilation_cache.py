@@ -1,0 +1,17 @@
+"""JAX's persistent compilation cache."""
+
+import os
+
+import jax
+
+
+def keep_compiled_programs() -> None:
+    """Keeps compiled programs in the user's cache folder: equal ones compile once.
+
+    JAX's own settings go first: JAX_COMPILATION_CACHE_DIR for another folder, and
+    JAX_ENABLE_COMPILATION_CACHE=false for none.
+    """
+    if jax.config.jax_compilation_cache_dir is None:
+        caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+        jax.config.update("jax_compilation_cache_dir", os.path.join(caches, "vit_jax", "programs"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)

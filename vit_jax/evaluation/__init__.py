@@ -1,0 +1,1 @@
+"""Evaluation of trained models: accuracy, few-shot, probes, predictions and features."""

@@ -1,0 +1,102 @@
+"""Top-1 and friends over a padded split, every example counted exactly once."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from vit_jax.evaluation.scoring import score_all
+
+BINS = 15  # Of confidence, for the calibration error (arXiv:1706.04599, section 4).
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """Per-example results in the order of the split; N examples."""
+
+    label: np.ndarray  # N
+    best: np.ndarray  # N 5, the most probable class first; fewer where there are fewer.
+    probability: np.ndarray  # N, of the first.
+    loss: np.ndarray  # N
+
+    @property
+    def n(self) -> int:
+        """Examples counted."""
+        return len(self.label)
+
+    @property
+    def prediction(self) -> np.ndarray:
+        return self.best[:, 0]
+
+    @property
+    def top1(self) -> np.ndarray:
+        """Whether the best class is the right one."""
+        return self.prediction == self.label
+
+    @property
+    def top5(self) -> np.ndarray:
+        """Whether one of the five best is."""
+        return (self.best == self.label[:, None]).any(1)
+
+    def counts(self) -> dict:
+        """Integers: n, and how many of them are right among the best one and five."""
+        return {"n": self.n, "correct": int(self.top1.sum()), "correct5": int(self.top5.sum())}
+
+    def means(self) -> dict:
+        """n, and top1, top5, loss, mean accuracy of the classes, and calibration error."""
+        counts = self.counts()
+        return {
+            "n": self.n,
+            "top1": counts["correct"] / self.n,
+            "top5": counts["correct5"] / self.n,
+            "loss": float(self.loss.sum(dtype=np.float64)) / self.n,
+            "mean_per_class": self.mean_per_class(),
+            "ece": self.calibration_error(),
+        }
+
+    def mean_per_class(self) -> float:
+        """The mean of the classes' accuracies, of those that have examples."""
+        sizes = np.bincount(self.label)
+        hits = np.bincount(self.label, weights=self.top1, minlength=len(sizes))
+        return float(np.mean(hits[sizes > 0] / sizes[sizes > 0]))
+
+    def calibration_error(self) -> float:
+        """How far probability and accuracy are apart, over 15 bins of equal width.
+
+        Expected calibration error, equation 3 of arXiv:1706.04599.
+        """
+        edges = np.linspace(0, 1, BINS + 1)[1:-1]
+        bins = np.digitize(self.probability, edges, right=True)
+        gaps = np.bincount(bins, weights=self.top1 - self.probability.astype(np.float64))
+        return float(np.abs(gaps).sum() / self.n)
+
+    def against(self, label_sets: Sequence[Sequence[int]]) -> dict:
+        """n, top1 and top5 where any label of an example's set is right, as ReaL has them.
+
+        An example without labels does not count, not even in n (arXiv:2006.07159).
+        """
+        rows = [
+            (best, labels) for best, labels in zip(self.best, label_sets, strict=True) if labels
+        ]
+        correct = sum(int(best[0]) in labels for best, labels in rows)
+        correct5 = sum(not set(best.tolist()).isdisjoint(labels) for best, labels in rows)
+        n = len(rows)
+        means = {"top1": correct / n, "top5": correct5 / n} if n else {}
+        return {"n": n, "correct": correct, "correct5": correct5, **means}
+
+    def confusion(self, num_classes: int) -> np.ndarray:
+        """Counts K K of label (row) against prediction (column)."""
+        pairs = self.label.astype(np.int64) * num_classes + self.prediction
+        counts = np.bincount(pairs, minlength=num_classes * num_classes)
+        return counts.reshape(num_classes, num_classes)
+
+
+def evaluate(score: Callable, params, source, recipe: Callable, **options) -> Scores | None:
+    """Scores every example of a source once; None when it was stopped.
+
+    Args:
+      score: the jitted function of `tasks.classification.make_scorer`, whole on every host.
+      **options: those of `score_all`.
+    """
+    columns = score_all(score, params, source, recipe, **options)
+    return columns and Scores(**columns)

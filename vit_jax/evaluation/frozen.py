@@ -1,0 +1,130 @@
+"""Protocols on frozen features, from images on: what is fitted on which, and what is told of it.
+
+Each takes `see(source) -> {"features": N D, "label": N}`, which sees every image once, the
+source that is fitted on, the source that is scored, and the number of classes of both; it
+returns a report of plain numbers, counts being integers.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from vit_jax.data.subsets import Subset
+from vit_jax.evaluation import fewshot, probes
+from vit_jax.evaluation.scoring import scored_batches
+
+HALF_FROM = 2**30  # Bytes of float32 features from which they are kept in float16.
+
+
+class Stopped(Exception):
+    """A signal came while images were seen."""
+
+
+def make_seer(extract: Callable, params, recipe, **options) -> Callable:
+    """Returns `see(source)`; features of more than a gigabyte are kept in float16.
+
+    So those of ImageNet's 1.28 million images, 768 of each, take 2 GB.
+
+    Args:
+      extract: jitted, of `evaluators.features.make_extractor`.
+      **options: those of `score_all`; `see` raises Stopped where one stops it.
+    """
+
+    def see(source) -> dict[str, np.ndarray]:
+        features, labels = [], []
+        for batch in scored_batches(extract, params, source, recipe, **options):
+            found = batch["features"]
+            is_large = 4 * len(source) * found.shape[1] > HALF_FROM
+            features.append(found.astype(np.float16) if is_large else found)
+            labels.append(batch["label"])
+        if sum(map(len, labels)) < len(source):
+            raise Stopped
+        return {"features": np.concatenate(features), "label": np.concatenate(labels)}
+
+    return see
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """Features N D of a training set of which some are known; in a slice, others are 0."""
+
+    num: int  # N
+    places: np.ndarray  # Of those known, ascending.
+    values: np.ndarray  # One row for each of them, D.
+    ndim = 2
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.num, self.values.shape[1]
+
+    def __len__(self) -> int:
+        return self.num
+
+    def __getitem__(self, at: np.ndarray | slice) -> np.ndarray:
+        if not isinstance(at, slice):
+            return self.values[np.searchsorted(self.places, at)]
+        first, last, _ = at.indices(self.num)
+        some = slice(*np.searchsorted(self.places, (first, last)))
+        rows = np.zeros((last - first, self.shape[1]), self.values.dtype)
+        rows[self.places[some] - first] = self.values[some]
+        return rows
+
+
+def few_shot(
+    see: Callable,
+    train,
+    test,
+    num_classes: int,
+    *,
+    shots: Sequence[int] = fewshot.SHOTS,
+    seeds: int = fewshot.SEEDS,
+    l2: float | Sequence[float] = fewshot.L2,
+) -> dict:
+    """Closed-form least squares; of the training set, only the images drawn are seen."""
+    labels = train.labels
+    draws = [fewshot.draw_shots(labels, max(shots), seed) for seed in range(seeds)]
+    places = np.unique(np.concatenate(draws))
+    rows = Rows(len(labels), places, see(Subset(train, places))["features"])
+    scored = see(test)
+    found = fewshot.fewshot(
+        rows,
+        labels,
+        scored["features"],
+        scored["label"],
+        num_classes,
+        shots=shots,
+        seeds=seeds,
+        l2=l2,
+    )
+    sizes = np.bincount(labels, minlength=num_classes)
+    report = {"n": len(scored["label"]), "seeds": seeds, "num_seen": len(places)}
+    report["smallest_class"] = int(sizes.min())  # Fewer than the shots are all it has.
+    for count, each in found.items():
+        told = {"mean": each.mean, "std": each.std, "correct": each.correct, "l2": each.l2}
+        report[f"{count}shot"] = told
+    return report
+
+
+def linear_probe(see: Callable, train, test, num_classes: int, **options) -> dict:
+    """Logistic regression on all of the training set; options are those of `probes.probe`."""
+    found = probes.probe(*_sides(see, train, test), num_classes, **options)
+    return {
+        "n": found.n,
+        "correct": found.correct,
+        "top1": found.correct / found.n,
+        "l2": found.l2,
+        "dev_n": found.dev_n,
+        "dev_correct": found.dev_correct,
+    }
+
+
+def nearest_neighbours(see: Callable, train, test, num_classes: int, **options) -> dict:
+    """Votes of the nearest of all training examples; options are those of `probes.knn`."""
+    found = probes.knn(*_sides(see, train, test), num_classes, **options)
+    top1 = {f"{k}nn": correct / found.n for k, correct in found.correct.items()}
+    return {"n": found.n, "correct": found.correct, **top1}
+
+
+def _sides(see: Callable, train, test) -> list[np.ndarray]:
+    return [found[name] for found in map(see, (train, test)) for name in ("features", "label")]

@@ -1,1 +1,0 @@
-"""Foreign names and files <-> our parameters."""

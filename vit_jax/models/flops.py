@@ -1,0 +1,103 @@
+"""Counts the multiply-accumulates of a forward pass: matrix products and convolutions only.
+
+One multiply-accumulate is two FLOPs; a training step costs three forward passes, one of
+them forward and two backward, as the exaFLOPs of Table 6 count.
+"""
+
+from collections.abc import Iterator
+
+from vit_jax.models.masked_vit import MaskedViT
+from vit_jax.models.registry import BitResNet, ViT
+from vit_jax.models.resnet_blocks import EXPANSION, ROOT_FEATURES
+
+FLOPS_PER_MAC = 2
+FORWARDS_PER_STEP = 3
+
+
+def forward_macs(model: ViT | BitResNet, *, count_padding: bool = True) -> int:
+    """Multiply-accumulates of one image through a model.
+
+    Args:
+      count_padding: whether a convolution's products with the zeros around its input count,
+        as the GMACs of timm and torchvision have it; the exaFLOPs of Table 6 leave them out.
+    """
+    if isinstance(model, BitResNet):
+        features = EXPANSION * ROOT_FEATURES * 2 ** (len(model.units) - 1) * model.width
+        return _conv_macs(model, count_padding) + features * model.num_classes
+    return _conv_macs(model, count_padding) + _vit_macs(model)
+
+
+def training_flops(model: ViT | BitResNet, examples: int) -> int:
+    """FLOPs of training on so many examples, by the rule of Table 6's exaFLOPs."""
+    return FLOPS_PER_MAC * FORWARDS_PER_STEP * forward_macs(model, count_padding=False) * examples
+
+
+def _vit_macs(model: ViT) -> int:
+    L, D, M = model.size.num_layers, model.size.hidden_size, model.size.mlp_size
+    N = model.grid[0] * model.grid[1]
+    T = N + model.has_cls + model.num_registers
+    C = model.stem.features if model.stem else 3
+    macs = N * model.patch_size**2 * C * D
+    macs += L * (T * (4 * D * D + 2 * D * M) + 2 * T * T * D)
+    if model.layers.pos_embed == "relative":  # Each query meets all 2T - 1 offsets.
+        macs += L * T * (2 * T - 1) * D
+    if model.pool == "map":  # Projections of the tokens, one query over them, and its MLP.
+        macs += 2 * T * D * D + 2 * D * D + 2 * T * D + 2 * D * M
+    if isinstance(model, MaskedViT):  # A prediction for every patch, and nothing pooled.
+        return macs + N * D * model.num_outputs
+    features = 2 * D if model.pool == "token_gap" else D
+    if model.pre_logits:
+        macs, features = macs + features * D, D
+    return macs + features * model.num_classes
+
+
+def _conv_macs(model: ViT | BitResNet, count_padding: bool) -> int:
+    macs = 0
+    for (height, width), kernel, stride, is_even, inputs, outputs in _convolutions(model):
+        rows = _taps(height, kernel, stride, is_even, count_padding)
+        macs += rows * _taps(width, kernel, stride, is_even, count_padding) * inputs * outputs
+    return macs
+
+
+def _convolutions(model: ViT | BitResNet) -> Iterator[tuple]:
+    """Input height and width, kernel, stride, whether padding is even, inputs, outputs."""
+    is_bit = isinstance(model, BitResNet)
+    if not is_bit and model.stem is None:
+        return
+    units = model.units if is_bit else model.stem.units
+    width = model.width if is_bit else 1
+
+    def halve(size, kernel):
+        return tuple(_length(side, kernel, 2, is_bit) for side in size)
+
+    inputs = ROOT_FEATURES * width
+    yield model.image_size, 7, 2, is_bit, 3, inputs
+    size = halve(halve(model.image_size, 7), 3)  # The root, then its max-pooling.
+    for b, num_units in enumerate(units):
+        F = ROOT_FEATURES * width * 2**b
+        for u in range(num_units):
+            stride = 2 if b and u == 0 else 1
+            if u == 0:
+                yield size, 1, stride, is_bit, inputs, EXPANSION * F
+            yield size, 1, 1, is_bit, inputs, F
+            yield size, 3, stride, is_bit, F, F
+            size = halve(size, 3) if stride == 2 else size
+            yield size, 1, 1, is_bit, F, EXPANSION * F
+            inputs = EXPANSION * F
+
+
+def _length(length: int, kernel: int, stride: int, is_even: bool) -> int:
+    """Places of the output along one axis."""
+    if is_even:
+        return (length + 2 * (kernel // 2) - kernel) // stride + 1
+    return -(-length // stride)
+
+
+def _taps(length: int, kernel: int, stride: int, is_even: bool, count_padding: bool) -> int:
+    """Products along one axis: for every place of the output, those of its kernel."""
+    num = _length(length, kernel, stride, is_even)
+    if count_padding:
+        return num * kernel
+    before = kernel // 2 if is_even else max((num - 1) * stride + kernel - length, 0) // 2
+    starts = range(-before, num * stride - before, stride)
+    return sum(min(start + kernel, length) - max(start, 0) for start in starts)

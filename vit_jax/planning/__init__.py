@@ -1,0 +1,1 @@
+"""Estimates of memory, FLOPs, communication and time of a run."""

@@ -1,0 +1,1 @@
+"""The command `prepare`: image folders or tar files to ArrayRecord data sets."""

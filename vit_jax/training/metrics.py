@@ -1,0 +1,242 @@
+"""Where numbers go: `metrics.jsonl` always, TensorBoard when installed, and the live line."""
+
+import contextlib
+import json
+import math
+import numbers
+import os
+import pathlib
+import time
+
+from vit_jax.atomic_io import naming, write_whole
+from vit_jax.distributed import multihost
+from vit_jax.distributed.progress import Progress, duration
+
+FILE = "metrics.jsonl"
+
+
+def read(folder: pathlib.Path) -> list[dict]:
+    """All records of a run, oldest first; what follows a line that a kill cut short is not one."""
+    path = folder / FILE
+    if not path.is_file():
+        return []
+    records = []
+    for line in path.read_text(errors="replace").splitlines():
+        try:
+            record = json.loads(line)
+            if not isinstance(record["step"], int):
+                break
+        except (ValueError, KeyError, TypeError):
+            break
+        records.append({name: _number(value) for name, value in record.items()})
+    return records
+
+
+def _number(value: object) -> float | None:
+    """A number as it is; None for what a plot cannot show, which our own writer never writes."""
+    return value if isinstance(value, int | float) and -math.inf < value < math.inf else None
+
+
+def last_values(records: list[dict]) -> dict:
+    """The latest value of every name."""
+    values: dict = {}
+    for record in records:
+        values.update(record)
+    return values
+
+
+class MetricWriter:
+    """One JSON object per step: everything written for a step stands in one line."""
+
+    def __init__(self, folder: pathlib.Path, restored_step: int = 0):
+        """Lines beyond the restored step are cut: those steps will run again.
+
+        The line of the restored step itself is open again, for an evaluation still to come.
+        """
+        kept = [record for record in read(folder) if record["step"] <= restored_step]
+        self._path = folder / FILE
+        self._open_record = kept[-1] if kept and kept[-1]["step"] == restored_step else {}
+        self._was_on_disk, self._is_changed = True, False
+        self._put(kept)
+        self._board = _tensorboard(folder, restored_step)
+
+    def _put(self, records: list[dict]) -> None:
+        """Makes the file hold these records, by way of a temporary one."""
+        write_whole(self._path, "".join(json.dumps(record) + "\n" for record in records))
+        self._file = self._path.open("a")
+
+    def has(self, step: int, section: str) -> bool:
+        """Whether the open record is of this step and holds a value `section/...`."""
+        is_open = self._open_record.get("step") == step
+        return is_open and any(name.startswith(f"{section}/") for name in self._open_record)
+
+    def write(self, step: int, values: dict) -> None:
+        """Adds values to the record of a step; a later step closes the earlier one."""
+        if self._open_record and self._open_record["step"] != step:
+            self.flush()
+        if not self._open_record:
+            self._open_record, self._was_on_disk = {"step": step}, False
+        self._is_changed = True
+        self._open_record.update({name: _plain(value) for name, value in values.items()})
+
+    def sync(self) -> None:
+        """Everything written so far is on disk when this returns."""
+        self.flush()
+        os.fsync(self._file.fileno())
+
+    def flush(self) -> None:
+        """Closes the open record."""
+        if self._open_record and self._is_changed:
+            if self._was_on_disk:  # The restored step's line gives way to a fuller one.
+                self._file.close()
+                self._put([*read(self._path.parent)[:-1], self._open_record])
+            else:
+                with naming(self._path):
+                    self._file.write(json.dumps(self._open_record) + "\n")
+                    self._file.flush()
+            self._show_on_board()
+        self._open_record, self._is_changed = {}, False
+
+    def _show_on_board(self) -> None:
+        if self._board is None:
+            return
+        for name, value in self._open_record.items():
+            if name != "step" and value is not None:
+                self._board.add_scalar(name, value, self._open_record["step"])
+        self._board.flush()
+
+    def close(self) -> None:
+        """Flushes, and lets go of the file."""
+        try:
+            self.flush()
+        finally:
+            self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+
+def _plain(value):
+    """A Python number; None for what JSON has no word for."""
+    value = int(value) if isinstance(value, numbers.Integral) else float(value)
+    return value if math.isfinite(value) else None
+
+
+def _tensorboard(folder: pathlib.Path, restored_step: int):
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(folder), purge_step=restored_step + 1)
+
+
+class Clock:
+    """Seconds by what they went into; every moment is in one of them."""
+
+    def __init__(self):
+        self.seconds = dict.fromkeys(("start", "data", "train", "eval", "save"), 0.0)
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> float:
+        """Books the time since the last lap, and returns it."""
+        now = time.perf_counter()
+        passed, self._last = now - self._last, now
+        self.seconds[name] += passed
+        return passed
+
+
+class TrainingLog:
+    """What a training loop tells: records of steps, and a line that lives; from process 0."""
+
+    def __init__(self, folder: pathlib.Path, name: str, total_steps: int, batch_size: int):
+        """Every line starts with the stage's `name`."""
+        self.clock = Clock()
+        self._folder, self._name, self._progress = folder, name, Progress()
+        self._total_steps, self._batch_size = total_steps, batch_size
+        self._writer: MetricWriter | None = None
+        self._waited = 0.0
+
+    def open(self, step: int) -> None:
+        """Records go on from `step`; those beyond it are cut."""
+        if multihost.is_first():
+            self._writer = MetricWriter(self._folder, step)
+        self.start_interval(step)
+
+    def start_interval(self, step: int) -> None:
+        """Speed is measured from here on."""
+        self._step, self._before = step, self._seconds()
+
+    def _seconds(self) -> tuple[float, float, float]:
+        """So far: in all, waiting for data, and waiting for devices."""
+        data, train = (self.clock.seconds[name] for name in ("data", "train"))
+        return data + train, data, self._waited
+
+    @contextlib.contextmanager
+    def waiting(self, book: str = "train"):
+        """A context in which the host waits for devices; the clock books it, and what was before.
+
+        Only what is booked as training is a part of any step's time.
+        """
+        self.clock.lap(book)
+        yield
+        waited = self.clock.lap(book)
+        self._waited += waited if book == "train" else 0.0
+
+    def log(self, step: int, values: dict) -> None:
+        """Records a training step's values, and where the time since the last record went.
+
+        Of that time `train/data_wait` is the share in which the loop waited for a batch,
+        `train/device` that in which it waited for the oldest step in flight, and `train/host`
+        the rest: Python that sends batches and steps out, and keeps the books. The three sum
+        to 1. Devices work while the host does: a small `device` says that the host, or the
+        data, holds them up, and not that they are idle.
+        """
+        busy, data, device = (b - a for a, b in zip(self._before, self._seconds()))
+        speed = (step - self._step) * self._batch_size / busy if busy else 0.0
+        self.start_interval(step)
+        shares = {"data_wait": data, "device": device, "host": busy - data - device}
+        shares = {name: seconds / busy if busy else 0.0 for name, seconds in shares.items()}
+        record = values | {"img_per_sec": speed} | shares
+        self.write(step, {f"train/{name}": value for name, value in record.items()})
+        left = (self._total_steps - step) * self._batch_size / speed if speed else 0
+        top1 = f"top1 {values['top1']:.4f}  " if "top1" in values else ""
+        told = (f"{name.replace('_', ' ')} {share:.0%}  " for name, share in shares.items())
+        self._show(
+            f"step {step}/{self._total_steps}  loss {values['loss']:.4f}  {top1}"
+            f"{speed:,.0f} img/s  {''.join(told)}eta {duration(left)}"
+        )
+
+    def write(self, step: int, values: dict) -> None:
+        """Adds values to the record of a step."""
+        if self._writer is not None:
+            self._writer.write(step, values)
+
+    def has(self, step: int, section: str) -> bool:
+        """Whether the open record is of this step and holds a value `section/...`."""
+        return multihost.from_first("record", lambda: self._writer.has(step, section))
+
+    def flush(self) -> None:
+        """Closes the open record."""
+        if self._writer is not None:
+            self._writer.flush()
+
+    def sync(self) -> None:
+        """Everything written so far is on disk when this returns."""
+        if self._writer is not None:
+            self._writer.sync()
+
+    def close(self) -> None:
+        """Flushes, and lets go of the file."""
+        if self._writer is not None:
+            self._writer.close()
+
+    def say(self, line: str) -> None:
+        """A line that stays."""
+        if multihost.is_first():
+            self._progress.say(self._line(line))
+
+    def _show(self, line: str) -> None:
+        if multihost.is_first():
+            self._progress.show(self._line(line))
+
+    def _line(self, text: str) -> str:
+        return f"{self._name}  {text}".strip()

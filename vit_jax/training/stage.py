@@ -1,0 +1,203 @@
+"""One stage of a config, checked against its data, devices and starting weights."""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Mapping
+
+import jax
+
+from vit_jax.checkpoints import checkpoint
+from vit_jax.config.schema import Config
+from vit_jax.data.sources import open_both, open_split, relabelled
+from vit_jax.errors import ConfigError, DataError
+from vit_jax.models.registry import ViT, build, param_shapes
+from vit_jax.tasks import registry as task_registry
+from vit_jax.training import build as build_lib
+from vit_jax.weights import adapt, load, metadata
+
+
+@dataclasses.dataclass(frozen=True)
+class Teacher:
+    """A model to distil from, at the image size of its student."""
+
+    model: ViT
+    weights: load.Weights
+    plan: adapt.Plan
+
+    def params(self) -> dict:
+        """The teacher's parameters, read from where they are."""
+        return load.read_params(self.weights, self.plan)
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One stage that has passed every check that needs no compiling, workdir untouched."""
+
+    name: str
+    config: Config
+    folder: pathlib.Path
+    train_source: object
+    val_source: object | None
+    fewshot_sources: dict[str, tuple]  # Name -> what shots are drawn from, and what is scored.
+    model: ViT
+    mesh: jax.sharding.Mesh
+    total_steps: int
+    start_from: load.Weights | None
+    plan: adapt.Plan | None
+    teacher: Teacher | None
+
+    @functools.cached_property
+    def fingerprints(self) -> dict[str, int]:
+        """What tells the data of one run from another's, for both splits."""
+        splits = {"train": self.train_source, "val": self.val_source}
+        return {name: source.fingerprint() for name, source in splits.items() if source is not None}
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.train_source.classes
+
+    def refuse_other_data(self, meta: dict, data: dict) -> None:
+        """Raises DataError if a checkpoint's `meta` and `data` are of a run on other data."""
+        for label, (old, new) in enumerate(zip(meta["classes"], self.classes, strict=False)):
+            if old != new:
+                raise DataError(f"class {label} is {old!r} in the checkpoint, {new!r} in the data.")
+        for what, old, new in (
+            ("classes", len(meta["classes"]), len(self.classes)),
+            ("training examples", data["num_examples"], len(self.train_source)),
+        ):
+            if old != new:
+                raise DataError(f"the data has {new} {what}; this run began with {old}.")
+        if data["fingerprints"] != self.fingerprints:
+            raise DataError("other names, labels or images than this run began with.")
+
+
+def prepare(name: str, config: Config, folder: pathlib.Path, earlier: Mapping[str, Stage]) -> Stage:
+    """Checks a stage against its data, devices and starting weights before anything runs.
+
+    Raises ConfigError, DataError or CheckpointError, in one line.
+    """
+    mesh = build_lib.build_mesh(config)
+    task_registry.build_model(config, num_classes=1)  # Before data is read.
+    wanted = (config.data, config.fewshot)
+    alike = (e for e in earlier.values() if (e.config.data, e.config.fewshot) == wanted)
+    same = next(alike, None)  # Its data is open.
+    train_source, val_source = (same.train_source, same.val_source) if same else _open_data(config)
+    model = task_registry.build_model(config, num_classes=len(train_source.classes))
+    checkpoints = folder / checkpoint.FOLDER
+    if checkpoints.exists() and not checkpoints.is_dir():
+        raise ConfigError(f"{checkpoints} is no folder; it is where checkpoints go.")
+    is_new = not checkpoint.steps_in(checkpoints)
+    found = _starting_weights(config, folder, earlier, model) if is_new else None
+    plan = found and load.plan_for(found, model, **_permissions(config))
+    total_steps = build_lib.num_steps(config, len(train_source))
+    for field in ("warmup_steps", "cooldown_steps"):
+        if getattr(config.optimizer, field) > total_steps:
+            raise ConfigError(
+                f"config.optimizer.{field} is {getattr(config.optimizer, field)}; "
+                f"it must be at most the {total_steps} steps of the run."
+            )
+    return Stage(
+        name=name,
+        config=config,
+        folder=folder,
+        train_source=train_source,
+        val_source=val_source,
+        fewshot_sources=same.fewshot_sources if same else _open_fewshot(config),
+        model=model,
+        mesh=mesh,
+        total_steps=total_steps,
+        start_from=found,
+        plan=plan,
+        teacher=_teacher(config, earlier, train_source.classes),
+    )
+
+
+def _open_data(config: Config) -> tuple:
+    """The records trained on, and those of `val` or None; raises DataError if they do not fit."""
+    data = config.data
+    train_source, val_source = open_both(data)
+    val_split = data.val_split if data.dev is None else "dev"
+    for source, split in ((train_source, data.split), (val_source, val_split)):
+        if source is not None and not len(source):
+            raise DataError(f"split {split!r} of data.source={data.source} is empty.")
+    if val_source is not None and val_source.classes != train_source.classes:
+        if not data.mix:
+            raise DataError(f"data.val_split={data.val_split} has other classes than training.")
+        val_source = relabelled(val_source, train_source.classes)
+    return train_source, val_source
+
+
+def _open_fewshot(config: Config) -> dict[str, tuple]:
+    """What `config.fewshot` draws from and scores, by name; raises DataError."""
+    rule, found = config.fewshot, {}
+    if rule.every is None:
+        return found
+    data = dataclasses.replace(config.data, mix=())
+    if rule.source and rule.source != data.source:  # Its folder is another.
+        data = dataclasses.replace(data, source=rule.source, dir=rule.dir)
+    key = "dir" if data.source in ("folder", "prepared") else "dataset"
+    for name in rule.sets or (getattr(data, key) or data.source,):
+        of_set = dataclasses.replace(data, **{key: name})
+        train = open_split(of_set, rule.split)
+        test = relabelled(open_split(of_set, rule.test_split), train.classes)
+        if not len(train) or not len(test):
+            raise DataError(f"fewshot.sets: a split of {name} is empty.")
+        if key == "dir":
+            title = name.rstrip("/").rpartition("/")[2]
+        else:
+            title = name.partition(":")[0].replace("/", "_")
+        if title in found:
+            raise ConfigError(f"config.fewshot.sets has two sets that are called {title}.")
+        found[title] = (train, test)
+    return found
+
+
+def _permissions(config: Config) -> dict[str, bool]:
+    permissions = dataclasses.asdict(config.init)
+    return {name: value for name, value in permissions.items() if name not in ("path", "stage")}
+
+
+def _starting_weights(
+    config: Config, folder: pathlib.Path, earlier: Mapping[str, Stage], model
+) -> load.Weights | None:
+    if config.init.path:
+        return load.weights(config.init.path, model)
+    if not config.init.stage:
+        return None
+    if config.init.stage in earlier:
+        return _weights_to_come(earlier[config.init.stage])
+    return load.weights(folder.parent / config.init.stage)  # The stage's folder was given alone.
+
+
+def _weights_to_come(before: Stage) -> load.Weights:
+    """The weights of an earlier stage, which may not have run yet."""
+    return load.Weights(
+        where=str(before.folder),
+        shapes=param_shapes(before.model),
+        grid=before.model.grid,
+        facts=metadata.of_model(before.model),
+        read=lambda names=None: load.weights(before.folder).read(names),
+    )
+
+
+def _teacher(
+    config: Config, earlier: Mapping[str, Stage], classes: tuple[str, ...]
+) -> Teacher | None:
+    where = config.task.teacher
+    if not where:
+        return None
+    if where in earlier:
+        section, known = earlier[where].config.model, earlier[where].classes
+        weights = _weights_to_come(earlier[where])
+    else:
+        loaded = load.load(where)
+        loaded.refuse_without_head()
+        section, known, weights = loaded.section, loaded.classes, loaded.weights
+    if len(known) != len(classes) or (set(known) == set(classes) and known != classes):
+        raise ConfigError(
+            f"config.task.teacher={where} knows {len(known)} classes, the data has "
+            f"{len(classes)}; they must be the same, in the same order."
+        )
+    model = build(section, num_classes=len(known), image_size=config.data.image_size)
+    return Teacher(model, weights, load.plan_for(weights, model, resize=True))
