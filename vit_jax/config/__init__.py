@@ -14,9 +14,11 @@ from vit_jax.config.loading import (
     to_config_dict,
     to_dict,
 )
+from vit_jax.errors import ConfigError
 
 __all__ = [
     "FREE_ON_RESUME",
+    "ConfigError",
     "base_config",
     "check",
     "differing_fields",

@@ -15,6 +15,7 @@ import typing
 from ml_collections import config_dict
 
 from vit_jax.config.schema import Config
+from vit_jax.config.upgrade import hint, upgrade
 from vit_jax.config.validate import DURATIONS, WORDS, check_run
 from vit_jax.errors import ConfigError, nearest
 
@@ -195,7 +196,9 @@ def override(config: config_dict.ConfigDict, key: str, text: str) -> None:
     node, names = config, "config"
     for name in [*sections, last]:
         if not isinstance(node, config_dict.ConfigDict) or name not in node:
-            raise ConfigError(f"--config.{key}: {names} has no field {name!r}.{_hint(node, name)}")
+            raise ConfigError(
+                f"--config.{key}: {names} has no field {name!r}.{_hint(node, key, name)}"
+            )
         parent, node, names = node, node[name], f"{names}.{name}"
     if isinstance(node, config_dict.ConfigDict):
         raise ConfigError(f"--config.{key} is a section; set one of its fields: {sorted(node)}.")
@@ -209,9 +212,11 @@ def override(config: config_dict.ConfigDict, key: str, text: str) -> None:
         raise ConfigError(f"config.{key} is {text!r}; it must be {wanted}.") from error
 
 
-def _hint(node, name: str) -> str:
+def _hint(node, key: str, name: str) -> str:
     if not isinstance(node, config_dict.ConfigDict):
         return ""
+    if renamed := hint(".".join(key.split(".")[-2:])):
+        return renamed
     for stage in node.get("stages", ()):
         if name in node.stages[stage]:
             return f" Each stage has its own: config.stages.{stage}.{name}."
@@ -252,6 +257,7 @@ def check(config: config_dict.ConfigDict) -> dict[str, Config]:
 
 def from_dict(values: dict) -> dict[str, Config]:
     """The checked stages of what `to_dict` gave, as read from a `config.json`."""
+    values = upgrade(values)
     stages = values.get("stages", {})
     if not isinstance(stages, dict):
         raise ConfigError(f"config.stages is {stages!r}; it is a section of stages.")

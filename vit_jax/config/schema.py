@@ -5,10 +5,35 @@ import dataclasses
 SOURCES = ("mnist5k", "digits", "folder", "prepared", "tfds", "vtab", "fake")
 
 
-def field(default, meaning: str, *, choices=(), above=None, least=None, most=None):
-    """A dataclass field with its meaning and its bounds (`above` excludes the bound)."""
-    bounds = {"meaning": meaning, "choices": choices, "above": above, "least": least, "most": most}
-    return dataclasses.field(default=default, metadata=bounds)
+def field(
+    default,
+    meaning: str,
+    *,
+    choices=(),
+    table: str = "",
+    above=None,
+    least=None,
+    most=None,
+    is_traced: bool = False,
+):
+    """A dataclass field with its meaning and its bounds.
+
+    Args:
+      choices: allowed values.
+      table: `package.module:TABLE` that implements the values, by name (`config/registry.py`).
+      above, least, most: bounds of numbers; `above` excludes the bound.
+      is_traced: the value is an argument of the compiled train step, so that runs which differ
+        in it alone share one program.
+    """
+    metadata = {"meaning": meaning, "choices": choices, "table": table, "is_traced": is_traced}
+    bounds = {"above": above, "least": least, "most": most}
+    return dataclasses.field(default=default, metadata=metadata | bounds)
+
+
+def without_traced(section):
+    """Returns a section whose traced fields are None: equal for runs that share a program."""
+    traced = [each.name for each in dataclasses.fields(section) if each.metadata["is_traced"]]
+    return dataclasses.replace(section, **dict.fromkeys(traced))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,18 +225,27 @@ class Optimizer:
     """config.optimizer (Tables 3 and 4)."""
 
     name: str = field("adamw", "Update rule.", choices=("adamw", "sgd", "adafactor", "lamb"))
-    lr: float = field(1e-3, "Peak learning rate.", above=0)
+    lr: float = field(1e-3, "Peak learning rate.", above=0, is_traced=True)
     schedule: str = field(
         "cosine",
         "After warm-up.",
         choices=("linear", "cosine", "rsqrt", "stair", "constant"),
+        is_traced=True,
     )
-    warmup_steps: int = field(0, "Steps of linear warm-up from zero.", least=0)
-    end_lr: float = field(0.0, "Where linear and cosine end.", least=0)
-    timescale: int = field(10_000, "Of rsqrt, in steps (arXiv:2106.04560).", least=1)
-    cooldown_steps: int = field(0, "Last steps, linearly to zero (arXiv:2106.04560).", least=0)
+    warmup_steps: int = field(0, "Steps of linear warm-up from zero.", least=0, is_traced=True)
+    end_lr: float = field(0.0, "Where linear and cosine end.", least=0, is_traced=True)
+    timescale: int = field(
+        10_000, "Of rsqrt, in steps (arXiv:2106.04560).", least=1, is_traced=True
+    )
+    cooldown_steps: int = field(
+        0, "Last steps, linearly to zero (arXiv:2106.04560).", least=0, is_traced=True
+    )
     stair_at: tuple[float, ...] = field(
-        (), "Shares of the run after which `stair` goes down by 10.", above=0, most=1
+        (),
+        "Shares of the run after which `stair` goes down by 10.",
+        above=0,
+        most=1,
+        is_traced=True,
     )
     weight_decay: float = field(
         0.0, "Decoupled, times the learning rate: the unit of Table 3.", least=0
@@ -238,11 +272,14 @@ class Optimizer:
         least=0,
         most=1,
     )
-    sam_rho: float | None = field(None, "Radius of SAM (arXiv:2106.01548).", above=0)
+    sam_rho: float | None = field(
+        None, "Radius of SAM (arXiv:2106.01548).", above=0, is_traced=True
+    )
     sam_rho_min: float | None = field(
         None,
         "Radius at the smallest learning rate (GSAM, arXiv:2203.08065); None for sam_rho.",
         least=0,
+        is_traced=True,
     )
     gsam_alpha: float = field(0.0, "Of GSAM (arXiv:2203.08065); 0 is SAM.", least=0)
 

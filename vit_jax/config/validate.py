@@ -7,6 +7,7 @@ import types
 import typing
 from collections.abc import Iterator
 
+from vit_jax.config import registry, upgrade
 from vit_jax.config.schema import Config, Data, Optimizer, Task
 from vit_jax.errors import ConfigError, nearest
 
@@ -192,7 +193,9 @@ def check_section(cls, values, where: str):
             raise ConfigError(f"{where} has lost its field {name!r}; begin with base_config().")
     for name in values:
         if name not in known:
-            raise ConfigError(f"{where} has no field {name!r}.{nearest(name, known)}")
+            section = where.rpartition(".")[2]
+            hint = upgrade.hint(f"{section}.{name}") or nearest(name, known)
+            raise ConfigError(f"{where} has no field {name!r}.{hint}")
     built = {}
     for name, each in known.items():
         value, place = values[name], f"{where}.{name}"
@@ -244,6 +247,8 @@ def _check_value(value, each: dataclasses.Field, place: str):
         raise ConfigError(f"{place} is {value!r}; it must be {wanted}.")
     value = next(fit for fit in fitting if fit is not _MISFIT)
     limits = each.metadata
+    if limits["table"]:
+        registry.find(registry.load_object(limits["table"]), value, place)
     if limits["choices"] and value not in limits["choices"]:
         hint = nearest(str(value), map(str, limits["choices"]))
         raise ConfigError(f"{place} is {value!r}; choose from {list(limits['choices'])}.{hint}")
