@@ -97,7 +97,7 @@ def test_config_mistakes_are_told_in_one_line(tiny, tmp_path, override, words):
         (["--config=configs/quickstart.py"], "--workdir"),
         (["evaluate"], "needs --workdir=DIR or --checkpoint=WHERE"),
         (["predict", "--checkpoint=x", "--config.steps=1", "a.jpg"], "takes no --config"),
-        (["--workdir=nowhere"], "no config.json in it"),
+        (["--workdir=nowhere"], "contains no config.json"),
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
 )

@@ -1,31 +1,34 @@
-"""Files that are written whole or not at all, and errors that name them."""
+"""Atomic writing of files, and errors that contain the file name."""
 
 import contextlib
 import os
 import pathlib
 
-ERRORS = "surrogateescape"  # File names may hold bytes that are no UTF-8.
+ERRORS = "surrogateescape"  # File names may contain bytes that are not UTF-8.
 
 
 @contextlib.contextmanager
-def naming(path: pathlib.Path):
-    """Gives an OSError from inside, such as a full disk's, the file's name."""
+def add_path_to_errors(path: pathlib.Path):
+    """Adds the file name to an OSError that has none, such as that of a full disk."""
     try:
         yield
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
-def write_whole(path: pathlib.Path, content: str | bytes) -> None:
-    """Writes by way of a temporary file, so that no reader and no kill sees half of it."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # Others may write it, too.
+def write_atomically(path: pathlib.Path, content: str | bytes) -> None:
+    """Writes a file through a temporary file and a rename.
+
+    No reader sees a partly written file, even if the process is killed.
+    """
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # Processes may write in parallel.
     content = content.encode("utf-8", ERRORS) if isinstance(content, str) else content
     try:
-        with naming(path), open(temporary, "wb") as file:
+        with add_path_to_errors(path), open(temporary, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
     finally:
-        with contextlib.suppress(OSError):  # What went wrong before is told.
+        with contextlib.suppress(OSError):  # An earlier error is the one to report.
             temporary.unlink()

@@ -31,9 +31,9 @@ def run_train(args, file: str | None, overrides: dict[str, str]) -> int:
     stages = config_lib.check(config)  # Before the slow imports: mistakes are told at once.
     for stage in stages.values():
         _judge(stage.init.path or None)
-    workdir.refuse_in_use(folder)
-    how = cluster.find(args.coordinator, args.num_processes, args.process_id)
-    multihost.start(how, args.host_timeout or multihost.TIMEOUT)
+    workdir.check_not_in_use(folder)
+    how = cluster.detect_cluster(args.coordinator, args.num_processes, args.process_id)
+    multihost.initialize(how, args.host_timeout or multihost.TIMEOUT)
     from vit_jax.distributed.compilation_cache import keep_compiled_programs
     from vit_jax.report import write
     from vit_jax.training import sweep
@@ -43,10 +43,10 @@ def run_train(args, file: str | None, overrides: dict[str, str]) -> int:
     profile = args.profile and Window(args.profile[0], sum(args.profile) - 1)
     shard = args.shard and sweep.Shard(*args.shard)
     line = sweep.run(stages, folder, fallback=args.fallback, profile=profile, shard=shard)
-    is_first = multihost.is_first()
+    is_first = multihost.is_process_0()
     if is_first:
         print(line, flush=True)
-    multihost.finish()
+    multihost.shutdown()
     if is_first:  # The others need not wait for it.
         write.after_training(folder)
     return 0
@@ -308,9 +308,9 @@ def main() -> None:
         _leave(_words(error), _exit_code(error), argv)
     except Exception as error:
         if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
-            if multihost.is_lost(error):
+            if multihost.is_lost_process(error):
                 _leave(f"a step broke off: {error}", HostError.exit_code, argv)
-            multihost.leave(traceback.format_exc(), 1)
+            multihost.exit_all(traceback.format_exc(), 1)
             raise  # A bug of ours: with its traceback, and exit code 1.
         advice = "a smaller batch_size, model or image_size needs less"
         _leave(f"out of memory; {advice} ({error}).", ConfigError.exit_code, argv)
@@ -320,7 +320,7 @@ def _leave(words: str, code: int, argv: list[str]) -> None:
     if "--debug" in argv:
         traceback.print_exc()
     line = " ".join(words.split())
-    multihost.leave(line, code)  # Of several processes; else:
+    multihost.exit_all(line, code)  # Of several processes; else:
     print(f"vit_jax: {line}", file=sys.stderr)
     sys.exit(code)
 

@@ -1,4 +1,4 @@
-"""Pytrees whose leaves are known by slash names such as `head/kernel`."""
+"""Pytrees whose leaves are addressed by names such as `head/kernel`."""
 
 from collections.abc import Callable, Mapping
 
@@ -6,18 +6,18 @@ import jax
 import numpy as np
 
 
-def name_of(path: tuple) -> str:
-    """The slash name of a key path of `jax.tree_util`."""
+def leaf_name(path: tuple) -> str:
+    """Returns the name of a key path of `jax.tree_util`, its keys joined by slashes."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def flatten(tree) -> dict:
-    """Name -> leaf, in tree order; works for optimiser states too."""
-    return {name_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    """Returns {name: leaf} of any pytree, optimizer states included, in tree order."""
+    return {leaf_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def unflatten(leaves: Mapping[str, object]) -> dict:
-    """Nested dictionaries from slash names: the inverse of `flatten` on parameters."""
+    """Returns nested dictionaries of {name: leaf}: the inverse of `flatten` on parameters."""
     tree: dict = {}
     for name, leaf in leaves.items():
         *folders, last = name.split("/")
@@ -29,10 +29,12 @@ def unflatten(leaves: Mapping[str, object]) -> dict:
 
 
 def map_with_names(function: Callable, tree):
-    """`function(name, leaf)` at every leaf."""
-    return jax.tree_util.tree_map_with_path(lambda path, leaf: function(name_of(path), leaf), tree)
+    """Returns the tree with `function(name, leaf)` in place of every leaf."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: function(leaf_name(path), leaf), tree
+    )
 
 
 def count(tree) -> int:
-    """How many numbers the tree holds."""
+    """Returns the total number of array elements of a tree."""
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))

@@ -1,4 +1,4 @@
-"""Checkpoints: what is restored is what was saved, or an error that says what is not."""
+"""Tests of `checkpoint`: exact restore, detection of damage, retention and errors."""
 
 import asyncio
 import pathlib
@@ -21,7 +21,7 @@ DATA = {"seed": 0, "epoch": 1, "examples_seen": 96}
 
 
 def make_state(mesh=None) -> dict:
-    """Weights like real ones, which do not compress, half of them split over `fsdp`."""
+    """Returns a state of random weights, half of them split over `fsdp`."""
     mesh = mesh or mesh_lib.make_mesh(devices=jax.devices()[:1])
     keys = jax.random.split(jax.random.key(0), 3)
     state = {
@@ -36,11 +36,13 @@ def make_state(mesh=None) -> dict:
 
 
 def shapes(state, mesh=None):
-    places = mesh_lib.tree_shardings(state, mesh) if mesh else jax.tree.map(lambda _: None, state)
+    shardings = (
+        mesh_lib.tree_shardings(state, mesh) if mesh else jax.tree.map(lambda _: None, state)
+    )
     return jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         state,
-        places,
+        shardings,
         is_leaf=lambda x: x is None,
     )
 
@@ -67,7 +69,7 @@ def assert_bit_equal(a, b):
         assert np.asarray(a[name]).tobytes() == np.asarray(b[name]).tobytes(), name
 
 
-def test_every_bit_and_dtype_comes_back(saved):
+def test_restore_returns_the_saved_bits_and_dtypes(saved):
     state = make_state()
     assert_bit_equal(checkpoint.restore(saved, shapes(state)), state)
     assert checkpoint.read_item(saved, "data") == DATA
@@ -75,7 +77,7 @@ def test_every_bit_and_dtype_comes_back(saved):
 
 
 @pytest.mark.parametrize("num_devices", [1, 2, 4, 8])
-def test_eight_devices_write_what_fewer_read(tmp_path, num_devices):
+def test_restore_reads_a_checkpoint_of_8_devices_on_fewer_devices(tmp_path, num_devices):
     eight = mesh_lib.make_mesh(1, 8)
     step = save(tmp_path / "c", make_state(eight))
     mesh = mesh_lib.make_mesh(1, num_devices, devices=jax.devices()[:num_devices])
@@ -87,12 +89,12 @@ def test_eight_devices_write_what_fewer_read(tmp_path, num_devices):
     assert kernel.sharding.is_equivalent_to(NamedSharding(mesh, spec), 2)
 
 
-def test_arrays_may_be_donated_as_soon_as_save_returns(tmp_path):
+def test_save_allows_donation_of_the_arrays_as_soon_as_it_returns(tmp_path):
     writer = checkpoint.Checkpoints(tmp_path / "c")
     state, meta = make_state(), {"seconds": {"train": 1.0}}
     expected = jax.tree.map(np.array, state)
     writer.save(3, state, data=DATA, meta=meta)
-    meta["seconds"]["train"] = 2.0  # As a clock does while the writer is at work.
+    meta["seconds"]["train"] = 2.0  # Changed before the background writer has finished.
     jax.jit(lambda s: jax.tree.map(lambda x: x * 0, s), donate_argnums=0)(state)
     writer.wait()
     writer.close()
@@ -100,35 +102,36 @@ def test_arrays_may_be_donated_as_soon_as_save_returns(tmp_path):
     assert checkpoint.read_item(tmp_path / "c" / "3", "meta") == {"seconds": {"train": 1.0}}
 
 
-def test_no_flipped_bit_passes(saved, tmp_path):
-    """Orbax alone restores most of these flips without a word."""
-    like, good = shapes(make_state()), make_state()
-    chance = random.Random(0)
+@pytest.mark.slow
+def test_restore_detects_every_flipped_bit(saved, tmp_path):
+    """Orbax alone restores most of these flips without an error."""
+    abstract_state, state = shapes(make_state()), make_state()
+    rng = random.Random(0)
     files = [p for p in sorted(saved.rglob("*")) if p.is_file() and p.stat().st_size]
     arrays = [p for p in files if p.parent.name == "d"]
-    refused = 0
+    num_errors = 0
     for trial in range(48):
         copy = tmp_path / str(trial)
         shutil.copytree(saved, copy)
-        choice = chance.choice(arrays if trial % 2 else files)
-        victim = copy / choice.relative_to(saved)
-        content = bytearray(victim.read_bytes())
-        bit = chance.randrange(8 * len(content))
+        choice = rng.choice(arrays if trial % 2 else files)
+        damaged = copy / choice.relative_to(saved)
+        content = bytearray(damaged.read_bytes())
+        bit = rng.randrange(8 * len(content))
         content[bit // 8] ^= 1 << bit % 8
-        victim.write_bytes(content)
+        damaged.write_bytes(content)
         try:
             for item in ("data", "meta"):
                 checkpoint.read_item(copy, item)
-            assert_bit_equal(checkpoint.restore(copy, like), good)
+            assert_bit_equal(checkpoint.restore(copy, abstract_state), state)
         except CheckpointError as error:
-            refused += 1
+            num_errors += 1
             assert "\n" not in str(error)
-            assert str(copy) in str(error)  # The file, or the leaf of this step.
+            assert str(copy) in str(error)  # Names the file, or the leaf of this step.
         shutil.rmtree(copy)
-    assert refused >= 12
+    assert num_errors >= 12
 
 
-def test_a_wrong_array_is_named(saved, tmp_path, monkeypatch):
+def test_restore_names_the_array_with_a_wrong_checksum(saved, tmp_path, monkeypatch):
     original = checkpoint.crc32c
     wrong = make_state()["params"]["cls"].shape
     monkeypatch.setattr(
@@ -139,17 +142,17 @@ def test_a_wrong_array_is_named(saved, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("damage", ["half", "empty", "gone"])
-def test_damaged_files_are_named_in_one_line(saved, tmp_path, damage):
+def test_restore_names_a_damaged_file_in_one_line(saved, tmp_path, damage):
     for number, path in enumerate(sorted(saved.rglob("*"))):
         if not path.is_file() or path.name == "commit_success.txt" or not path.stat().st_size:
             continue
         copy = tmp_path / f"{number}"
         shutil.copytree(saved, copy)
-        victim = copy / path.relative_to(saved)
-        content = victim.read_bytes()
-        victim.write_bytes(content[: len(content) // 2] if damage == "half" else b"")
+        damaged = copy / path.relative_to(saved)
+        content = damaged.read_bytes()
+        damaged.write_bytes(content[: len(content) // 2] if damage == "half" else b"")
         if damage == "gone":
-            victim.unlink()
+            damaged.unlink()
         try:
             for item in ("data", "meta"):
                 checkpoint.read_item(copy, item)
@@ -159,14 +162,14 @@ def test_damaged_files_are_named_in_one_line(saved, tmp_path, damage):
             assert "\n" not in str(error)
 
 
-def test_all_differences_are_listed_at_once(saved):
-    like = shapes(make_state())
-    like["params"]["head"]["kernel"] = jax.ShapeDtypeStruct((64, 10), jnp.float32)
-    like["params"]["cls"] = jax.ShapeDtypeStruct((1, 1, 64), jnp.bfloat16)
-    like["params"]["extra"] = jax.ShapeDtypeStruct((5,), jnp.float32)
-    del like["params"]["head"]["bias"]
+def test_restore_lists_all_differing_leaves_at_once(saved):
+    abstract_state = shapes(make_state())
+    abstract_state["params"]["head"]["kernel"] = jax.ShapeDtypeStruct((64, 10), jnp.float32)
+    abstract_state["params"]["cls"] = jax.ShapeDtypeStruct((1, 1, 64), jnp.bfloat16)
+    abstract_state["params"]["extra"] = jax.ShapeDtypeStruct((5,), jnp.float32)
+    del abstract_state["params"]["head"]["bias"]
     with pytest.raises(CheckpointError) as caught:
-        checkpoint.restore(saved, like)
+        checkpoint.restore(saved, abstract_state)
     message = str(caught.value)
     assert "params/head/kernel: checkpoint (64, 32) float32, model (64, 10) float32" in message
     assert "params/cls: checkpoint (1, 1, 64) float32, model (1, 1, 64) bfloat16" in message
@@ -174,46 +177,46 @@ def test_all_differences_are_listed_at_once(saved):
     assert "params/head/bias: checkpoint (32) float32, model none" in message
 
 
-def test_parameters_are_restored_without_the_optimiser(saved):
-    restored = checkpoint.restore(saved, checkpoint.stored_params(saved))
+def test_restore_of_parameters_alone_skips_the_optimizer_state(saved):
+    restored = checkpoint.restore(saved, checkpoint.stored_param_shapes(saved))
     assert_bit_equal(restored, {"params": make_state()["params"]})
     assert isinstance(restored["params"]["cls"], np.ndarray)
 
 
-def test_retention_keeps_the_last_and_the_multiples(tmp_path):
+def test_checkpoints_keep_the_last_steps_and_the_multiples(tmp_path):
     save(tmp_path / "c", make_state(), steps=range(1, 8), keep_last=2, keep_every=3)
-    assert checkpoint.steps_in(tmp_path / "c") == [3, 6, 7]
+    assert checkpoint.list_steps(tmp_path / "c") == [3, 6, 7]
 
 
-def test_what_a_killed_writer_left_is_no_step(saved, tmp_path):
+def test_list_steps_skips_the_folder_of_a_killed_writer(saved, tmp_path):
     folder = tmp_path / "c"
     shutil.copytree(saved.parent, folder)
     shutil.copytree(saved, folder / "9.orbax-checkpoint-tmp")
-    assert checkpoint.steps_in(folder) == [3]
-    assert checkpoint.find(tmp_path / "c") == folder / "3"
+    assert checkpoint.list_steps(folder) == [3]
+    assert checkpoint.find_step_folder(tmp_path / "c") == folder / "3"
 
 
-def test_a_full_disk_is_told_of_and_the_last_step_stays(tmp_path, monkeypatch):
+def test_save_on_a_full_disk_raises_and_keeps_the_last_step(tmp_path, monkeypatch):
     folder = tmp_path / "c"
     save(folder, make_state())
     writer = checkpoint.Checkpoints(folder)
 
-    async def full(*_, **__):
+    async def raise_disk_full(*_, **__):
         await asyncio.sleep(0)
         raise OSError(28, "No space left on device")
 
     handler = checkpoint.ocp.JsonCheckpointHandler
-    monkeypatch.setattr(handler, "_save_fn", full)
-    with pytest.raises(CheckpointError, match=r"cannot save under .*No space left on device"):
+    monkeypatch.setattr(handler, "_save_fn", raise_disk_full)
+    with pytest.raises(CheckpointError, match=r"cannot save .*No space left on device"):
         writer.save(4, make_state(), data=DATA, meta=META)
         writer.wait()
-    assert checkpoint.steps_in(folder) == [3]
+    assert checkpoint.list_steps(folder) == [3]
     assert_bit_equal(checkpoint.restore(folder / "3", shapes(make_state())), make_state())
 
 
-def test_a_missing_checkpoint_says_what_is_there(tmp_path):
+def test_find_step_folder_lists_what_a_folder_without_checkpoint_contains(tmp_path):
     with pytest.raises(CheckpointError, match="no such file or folder"):
-        checkpoint.find(tmp_path / "nowhere")
+        checkpoint.find_step_folder(tmp_path / "nowhere")
     (tmp_path / "notes.txt").write_text("")
-    with pytest.raises(CheckpointError, match=r"no checkpoint in it; it holds notes\.txt"):
-        checkpoint.find(tmp_path)
+    with pytest.raises(CheckpointError, match=r"contains no checkpoint; it contains notes\.txt"):
+        checkpoint.find_step_folder(tmp_path)

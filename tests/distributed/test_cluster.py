@@ -1,10 +1,10 @@
-"""Which process of how many this is: by flags, or by what launchers leave in the environment."""
+"""Tests of `detect_cluster` with flags and with the environment variables of launchers."""
 
 import re
 
 import pytest
 
-from vit_jax.distributed import cluster as cluster_lib
+from vit_jax.distributed.cluster import detect_cluster
 from vit_jax.errors import ConfigError
 
 SLURM = {
@@ -25,23 +25,23 @@ OPEN_MPI = {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "3"}
         SLURM | {"SLURM_NTASKS": "1"},
         {name: value for name, value in SLURM.items() if name != "SLURM_STEP_NODELIST"},
         OPEN_MPI | {"OMPI_COMM_WORLD_SIZE": "1"},
-        {"JOB_COMPLETION_INDEX": "2"},  # Of a job of independent runs, for all we know.
+        {"JOB_COMPLETION_INDEX": "2"},  # May be a job of independent runs.
     ],
 )
-def test_a_process_that_is_alone_starts_nothing(environ):
-    assert cluster_lib.find(environ=environ) is None
+def test_detect_cluster_of_a_single_process_is_none(environ):
+    assert detect_cluster(environ=environ) is None
 
 
-def test_one_process_of_one_is_alone():
-    assert cluster_lib.find("here:1", 1, 0, environ={}) is None
+def test_detect_cluster_with_num_processes_1_is_none():
+    assert detect_cluster("here:1", 1, 0, environ={}) is None
 
 
 @pytest.mark.parametrize(
-    ("environ", "how"),
+    ("environ", "options"),
     [
         (SLURM, {"cluster_detection_method": "slurm"}),
         (
-            SLURM | {"SLURM_GPUS_ON_NODE": "4"},  # One process has them all.
+            SLURM | {"SLURM_GPUS_ON_NODE": "4"},  # One process uses all of them.
             {"cluster_detection_method": "slurm", "local_device_ids": [0, 1, 2, 3]},
         ),
         (
@@ -54,12 +54,12 @@ def test_one_process_of_one_is_alone():
         ),
     ],
 )
-def test_launchers_that_jax_knows_are_left_to_it(environ, how):
-    assert cluster_lib.find(environ=environ) == how
+def test_detect_cluster_uses_jax_detection_of_known_launchers(environ, options):
+    assert detect_cluster(environ=environ) == options
 
 
-def test_jax_finds_its_way_in_what_launchers_leave(monkeypatch):
-    """JAX's own reading of the variables that `launchers` goes by."""
+def test_jax_reads_size_and_index_from_launcher_variables(monkeypatch):
+    """JAX reads the same variables as `detect_cluster`."""
     from jax._src import clusters
 
     for name, value in (SLURM | OPEN_MPI).items():
@@ -73,42 +73,42 @@ def test_jax_finds_its_way_in_what_launchers_leave(monkeypatch):
         assert (cluster.get_process_count(), cluster.get_process_id()) == (size, index)
 
 
-@pytest.mark.parametrize(("names", "how"), [("a,b", {}), ("a", None)])
-def test_a_tpu_slice_of_several_hosts_needs_no_flags(monkeypatch, names, how):
+@pytest.mark.parametrize(("names", "options"), [("a,b", {}), ("a", None)])
+def test_detect_cluster_of_a_tpu_slice_needs_no_flags(monkeypatch, names, options):
     monkeypatch.setattr("jax._src.clusters.cloud_tpu_cluster.running_in_cloud_tpu_vm", True)
     monkeypatch.setenv("TPU_WORKER_HOSTNAMES", names)
-    monkeypatch.setenv("MEGASCALE_NUM_SLICES", "1")  # Else it asks a server of Google's.
-    assert cluster_lib.find(environ={}) == how
+    monkeypatch.setenv("MEGASCALE_NUM_SLICES", "1")  # Otherwise JAX asks a metadata server.
+    assert detect_cluster(environ={}) == options
 
 
 @pytest.mark.parametrize(
     ("environ", "size", "index"),
     [(SLURM, 2, 1), (OPEN_MPI, 4, 3), ({"JOB_COMPLETION_INDEX": "2"}, 8, 2)],
 )
-def test_flags_go_before_what_a_launcher_tells(environ, size, index):
+def test_detect_cluster_prefers_flags_over_launcher_variables(environ, size, index):
     given = size if "JOB_COMPLETION_INDEX" in environ else None
-    how = cluster_lib.find("head:1234", given, None, environ=environ)
-    assert how == {
+    options = detect_cluster("head:1234", given, None, environ=environ)
+    assert options == {
         "coordinator_address": "head:1234",
         "num_processes": size,
         "process_id": index,
         "cluster_detection_method": "deactivate",
     }
-    assert cluster_lib.find("head:1234", 9, 0, environ=environ)["process_id"] == 0
+    assert detect_cluster("head:1234", 9, 0, environ=environ)["process_id"] == 0
 
 
 @pytest.mark.parametrize(
-    ("flags", "environ", "words"),
+    ("flags", "environ", "message"),
     [
         (("head:1", None, None), {}, "--num_processes, --process_id missing"),
         ((None, 2, 0), {}, "--coordinator missing"),
         ((None, 2, None), SLURM, "--coordinator missing"),
-        (("head", 2, 0), {}, "--coordinator=head is not HOST:PORT"),
-        (("head:1", 2, 2), {}, "--process_id=2 with --num_processes=2"),
-        (("head:1", 2, -1), {}, "--process_id=-1 with --num_processes=2"),
+        (("head", 2, 0), {}, "--coordinator=head is invalid; expected HOST:PORT"),
+        (("head:1", 2, 2), {}, "--process_id=2 is invalid with --num_processes=2; expected 0 to 1"),
+        (("head:1", 2, -1), {}, "--process_id=-1 is invalid with --num_processes=2"),
         ((None, None, None), OPEN_MPI, "version 5 does not"),
     ],
 )
-def test_flags_that_do_not_fit_are_told_in_one_line(flags, environ, words):
-    with pytest.raises(ConfigError, match=words):
-        cluster_lib.find(*flags, environ=environ)
+def test_detect_cluster_rejects_invalid_flags(flags, environ, message):
+    with pytest.raises(ConfigError, match=message):
+        detect_cluster(*flags, environ=environ)

@@ -1,4 +1,4 @@
-"""The mesh, the table of rules, and how much of a state one device holds."""
+"""Tests of the device mesh, the sharding rules and the bytes per device."""
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ from vit_jax.training.train_step import abstract_state
         ("kernel", (16, 8), 8, ("fsdp",)),
         ("query/kernel", (32, 2, 16), 8, ("fsdp",)),
         ("embedding/kernel", (4, 4, 3, 32), 2, (None, None, None, "fsdp")),
-        ("head/kernel", (8, 15), 8, ("fsdp",)),  # The longest that divides, not the longest.
+        ("head/kernel", (8, 15), 8, ("fsdp",)),  # The longest dimension that 8 divides.
         ("head/kernel", (7, 15), 8, ()),
         ("head/kernel", (8, 16), 1, ()),
         ("head/bias", (16,), 8, ()),
@@ -36,8 +36,8 @@ from vit_jax.training.train_step import abstract_state
         ("opt_state/1/count", (), 8, ()),
     ],
 )
-def test_fsdp_splits_the_longest_divisible_axis_of_kernels_and_embeddings(name, shape, fsdp, spec):
-    assert mesh_lib.spec_for(name, shape, fsdp=fsdp) == PartitionSpec(*spec)
+def test_partition_spec_fsdp_splits_the_longest_divisible_dimension(name, shape, fsdp, spec):
+    assert mesh_lib.partition_spec(name, shape, fsdp=fsdp) == PartitionSpec(*spec)
 
 
 BLOCK = "Transformer/encoderblock_3"
@@ -66,54 +66,57 @@ ATTENTION = f"{BLOCK}/MultiHeadDotProductAttention_0"
         ("embedding/kernel", (4, 4, 3, 32), (None, None, None, "fsdp")),
     ],
 )
-def test_tensor_splits_heads_or_their_dimension_and_the_mlp(name, shape, spec):
-    assert mesh_lib.spec_for(name, shape, fsdp=2, tensor=2) == PartitionSpec(*spec)
+def test_partition_spec_tensor_splits_heads_or_head_size_and_mlp_width(name, shape, spec):
+    assert mesh_lib.partition_spec(name, shape, fsdp=2, tensor=2) == PartitionSpec(*spec)
 
 
-def test_a_tensor_axis_that_divides_nothing_is_refused_with_what_would():
+def test_partition_spec_rejects_a_tensor_size_that_divides_no_dimension():
     with pytest.raises(
-        ConfigError, match=r"tensor=5 .*\[3, 8\] of query/kernel; .*\[1, 2, 3, 4, 8\]"
+        ConfigError, match=r"tensor=5 .*\[3, 8\] of query/kernel; expected .*\[1, 2, 3, 4, 8\]"
     ):
-        mesh_lib.spec_for("query/kernel", (32, 3, 8), fsdp=1, tensor=5)
+        mesh_lib.partition_spec("query/kernel", (32, 3, 8), fsdp=1, tensor=5)
 
 
-def test_a_large_parameter_left_whole_under_fsdp_is_named():
+def test_unsharded_parameters_lists_large_parameters_that_fsdp_cannot_split():
     shapes = {"probe": (1, 513, 512), "a": {"kernel": (7, 99_991)}, "b": {"kernel": (8, 99_991)}}
-    shapes |= {"scale": (512,), "c": {"kernel": (7, 9)}}  # Small ones do not matter.
+    shapes |= {"scale": (512,), "c": {"kernel": (7, 9)}}  # Too small to be listed.
     is_shape = lambda leaf: isinstance(leaf, tuple)  # noqa: E731
     tree = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s, jnp.float32), shapes, is_leaf=is_shape)
 
-    def placed(mesh):
+    def shapes_on(mesh):
         return jax.tree.map(
-            lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
             tree,
             mesh_lib.tree_shardings(tree, mesh),
         )
 
-    assert mesh_lib.left_whole(placed(mesh_lib.make_mesh(1, 8))) == ["a/kernel", "probe"]
-    assert mesh_lib.left_whole(placed(mesh_lib.make_mesh(8, 1))) == []
+    assert mesh_lib.unsharded_parameters(shapes_on(mesh_lib.make_mesh(1, 8))) == [
+        "a/kernel",
+        "probe",
+    ]
+    assert mesh_lib.unsharded_parameters(shapes_on(mesh_lib.make_mesh(8, 1))) == []
 
 
-def test_the_layout_has_a_row_for_equal_arrays_and_their_bytes():
+def test_sharding_table_has_one_row_for_equal_parameters_of_all_layers():
     model = create_model(
         "vit_ti16", patch=4, image_size=8, num_layers=3, hidden_size=32, mlp_size=64, num_heads=4
     )
     tx = make_optimizer(make_schedule(0.1, total_steps=9), name="sgd")
     state = abstract_state(make_init(model), tx, mesh_lib.make_mesh(2, 2, 2))
-    rows = {row["array"]: row for row in mesh_lib.layout(state.params)}
-    assert len(rows) == 16 + 8  # Of a layer; of embedding, token, positions, norm and head.
+    rows = {row["array"]: row for row in mesh_lib.sharding_table(state.params)}
+    assert len(rows) == 16 + 8  # A layer; embedding, class token, positions, norm and head.
     row = rows["Transformer/encoderblock_*/MlpBlock_0/Dense_1/kernel"]
-    assert (row["of them"], row["shape / axis"]) == (3, "64/tensor x 32/fsdp")
+    assert (row["count"], row["shape / axis"]) == (3, "64/tensor x 32/fsdp")
     assert row["MB"] == round(3 * 64 * 32 * 4 / 1e6, 3)
     assert row["MB per device"] == round(3 * 64 * 32 * 4 / 4 / 1e6, 3)
     total = sum(row["MB per device"] for row in rows.values())
-    places = jax.tree.map(lambda leaf: leaf.sharding, state.params)
-    held = mesh_lib.bytes_per_device(state.params, places)
-    assert total == pytest.approx(held / 1e6, abs=0.0005 * len(rows))
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, state.params)
+    num_bytes = mesh_lib.bytes_per_device(state.params, shardings)
+    assert total == pytest.approx(num_bytes / 1e6, abs=0.0005 * len(rows))
 
 
 @pytest.mark.parametrize(
-    ("asked", "shape"),
+    ("sizes", "shape"),
     [
         ((-1, 1, 1), (8, 1, 1)),
         ((-1, 4, 1), (2, 4, 1)),
@@ -122,13 +125,13 @@ def test_the_layout_has_a_row_for_equal_arrays_and_their_bytes():
         ((4, 2, 1), (4, 2, 1)),
     ],
 )
-def test_minus_one_takes_the_devices_that_are_left(asked, shape):
-    mesh = mesh_lib.make_mesh(*asked)
+def test_make_mesh_resolves_minus_one_to_the_remaining_devices(sizes, shape):
+    mesh = mesh_lib.make_mesh(*sizes)
     assert tuple(mesh.shape.items()) == tuple(zip(("data", "fsdp", "tensor"), shape))
     assert mesh.size == 8
 
 
-def test_devices_that_split_a_layer_are_neighbours():
+def test_make_mesh_places_tensor_devices_next_to_each_other():
     mesh = mesh_lib.make_mesh(2, 2, 2)
     assert [[d.id for d in row] for row in mesh.devices.reshape(4, 2)] == [
         [0, 1],
@@ -139,27 +142,27 @@ def test_devices_that_split_a_layer_are_neighbours():
 
 
 @pytest.mark.parametrize("sizes", [(3, 1, 1), (4, 4, 1), (-1, 3, 1), (8, 1, 2), (2, 2, 1)])
-def test_a_mesh_that_does_not_fit_is_refused_with_those_that_do(sizes):
-    words = (
+def test_make_mesh_rejects_invalid_sizes_and_lists_valid_ones(sizes):
+    message = (
         r"does not fit 8 devices; data x fsdp x tensor can be 8x1x1, 4x2x1, .* 2x2x2, .* 1x1x8\.$"
     )
-    with pytest.raises(ConfigError, match=words):
+    with pytest.raises(ConfigError, match=message):
         mesh_lib.make_mesh(*sizes)
 
 
 @pytest.mark.parametrize(("batch", "nearest"), [(30, "24, 32"), (5, "8"), (33, "32, 40")])
-def test_a_batch_that_devices_cannot_share_is_refused_with_the_nearest(batch, nearest):
+def test_check_batch_size_rejects_an_uneven_split_with_the_nearest_sizes(batch, nearest):
     with pytest.raises(ConfigError, match=rf"{batch} .* by 8 devices; nearest: {nearest}\.$"):
-        mesh_lib.check_batch(batch, mesh_lib.make_mesh(4, 2))
+        mesh_lib.check_batch_size(batch, mesh_lib.make_mesh(4, 2))
 
 
-def test_a_batch_that_divides_is_accepted():
-    mesh_lib.check_batch(32, mesh_lib.make_mesh(4, 2))
-    mesh_lib.check_batch(4, mesh_lib.make_mesh(2, 2, 2))
-    mesh_lib.check_batch(5, mesh_lib.make_mesh(devices=jax.devices()[:1]))
+def test_check_batch_size_accepts_an_even_split():
+    mesh_lib.check_batch_size(32, mesh_lib.make_mesh(4, 2))
+    mesh_lib.check_batch_size(4, mesh_lib.make_mesh(2, 2, 2))
+    mesh_lib.check_batch_size(5, mesh_lib.make_mesh(devices=jax.devices()[:1]))
 
 
-def test_data_and_fsdp_split_the_batch_and_tensor_does_not():
+def test_batch_sharding_splits_over_data_and_fsdp_only():
     mesh = mesh_lib.make_mesh(2, 4)
     batch = jax.device_put(np.arange(16), mesh_lib.batch_sharding(mesh))
     parts = [tuple(np.asarray(shard.data)) for shard in batch.addressable_shards]
@@ -168,12 +171,12 @@ def test_data_and_fsdp_split_the_batch_and_tensor_does_not():
     assert {s.data.shape for s in jax.device_put(np.arange(16), shared).addressable_shards} == {
         (4,)
     }
-    whole = jax.device_put(np.arange(16), mesh_lib.replicated(mesh))
-    assert {shard.data.shape for shard in whole.addressable_shards} == {(16,)}
+    copies = jax.device_put(np.arange(16), mesh_lib.replicated(mesh))
+    assert {shard.data.shape for shard in copies.addressable_shards} == {(16,)}
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd"])
-def test_an_optimisers_state_lies_where_its_parameter_lies(name):
+def test_tree_shardings_of_an_optimizer_state_follow_its_parameters(name):
     model = create_model(
         "vit_ti16", patch=4, image_size=8, num_layers=1, hidden_size=32, mlp_size=64, num_heads=2
     )
@@ -195,11 +198,11 @@ def test_an_optimisers_state_lies_where_its_parameter_lies(name):
         assert moments[moment].sharding.spec == PartitionSpec(), moment
 
 
-def test_bytes_per_device_are_those_of_its_shards():
+def test_bytes_per_device_is_the_size_of_the_local_shards():
     tree = {"kernel": jnp.zeros((16, 8)), "bias": jnp.zeros(8, jnp.bfloat16), "step": jnp.zeros(())}
     shardings = mesh_lib.tree_shardings(tree, mesh_lib.make_mesh(2, 4))
     assert mesh_lib.bytes_per_device(tree, shardings) == 16 * 8 * 4 // 4 + 8 * 2 + 4
-    placed = jax.device_put(tree, shardings)
+    sharded = jax.device_put(tree, shardings)
     for device in range(8):
-        held = [leaf.addressable_shards[device].data.nbytes for leaf in placed.values()]
-        assert sum(held) == 128 + 16 + 4
+        sizes = [leaf.addressable_shards[device].data.nbytes for leaf in sharded.values()]
+        assert sum(sizes) == 128 + 16 + 4

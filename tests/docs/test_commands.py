@@ -19,7 +19,7 @@ NOT_RUN = {  # These are taken apart, and their files, flags and tests looked up
     r"^(python -m )?pytest": "they are this suite",
     r"^python benchmarks/": "they take minutes",
     r"vit_jax\.main (benchmark|tables benchmark) ": "it takes minutes: tests/test_benchmark.py",
-    r"/shared/|--coordinator": "several hosts, or several GPUs: tests/test_hosts.py",
+    r"/shared/|--coordinator": "several hosts: tests/distributed/test_multihost_processes.py",
     r"data\.dataset=imagenet2012|vtab\.py|table9 ": "data sets of TFDS: tests/test_vtab_table.py",
 }
 WITH_COMMANDS = [page for page in pages.PAGES if pages.commands(page)]

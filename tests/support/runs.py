@@ -54,4 +54,4 @@ def records(folder: pathlib.Path) -> list[dict]:
 
 def final_state(folder: pathlib.Path) -> dict[str, dict]:
     """The checksum of every array of the newest checkpoint, optimiser included."""
-    return checkpoint.read_manifest(checkpoint.find(folder))["leaves"]
+    return checkpoint.read_manifest(checkpoint.find_step_folder(folder))["leaves"]

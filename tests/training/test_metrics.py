@@ -135,7 +135,7 @@ def test_progress_is_a_line_per_state_where_there_is_no_terminal(monkeypatch):
     progress = Progress()
     progress.show("step 1")
     progress.show("step 2")
-    progress.say("saved")
+    progress.print_line("saved")
     assert stream.getvalue() == "step 1\nstep 2\nsaved\n"
 
 
@@ -144,7 +144,7 @@ def test_lines_may_be_kept_apart_where_there_is_no_terminal(monkeypatch):
     monkeypatch.setattr("sys.stdout", stream)
     progress = Progress(seconds_between=3600)
     progress.show("step 1")
-    progress.say("saved")  # Whatever is said is said.
+    progress.print_line("saved")  # Whatever is said is said.
     assert stream.getvalue() == "saved\n"
 
 
@@ -155,7 +155,7 @@ def test_progress_replaces_its_line_on_a_terminal(monkeypatch):
     progress.show("step 10")
     progress.show("step 9")
     assert stream.getvalue() == "\rstep 10\rstep 9 "  # A blank hides the longer line's end.
-    progress.say("saved")
+    progress.print_line("saved")
     assert stream.getvalue().endswith("\rsaved\n")
 
 

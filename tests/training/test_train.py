@@ -19,8 +19,8 @@ def test_a_loss_that_is_no_number_ends_with_code_5_and_a_finite_checkpoint(tmp_p
     with pytest.raises(NonFiniteError, match="3 steps in a row") as caught:
         main.run([*flags, "--config.checkpoint_every=1"])
     assert caught.value.exit_code == 5
-    step = checkpoint.find(tmp_path)
-    params = checkpoint.restore(step, checkpoint.stored_params(step))
+    step = checkpoint.find_step_folder(tmp_path)
+    params = checkpoint.restore(step, checkpoint.stored_param_shapes(step))
     for name, array in trees.flatten(params).items():
         assert np.isfinite(array).all(), name
 

@@ -77,7 +77,7 @@ def test_an_eighth_of_the_bytes_lies_on_each_of_eight_fsdp_devices():
         places = jax.tree.map(lambda leaf: leaf.sharding, part)
         total = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(part))
         assert mesh_lib.bytes_per_device(part, places) == pytest.approx(total / 8, rel=0.05)
-    assert mesh_lib.left_whole(like.params) == []
+    assert mesh_lib.unsharded_parameters(like.params) == []
 
 
 def moved(sizes, kind: str, **options) -> list[tuple[int, ...]]:

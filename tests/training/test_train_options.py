@@ -23,7 +23,7 @@ def run(folder, *overrides: str) -> dict:
 
 def stored(folder, kind: str) -> dict[str, np.ndarray]:
     """The arrays of one part of the newest checkpoint's state."""
-    step = checkpoint.find(folder)
+    step = checkpoint.find_step_folder(folder)
     like = {
         name: jax.ShapeDtypeStruct(leaf["shape"], leaf["dtype"])
         for name, leaf in checkpoint.read_manifest(step)["leaves"].items()
@@ -62,7 +62,7 @@ def test_the_best_weights_are_kept_told_and_used(tmp_path):
     assert summary["metrics"]["best_step"] == best
     assert summary["metrics"]["val/top1"] == told[best]["val/top1"]
     assert summary["metrics"]["val/loss"] == told[best]["val/loss"]
-    assert checkpoint.find(tmp_path) == tmp_path / "best" / str(best)
+    assert checkpoint.find_step_folder(tmp_path) == tmp_path / "best" / str(best)
     assert main.run(["evaluate", f"--workdir={tmp_path}"]) == 0
     report = json.loads((tmp_path / "eval-val.json").read_text())
     assert report["top1"] == told[best]["val/top1"]

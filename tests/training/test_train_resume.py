@@ -75,7 +75,7 @@ def interrupted(noisy, tmp_path_factory) -> pathlib.Path:
 
 
 def test_sigterm_saves_the_last_finished_step(interrupted):
-    stopped_at = checkpoint.steps_in(interrupted / checkpoint.FOLDER)[-1]
+    stopped_at = checkpoint.list_steps(interrupted / checkpoint.FOLDER)[-1]
     assert stopped_at >= 17
     assert records(interrupted)[-1]["step"] == stopped_at
 

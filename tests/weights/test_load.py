@@ -304,7 +304,7 @@ def test_urls_name_files_folders_and_runs(server, tmp_path):
         assert_same(flat(where, tiny()), some_arrays(tiny()))
     empty = tmp_path / "empty"
     empty.mkdir()
-    assert "no checkpoint in it; it holds nothing" in refused(load.load, f"file://{empty}")
+    assert "contains no checkpoint; it contains nothing" in refused(load.load, f"file://{empty}")
     (empty / "model-00001-of-00002.safetensors").write_text("")
     assert "it holds model-00001-of-00002.safetensors" in refused(load.load, empty)
 

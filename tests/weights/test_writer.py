@@ -338,7 +338,7 @@ def test_a_failing_disk_leaves_no_half_of_a_folder(tmp_path, monkeypatch):
     def fails(path, text):
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr(writer, "write_whole", fails)
+    monkeypatch.setattr(writer, "write_atomically", fails)
     with pytest.raises(OSError, match="No space left"):
         write("huggingface", tmp_path / "hf", tiny())
     assert list(tmp_path.iterdir()) == []

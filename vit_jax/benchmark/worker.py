@@ -229,7 +229,7 @@ def _search(mode: str, config: Config) -> int:
             "where memory ends. `plan` works it out by formula."
         )
     mesh = mesh_lib.make_mesh(**dataclasses.asdict(config.mesh))
-    unit = mesh_lib.num_shares(mesh) * config.accumulate
+    unit = mesh_lib.num_batch_shards(mesh) * config.accumulate
 
     def fits(batch_size: int) -> bool:
         try:

@@ -1,1 +1,1 @@
-"""Checkpoints, workdirs and the signals that end a run."""
+"""Checkpoints, workdirs and signal handling."""

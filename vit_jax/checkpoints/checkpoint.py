@@ -1,9 +1,9 @@
-"""Checkpoints by Orbax, with a checksum for every array; nothing else knows Orbax.
+"""Orbax checkpoints with a checksum for every array; the only module that imports Orbax.
 
-`checkpoints/<step>/` holds the items `state` (arrays), `data` (the loader's place), `meta`
-(config, classes, preprocessing, versions) and `manifest`: name, shape, dtype and CRC-32C of
-every array, and the checksums of the other items. All are committed by one rename. Orbax
-itself restores an array with a flipped bit without a word.
+`checkpoints/<step>/` contains the items `state` (arrays), `data` (position of the data loader),
+`meta` (config, classes, preprocessing, versions) and `manifest` (name, shape, dtype and CRC-32C of
+every array, and checksums of the other items). One rename commits all of them. The checksums are
+needed because Orbax restores an array with a flipped bit without an error.
 """
 
 import functools
@@ -30,7 +30,7 @@ MAX_LISTED = 20
 
 
 class Checkpoints:
-    """The checkpoints of one run, written in the background."""
+    """Checkpoints of one run, written in the background."""
 
     def __init__(self, folder: pathlib.Path, keep_last: int = 2, keep_every: int | None = None):
         policies = [preservation_policy.LatestN(keep_last)]
@@ -39,27 +39,28 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
             cleanup_tmp_directories=True,
-            # Two writers of a run may save the same step; their barriers have names of their own.
+            # `checkpoints` and `best` may save the same step: make their barrier names differ.
             multiprocessing_options=ocp.options.MultiprocessingOptions(
                 barrier_sync_key_prefix="_".join(folder.parts[-2:])
             ),
         )
-        for name in ("absl", "asyncio"):  # What fails is raised, too, and told in one line.
+        for name in ("absl", "asyncio"):  # Failures are raised as well, as one line.
             logging.getLogger(name).setLevel(logging.CRITICAL)
-        _hush_reads_left_behind()
+        _silence_cancelled_reads()
         self.folder = folder
         self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
 
     def save(self, step: int, state, *, data: dict, meta: dict) -> None:
-        """Starts to write a step; arrays may be changed as soon as this returns.
+        """Starts to write a step; the arrays may be donated as soon as this returns.
 
-        Raises CheckpointError for this step, or an earlier one whose writing failed.
+        Raises:
+          CheckpointError: this step or an earlier one could not be written.
         """
-        # Written later, in the background: a copy that the caller cannot change meanwhile.
+        # A copy, because the caller may change the items before they are written.
         items = json.loads(json.dumps({"data": data, "meta": meta}))
         arguments = {name: ocp.args.JsonSave(item) for name, item in items.items()}
         tree = trees.unflatten(trees.flatten(state))
-        self._report(
+        self._wrap_errors(
             lambda: self._manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -71,75 +72,85 @@ class Checkpoints:
             ),
         )
 
-    def set_aside(self, step: int) -> pathlib.Path:
-        """Moves a damaged step out of the way, into the folder `damaged` of the run."""
-        place = self.folder.parent / "damaged" / str(step)
-        if multihost.is_first():
-            place.parent.mkdir(exist_ok=True)
-            if place.exists():
-                shutil.rmtree(place)
-            (self.folder / str(step)).rename(place)
-        multihost.barrier(f"step {step} set aside")
+    def move_damaged_step(self, step: int) -> pathlib.Path:
+        """Moves a damaged step to the folder `damaged` of the run; returns its new path."""
+        path = self.folder.parent / "damaged" / str(step)
+        if multihost.is_process_0():
+            path.parent.mkdir(exist_ok=True)
+            if path.exists():
+                shutil.rmtree(path)
+            (self.folder / str(step)).rename(path)
+        multihost.barrier(f"move damaged step {step}")
         self._manager.reload()
-        return place
+        return path
 
     def wait(self) -> None:
-        """Returns when everything is on disk; raises CheckpointError if it is not."""
-        self._report(self._manager.wait_until_finished)
+        """Waits until all steps are on disk; raises CheckpointError if one cannot be written."""
+        self._wrap_errors(self._manager.wait_until_finished)
 
     def close(self) -> None:
-        """Waits for what is being written and stops the writers."""
-        self._report(self._manager.close)
+        """Waits until all steps are on disk and stops the writer threads."""
+        self._wrap_errors(self._manager.close)
 
-    def _report(self, action) -> None:
+    def _wrap_errors(self, action) -> None:
         try:
             action()
-        except Exception as error:  # Orbax and TensorStore raise many kinds.
-            raise CheckpointError(f"cannot save under {self.folder}: {_one_line(error)}") from error
+        except Exception as error:  # Orbax and TensorStore raise many types.
+            raise CheckpointError(
+                f"cannot save a checkpoint in {self.folder}: {_one_line(error)}"
+            ) from error
 
 
 class BestWeights:
-    """The weights with the best score on `val` so far, in the run's folder `best`.
-
-    The score is top1, or, where there is none, the loss.
-    """
+    """Weights with the best score on `val` so far, stored in the run's folder `best`."""
 
     def __init__(self, folder: pathlib.Path):
         folder = folder / BEST
         self._checkpoints = Checkpoints(folder, keep_last=1)
-        self.step, self.means = 0, {}
-        for step in multihost.from_first("best", lambda: steps_in(folder))[-1:]:
-            self.step, self.means = step, read_item(folder / str(step), "meta")["means"]
+        self.step, self.metrics = 0, {}
+        for step in multihost.broadcast_from_process_0("best", lambda: list_steps(folder))[-1:]:
+            self.step, self.metrics = step, read_item(folder / str(step), "meta")["means"]
 
-    def offer(self, step: int, params, means: dict, meta: dict) -> None:
-        """Keeps the weights of a step if they are better than all before."""
-        if not self.means or score(means) > score(self.means):
-            self.step, self.means = step, means
-            self._checkpoints.save(step, {"params": params}, data={}, meta=meta | {"means": means})
+    def save_if_better(self, step: int, params, metrics: dict, meta: dict) -> None:
+        """Saves the weights of a step if their score is better than all before.
+
+        Args:
+          step: number of the step.
+          params: the weights.
+          metrics: validation metrics of the weights, with `top1` or `loss`.
+          meta: item `meta` of the checkpoint.
+        """
+        if not self.metrics or selection_score(metrics) > selection_score(self.metrics):
+            self.step, self.metrics = step, metrics
+            meta = meta | {"means": metrics}
+            self._checkpoints.save(step, {"params": params}, data={}, meta=meta)
 
     def wait(self) -> None:
-        """Returns when everything is on disk; raises CheckpointError if it is not."""
+        """Waits until all steps are on disk; raises CheckpointError if one cannot be written."""
         self._checkpoints.wait()
 
     def close(self) -> None:
-        """Waits, and stops the writers."""
+        """Waits until all steps are on disk and stops the writer threads."""
         self._checkpoints.close()
 
 
-def score(means: dict) -> float:
-    """By which a run is judged: top1, or less loss."""
-    return means["top1"] if "top1" in means else -means["loss"]
+def selection_score(metrics: dict) -> float:
+    """Returns the score that selects the best weights and runs: top1, or else minus the loss."""
+    return metrics["top1"] if "top1" in metrics else -metrics["loss"]
 
 
-def steps_in(folder: pathlib.Path) -> list[int]:
-    """Committed steps, oldest first; what a killed writer left behind is not one."""
+def list_steps(folder: pathlib.Path) -> list[int]:
+    """Returns the committed steps, oldest first, without those of a killed writer."""
     if not folder.is_dir():
         return []
     return sorted(int(p.name) for p in folder.iterdir() if re.fullmatch(r"\d+", p.name))
 
 
 def crc32c(array) -> int:
-    """CRC-32C of an array's bytes in C order, gathered from all hosts if need be."""
+    """Returns the CRC-32C of an array's bytes in C order.
+
+    An array sharded over several hosts is gathered: all processes must call this.
+    """
     if isinstance(array, jax.Array) and not array.is_fully_addressable:
         if array.is_fully_replicated:
             array = array.addressable_data(0)
@@ -149,7 +160,11 @@ def crc32c(array) -> int:
 
 
 def make_manifest(state, items: dict) -> dict:
-    """Shape, dtype and checksum of every leaf, checksums of the items, and its own."""
+    """Returns the manifest of a step.
+
+    It contains shape, dtype and checksum of every leaf, checksums of the items, and its own
+    checksum.
+    """
     manifest = {
         "leaves": {
             name: {"shape": list(leaf.shape), "dtype": str(leaf.dtype), "crc32c": crc32c(leaf)}
@@ -165,19 +180,19 @@ def _crc_of_json(item: dict) -> int:
 
 
 def read_manifest(step_folder: pathlib.Path) -> dict:
-    """The manifest of a step; raises CheckpointError where it is damaged."""
+    """Returns the manifest of a step; raises CheckpointError if it is damaged."""
     manifest = _read_json(step_folder, "manifest")
     body = {name: part for name, part in manifest.items() if name != "crc32c"}
     if _crc_of_json(body) != manifest.get("crc32c") or not {"leaves", "items"} <= set(body):
-        raise CheckpointError(f"{step_folder / 'manifest'} is damaged: its checksum is wrong.")
+        raise CheckpointError(f"{step_folder / 'manifest'} is damaged: wrong checksum.")
     return manifest
 
 
 def read_item(step_folder: pathlib.Path, name: str) -> dict:
-    """The item `data` or `meta` of a step, checked against the manifest."""
+    """Returns the item `data` or `meta` of a step after checking its checksum."""
     item = _read_json(step_folder, name)
     if _crc_of_json(item) != read_manifest(step_folder)["items"].get(name):
-        raise CheckpointError(f"{step_folder / name} is damaged: its checksum is wrong.")
+        raise CheckpointError(f"{step_folder / name} is damaged: wrong checksum.")
     return item
 
 
@@ -187,61 +202,66 @@ def _read_json(step_folder: pathlib.Path, name: str) -> dict:
         item = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise CheckpointError(
-            f"{step_folder}: no checkpoint of ours ({path} is missing)."
+            f"{step_folder} is not a vit_jax checkpoint: {path} is missing."
         ) from None
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged ({_one_line(error)}).") from error
     if not isinstance(item, dict):
-        raise CheckpointError(f"{path} is damaged: it holds no JSON object.")
+        raise CheckpointError(f"{path} is damaged: expected a JSON object.")
     return item
 
 
-def restore(step_folder: pathlib.Path, like):
-    """The arrays of a step, in the structure and at the places that `like` asks for.
+def restore(step_folder: pathlib.Path, abstract_state):
+    """Returns the arrays of a step with the structure and shardings of `abstract_state`.
 
     Args:
-      like: a tree of ShapeDtypeStruct: a whole state, or some parts of it such as
-        {'params': ...}. A leaf without a sharding is restored as a numpy array.
+      step_folder: folder of the step.
+      abstract_state: a tree of ShapeDtypeStructs: a whole state or some of its top-level parts,
+        such as {'params': ...}. A leaf without a sharding is restored as a numpy array.
 
-    Raises CheckpointError that names every leaf that is missing, unexpected or of another
-    shape or dtype, the first whose checksum is wrong, or the folder if it no longer decodes.
+    Raises:
+      CheckpointError: leaves are missing, unexpected or of another shape or dtype (all are
+        listed), a checksum is wrong, or a file cannot be decoded.
     """
-    wanted = trees.flatten(like)
-    parts = {name.partition("/")[0] for name in wanted}
+    expected = trees.flatten(abstract_state)
+    parts = {name.partition("/")[0] for name in expected}
     stored = {
         name: leaf
         for name, leaf in read_manifest(step_folder)["leaves"].items()
         if name.partition("/")[0] in parts
     }
-    refuse_differences(
+    check_leaves(
         {name: (tuple(leaf["shape"]), leaf["dtype"]) for name, leaf in stored.items()},
-        {name: (tuple(leaf.shape), str(leaf.dtype)) for name, leaf in wanted.items()},
+        {name: (tuple(leaf.shape), str(leaf.dtype)) for name, leaf in expected.items()},
         str(step_folder),
     )
-    with multihost.all_or_none("restored", CheckpointError):
-        leaves = _read(step_folder, wanted)
-    with multihost.all_or_none("verified", CheckpointError):
-        # All sums are taken before any is judged: each may need an array of all hosts.
-        sums = {name: crc32c(leaf) for name, leaf in leaves.items()}
-        for name in wanted:
-            if sums[name] != stored[name]["crc32c"]:
-                raise CheckpointError(f"{step_folder}: {name} is damaged: its checksum is wrong.")
-    return trees.map_with_names(lambda name, _: leaves[name], like)
+    with multihost.raise_on_all("restored", CheckpointError):
+        leaves = _read_arrays(step_folder, expected)
+    with multihost.raise_on_all("verified", CheckpointError):
+        # First all checksums, because `crc32c` may communicate with the other hosts.
+        checksums = {name: crc32c(leaf) for name, leaf in leaves.items()}
+        for name in expected:
+            if checksums[name] != stored[name]["crc32c"]:
+                raise CheckpointError(f"{step_folder}: {name} is damaged: wrong checksum.")
+    return trees.map_with_names(lambda name, _: leaves[name], abstract_state)
 
 
-def _read(step_folder: pathlib.Path, wanted: dict) -> dict:
-    """The arrays of a step by name, this host's part of them; no host waits for another."""
-    tree = trees.unflatten(wanted)
-    places = trees.unflatten({name: _restore_args(leaf) for name, leaf in wanted.items()})
-    arguments = ocp.args.PyTreeRestore(item=tree, restore_args=places, partial_restore=True)
-    this = jax.process_index()
-    alone = ocp.options.MultiprocessingOptions(primary_host=this, active_processes={this})
-    _hush_reads_left_behind()
+def _read_arrays(step_folder: pathlib.Path, expected: dict) -> dict:
+    """Returns this host's shards of the arrays of a step, by name.
+
+    Each host reads independently, so that an error on one host does not block the others.
+    """
+    tree = trees.unflatten(expected)
+    restore_args = trees.unflatten({name: _restore_args(leaf) for name, leaf in expected.items()})
+    arguments = ocp.args.PyTreeRestore(item=tree, restore_args=restore_args, partial_restore=True)
+    index = jax.process_index()
+    options = ocp.options.MultiprocessingOptions(primary_host=index, active_processes={index})
+    _silence_cancelled_reads()
     try:
-        handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
-        with ocp.Checkpointer(handler, multiprocessing_options=alone) as reader:
+        handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=options)
+        with ocp.Checkpointer(handler, multiprocessing_options=options) as reader:
             restored = reader.restore((step_folder / "state").absolute(), args=arguments)
-    except Exception as error:  # Orbax and TensorStore raise many kinds.
+    except Exception as error:  # Orbax and TensorStore raise many types.
         files = re.findall(r'local file "([^"]+)"', str(error))
         where = files[-1] if files else step_folder / "state"
         raise CheckpointError(f"{where} is damaged: {_one_line(error)}") from error
@@ -249,25 +269,25 @@ def _read(step_folder: pathlib.Path, wanted: dict) -> dict:
 
 
 @functools.cache
-def _hush_reads_left_behind() -> None:
-    """Keeps a failed restore to its one line.
+def _silence_cancelled_reads() -> None:
+    """Hides tracebacks of reads that a failed restore has cancelled.
 
-    Orbax closes its event loop at the first error; TensorStore's other reads then each
-    print a traceback that tells nothing.
+    Orbax closes its event loop at the first error; each of TensorStore's other reads then prints
+    a traceback without information.
     """
-    report = sys.unraisablehook
+    default_hook = sys.unraisablehook
 
     def hook(args):
         if str(args.exc_value) != "Event loop is closed":
-            report(args)
+            default_hook(args)
 
     sys.unraisablehook = hook
 
 
-def stored_params(step_folder: pathlib.Path) -> dict:
-    """Shapes and dtypes of a step's parameters, as `restore` takes them.
+def stored_param_shapes(step_folder: pathlib.Path) -> dict:
+    """Returns ShapeDtypeStructs of a step's parameters, for `restore`.
 
-    They are the averaged ones, 'ema', where the run kept an average; else 'params'.
+    The result is {'ema': ...} if the run stored averaged parameters, else {'params': ...}.
     """
     leaves = trees.unflatten(
         {
@@ -286,16 +306,24 @@ def _restore_args(leaf: jax.ShapeDtypeStruct):
     return ocp.ArrayRestoreArgs(sharding=leaf.sharding)
 
 
-def refuse_differences(found: dict, expected: dict, where: str) -> None:
-    """Raises CheckpointError that lists every difference of name -> (shape, dtype) at once."""
+def check_leaves(stored: dict, expected: dict, where: str) -> None:
+    """Raises CheckpointError that lists all differences of two {name: (shape, dtype)}.
+
+    Args:
+      stored: leaves of the checkpoint.
+      expected: leaves of the model.
+      where: path of the checkpoint, for the error.
+    """
     lines = []
-    for name in [*expected, *(name for name in found if name not in expected)]:
-        a, b = found.get(name), expected.get(name)
+    for name in [*expected, *(name for name in stored if name not in expected)]:
+        a, b = stored.get(name), expected.get(name)
         if a != b:
             lines.append(f"{name}: checkpoint {_describe(a)}, model {_describe(b)}")
     if lines:
         more = f"; and {len(lines) - MAX_LISTED} more" if len(lines) > MAX_LISTED else ""
-        raise CheckpointError(f"{where} does not fit: {'; '.join(lines[:MAX_LISTED])}{more}.")
+        raise CheckpointError(
+            f"{where} does not match the model: {'; '.join(lines[:MAX_LISTED])}{more}."
+        )
 
 
 def _describe(shape_and_dtype) -> str:
@@ -305,22 +333,27 @@ def _describe(shape_and_dtype) -> str:
     return f"({', '.join(map(str, shape))}) {dtype}"
 
 
-def find(where: str | pathlib.Path) -> pathlib.Path:
-    """The newest step folder of a workdir, stage folder or `checkpoints`, or a step itself.
+def find_step_folder(where: str | pathlib.Path) -> pathlib.Path:
+    """Returns the folder of the newest step in a workdir, stage folder or `checkpoints` folder.
 
-    Of a run that is judged by its best weights, those.
-    Raises CheckpointError with what is there instead.
+    The folder of a step is returned unchanged. A run that selects its best weights has them in
+    `best`, which takes precedence over `checkpoints`.
+
+    Raises:
+      CheckpointError: the folder contains no checkpoint; lists what it contains.
     """
     path = pathlib.Path(where)
     if re.fullmatch(r"\d+", path.name) and (path / "manifest").is_dir():
         return path
     for folder in (path, path / BEST, path / FOLDER):
-        if steps_in(folder):
-            return folder / str(steps_in(folder)[-1])
+        if list_steps(folder):
+            return folder / str(list_steps(folder)[-1])
     if not path.exists():
         raise CheckpointError(f"{where}: no such file or folder.")
-    held = ", ".join(sorted(p.name for p in path.iterdir())[:8]) if path.is_dir() else "a file"
-    raise CheckpointError(f"{where}: no checkpoint in it; it holds {held or 'nothing'}.")
+    if not path.is_dir():
+        raise CheckpointError(f"{where} is not a checkpoint: expected a folder, found a file.")
+    names = ", ".join(sorted(p.name for p in path.iterdir())[:8])
+    raise CheckpointError(f"{where} contains no checkpoint; it contains {names or 'nothing'}.")
 
 
 def _one_line(error: BaseException) -> str:

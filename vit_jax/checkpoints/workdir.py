@@ -1,4 +1,4 @@
-"""The files of a run's folder, each written whole or not at all, and the lock on it."""
+"""Files of a workdir, each written atomically, and the lock of a workdir."""
 
 import contextlib
 import fcntl
@@ -12,27 +12,29 @@ import time
 from importlib import metadata
 
 from vit_jax import config as config_lib
-from vit_jax.atomic_io import write_whole
+from vit_jax.atomic_io import write_atomically
 from vit_jax.config.schema import Config
 from vit_jax.distributed import multihost
 from vit_jax.errors import ConfigError, InUseError
 
 CONFIG, SUMMARY, LOCK = "config.json", "summary.json", ".lock"
-OF_SUMMARY = {"step": int, "metrics": dict, "flops": int | float, "seconds": dict}
-GRID = "grid"  # The folder with the runs of a sweep's grid.
-LOOKS = 0.5  # Seconds: whoever only looks who has the lock holds it for far less.
-SHARED_WITHIN = 60  # Seconds: NFS keeps for so long in mind what was not there (acdirmax).
+SUMMARY_FIELDS = {"step": int, "metrics": dict, "flops": int | float, "seconds": dict}
+GRID = "grid"  # Folder of the runs of a sweep's grid.
+# Seconds to retry to lock: `check_not_in_use` of another process holds the lock for far less.
+LOCK_TIMEOUT = 0.5
+# Seconds to wait for the lock file of process 0: NFS caches missing files for 60 s (acdirmax).
+SHARED_FOLDER_TIMEOUT = 60
 
 
 def write_json(path: pathlib.Path, values: dict) -> None:
-    """Writes a JSON file whole or not at all."""
-    write_whole(path, json.dumps(values, indent=2) + "\n")
+    """Writes a JSON file atomically."""
+    write_atomically(path, json.dumps(values, indent=2) + "\n")
 
 
 def read_json(path: pathlib.Path) -> dict | None:
-    """The file's contents, or None where there is no such file.
+    """Returns the JSON object of a file, or None if the file does not exist.
 
-    Raises ConfigError for a file that is no JSON object.
+    Raises ConfigError if the file contains no JSON object.
     """
     try:
         values = json.loads(path.read_bytes())
@@ -41,15 +43,17 @@ def read_json(path: pathlib.Path) -> dict | None:
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} cannot be read: {error}.") from error
     if not isinstance(values, dict):
-        raise ConfigError(f"{path} holds no JSON object.")
+        raise ConfigError(f"{path} does not contain a JSON object.")
     return values
 
 
 def read_config(folder: pathlib.Path) -> dict[str, Config]:
-    """The stages that `folder/config.json` holds; ConfigError where there is none."""
+    """Returns the stages of `folder/config.json`; raises ConfigError if it does not exist."""
     values = read_json(folder / CONFIG)
     if values is None:
-        raise ConfigError(f"{folder}: no {CONFIG} in it, so no run to go on with; give --config.")
+        raise ConfigError(
+            f"{folder} contains no {CONFIG}, so there is no run to resume; give --config."
+        )
     try:
         return config_lib.from_dict(values)
     except ConfigError as error:
@@ -57,68 +61,77 @@ def read_config(folder: pathlib.Path) -> dict[str, Config]:
 
 
 def read_summary(folder: pathlib.Path) -> dict | None:
-    """What a finished run has written of itself; None before, and for a folder of several runs.
+    """Returns the summary of a finished run.
 
-    Raises ConfigError for what no run writes.
+    Returns None for an unfinished run, and for a folder of several runs.
+
+    Raises:
+      ConfigError: a field has a wrong type, so the file was not written by a run.
     """
-    found = read_json(folder / SUMMARY)
-    if found is None or "step" not in found:
+    summary = read_json(folder / SUMMARY)
+    if summary is None or "step" not in summary:
         return None
-    for key, kind in OF_SUMMARY.items():
-        if not isinstance(found.get(key), kind):
-            value = repr(found.get(key))[:40]
-            raise ConfigError(f"{folder / SUMMARY}: its {key} is {value}, which no run writes.")
-    for name, value in found["metrics"].items():
+    for key, kind in SUMMARY_FIELDS.items():
+        if not isinstance(summary.get(key), kind):
+            value = repr(summary.get(key))[:40]
+            raise ConfigError(
+                f"{folder / SUMMARY}: {key} is {value}; the file was not written by a run."
+            )
+    for name, value in summary["metrics"].items():
         if not (value is None or isinstance(value, int | float)):
-            raise ConfigError(f"{folder / SUMMARY}: its {name} is {value!r:.40}, no number.")
-    return found
+            raise ConfigError(f"{folder / SUMMARY}: {name} is {value!r:.40}; expected a number.")
+    return summary
 
 
-def refuse_other_run(folder: pathlib.Path, config: dict) -> None:
-    """Raises ConfigError, naming the fields, if the folder holds a run with another config."""
+def check_same_run(folder: pathlib.Path, config: dict) -> None:
+    """Raises ConfigError that lists the fields in which the folder's run has another config."""
     old = read_json(folder / CONFIG)
     if old is None:
         return
-    with contextlib.suppress(ConfigError):  # What it differs in is told below.
-        old = config_lib.to_dict(config_lib.from_dict(old))  # With fields that came since.
+    with contextlib.suppress(ConfigError):  # The error below lists the differing fields.
+        # Adds fields that later versions have added.
+        old = config_lib.to_dict(config_lib.from_dict(old))
     fields = [
         name
         for name in config_lib.differing_fields(old, json.loads(json.dumps(config)))
-        if not _is_free(name)
+        if not _may_change(name)
     ]
     if fields:
         raise ConfigError(
-            f"workdir {folder} holds a run with another config; it differs in "
-            f"{', '.join(fields)}. Use another --workdir, or leave these fields as they were."
+            f"workdir {folder} contains a run with another config; it differs in "
+            f"{', '.join(fields)}. Use another --workdir, or do not change these fields."
         )
 
 
-def _is_free(name: str) -> bool:
+def _may_change(name: str) -> bool:
     parts = name.split(".")
     name = ".".join(parts[2:] if parts[0] == "stages" else parts)
     return any(name == free or name.startswith(f"{free}.") for free in config_lib.FREE_ON_RESUME)
 
 
-def refuse_in_use(folder: pathlib.Path) -> None:
-    """Raises InUseError if a live process holds the folder's lock; touches nothing."""
+def check_not_in_use(folder: pathlib.Path) -> None:
+    """Raises InUseError if a running process has locked the folder; changes nothing."""
     if (folder / LOCK).is_file():
         with open(folder / LOCK) as file:
             _flock(file, fcntl.LOCK_SH, folder)
 
 
-def _flock(file, kind: int, folder: pathlib.Path) -> None:
+def _flock(file, mode: int, folder: pathlib.Path) -> None:
     try:
-        fcntl.flock(file, kind | fcntl.LOCK_NB)
+        fcntl.flock(file, mode | fcntl.LOCK_NB)
     except OSError as error:
         file.seek(0)
         holder = file.read().strip() or "another process"
-        raise InUseError(f"workdir {folder} is in use by {holder}.") from error
+        raise InUseError(
+            f"workdir {folder} is in use by {holder}; wait until it ends, or use another workdir."
+        ) from error
 
 
 class Lock:
-    """A context in which this process alone writes to the folder; a kill releases it.
+    """Context manager that locks a folder, so that only this process writes to it.
 
-    Raises InUseError that names the process which holds it.
+    The operating system releases the lock when the process ends, also when it is killed. Raises
+    InUseError that names the process which has locked the folder.
     """
 
     def __init__(self, folder: pathlib.Path):
@@ -127,13 +140,13 @@ class Lock:
     def __enter__(self):
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file = open(self.path, "a+")
-        until = time.monotonic() + LOOKS
+        deadline = time.monotonic() + LOCK_TIMEOUT
         while True:
             try:
                 _flock(self._file, fcntl.LOCK_EX, self.path.parent)
                 break
             except InUseError:
-                if time.monotonic() > until:
+                if time.monotonic() > deadline:
                     self._file.close()
                     raise
                 time.sleep(0.05)
@@ -147,41 +160,44 @@ class Lock:
 
 
 @contextlib.contextmanager
-def claim(folder: pathlib.Path):
-    """A context in which process 0 holds the folder's lock, for all; they meet at its start.
+def lock_on_all(folder: pathlib.Path):
+    """Context manager that locks a folder for all processes of the run; all must enter it.
 
-    Raises InUseError, on all of them, where another run holds it, and ConfigError on a process
-    that does not see the folder of process 0.
+    Process 0 holds the lock.
+
+    Raises:
+      InUseError: another run has locked the folder; raised on all processes.
+      ConfigError: this process does not see the folder of process 0.
     """
-    with contextlib.ExitStack() as held:
-        with multihost.all_or_none(f"lock of {folder.name}", InUseError):
-            if multihost.is_first():
-                held.enter_context(Lock(folder))
-        if not multihost.is_first():
-            _await_shared(folder)
+    with contextlib.ExitStack() as stack:
+        with multihost.raise_on_all(f"lock of {folder.name}", InUseError):
+            if multihost.is_process_0():
+                stack.enter_context(Lock(folder))
+        if not multihost.is_process_0():
+            _wait_for_lock_file(folder)
         yield
 
 
-def _await_shared(folder: pathlib.Path) -> None:
-    """Returns when the lock of process 0 is seen here."""
-    until = time.monotonic() + SHARED_WITHIN
+def _wait_for_lock_file(folder: pathlib.Path) -> None:
+    """Waits until the lock file of process 0 is visible to this process."""
+    deadline = time.monotonic() + SHARED_FOLDER_TIMEOUT
     while not (folder / LOCK).exists():
-        if time.monotonic() > until:
+        if time.monotonic() > deadline:
             raise ConfigError(
-                f"workdir {folder} is not that of process 0; all processes need the same folder, "
-                "on a file system that they share."
+                f"workdir {folder} is not the folder of process 0; all processes need the same "
+                "folder on a shared file system."
             )
         time.sleep(0.1)
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of the packages that a run's numbers depend on."""
+    """Returns the versions of Python and of the packages that affect the numbers of a run."""
     names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow")
     return {"python": platform.python_version()} | {name: metadata.version(name) for name in names}
 
 
 def git_revision() -> str | None:
-    """The commit of the source tree, with a + where files differ; None outside of git."""
+    """Returns the git commit of the source tree, with a + if files differ; None outside git."""
     command = ["git", "describe", "--always", "--dirty=+", "--abbrev=40", "--exclude=*"]
     try:
         done = subprocess.run(

@@ -6,7 +6,7 @@ import os
 import pathlib
 from collections.abc import Callable, Iterator
 
-from vit_jax.atomic_io import naming
+from vit_jax.atomic_io import add_path_to_errors
 
 
 @contextlib.contextmanager
@@ -20,7 +20,7 @@ def whole_file(path: pathlib.Path) -> Iterator[Callable[[bytes], None]]:
     # Not the name that a process which is about to die may still be writing to.
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        with naming(path):
+        with add_path_to_errors(path):
             try:
                 writer = ArrayRecordWriter(str(temporary), "group_size:1")  # As TFDS does.
                 yield writer.write

@@ -1,1 +1,1 @@
-"""Device meshes, shardings and processes on several hosts."""
+"""Device mesh, sharding rules and communication between processes."""

@@ -1,4 +1,4 @@
-"""Which process of how many this is: by flags, or as the launcher that started it tells."""
+"""Number and index of this process, from flags or from the launcher's environment variables."""
 
 import os
 import re
@@ -6,47 +6,54 @@ from collections.abc import Mapping
 
 from vit_jax.errors import ConfigError
 
-LAUNCHERS = (  # How many processes there are, and which of them this is.
+LAUNCHERS = (  # Variables with the number of processes and the index of this process.
     ("SLURM_NTASKS", "SLURM_PROCID"),
     ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
-    (None, "JOB_COMPLETION_INDEX"),  # A Kubernetes indexed job.
+    (None, "JOB_COMPLETION_INDEX"),  # Kubernetes indexed job.
 )
-# What JAX's detection of SLURM wants; a batch script outside of `srun` lacks the node list.
+# Variables that JAX's SLURM detection reads; a batch script outside `srun` has no node list.
 SLURM_STEP = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID")
 
 
-def find(
+def detect_cluster(
     coordinator: str | None = None,
     num_processes: int | None = None,
     process_id: int | None = None,
     environ: Mapping[str, str] = os.environ,
 ) -> dict | None:
-    """How `jax.distributed.initialize` is to be called; None for a run of one process.
+    """Returns arguments for `jax.distributed.initialize`, or None for a run of one process.
 
-    What the flags leave open, the launcher tells. Raises ConfigError where something is
-    missing or does not fit.
+    Args:
+      coordinator: HOST:PORT of process 0.
+      num_processes: number of processes; None to read it from the environment.
+      process_id: index of this process; None to read it from the environment.
+      environ: environment variables.
+
+    Raises:
+      ConfigError: a flag is missing or invalid.
     """
     if coordinator is num_processes is process_id is None:
-        return _launched(environ)
-    size, index = _told_by_launcher(environ)
+        return _detect_launcher(environ)
+    launcher_size, launcher_index = _launcher_size_and_index(environ)
     flags = {
         "--coordinator": coordinator,
-        "--num_processes": size if num_processes is None else num_processes,
-        "--process_id": index if process_id is None else process_id,
+        "--num_processes": launcher_size if num_processes is None else num_processes,
+        "--process_id": launcher_index if process_id is None else process_id,
     }
     missing = [flag for flag, value in flags.items() if value is None]
     if missing:
         raise ConfigError(
-            f"{', '.join(missing)} missing: several processes need --coordinator=HOST:PORT, "
-            "--num_processes=N and --process_id=I, where no launcher tells the last two."
+            f"{', '.join(missing)} missing: a run of several processes needs "
+            "--coordinator=HOST:PORT, --num_processes=N and --process_id=I; SLURM and Open MPI "
+            "set the last two, a Kubernetes indexed job the last one."
         )
     coordinator, num_processes, process_id = flags.values()
     if not re.fullmatch(r"(\[[^\]]+\]|[^:\s]+):\d{1,5}", coordinator):
-        raise ConfigError(f"--coordinator={coordinator} is not HOST:PORT.")
+        raise ConfigError(f"--coordinator={coordinator} is invalid; expected HOST:PORT.")
     if not 0 <= process_id < num_processes:
         raise ConfigError(
-            f"--process_id={process_id} with --num_processes={num_processes}; "
-            "ids go from 0 to one less than the number."
+            f"--process_id={process_id} is invalid with --num_processes={num_processes}; "
+            f"expected 0 to {num_processes - 1}."
         )
     if num_processes == 1:
         return None
@@ -54,33 +61,37 @@ def find(
         "coordinator_address": coordinator,
         "num_processes": num_processes,
         "process_id": process_id,
-        "cluster_detection_method": "deactivate",  # Would hide all devices but one.
+        # JAX's detection would leave only one device visible to the process.
+        "cluster_detection_method": "deactivate",
     }
 
 
-def _told_by_launcher(environ: Mapping[str, str]) -> tuple[int | None, int | None]:
+def _launcher_size_and_index(environ: Mapping[str, str]) -> tuple[int | None, int | None]:
     for size, index in LAUNCHERS:
         if index in environ:
             return int(environ[size]) if size in environ else None, int(environ[index])
     return None, None
 
 
-def _launched(environ: Mapping[str, str]) -> dict | None:
-    """What JAX has to be told where a launcher has started several processes."""
+def _detect_launcher(environ: Mapping[str, str]) -> dict | None:
+    """Returns arguments for JAX if a launcher has started several processes, else None."""
     if int(environ.get("SLURM_NTASKS", 1)) > 1 and all(name in environ for name in SLURM_STEP):
-        return {"cluster_detection_method": "slurm"} | _devices_of_a_node(environ)
+        return {"cluster_detection_method": "slurm"} | _all_gpus_of_node(environ)
     if int(environ.get("OMPI_COMM_WORLD_SIZE", 1)) > 1:
         if "OMPI_MCA_orte_hnp_uri" not in environ:
             raise ConfigError(
-                "this Open MPI does not tell where process 0 is (version 5 does not); "
-                "give --coordinator=HOST:PORT, with the host of rank 0."
+                "Open MPI does not provide the address of process 0 (version 5 does not); "
+                "give --coordinator=HOST:PORT with the host of rank 0."
             )
         return {"cluster_detection_method": "ompi"}
     return {} if _is_tpu_slice() else None
 
 
-def _devices_of_a_node(environ: Mapping[str, str]) -> dict:
-    """All GPUs of a node for its one process; JAX would give each process of SLURM's but one."""
+def _all_gpus_of_node(environ: Mapping[str, str]) -> dict:
+    """Returns `local_device_ids` of all GPUs if SLURM runs one process per node.
+
+    JAX would make only one GPU visible to a process started by SLURM.
+    """
     gpus = environ.get("SLURM_GPUS_ON_NODE", "")
     if environ["SLURM_NTASKS"] != environ.get("SLURM_NNODES") or not gpus.isdecimal():
         return {}
@@ -88,8 +99,8 @@ def _devices_of_a_node(environ: Mapping[str, str]) -> dict:
 
 
 def _is_tpu_slice() -> bool:
-    """Whether this is one of several hosts of a TPU slice, by JAX's own ways of finding out."""
-    from jax._src import clusters  # Nothing public tells without starting the runtime.
+    """Returns True on one of several hosts of a TPU slice."""
+    from jax._src import clusters  # No public function detects this without starting the runtime.
 
     for cluster in (clusters.GkeTpuCluster, clusters.GceTpuCluster):
         if cluster.is_env_present():

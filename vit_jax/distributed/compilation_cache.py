@@ -6,10 +6,10 @@ import jax
 
 
 def keep_compiled_programs() -> None:
-    """Keeps compiled programs in the user's cache folder: equal ones compile once.
+    """Stores compiled programs in the user's cache folder, so that each compiles only once.
 
-    JAX's own settings go first: JAX_COMPILATION_CACHE_DIR for another folder, and
-    JAX_ENABLE_COMPILATION_CACHE=false for none.
+    JAX's own settings take precedence: JAX_COMPILATION_CACHE_DIR chooses another folder, and
+    JAX_ENABLE_COMPILATION_CACHE=false disables the cache.
     """
     if jax.config.jax_compilation_cache_dir is None:
         caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")

@@ -1,299 +1,222 @@
-"""Several processes as one run: how they meet, agree, and end together.
+"""Several processes as one run: start, communication and common exit.
 
-Each process runs the same program on its own devices (JAX's multi-controller runtime), and
-process 0 alone writes and prints. A process that fails tells the others why, and all end with
-its exit code; one that dies without a word is missed after `SILENCE` seconds.
+Each process runs the same program on its own devices (JAX's multi-controller runtime); only
+process 0 writes files and prints. Without `initialize`, all functions work for a single process.
+
+The functions on JSON values use JAX's key-value store instead of
+`jax.experimental.multihost_utils`: they accept values of any size, work before the devices are
+used, and name the missing processes after a timeout.
 """
 
 import collections
 import contextlib
 import functools
-import itertools
 import json
-import os
 import re
 import socket
-import sys
 import threading
-import time
 from collections.abc import Callable
 
 import numpy as np
 
+from vit_jax.distributed import watchdog
 from vit_jax.errors import ConfigError, HostError, VitJaxError
 
-TIMEOUT = 300  # Seconds to meet, at the start or at a barrier: JAX's own for the start.
-SILENCE = 60  # Seconds without a sign of life that make a process count as dead.
-LOOKS = 4  # Of process 0 at the others, in that time.
-PARTING = 3  # Seconds that a process which fails waits for the others to hear of it.
-ENDED, ALIVE = "vit_jax/ended", "vit_jax/alive"  # Keys at the coordination service.
-FINE = "fine"  # What stands at ENDED after a run that went well.
+TIMEOUT = 300  # Seconds to wait for other processes, at the start and at barriers; JAX's default.
+
+_watchdog: watchdog.Watchdog | None = None  # None for a run of one process.
 
 
-def start(how: dict | None, timeout: int = TIMEOUT) -> None:
-    """Joins the other processes, before any device is used; does nothing for None.
+def initialize(options: dict | None, timeout: int = TIMEOUT) -> None:
+    """Connects to the other processes; call before any device is used.
+
+    If the others do not connect in time, the process exits with one line and exit code 6.
 
     Args:
-      how: what `launchers.find` has found.
+      options: arguments of `jax.distributed.initialize`, as `cluster.detect_cluster` returns
+        them; None for a single process.
       timeout: seconds to wait for the others, here and at every barrier.
 
-    Where they do not come, the process ends in one line: JAX itself would crash.
+    Raises:
+      ConfigError: process 0 cannot listen at the given port.
+      HostError: JAX's distributed runtime cannot be started.
     """
-    if how is None:
+    if options is None:
         return
     import jax
 
-    _refuse_port_in_use(how)
-    # JAX's handler of SIGTERM is for itself; ours has the run saved, see `interrupts`.
+    _check_port_is_free(options)
+    # JAX's handler of SIGTERM would replace `signals.SignalRecorder`, which saves the run.
     jax.config.update("jax_enable_preemption_service", False)
-    silence = min(SILENCE, timeout)
-    alarm = threading.Timer(timeout, _give_up_meeting, [timeout])
-    alarm.daemon = True
-    alarm.start()
+    heartbeat_timeout = min(watchdog.HEARTBEAT_TIMEOUT, timeout)
+    timer = threading.Timer(timeout, _exit_unconnected, [timeout])
+    timer.daemon = True
+    timer.start()
     try:
         jax.distributed.initialize(
-            **how,
+            **options,
             initialization_timeout=2 * timeout,
-            heartbeat_timeout_seconds=2 * (silence + PARTING),  # Ours comes first, in one line.
+            # Twice as long as our watchdog takes, whose error is one line.
+            heartbeat_timeout_seconds=2 * (heartbeat_timeout + watchdog.EXIT_TIMEOUT),
             shutdown_timeout_seconds=timeout,
         )
     except (RuntimeError, ValueError) as error:
-        where = _state().coordinator_address or "the coordinator"
-        raise HostError(f"cannot start the runtime at {where}: {_one_line(error)}") from error
+        address = watchdog.global_state().coordinator_address or "the coordinator"
+        raise HostError(f"cannot start JAX's runtime at {address}: {_one_line(error)}") from error
     finally:
-        alarm.cancel()
-    global _watch
-    _watch = _Watch(timeout, silence)
+        timer.cancel()
+    global _watchdog
+    _watchdog = watchdog.Watchdog(timeout, heartbeat_timeout)
 
 
-def _refuse_port_in_use(how: dict) -> None:
-    """Raises ConfigError where process 0 could not listen; JAX would end in a fault."""
-    address = how.get("coordinator_address")
-    if how.get("process_id") != 0 or not address:
+def _check_port_is_free(options: dict) -> None:
+    """Raises ConfigError if process 0 cannot listen at its port; JAX would crash."""
+    address = options.get("coordinator_address")
+    if options.get("process_id") != 0 or not address:
         return
     try:
         socket.create_server(("", int(address.rpartition(":")[2]))).close()
     except (OSError, OverflowError) as error:
         raise ConfigError(
-            f"--coordinator={address}: process 0 cannot listen there ({error})."
+            f"--coordinator={address}: process 0 cannot listen at this port ({error}); "
+            "choose a free port."
         ) from error
 
 
-def _state():
-    from jax._src import distributed  # JAX has no public way to its coordination service.
-
-    return distributed.global_state
-
-
-def _give_up_meeting(timeout: int) -> None:
-    state = _state()
-    _say(
-        f"vit_jax: process {state.process_id} has not met the others at "
-        f"{state.coordinator_address} within {timeout} s; were all processes started, and can "
-        "that address be reached from here?"
+def _exit_unconnected(timeout: int) -> None:
+    state = watchdog.global_state()
+    watchdog.print_error(
+        f"vit_jax: process {state.process_id} could not connect to the other processes at "
+        f"{state.coordinator_address} within {timeout} s; check that all processes were started "
+        "and that this host can reach the address."
     )
-    _exit(HostError.exit_code)
-
-
-class _Watch:
-    """Ends this process when another has failed, or has not been heard of for too long."""
-
-    def __init__(self, timeout: int, silence: float):
-        state = _state()
-        self.client, self.index, self.count = state.client, state.process_id, state.num_processes
-        self.timeout, self._silence = timeout, silence
-        self._is_over, self._ending = False, threading.Lock()
-        self._heard = dict.fromkeys(range(self.count), ("", 0))  # Beat, and looks since.
-        self._thread = threading.Thread(target=self._run, name="hosts", daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        for beat in itertools.count():
-            try:
-                self.client.key_value_set(f"{ALIVE}/{self.index}", str(beat), allow_overwrite=True)
-                if self.index == 0:
-                    self._look_for_silent()
-                word = self.client.blocking_key_value_get(ENDED, int(self._silence / LOOKS * 1000))
-            except RuntimeError as error:
-                if "DEADLINE_EXCEEDED" in str(error):
-                    continue  # Nobody has ended.
-                if not self._is_over:
-                    self.end("process 0 is gone; all processes end.", HostError.exit_code)
-                return
-            if word != FINE and self._ending.acquire(blocking=False):
-                self._part(json.loads(word))
-            return
-
-    def _look_for_silent(self) -> None:
-        # Looks are counted, not seconds: a machine that was suspended has missed nobody.
-        beats = dict(self.client.key_value_dir_get(ALIVE))
-        for i, (last, looks) in self._heard.items():
-            beat = beats.get(f"{ALIVE}/{i}", "")
-            self._heard[i] = (beat, looks + 1 if beat == last else 0)
-        silent = [i for i, (_, looks) in self._heard.items() if looks > LOOKS]
-        if silent:
-            self.end(
-                f"no sign of life for {self._silence:g} s from process "
-                f"{', '.join(map(str, silent[:8]))} of {self.count}; all processes end.",
-                HostError.exit_code,
-            )
-
-    def end(self, line: str, code: int) -> None:
-        """Ends all processes; the first to call it is the one that is told of."""
-        self._ending.acquire()  # For good: of two threads that end, one is enough.
-        self._is_over = True
-        word = {"process": self.index, "line": line, "code": code}
-        try:
-            self.client.key_value_set(ENDED, json.dumps(word))
-            _say(f"vit_jax: {line}")
-        except RuntimeError as error:
-            if "ALREADY_EXISTS" in str(error):
-                word = json.loads(self.client.key_value_try_get(ENDED))
-            else:  # Process 0, with which all are connected, is gone.
-                _say(f"vit_jax: {line}")
-        self._part(word)
-
-    def _part(self, word: dict) -> None:
-        if self.index == 0 and word["process"] != 0:  # Where people look first.
-            _say(f"vit_jax: process {word['process']}: {word['line']}")
-        with contextlib.suppress(RuntimeError):
-            self.client.wait_at_barrier("vit_jax/parting", PARTING * 1000)
-        if self.index == 0:
-            time.sleep(0.5)  # Those that lose process 0 before they end are aborted by JAX.
-        _exit(word["code"])
-
-    def stop(self) -> None:
-        """Returns when nobody is watched any more; all processes call it."""
-        self._is_over = True
-        if self.index == 0:
-            self.client.key_value_set(ENDED, FINE)
-        self._thread.join()
-
-
-_watch: _Watch | None = None
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
-def _exit(code: int) -> None:
-    """At once: an orderly exit would wait for processes that are gone."""
-    sys.stdout.flush()
-    os._exit(code)
+    watchdog.exit_now(HostError.exit_code)
 
 
 def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:200]
 
 
-def leave(line: str, code: int) -> None:
-    """Ends all processes of the run, this one having failed; returns if it is alone.
+def exit_all(message: str, code: int) -> None:
+    """Ends all processes of the run after an error; returns if this is the only process.
 
-    The line of the first that fails is told, by it and by process 0; all exit with its code.
+    The message of the first process that fails is printed by it and by process 0; all processes
+    exit with its exit code.
     """
-    if _watch is not None:
-        _watch.end(line, code)
+    if _watchdog is not None:
+        _watchdog.exit_all(message, code)
 
 
-def finish() -> None:
-    """Waits, at the end of a run that went well, until all processes are there."""
-    global _watch
-    if _watch is not None:
-        barrier("end")
-        _watch.stop()
-        _watch = None
+def shutdown() -> None:
+    """Waits for all processes at the end of a successful run."""
+    global _watchdog
+    if _watchdog is not None:
+        barrier("shutdown")
+        _watchdog.stop()
+        _watchdog = None
 
 
-def is_lost(error: BaseException) -> bool:
-    """Whether an error is what the devices of one process raise when another has died."""
+def is_lost_process(error: BaseException) -> bool:
+    """Returns True if an error may be caused by a process that died."""
     import jax
 
-    return _watch is not None and isinstance(error, jax.errors.JaxRuntimeError)
+    return _watchdog is not None and isinstance(error, jax.errors.JaxRuntimeError)
 
 
-def is_first() -> bool:
-    """Whether this process is the one that writes and prints."""
-    return _watch is None or _watch.index == 0
+def is_process_0() -> bool:
+    """Returns True on the process that writes files and prints."""
+    return _watchdog is None or _watchdog.index == 0
 
 
 def barrier(name: str) -> None:
-    """Returns when all processes are here; raises HostError that names the missing."""
-    if _watch is None:
+    """Waits until all processes have called this; raises HostError that names the missing ones."""
+    if _watchdog is None:
         return
     try:
-        _watch.client.wait_at_barrier(f"vit_jax/{name}", _watch.timeout * 1000)
+        _watchdog.client.wait_at_barrier(f"vit_jax/{name}", _watchdog.timeout * 1000)
     except RuntimeError as error:
         missing = re.search(r"timed out task names:\s*(\S[^\n]*)", str(error))
-        who = f"process {missing[1]} of {_watch.count} is missing" if missing else _one_line(error)
-        raise HostError(f"barrier {name!r}: {who} after {_watch.timeout} s.") from error
+        reason = (
+            f"process {missing[1]} of {_watchdog.count} is missing" if missing else _one_line(error)
+        )
+        raise HostError(f"barrier {name!r}: {reason} after {_watchdog.timeout} s.") from error
 
 
-_exchanges = collections.Counter()
+_num_gathered = collections.Counter()  # Makes the keys of repeated calls unique.
 
 
-def exchange(name: str, value) -> list:
-    """What every process has to say, as JSON, in their order; all of them call it."""
-    if _watch is None:
+def allgather_json(name: str, value) -> list:
+    """Returns the JSON values of all processes, in order; all processes must call this.
+
+    Args:
+      name: name of the exchange, the same on all processes.
+      value: anything that JSON can represent.
+    """
+    if _watchdog is None:
         return [value]
-    key = f"vit_jax/{name}/{_exchanges[name]}"
-    _exchanges[name] += 1
-    _watch.client.key_value_set(f"{key}/{_watch.index}", json.dumps(value))
+    key = f"vit_jax/{name}/{_num_gathered[name]}"
+    _num_gathered[name] += 1
+    _watchdog.client.key_value_set(f"{key}/{_watchdog.index}", json.dumps(value))
     barrier(name)
-    said = dict(_watch.client.key_value_dir_get(f"{key}/"))
-    return [json.loads(said[f"{key}/{i}"]) for i in range(_watch.count)]
+    values = dict(_watchdog.client.key_value_dir_get(f"{key}/"))
+    return [json.loads(values[f"{key}/{i}"]) for i in range(_watchdog.count)]
 
 
-def from_first(name: str, find: Callable):
-    """What `find` returns on process 0, on all; the others do not call it."""
-    return exchange(name, find() if is_first() else None)[0]
+def broadcast_from_process_0(name: str, function: Callable):
+    """Returns the result of `function` on process 0, on all processes; others do not call it."""
+    return allgather_json(name, function() if is_process_0() else None)[0]
 
 
 @contextlib.contextmanager
-def all_or_none(name: str, kind: type[VitJaxError]):
-    """A context whose errors are raised on all processes if they are on any."""
+def raise_on_all(name: str, error_type: type[VitJaxError]):
+    """Context manager that raises an error on all processes if it is raised on any."""
     error = None
     try:
         yield
-    except kind as raised:
+    except error_type as raised:
         error = raised
-    said = exchange(name, error and str(error))
+    messages = allgather_json(name, error and str(error))
     if error:
         raise error
-    for line in filter(None, said):
-        raise kind(line)
+    for message in filter(None, messages):
+        raise error_type(message)
 
 
-def refuse_difference(what: str, value) -> None:
-    """Raises ConfigError where a process has another value than process 0."""
-    said = exchange(what, value)
-    others = [str(i) for i, other in enumerate(said) if other != said[0]]
+def check_equal(name: str, value) -> None:
+    """Raises ConfigError if a process has a different value from process 0."""
+    values = allgather_json(name, value)
+    others = [str(i) for i, other in enumerate(values) if other != values[0]]
     if others:
-        raise ConfigError(f"process {', '.join(others[:8])} has another {what} than process 0.")
+        raise ConfigError(
+            f"{name} of process {', '.join(others[:8])} differs from that of process 0; "
+            "start all processes with the same command."
+        )
 
 
-def tell(*values: int):
-    """What all processes say along with a step: an array P N, some rows of which are zeros.
+def allgather(*values: int):
+    """Returns an array P N with the N integers of each process in one of its rows.
 
-    It is made by the devices, in the order of their programs, so that reading it costs no more
-    than waiting for the step, and all processes read the same at the same place.
+    P is the number of devices; the rows of a process's other devices are zeros, so take a maximum
+    or a sum over the rows. Unlike `multihost_utils.process_allgather`, this does not wait: the
+    result is computed by the devices in the order of their programs, so it can be read together
+    with the results of a step, and all processes read the same values at the same step.
     """
-    if _watch is None:
+    if _watchdog is None:
         return np.array([values], np.int32)
     import jax
 
-    sharding, gather = _gatherer()
+    sharding, gather = _gather_program()
     rows = np.zeros((jax.local_device_count(), len(values)), np.int32)
     rows[0] = values
     return gather(jax.make_array_from_process_local_data(sharding, rows))
 
 
 @functools.cache
-def _gatherer():
+def _gather_program():
+    """Returns a sharding over all devices, and a function that replicates arrays with it."""
     import jax
     from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
     mesh = Mesh(np.array(jax.devices()), ("device",))
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    gather = jax.jit(lambda rows: rows, out_shardings=everywhere)
+    gather = jax.jit(lambda rows: rows, out_shardings=NamedSharding(mesh, PartitionSpec()))
     return NamedSharding(mesh, PartitionSpec("device")), gather

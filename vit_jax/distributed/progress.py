@@ -1,23 +1,28 @@
-"""The line that shows how far a process is."""
+"""Progress lines on standard output."""
 
 import sys
 import time
 
 
 class Progress:
-    """A line that lives on a terminal, and one line per interval elsewhere."""
+    """Prints a line that is overwritten on a terminal, and one line per interval elsewhere."""
 
     def __init__(self, seconds_between: float = 0.0):
-        """Elsewhere than on a terminal, lines come no closer than `seconds_between`."""
+        """Creates a progress printer.
+
+        Args:
+          seconds_between: minimum seconds between two progress lines if standard output is not
+            a terminal.
+        """
         self._stream = sys.stdout
-        self._is_live = self._stream.isatty()
+        self._is_terminal = self._stream.isatty()
         self._width = 0
         self._seconds_between = seconds_between
         self._shown_at = time.monotonic()
 
     def show(self, line: str) -> None:
-        """The state of affairs: replaces the last one on a terminal."""
-        if self._is_live:
+        """Prints a progress line; on a terminal it replaces the previous one."""
+        if self._is_terminal:
             self._stream.write("\r" + line.ljust(self._width))
             self._width = len(line)
         elif time.monotonic() - self._shown_at >= self._seconds_between:
@@ -25,17 +30,17 @@ class Progress:
             self._shown_at = time.monotonic()
         self._stream.flush()
 
-    def say(self, line: str) -> None:
-        """A line that stays."""
-        if self._is_live and self._width:
+    def print_line(self, line: str) -> None:
+        """Prints a line that is not overwritten."""
+        if self._is_terminal and self._width:
             self._stream.write("\r" + " " * self._width + "\r")
             self._width = 0
         self._stream.write(line + "\n")
         self._stream.flush()
 
 
-def duration(seconds: float) -> str:
-    """As 1:02:03, or 2:03."""
+def format_duration(seconds: float) -> str:
+    """Returns seconds as H:MM:SS, or as M:SS below one hour."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

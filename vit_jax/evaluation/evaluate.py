@@ -7,7 +7,7 @@ import json
 import pathlib
 from collections.abc import Mapping, Sequence
 
-from vit_jax.atomic_io import write_whole
+from vit_jax.atomic_io import write_atomically
 from vit_jax.checkpoints import workdir
 from vit_jax.data.labels import Relabelled
 from vit_jax.distributed.progress import Progress
@@ -71,7 +71,7 @@ def evaluate(
     if has_labels:
         write_tables(folder, name, scores, source, loaded.classes)
     words = " and three tables beside it" if has_labels else ""
-    progress.say(f"wrote {folder}/eval-{name}.json{words}")
+    progress.print_line(f"wrote {folder}/eval-{name}.json{words}")
     return f"top1={told['top1']:.4f} top5={told['top5']:.4f} n={told['n']}/{size}"
 
 
@@ -180,4 +180,4 @@ def _write_csv(path: pathlib.Path, header, rows) -> None:
     writer = csv.writer(table, lineterminator="\n")
     writer.writerow(header)
     writer.writerows(rows)
-    write_whole(path, table.getvalue())
+    write_atomically(path, table.getvalue())

@@ -64,7 +64,7 @@ def examine(
     }
     name = data.val_split.replace("/", "_")
     workdir.write_json(folder / f"{protocol}-{name}.json", settings | report)
-    progress.say(f"wrote {folder}/{protocol}-{name}.json")
+    progress.print_line(f"wrote {folder}/{protocol}-{name}.json")
     return f"{words(report)} n={report['n']}/{len(test)}"
 
 

@@ -73,7 +73,7 @@ def scored_batches(
         batch = batch | {"number": batch["id"].astype(np.int32)}
         placed = loader.to_devices(batch, sharding)
         known = _whole(sharding)({name: placed[name] for name in ("label", "mask")})
-        pending.append((known | score(params, placed), multihost.tell(is_stopped())))
+        pending.append((known | score(params, placed), multihost.allgather(is_stopped())))
         if len(pending) > AHEAD:
             yield settle()
             if is_told:

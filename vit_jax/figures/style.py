@@ -10,7 +10,7 @@ import numpy as np
 from cycler import cycler
 from matplotlib.figure import Figure
 
-from vit_jax.atomic_io import write_whole
+from vit_jax.atomic_io import write_atomically
 
 # Okabe and Ito's palette, as in https://jfly.uni-koeln.de/color/.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
@@ -85,6 +85,6 @@ def save(figure: Figure, folder: pathlib.Path, name: str) -> list[pathlib.Path]:
         figure.savefig(
             drawn, format=kind, dpi=DPI, metadata={"Date": None} if kind == "svg" else None
         )
-        write_whole(path, drawn.getvalue())
+        write_atomically(path, drawn.getvalue())
         figure.set_layout_engine("none")  # It has been laid out; that takes as long as drawing.
     return paths

@@ -91,7 +91,7 @@ def estimate(config: Config, model, like: TrainState, *, widened: bool = False) 
       widened: count bfloat16 as four bytes, as XLA on a CPU keeps it.
     """
     mesh = jax.tree.leaves(like)[0].sharding.mesh
-    num_examples = config.batch_size // mesh_lib.num_shares(mesh)  # On a device, of a step.
+    num_examples = config.batch_size // mesh_lib.num_batch_shards(mesh)  # On a device, of a step.
     parameters, optimizer, ema = (
         _held(tree) for tree in (like.params, like.opt_state, like.ema or {})
     )

@@ -112,12 +112,12 @@ def plan(
         "changes": changes,
         "fits_then": changed.fits(),
         "peak_then": changed.memory().peak,
-        "whole_though_fsdp": mesh_lib.left_whole(setting.state.params),
+        "whole_though_fsdp": mesh_lib.unsharded_parameters(setting.state.params),
         "largest_batch": most,
         **_costs(setting, steps, data["num_examples"], mfu),
     }
     if layout:
-        result["layout"] = mesh_lib.layout(setting.state.params)
+        result["layout"] = mesh_lib.sharding_table(setting.state.params)
     return result | ({"compiled": _compiled(setting)} if compiles else {})
 
 

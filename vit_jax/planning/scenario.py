@@ -29,7 +29,7 @@ class Setting:
     @property
     def mesh(self) -> AbstractMesh:
         """That of the config, of devices that need not be here; ConfigError if none fits."""
-        shape = mesh_lib.fit(self.num_devices, **dataclasses.asdict(self.config.mesh))
+        shape = mesh_lib.mesh_shape(self.num_devices, **dataclasses.asdict(self.config.mesh))
         return AbstractMesh(shape, mesh_lib.AXES, axis_types=(AxisType.Auto,) * len(shape))
 
     @functools.cached_property
@@ -53,7 +53,7 @@ class Setting:
         return _state(config, self.num_classes, self.mesh)
 
     def memory(self, widened: bool = False) -> memory.Memory:
-        mesh_lib.check_batch(self.config.batch_size, self.mesh, self.config.accumulate)
+        mesh_lib.check_batch_size(self.config.batch_size, self.mesh, self.config.accumulate)
         return memory.estimate(self.config, self.model, self.state, widened=widened)
 
     def fits(self) -> bool:
@@ -66,7 +66,7 @@ class Setting:
         if isinstance(model, ViT):
             num_layers = model.size.num_layers
             width = model.size.hidden_size * jnp.dtype(model.layers.dtype).itemsize
-            examples = config.batch_size / mesh_lib.num_shares(self.mesh) / config.accumulate
+            examples = config.batch_size / mesh_lib.num_batch_shards(self.mesh) / config.accumulate
             activations = examples * memory.num_tokens(model) * width
         return communication.theory(
             memory.in_use(model, self.state.params),
@@ -117,7 +117,7 @@ def _shapes(config: Config, num_classes: int) -> TrainState:
 
 def largest_batch(setting: Setting) -> int | None:
     """The largest batch that fits and that devices can share; None if not even the smallest."""
-    unit = mesh_lib.num_shares(setting.mesh) * setting.config.accumulate
+    unit = mesh_lib.num_batch_shards(setting.mesh) * setting.config.accumulate
 
     def fits(count: int) -> bool:
         return setting.change(batch_size=count * unit).fits()
@@ -151,7 +151,7 @@ def advise(setting: Setting) -> tuple[list[str], Setting]:
     for each in reversed(changes[1:-1]):
         others = [other for other in changes if other is not each]
         changed = _apply(setting, others)
-        shares = mesh_lib.num_shares(changed.mesh) * changed.config.accumulate
+        shares = mesh_lib.num_batch_shards(changed.mesh) * changed.config.accumulate
         if changed.config.batch_size % shares == 0 and changed.fits():
             changes = others
     words = [
@@ -193,7 +193,7 @@ def _remat(setting: Setting) -> Iterator[Change]:
 
 
 def _accumulate(setting: Setting) -> Iterator[Change]:
-    examples = setting.config.batch_size // mesh_lib.num_shares(setting.mesh)
+    examples = setting.config.batch_size // mesh_lib.num_batch_shards(setting.mesh)
     accumulate = 2 * setting.config.accumulate
     while examples % accumulate == 0:
         yield "", {"accumulate": accumulate}
@@ -209,7 +209,7 @@ def _tensor(setting: Setting) -> Iterator[Change]:
     """Fewer, larger shares: an example lies on several devices."""
     if not isinstance(setting.model, ViT):
         return
-    shares, heads = mesh_lib.num_shares(setting.mesh), setting.model.size.num_heads
+    shares, heads = mesh_lib.num_batch_shards(setting.mesh), setting.model.size.num_heads
     for tensor in range(2, heads + 1):
         if heads % tensor == 0 and shares % tensor == 0:
             yield "mesh", {"data": -1, "fsdp": shares // tensor, "tensor": tensor}

@@ -19,10 +19,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from vit_jax.atomic_io import write_whole
+from vit_jax.atomic_io import write_atomically
 from vit_jax.checkpoints import workdir
 from vit_jax.data import manifest
-from vit_jax.distributed.progress import Progress, duration
+from vit_jax.distributed.progress import Progress, format_duration
 from vit_jax.errors import ConfigError, DataError
 from vit_jax.prepare import duplicates, exclude, listing, processes
 from vit_jax.prepare.shards import DATA, EXCLUDED, PARTS, Shard, write_info
@@ -52,7 +52,7 @@ def prepare(source: str, destination: str, *, excluded: str = "", workers: int =
     if workers < 0:
         raise ConfigError(f"--workers is {workers}; it must be at least 1, or 0 for all cores.")
     progress = Progress(seconds_between=10)
-    progress.say(f"listing {source}")
+    progress.print_line(f"listing {source}")
     found = listing.list_data_set(source)
     plan = {
         "format": FORMAT,
@@ -127,12 +127,14 @@ def _fill(partial: pathlib.Path, found: listing.Listing, excluded: str, workers:
     all_shards = _shards(partial, found)
     todo = [shard for shard in all_shards if not shard.part.exists()]
     if len(todo) < len(all_shards):
-        progress.say(f"going on: {len(all_shards) - len(todo)}/{len(all_shards)} shards are there")
+        progress.print_line(
+            f"going on: {len(all_shards) - len(todo)}/{len(all_shards)} shards are there"
+        )
     total, done, start = sum(len(shard.images) for shard in todo), 0, time.monotonic()
     for count in processes.run([shard.write for shard in todo], workers):
         done += count
         speed = done / (time.monotonic() - start)
-        left = duration((total - done) / speed)
+        left = format_duration((total - done) / speed)
         progress.show(f"{done:,}/{total:,} images | {speed:,.0f} images/s | {left} left")
 
 
@@ -196,7 +198,7 @@ def _finish(partial: pathlib.Path, found: listing.Listing, plan: dict) -> None:
     writer.writerow(("class", *columns))
     for title in found.classes:
         writer.writerow((title, *(tally.of_class[title, column] for column in columns)))
-    write_whole(data / manifest.CLASSES, table.getvalue())
+    write_atomically(data / manifest.CLASSES, table.getvalue())
     workdir.write_json(data / manifest.ABOUT, plan | {"manifest": digest})
 
 
@@ -208,19 +210,21 @@ def _tell(folder: pathlib.Path, found: listing.Listing, progress) -> str:
     width = max(len(row[0]) for row in (header, *rows))
     for row in (header, *rows[:SHOWN], ("all", *totals)):
         cells = (str(cell).rjust(max(9, len(name))) for cell, name in zip(row[1:], header[1:]))
-        progress.say(f"{row[0].ljust(width)}  {'  '.join(cells)}")
+        progress.print_line(f"{row[0].ljust(width)}  {'  '.join(cells)}")
     if len(rows) > SHOWN:
-        progress.say(f"... {len(rows) - SHOWN} classes more in {folder / manifest.CLASSES}")
+        progress.print_line(f"... {len(rows) - SHOWN} classes more in {folder / manifest.CLASSES}")
     with open(folder / manifest.LEFT_OUT, "rb") as file:
         for i, line in enumerate(file):
             if i == SHOWN:
-                progress.say(f"... all that were left out: {folder / manifest.LEFT_OUT}")
+                progress.print_line(f"... all that were left out: {folder / manifest.LEFT_OUT}")
                 break
             record = json.loads(line)
-            progress.say(f"left out: {_shown(record['path'])}: {_shown(record['reason'])}")
+            progress.print_line(f"left out: {_shown(record['path'])}: {_shown(record['reason'])}")
     if found.outside:
         example = _shown(found.outside[0])
-        progress.say(f"passed over: {len(found.outside)} images in no class folder, as {example}")
+        progress.print_line(
+            f"passed over: {len(found.outside)} images in no class folder, as {example}"
+        )
     *of_splits, damaged, duplicate = totals
     return (
         f"done: images={sum(of_splits)} classes={len(rows)} damaged={damaged} "

@@ -9,7 +9,7 @@ from concurrent import futures
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import connection
 
-from vit_jax.checkpoints.signals import Interrupts
+from vit_jax.checkpoints.signals import SignalRecorder
 from vit_jax.errors import DataError, Interrupted
 
 
@@ -22,7 +22,7 @@ def run(calls: Iterable[Callable], workers: int) -> Iterator:
     spawn = multiprocessing.get_context("spawn")  # A fork would copy locks that threads hold.
     others = set(multiprocessing.active_children())
     pool = futures.ProcessPoolExecutor(workers, mp_context=spawn, initializer=_begin)
-    with Interrupts() as interrupts:
+    with SignalRecorder() as interrupts:
         try:
             pending = {pool.submit(call) for call in calls}
             while pending:

@@ -8,7 +8,7 @@ import pathlib
 
 import numpy as np
 
-from vit_jax.atomic_io import write_whole
+from vit_jax.atomic_io import write_atomically
 from vit_jax.data import decode
 from vit_jax.data import record_files as records_lib
 from vit_jax.errors import DataError
@@ -51,7 +51,7 @@ class Shard:
                 records.append(known | {"label": label} | record)
                 if "reason" not in record:
                     write(_serialized(data, label))
-        write_whole(self.part, "".join(json.dumps(record) + "\n" for record in records))
+        write_atomically(self.part, "".join(json.dumps(record) + "\n" for record in records))
         return len(records)
 
 

@@ -10,7 +10,7 @@ import shlex
 
 from vit_jax import config as config_lib
 from vit_jax.checkpoints import workdir
-from vit_jax.distributed.progress import duration
+from vit_jax.distributed.progress import format_duration
 from vit_jax.report import curves
 from vit_jax.report import sections as h
 from vit_jax.report.inputs import first_inputs
@@ -85,7 +85,7 @@ def _cards(run: Record) -> list[tuple[str, str]]:
     if scores.get("train/img_per_sec"):
         cards.append((f"{scores['train/img_per_sec']:,.0f}", "images a second"))
     if run.seconds:
-        cards.append((duration(sum(run.seconds.values())), "in all"))
+        cards.append((format_duration(sum(run.seconds.values())), "in all"))
     if run.summary:
         cards.append((f"{run.summary.get('parameters', 0) / 1e6:,.2f} M", "parameters"))
         cards.append(_flops(run.summary.get("flops", 0)))

@@ -120,7 +120,7 @@ def _as_dev(values: dict) -> dict:
 
 def _state(folder: pathlib.Path, summary: dict | None) -> State:
     try:
-        workdir.refuse_in_use(folder)
+        workdir.check_not_in_use(folder)
     except InUseError:
         return "running"
     return "finished" if summary else "stopped"
@@ -129,7 +129,7 @@ def _state(folder: pathlib.Path, summary: dict | None) -> State:
 def _newest(folder: pathlib.Path) -> tuple[dict, int | None]:
     """What the newest checkpoint tells of the run, and the number of training examples."""
     try:
-        step = checkpoint.find(folder / checkpoint.FOLDER)
+        step = checkpoint.find_step_folder(folder / checkpoint.FOLDER)
         data = checkpoint.read_item(step, "data")
         return checkpoint.read_item(step, "meta"), data.get("num_examples")
     except CheckpointError:  # None yet, or a damaged one: the rest is to be seen all the same.

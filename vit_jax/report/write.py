@@ -4,7 +4,7 @@ import pathlib
 import sys
 from collections.abc import Callable, Sequence
 
-from vit_jax.atomic_io import write_whole
+from vit_jax.atomic_io import write_atomically
 from vit_jax.errors import ConfigError
 from vit_jax.report import compare, page, run_record
 from vit_jax.report import sections as h
@@ -49,13 +49,13 @@ def report(
         file = place if is_single else run.folder / PAGE
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(file, page.of_run(run, with_model))
+            write_atomically(file, page.of_run(run, with_model))
         except OSError as error:  # The other runs have their pages all the same.
             faults.append(error)
     if not is_single:
         title = top.resolve().name if is_one else "Comparison"
         place.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(place, compare.of_runs(title, runs, place))
+        write_atomically(place, compare.of_runs(title, runs, place))
     if faults:
         raise faults[0]
     return f"done: {place}"
@@ -93,9 +93,9 @@ def after_training(folder: pathlib.Path) -> None:
         runs = run_record.find(folder)
         old = [run for run in runs if not run.has_page]
         for run in old:
-            write_whole(run.folder / PAGE, page.of_run(run, with_model=False))
+            write_atomically(run.folder / PAGE, page.of_run(run, with_model=False))
         if old and len(runs) > 1:
             place = folder / _comparison(folder, runs)
-            write_whole(place, compare.of_runs(folder.resolve().name, runs, place))
+            write_atomically(place, compare.of_runs(folder.resolve().name, runs, place))
     except Exception as error:  # Whatever it is, the run is done and its weights are saved.
         print(f"{folder / PAGE} is not written: {error}", file=sys.stderr)

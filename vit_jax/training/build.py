@@ -39,7 +39,7 @@ RATES = (
 def build_mesh(config: Config) -> Mesh:
     """The mesh of a config; raises ConfigError where devices or batch do not fit."""
     mesh = mesh_lib.make_mesh(**dataclasses.asdict(config.mesh))
-    mesh_lib.check_batch(config.batch_size, mesh, config.accumulate)
+    mesh_lib.check_batch_size(config.batch_size, mesh, config.accumulate)
     return mesh
 
 

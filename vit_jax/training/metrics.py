@@ -8,9 +8,9 @@ import os
 import pathlib
 import time
 
-from vit_jax.atomic_io import naming, write_whole
+from vit_jax.atomic_io import add_path_to_errors, write_atomically
 from vit_jax.distributed import multihost
-from vit_jax.distributed.progress import Progress, duration
+from vit_jax.distributed.progress import Progress, format_duration
 
 FILE = "metrics.jsonl"
 
@@ -62,7 +62,7 @@ class MetricWriter:
 
     def _put(self, records: list[dict]) -> None:
         """Makes the file hold these records, by way of a temporary one."""
-        write_whole(self._path, "".join(json.dumps(record) + "\n" for record in records))
+        write_atomically(self._path, "".join(json.dumps(record) + "\n" for record in records))
         self._file = self._path.open("a")
 
     def has(self, step: int, section: str) -> bool:
@@ -91,7 +91,7 @@ class MetricWriter:
                 self._file.close()
                 self._put([*read(self._path.parent)[:-1], self._open_record])
             else:
-                with naming(self._path):
+                with add_path_to_errors(self._path):
                     self._file.write(json.dumps(self._open_record) + "\n")
                     self._file.flush()
             self._show_on_board()
@@ -157,7 +157,7 @@ class TrainingLog:
 
     def open(self, step: int) -> None:
         """Records go on from `step`; those beyond it are cut."""
-        if multihost.is_first():
+        if multihost.is_process_0():
             self._writer = MetricWriter(self._folder, step)
         self.start_interval(step)
 
@@ -202,7 +202,7 @@ class TrainingLog:
         told = (f"{name.replace('_', ' ')} {share:.0%}  " for name, share in shares.items())
         self._show(
             f"step {step}/{self._total_steps}  loss {values['loss']:.4f}  {top1}"
-            f"{speed:,.0f} img/s  {''.join(told)}eta {duration(left)}"
+            f"{speed:,.0f} img/s  {''.join(told)}eta {format_duration(left)}"
         )
 
     def write(self, step: int, values: dict) -> None:
@@ -212,7 +212,7 @@ class TrainingLog:
 
     def has(self, step: int, section: str) -> bool:
         """Whether the open record is of this step and holds a value `section/...`."""
-        return multihost.from_first("record", lambda: self._writer.has(step, section))
+        return multihost.broadcast_from_process_0("record", lambda: self._writer.has(step, section))
 
     def flush(self) -> None:
         """Closes the open record."""
@@ -231,11 +231,11 @@ class TrainingLog:
 
     def say(self, line: str) -> None:
         """A line that stays."""
-        if multihost.is_first():
-            self._progress.say(self._line(line))
+        if multihost.is_process_0():
+            self._progress.print_line(self._line(line))
 
     def _show(self, line: str) -> None:
-        if multihost.is_first():
+        if multihost.is_process_0():
             self._progress.show(self._line(line))
 
     def _line(self, text: str) -> str:

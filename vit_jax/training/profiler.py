@@ -43,7 +43,7 @@ class Profiler:
 
     def start(self) -> None:
         """Starts the trace: what the devices are still doing is part of it."""
-        if multihost.is_first():
+        if multihost.is_process_0():
             jax.profiler.start_trace(str(self.folder))
             self._is_tracing = True
 

@@ -87,7 +87,7 @@ def prepare(name: str, config: Config, folder: pathlib.Path, earlier: Mapping[st
     checkpoints = folder / checkpoint.FOLDER
     if checkpoints.exists() and not checkpoints.is_dir():
         raise ConfigError(f"{checkpoints} is no folder; it is where checkpoints go.")
-    is_new = not checkpoint.steps_in(checkpoints)
+    is_new = not checkpoint.list_steps(checkpoints)
     found = _starting_weights(config, folder, earlier, model) if is_new else None
     plan = found and load.plan_for(found, model, **_permissions(config))
     total_steps = build_lib.num_steps(config, len(train_source))

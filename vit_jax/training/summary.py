@@ -19,7 +19,7 @@ def summary(stage: Stage, params, step: int, seconds: dict[str, float], best=Non
     values = metrics.last_values(metrics.read(stage.folder))
     step = values.pop("step", step)
     if best is not None:
-        values |= {f"val/{name}": value for name, value in best.means.items()}
+        values |= {f"val/{name}": value for name, value in best.metrics.items()}
         values["best_step"] = best.step
     return {
         "step": step,

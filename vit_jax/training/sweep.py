@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Mapping
 
 from vit_jax import config as config_lib
-from vit_jax.atomic_io import write_whole
+from vit_jax.atomic_io import write_atomically
 from vit_jax.checkpoints import workdir
 from vit_jax.checkpoints.workdir import GRID
 from vit_jax.config.schema import Config
@@ -49,8 +49,8 @@ def run(
     if shard and not any(map(sweep_runs.is_sweep, stages.values())):
         raise ConfigError("--shard: this config has no sweep, so there is nothing to share.")
     as_dict = config_lib.to_dict(stages)
-    multihost.refuse_difference("config", as_dict)
-    workdir.refuse_other_run(folder, as_dict)
+    multihost.check_equal("config", as_dict)
+    workdir.check_same_run(folder, as_dict)
     prepared: dict[str, stage.Stage] = {}
     sweeps: dict[str, Sweep] = {}
     options = {"fallback": fallback, "profile": profile}
@@ -69,8 +69,8 @@ def run(
     if "" in prepared:
         return _closing_line({"": train.train(prepared[""], **options)}, folder)
     # Those that share a folder go by the locks of single runs.
-    with workdir.claim(folder) if shard is None else contextlib.nullcontext():
-        if multihost.is_first():
+    with workdir.lock_on_all(folder) if shard is None else contextlib.nullcontext():
+        if multihost.is_process_0():
             folder.mkdir(parents=True, exist_ok=True)
             workdir.write_json(folder / workdir.CONFIG, as_dict)
         summaries: dict[str, dict] = {}
@@ -84,7 +84,7 @@ def run(
                 summaries[name] = go()
             if summaries.get(name) is None:
                 return f"done: other processes work at what is left workdir={folder}"
-        if "" not in stages and multihost.is_first():
+        if "" not in stages and multihost.is_process_0():
             workdir.write_json(folder / workdir.SUMMARY, _combined(summaries))
     return _closing_line(summaries, folder)
 
@@ -148,8 +148,8 @@ class Sweep:
             "best": values,
             "runs": table,
         }
-        if multihost.is_first():
-            write_whole(self.folder / TABLE, markdown(table) + "\n")
+        if multihost.is_process_0():
+            write_atomically(self.folder / TABLE, markdown(table) + "\n")
             workdir.write_json(self.folder / workdir.SUMMARY, summary)
         return summary
 
@@ -174,13 +174,13 @@ class Sweep:
     def _run(self, name: str, config: Config) -> dict | None:
         """One run's summary; None if it was not finite, now or when it was tried before."""
         path = self.folder / name / DIVERGED
-        if multihost.from_first("diverged", lambda: workdir.read_json(path)):
+        if multihost.broadcast_from_process_0("diverged", lambda: workdir.read_json(path)):
             return None
         self._prepare(name, config)
         try:
             summary = train.train(self.prepared[name], **self.options)
         except NonFiniteError as error:
-            if multihost.is_first():
+            if multihost.is_process_0():
                 print(f"{name}: {error}", flush=True)
                 workdir.write_json(path, {"error": str(error)})
             return None
@@ -196,12 +196,12 @@ def _is_in_use(folder: pathlib.Path) -> bool:
 
     def look() -> bool:
         try:
-            workdir.refuse_in_use(folder)
+            workdir.check_not_in_use(folder)
         except InUseError:
             return True
         return False
 
-    return multihost.from_first("in use", look)
+    return multihost.broadcast_from_process_0("in use", look)
 
 
 def _combined(summaries: dict[str, dict]) -> dict:

@@ -11,7 +11,7 @@ import statistics
 from typing import NamedTuple
 
 from vit_jax import config as config_lib
-from vit_jax.checkpoints.checkpoint import score
+from vit_jax.checkpoints.checkpoint import selection_score
 from vit_jax.config.schema import Config, Sweep
 from vit_jax.config.validate import DURATIONS
 from vit_jax.errors import ConfigError
@@ -121,7 +121,7 @@ def is_finite(summary: dict) -> bool:
 
 def best(summaries: dict[str, dict | None]) -> str:
     """The name of the trial with the best score, the first of equals; None is one that diverged."""
-    scores = {name: score(_val(found)) for name, found in summaries.items() if found}
+    scores = {name: selection_score(_val(found)) for name, found in summaries.items() if found}
     return max(scores, key=scores.get)
 
 

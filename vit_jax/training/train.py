@@ -10,7 +10,7 @@ import numpy as np
 
 from vit_jax import config as config_lib
 from vit_jax.checkpoints import checkpoint, workdir
-from vit_jax.checkpoints.signals import Interrupts, named
+from vit_jax.checkpoints.signals import SignalRecorder, signal_from_number
 from vit_jax.distributed import mesh, multihost
 from vit_jax.errors import CheckpointError, DataError, Interrupted, NonFiniteError
 from vit_jax.training import build, metrics
@@ -37,14 +37,14 @@ def train(stage: Stage, *, fallback: bool = False, profile: Window | None = None
     """
     as_dict = config_lib.to_dict({"": stage.config})
     path = stage.folder / workdir.SUMMARY
-    with workdir.claim(stage.folder), Interrupts() as interrupts:
-        workdir.refuse_other_run(stage.folder, as_dict)
-        found = multihost.from_first("summary", lambda: workdir.read_json(path))
+    with workdir.lock_on_all(stage.folder), SignalRecorder() as interrupts:
+        workdir.check_same_run(stage.folder, as_dict)
+        found = multihost.broadcast_from_process_0("summary", lambda: workdir.read_json(path))
         if not is_finished(found, stage):
-            if multihost.is_first():
+            if multihost.is_process_0():
                 workdir.write_json(stage.folder / workdir.CONFIG, as_dict)
             found = Run(stage, interrupts, fallback, profile).go()
-        received = named(np.max(multihost.tell(interrupts.received or 0)))
+        received = signal_from_number(np.max(multihost.allgather(interrupts.received or 0)))
         if received:
             raise Interrupted(
                 f"{received.name}: {stage.folder} was finished already; "
@@ -58,7 +58,11 @@ class Run:
     """The loop of one stage and what it keeps count of."""
 
     def __init__(
-        self, stage: Stage, interrupts: Interrupts, fallback: bool, profile: Window | None = None
+        self,
+        stage: Stage,
+        interrupts: SignalRecorder,
+        fallback: bool,
+        profile: Window | None = None,
     ):
         self.stage, self.config, self.interrupts = stage, stage.config, interrupts
         config = self.config
@@ -85,7 +89,7 @@ class Run:
         )
         self.step, self.state = self._restore(fallback)
         self.log.open(self.step)
-        for name in mesh.left_whole(self.parts.like.params):
+        for name in mesh.unsharded_parameters(self.parts.like.params):
             self.log.say(f"{name} is whole on each device: mesh.fsdp divides none of its axes")
         if self.state is None:
             self.state = self._birth(init_key)
@@ -106,7 +110,9 @@ class Run:
 
     def _restore(self, fallback: bool):
         """The step and state to go on from; step 0 and None for a new run."""
-        steps = multihost.from_first("steps", lambda: checkpoint.steps_in(self.checkpoints.folder))
+        steps = multihost.broadcast_from_process_0(
+            "steps", lambda: checkpoint.list_steps(self.checkpoints.folder)
+        )
         for step in reversed(steps):
             folder = self.checkpoints.folder / str(step)
             try:
@@ -115,7 +121,7 @@ class Run:
             except CheckpointError as error:
                 if not fallback or step == steps[0]:
                     raise
-                place = self.checkpoints.set_aside(step)
+                place = self.checkpoints.move_damaged_step(step)
                 self.log.say(f"{error} Moved to {place}; falling back to an older step.")
                 continue
             self.stage.refuse_other_data(meta, data)
@@ -138,7 +144,7 @@ class Run:
                 if self._signal:
                     break
                 self._begin_trace()
-                told = multihost.tell(self.interrupts.received or 0, batch["bad"].sum())
+                told = multihost.allgather(self.interrupts.received or 0, batch["bad"].sum())
                 with self.profiler.step(self.step + 1):
                     placed, rates = self.feed.to_devices(batch), self.rates(self.step)
                     self.state, scalars = self.parts.train_step(
@@ -222,7 +228,7 @@ class Run:
         step, scalars, ids, told = self.pending.popleft()
         with self.log.waiting(book):
             scalars, told = jax.device_get((scalars, told))
-        self.agreed = self.agreed or named(int(told[:, 0].max()))
+        self.agreed = self.agreed or signal_from_number(int(told[:, 0].max()))
         self._count_bad(step, int(told[:, 1].sum()))
         values = {name: float(value) for name, value in scalars.items()}
         if not values["skipped"]:
@@ -258,13 +264,15 @@ class Run:
             found = self.evaluation.measure(name, self.state.judged)
             self.log.clock.lap("eval")
             if found is None:  # A signal; this is measured when the run goes on.
-                self.agreed = named(np.max(multihost.tell(self.interrupts.received or 0)))
+                self.agreed = signal_from_number(
+                    np.max(multihost.allgather(self.interrupts.received or 0))
+                )
                 return
             self.log.write(self.step, found)
             self._tell(found)
             if name == "val" and self.best is not None:
                 means = {key.removeprefix("val/"): value for key, value in found.items()}
-                self.best.offer(self.step, self.state.judged, means, self._meta())
+                self.best.save_if_better(self.step, self.state.judged, means, self._meta())
                 self.log.clock.lap("save")
 
     def _tell(self, found: dict) -> None:
@@ -334,12 +342,12 @@ class Run:
             self.best.wait()
         self.log.flush()
         self.log.clock.lap("save")
-        found = multihost.from_first(
+        found = multihost.broadcast_from_process_0(
             "summary",
             lambda: summary(
                 self.stage, self.parts.like.params, self.step, self.log.clock.seconds, self.best
             ),
         )
-        if multihost.is_first():
+        if multihost.is_process_0():
             workdir.write_json(self.stage.folder / workdir.SUMMARY, found)
         return found

@@ -339,7 +339,7 @@ def _writable(name: str, array: np.ndarray) -> np.ndarray:
 def _written_whole(path: pathlib.Path):
     """A new file that takes this path once all of it is on the disk, and else disappears."""
     temporary = pathlib.Path(f"{path}.tmp")
-    with atomic_io.naming(path):
+    with atomic_io.add_path_to_errors(path):
         try:
             with open(temporary, "wb") as file:
                 yield file

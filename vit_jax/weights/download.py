@@ -19,7 +19,7 @@ import urllib.error
 import urllib.request
 from urllib.parse import quote, unquote_to_bytes, urlsplit
 
-from vit_jax.atomic_io import naming, write_whole
+from vit_jax.atomic_io import add_path_to_errors, write_atomically
 from vit_jax.errors import CheckpointError
 
 TIMEOUT = 30.0  # Seconds without a byte.
@@ -219,7 +219,7 @@ def _attempt(address: str, file: pathlib.Path, size: int | None, sha256: str | N
             elif not response.chunked and sha256 is None:
                 raise CheckpointError(f"{address}: the server does not tell the file's size.")
             part.write_bytes(b"")
-            write_whole(pathlib.Path(f"{part}.json"), json.dumps(about))
+            write_atomically(pathlib.Path(f"{part}.json"), json.dumps(about))
         elif not _goes_on(response, done, about):
             part.unlink(missing_ok=True)
             raise ConnectionError("the answer does not go on from what is here")
@@ -227,10 +227,10 @@ def _attempt(address: str, file: pathlib.Path, size: int | None, sha256: str | N
             for block in _blocks(response, file.name, done, about["size"]):
                 hasher.update(block)
                 done += len(block)
-                with naming(part):
+                with add_path_to_errors(part):
                     while block:
                         block = block[out.write(block) :]
-            with naming(part):
+            with add_path_to_errors(part):
                 os.fsync(out.fileno())
     if about["size"] not in (None, done):
         raise ConnectionError(f"the connection closed after {done} of {about['size']} bytes")
@@ -265,7 +265,7 @@ def _finish(file: pathlib.Path, about: dict, size: int | None, sha256: str | Non
     record["date"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     record_file.unlink(missing_ok=True)  # Never an old record beside a new file.
     part.replace(file)
-    write_whole(record_file, json.dumps(record, indent=2) + "\n")
+    write_atomically(record_file, json.dumps(record, indent=2) + "\n")
     pathlib.Path(f"{part}.json").unlink(missing_ok=True)
 
 

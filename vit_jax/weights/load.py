@@ -96,7 +96,7 @@ def locate(where: str | pathlib.Path) -> tuple[pathlib.Path, published.Published
     if not path.exists():
         hint = published.nearest_name(str(where))
         raise CheckpointError(f"{where}: no such file, folder or published name.{hint}")
-    return checkpoint.find(path), None
+    return checkpoint.find_step_folder(path), None
 
 
 def _sound(path: pathlib.Path, url: str) -> pathlib.Path:
@@ -134,7 +134,7 @@ def _foreign_weights(found: Foreign) -> Weights:
 
 
 def _step_weights(step_folder: pathlib.Path, model: Model) -> Weights:
-    like = checkpoint.stored_params(step_folder)
+    like = checkpoint.stored_param_shapes(step_folder)
     ((kind, leaves),) = like.items()
     shapes = {name: leaf.shape for name, leaf in trees.flatten(leaves).items()}
 

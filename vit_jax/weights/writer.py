@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from vit_jax.atomic_io import write_whole
+from vit_jax.atomic_io import write_atomically
 from vit_jax.errors import ConfigError
 from vit_jax.models.pixel_stats import PIXEL_STATS
 from vit_jax.models.registry import BitResNet, ViT
@@ -148,7 +148,7 @@ def write(
     if export.format == "huggingface":
         with _new_folder(path) as folder:
             _write_huggingface(export, folder, model, params, said)
-            write_whole(folder / "README.md", card)
+            write_atomically(folder / "README.md", card)
         return notes
     is_too_long = len(json.dumps(metadata)) > MAX_METADATA[export.format]
     titles = metadata.pop("classes", ()) if is_too_long else ()
@@ -158,7 +158,7 @@ def write(
         write_safetensors(path, dict(tensors(export, params)), metadata)
     if titles:
         beside = path.with_suffix(CLASSES_SUFFIX)
-        write_whole(beside, "".join(f"{title}\n" for title in titles))
+        write_atomically(beside, "".join(f"{title}\n" for title in titles))
         notes.append(f"class names do not fit into {path.name}: they are in {beside}")
     strange = [name for name in params if any(part in name for part in UNOFFICIAL)]
     if export.format == "npz" and strange:
@@ -167,7 +167,7 @@ def write(
         notes.append("timm gives these outputs with create_model(..., act_layer='gelu_tanh')")
     if export.format == "safetensors" and said.norm_eps not in (None, TIMM_EPS):
         notes.append(f"timm's LayerNorms have epsilon {TIMM_EPS:g}, these {said.norm_eps:g}")
-    write_whole(card_path(path), card)
+    write_atomically(card_path(path), card)
     return notes
 
 
@@ -207,7 +207,7 @@ def _write_huggingface(export: Export, folder: pathlib.Path, model, params, said
         ("config.json", huggingface_config(model, said)),
         ("preprocessor_config.json", huggingface_processor(model, said)),
     ):
-        write_whole(folder / name, json.dumps(values, indent=2) + "\n")
+        write_atomically(folder / name, json.dumps(values, indent=2) + "\n")
 
 
 def huggingface_config(model: ViT | BitResNet, said: Facts) -> dict:

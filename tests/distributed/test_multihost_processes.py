@@ -1,0 +1,301 @@
+"""Tests of runs of two processes: same numbers, common stop, common exit after a failure."""
+
+import contextlib
+import os
+import pathlib
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from tests.support.runs import ROOT, Finished, records, run_main
+from vit_jax.checkpoints import checkpoint
+from vit_jax.data import loader
+
+pytestmark = pytest.mark.slow
+
+# Dropout, stochastic depth and mixup: losses depend on random keys and on the order of rows.
+CONFIG = """
+from vit_jax.config import base_config
+
+
+def get_config(arg=None):
+    config = base_config()
+    config.model.update(name="vit_ti16", patch=14, num_layers=1, hidden_size=16, mlp_size=32)
+    config.model.update(num_heads=2, dropout=0.1, drop_path=0.1)
+    config.data.update(image_size=28, num_classes=3, num_examples=100, mixup=0.3)
+    config.optimizer.update(warmup_steps=5, weight_decay=0.1)
+    config.update(batch_size=16, steps=60, log_every=1, checkpoint_every=20, eval_every=25)
+    return config
+"""
+
+
+@pytest.fixture(scope="module")
+def config_file(tmp_path_factory) -> pathlib.Path:
+    path = tmp_path_factory.mktemp("config") / "config.py"
+    path.write_text(CONFIG)
+    return path
+
+
+def free_address() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{probe.getsockname()[1]}"
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory) -> dict[str, str]:
+    """Environment of a process with four devices; all share a compilation cache."""
+    return os.environ | {
+        "JAX_NUM_CPU_DEVICES": "4",
+        "JAX_ENABLE_COMPILATION_CACHE": "true",
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("programs")),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.05",
+        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+        "PYTHONPATH": str(ROOT),
+    }
+
+
+def run_processes(
+    commands: list[list[str]], environment, *, folder=None, step=0, signals=()
+) -> list:
+    """Runs processes to their end; sends each its signal, if any, once `step` is logged."""
+    started = [
+        subprocess.Popen(
+            [sys.executable, *command],
+            cwd=ROOT,
+            env=environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        for command in commands
+    ]
+    try:
+        while signals and not any(process.poll() is not None for process in started):
+            path = folder / "metrics.jsonl"
+            if path.is_file() and path.read_text().count("\n") >= step:
+                for process, number in zip(started, signals):
+                    if number:
+                        process.send_signal(number)
+                break
+            time.sleep(0.01)
+        ends = [process.communicate(timeout=300) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    return [Finished(p.returncode, out, err) for p, (out, err) in zip(started, ends)]
+
+
+def train_on_two_processes(*flags: str, environment, **options) -> list[Finished]:
+    together = [f"--coordinator={free_address()}", "--num_processes=2", *map(str, flags)]
+    commands = [["-m", "vit_jax.main", *together, f"--process_id={i}"] for i in range(2)]
+    return run_processes(commands, environment, **options)
+
+
+def train_on_one_process(*flags: str, environment, devices: int) -> None:
+    command = ["-m", "vit_jax.main", *map(str, flags)]
+    (done,) = run_processes([command], environment | {"JAX_NUM_CPU_DEVICES": str(devices)})
+    assert done.code == 0, done.err
+
+
+def printed_lines(finished: Finished) -> list[str]:
+    """Returns the lines that a process printed, without those of Gloo about connections."""
+    return [line for line in finished.out.splitlines() if "peer ranks" not in line]
+
+
+@pytest.fixture(scope="module")
+def single_process_run(config_file, tmp_path_factory, environment) -> pathlib.Path:
+    """Workdir of an uninterrupted run of one process with eight devices."""
+    folder = tmp_path_factory.mktemp("alone")
+    train_on_one_process(
+        f"--config={config_file}", f"--workdir={folder}", environment=environment, devices=8
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def killed_run(config_file, tmp_path_factory, environment) -> pathlib.Path:
+    """Workdir of two processes with four devices each and fsdp over all eight, both killed."""
+    folder = tmp_path_factory.mktemp("killed")
+    ends = train_on_two_processes(
+        f"--config={config_file}",
+        f"--workdir={folder}",
+        "--config.mesh.data=1",
+        "--config.mesh.fsdp=8",
+        environment=environment,
+        folder=folder,
+        step=24,
+        signals=(signal.SIGKILL, signal.SIGKILL),
+    )
+    assert [end.code for end in ends] == [-signal.SIGKILL] * 2
+    return folder
+
+
+@pytest.fixture(scope="module")
+def stopped_run(killed_run, tmp_path_factory, environment) -> tuple[pathlib.Path, list[Finished]]:
+    """The killed run resumed by two processes, until process 1 receives a SIGTERM."""
+    folder = tmp_path_factory.mktemp("ended") / "run"
+    shutil.copytree(killed_run, folder)
+    ends = train_on_two_processes(
+        f"--workdir={folder}",
+        environment=environment,
+        folder=folder,
+        step=52,
+        signals=(None, signal.SIGTERM),
+    )
+    return folder, ends
+
+
+def assert_same_run(folder: pathlib.Path, reference: pathlib.Path) -> None:
+    """Asserts the same steps, the same examples, and losses within a relative 1e-5."""
+    found = records(folder)
+    expected = records(reference)[: len(found)]
+    assert [line["step"] for line in found] == list(range(1, len(found) + 1))
+    ids, counts = ([line.get(name) for line in found] for name in ("train/ids_crc", "val/n"))
+    assert ids == [line["train/ids_crc"] for line in expected]
+    # The signal may arrive between the last step and its evaluation.
+    assert counts[:-1] == [line.get("val/n") for line in expected][:-1]
+    losses = [[line["train/loss"] for line in run] for run in (found, expected)]
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+
+
+def test_two_processes_of_4_devices_have_the_losses_of_one_process_of_8(
+    stopped_run, single_process_run
+):
+    folder, _ = stopped_run
+    assert len(records(folder)) >= 50
+    assert_same_run(folder, single_process_run)
+
+
+def test_signal_to_one_process_stops_all_after_the_same_step(stopped_run):
+    folder, ends = stopped_run
+    assert [end.code for end in ends] == [143, 143], ends
+    step = checkpoint.list_steps(folder / checkpoint.FOLDER)[-1]
+    assert step == records(folder)[-1]["step"]
+    assert f"SIGTERM: step {step} is saved in {folder}" in ends[0].error
+
+
+def test_only_process_0_prints(stopped_run):
+    _, (first, second) = stopped_run
+    assert any(line.startswith("step 50/60  val/") for line in printed_lines(first))
+    assert printed_lines(second) == []
+
+
+def test_run_of_two_killed_processes_resumes_as_one_process(
+    killed_run, single_process_run, tmp_path, environment
+):
+    folder = tmp_path / "copy"
+    shutil.copytree(killed_run, folder)
+    mesh = ["--config.mesh.data=8", "--config.mesh.fsdp=1"]
+    train_on_one_process(f"--workdir={folder}", *mesh, environment=environment, devices=8)
+    assert len(records(folder)) == 60
+    assert_same_run(folder, single_process_run)
+
+
+def test_run_of_8_devices_resumes_on_4_devices(
+    stopped_run, single_process_run, tmp_path, environment
+):
+    folder = tmp_path / "copy"
+    shutil.copytree(stopped_run[0], folder)
+    mesh = ["--config.mesh.data=4", "--config.mesh.fsdp=1"]
+    train_on_one_process(f"--workdir={folder}", *mesh, environment=environment, devices=4)
+    assert len(records(folder)) == 60
+    assert_same_run(folder, single_process_run)
+
+
+def test_error_on_one_process_ends_all_with_its_message_and_exit_code(
+    config_file, photo_folder, tmp_path, environment
+):
+    photos, order = tmp_path / "photos", loader.Order(48, seed=0)
+    shutil.copytree(photo_folder, photos)
+    image = sorted((photos / "train").rglob("*.jpg"))[order[12]]  # Row 12: of process 1.
+    image.write_bytes(b"<html>not found</html>")
+    ends = train_on_two_processes(
+        f"--config={config_file}",
+        f"--workdir={tmp_path / 'run'}",
+        "--config.data.source=folder",
+        f"--config.data.dir={photos}",
+        environment=environment,
+    )
+    assert [end.code for end in ends] == [3, 3], ends
+    assert f"process 1: {image}: unreadable image" in ends[0].error
+    assert f"vit_jax: {image}: unreadable image" in ends[1].error
+
+
+PROGRAM = """
+import os, signal, sys, time
+from vit_jax.distributed import multihost
+from vit_jax.errors import ConfigError, HostError, DataError
+
+index = int(sys.argv[2])
+options = {"coordinator_address": sys.argv[1], "num_processes": 2, "process_id": index}
+multihost.initialize(options, timeout=2)
+assert multihost.is_process_0() == (index == 0)
+assert multihost.allgather_json("letter", "ab"[index]) == ["a", "b"]
+assert multihost.allgather_json("letter", "cd"[index]) == ["c", "d"]
+assert multihost.broadcast_from_process_0("answer", lambda: {"from": index}) == {"from": 0}
+rows = multihost.allgather(index * 15, 7)
+assert rows[:, 0].max() == 15 and rows[:, 1].sum() == 14, rows
+multihost.check_equal("seed", 3)
+for case, error_type, message in (
+    ("difference", ConfigError, "seed of process 1 differs from that of process 0"),
+    ("failure", DataError, "broken on 1"),
+    ("barrier", HostError, "barrier 'test': process 1 of 2 is missing after 2 s"),
+):
+    try:
+        if case == "difference":
+            multihost.check_equal("seed", index)
+        if case == "failure":
+            with multihost.raise_on_all("read", DataError):
+                if index == 1:
+                    raise DataError("broken on 1")
+        if case == "barrier" and index == 0:
+            multihost.barrier("test")  # Process 1 does not call it.
+        assert case == "barrier" and index == 1
+    except error_type as error:
+        assert message in str(error), error
+if index == 1:
+    time.sleep(2)
+multihost.barrier("before the kill")
+if index == 1:
+    os.kill(os.getpid(), signal.SIGKILL)
+while True:
+    time.sleep(1)
+"""
+
+
+def test_processes_communicate_and_exit_with_code_6_when_one_dies(environment):
+    address = free_address()
+    first, second = run_processes([["-c", PROGRAM, address, str(i)] for i in range(2)], environment)
+    assert (first.code, second.code) == (6, -signal.SIGKILL), first.err
+    assert first.error == ("vit_jax: no heartbeat for 2 s from process 1 of 2; all processes exit.")
+
+
+def test_initialize_names_a_coordinator_that_does_not_respond(config_file, tmp_path):
+    address = free_address()
+    flags = [f"--coordinator={address}", "--num_processes=2", "--process_id=1"]
+    done = run_main(
+        f"--config={config_file}", f"--workdir={tmp_path / 'run'}", *flags, "--host_timeout=1"
+    )
+    assert done.code == 6
+    assert (
+        f"process 1 could not connect to the other processes at {address} within 1 s" in done.error
+    )
+    assert not (tmp_path / "run").exists()
+
+
+def test_initialize_names_an_address_in_use(config_file, tmp_path):
+    with contextlib.closing(socket.create_server(("0.0.0.0", 0))) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        flags = [f"--coordinator={address}", "--num_processes=2", "--process_id=0"]
+        done = run_main(
+            f"--config={config_file}", f"--workdir={tmp_path / 'run'}", *flags, "--host_timeout=20"
+        )
+    assert done.code == 2
+    assert f"--coordinator={address}: process 0 cannot listen at this port" in done.error
