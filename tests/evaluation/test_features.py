@@ -30,7 +30,7 @@ def block_by_block(model, params) -> list[np.ndarray]:
     """The tokens after every layer: those of models with fewer layers, not normalised."""
     found = []
     for count in range(1, SHAPE["num_layers"] + 1):
-        fewer = model.clone(size=dataclasses.replace(model.size, num_layers=count))
+        fewer = model.clone(config=dataclasses.replace(model.config, num_layers=count))
         own = params | {
             "Transformer": {
                 name: value
@@ -53,7 +53,7 @@ def test_layers_are_those_of_the_model(scan):
     centred = z - z.mean(-1, keepdims=True)
     z = centred / np.sqrt(z.var(-1, keepdims=True) + 1e-6) * norm["scale"] + norm["bias"]
     if scan:
-        model = model.clone(layers=dataclasses.replace(model.layers, scan=True))
+        model = model.clone(config=dataclasses.replace(model.config, scan=True))
     for i, block in enumerate(blocks):
         np.testing.assert_allclose(features(model, params, f"block_{i}"), block, atol=1e-5)
     np.testing.assert_allclose(features(model, params, "tokens"), z, atol=1e-5)

@@ -258,5 +258,5 @@ def test_the_embedding_of_a_vit_is_its_filters():
     kernel = attention_lib.filters(model, params)
     assert kernel.shape == (4, 4, 3, 16)
     np.testing.assert_array_equal(kernel, params["embedding"]["kernel"])
-    wide = dataclasses.replace(model.layers, kernels="plain")
-    assert attention_lib.filters(model.clone(layers=wide), params) is not None
+    wide = dataclasses.replace(model.config, kernels="plain")
+    assert attention_lib.filters(model.clone(config=wide), params) is not None

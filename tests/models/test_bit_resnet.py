@@ -6,17 +6,23 @@ import numpy as np
 import pytest
 
 from tests.support import reference_vit
-from tests.support.tiny import assert_close, equations, named, some_images, some_resnet_params
+from tests.support.tiny import (
+    assert_close,
+    equations,
+    named,
+    small_bit,
+    some_images,
+    some_resnet_params,
+)
 from vit_jax import create_model
 from vit_jax.errors import ConfigError
-from vit_jax.models.bit_resnet import BitResNet
 from vit_jax.models.registry import make_init, param_shapes
 
 SIZE = (45, 38)  # Feature maps of 23x19, 12x10, 6x5 and 3x3.
 
 
 def small(size=SIZE, units=(1, 1, 1), width=1, num_classes=0, pixel_stats="half"):
-    return BitResNet(units, width, size, num_classes, pixel_stats, jnp.float32)
+    return small_bit(units, width, size, num_classes, pixel_stats)
 
 
 def bit_params(model):

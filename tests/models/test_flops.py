@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from tests.support.tiny import small_bit
 from vit_jax import create_model, list_models
 from vit_jax.models.flops import forward_macs, training_flops
-from vit_jax.models.registry import BitResNet, make_init
+from vit_jax.models.registry import make_init
 
 VITS = {  # 1,000 classes: at 224 px, and at the larger size.
     "vit_ti16": (1.254, 384, 4.682),
@@ -177,20 +178,16 @@ def test_the_formula_counts_the_matrix_products_of_the_model(options):
     assert forward_macs(model) == all_products(jaxpr_of(model), count_padding=True)
 
 
-def bit(units, width, *image_size):
-    return BitResNet(units, width, image_size, 5, "half", jnp.float32)
-
-
 @pytest.mark.parametrize(
     "model",
     [
         create_model("r_ti16", image_size=(32, 96), num_layers=1),
         create_model("r26_ti32", image_size=(96, 32), num_layers=1, pool="gap"),
         create_model("r50_s16", image_size=224, num_layers=1),
-        bit((1, 1, 1, 1), 1, 224, 224),
-        bit((1, 2, 1, 1), 2, 37, 50),
-        bit((2, 1), 1, 13, 1),
-        bit((1,), 3, 5, 6),
+        small_bit((1, 1, 1, 1), 1, (224, 224), num_classes=5),
+        small_bit((1, 2, 1, 1), 2, (37, 50), num_classes=5),
+        small_bit((2, 1), 1, (13, 1), num_classes=5),
+        small_bit((1,), 3, (5, 6), num_classes=5),
     ],
     ids=lambda model: f"{model.image_size[0]}x{model.image_size[1]}",
 )
@@ -207,7 +204,10 @@ def test_a_root_on_four_pixels_has_taps_that_can_be_counted_by_hand():
     # One unit on a single place: 1x1 convolutions, and the middle of a 3x3.
     unit = 64 * 256 + 64 * 64 + 64 * 64 + 64 * 256
     head = 256 * 5
-    assert forward_macs(bit((1,), 1, 4, 4), count_padding=False) == root + unit + head
+    assert (
+        forward_macs(small_bit((1,), 1, (4, 4), num_classes=5), count_padding=False)
+        == root + unit + head
+    )
 
 
 TABLE_6 = [

@@ -118,7 +118,7 @@ def test_a_config_section_builds_the_same_model_as_the_same_options():
     options |= {"layer_scale": 0.1, "pixel_stats": "clip"}
     built = build(Model(name="vit_ti16", **options), num_classes=3, image_size=(8, 12))
     assert built == create_model("vit_ti16", num_classes=3, image_size=(8, 12), **options)
-    assert built.layers.dropout == 0.1
+    assert built.config.dropout == 0.1
     assert built.grid == (2, 3)
 
 

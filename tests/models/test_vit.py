@@ -19,8 +19,9 @@ from tests.support.tiny import (
     tiny,
 )
 from vit_jax import create_model, trees
+from vit_jax.config.schema import Model
 from vit_jax.errors import ConfigError
-from vit_jax.models.layers import Attention, Block, Size
+from vit_jax.models.layers import Attention, Block
 from vit_jax.models.registry import make_init, param_shapes
 from vit_jax.models.vit import PatchEmbedding, patchify
 
@@ -82,7 +83,7 @@ def test_patches_run_row_by_row():
 
 
 def test_patch_embedding_is_a_convolution_with_stride_and_window_of_a_patch():
-    images, module = some_images(2, 8, 12, 3), PatchEmbedding(4, 16, tiny().layers)
+    images, module = some_images(2, 8, 12, 3), PatchEmbedding(Model(patch=4, hidden_size=16))
     params = some_like(jax.eval_shape(module.init, jax.random.key(0), images)["params"])
     convolved = jax.lax.conv_general_dilated(
         images, params["kernel"], (4, 4), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
@@ -92,7 +93,7 @@ def test_patch_embedding_is_a_convolution_with_stride_and_window_of_a_patch():
 
 
 def test_a_block_does_not_know_the_order_of_tokens():
-    block = Block(Size(1, 32, 64, 4), tiny().layers)
+    block = Block(tiny(num_heads=4).config)
     z = some_images(2, 5, 32)
     shapes = jax.eval_shape(lambda: block.init(jax.random.key(0), z))["params"]
     params = some_like(shapes)
@@ -200,7 +201,7 @@ def test_pixels_are_normalised_by_the_statistics_of_the_weights(name):
 
 
 def in_bfloat16(model):
-    return model.clone(layers=dataclasses.replace(model.layers, dtype=jnp.bfloat16))
+    return model.clone(config=dataclasses.replace(model.config, dtype="bfloat16"))
 
 
 @pytest.mark.parametrize("pool", ["token", "gap", "map"])
@@ -244,7 +245,7 @@ def test_softmax_and_layer_norm_statistics_stay_float32_in_bfloat16():
 
 def test_attention_over_many_keys_keeps_its_small_probabilities_in_bfloat16():
     # Logits of 0 and 8 times one: a bfloat16 sum of 4096 equal terms would stop at 256.
-    attention = Attention(num_heads=1, layers=in_bfloat16(tiny()).layers)
+    attention = Attention(in_bfloat16(tiny(num_heads=1)).config)
     one = np.ones((1, 1), np.float32)
     dense = {"kernel": one[:, None], "bias": one * 0}
     params = dict.fromkeys(("query", "key", "value"), dense)

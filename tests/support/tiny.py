@@ -6,6 +6,8 @@ import jax
 import numpy as np
 
 from vit_jax import create_model, trees
+from vit_jax.config.schema import Model
+from vit_jax.models.bit_resnet import BitResNet
 from vit_jax.models.registry import make_init
 
 TINY = {
@@ -21,6 +23,12 @@ TINY = {
 
 def tiny(**changes):
     return create_model("vit_ti16", **TINY | changes)
+
+
+def small_bit(units, width=1, image_size=(32, 32), num_classes=0, pixel_stats="half"):
+    """A BiT ResNet with any number of blocks and units."""
+    cls = type("SmallBitResNet", (BitResNet,), {"units": units, "width": width})
+    return cls(Model(name="bit_r50x1", pixel_stats=pixel_stats), num_classes, image_size)
 
 
 def some_images(*shape, seed=0):

@@ -210,7 +210,7 @@ def test_the_table_tells_of_a_class_tokens_place(tmp_path, capsys):
     gap = lines_of(capsys, "convert", path, tmp_path / "gap.npz", "--pool=gap")
     assert "class token and its position dropped" in gap
     assert "cls" not in np.load(tmp_path / "gap.npz")
-    assert load.load(tmp_path / "gap.npz").model.pool == "gap"
+    assert load.load(tmp_path / "gap.npz").model.config.pool == "gap"
 
 
 def test_weights_without_class_names_have_none_in_any_form(tmp_path, photo_folder, capsys):

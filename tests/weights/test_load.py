@@ -291,7 +291,7 @@ def test_a_published_name_is_fetched_with_the_names_of_its_classes(server):
     (root / "bit_models" / "ilsvrc2012_wordnet_lemmas.txt").write_text("\n".join(lemmas))
     for name in ("gsam/ViT-S_16-gap-norep", "ViT-S_16-gap-norep"):
         loaded = load.load(name)
-        assert loaded.model.pool == "gap"
+        assert loaded.model.config.pool == "gap"
         assert loaded.classes == tuple(lemmas)
         assert (loaded.recipe.crop, loaded.recipe.resample) == ("resize", "tf_bilinear")
         assert_same(flat(name, model), some_arrays(model))

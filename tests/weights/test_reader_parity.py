@@ -261,10 +261,11 @@ def golden_peer(title: str):
         return model, timm.create_model(peer_name, num_classes=5)
     if kind == "timm":
         extras = {"act_layer": "gelu_tanh"} if options["gelu"] == "tanh" else {}
-        if model.pool != "token":
-            extras |= {"class_token": False, "global_pool": {"gap": "avg"}.get(model.pool, "map")}
+        if model.config.pool != "token":
+            pool = {"gap": "avg"}.get(model.config.pool, "map")
+            extras |= {"class_token": False, "global_pool": pool}
             extras |= {"fc_norm": False}
-        if model.num_registers:
+        if model.config.registers:
             extras |= {"reg_tokens": 4, "no_embed_class": True, "init_values": 1.0}
         return model, timm.create_model(
             peer_name, num_classes=5, depth=2, img_size=options["image_size"], **extras

@@ -31,7 +31,7 @@ def check_layer(model, layer: str) -> None:
             f"{model.size.num_layers - 1}."
         )
     if layer == "token" and not model.has_cls:
-        raise ConfigError(f"--layer is 'token'; a model with pool={model.pool!r} has none.")
+        raise ConfigError(f"--layer is 'token'; a model with pool={model.config.pool!r} has none.")
 
 
 def make_extractor(model, layer: str = "pre_logits") -> Callable:
@@ -51,8 +51,8 @@ def make_extractor(model, layer: str = "pre_logits") -> Callable:
     block = re.fullmatch(BLOCK, layer)
     name = f"encoderblock_{block[1]}" if block else "encoder_norm"
     # Layers that are looped over in one program have no outputs of their own to tell.
-    layers = dataclasses.replace(model.layers, scan=False)
-    body = model.clone(num_classes=0, layers=layers)
+    config = dataclasses.replace(model.config, scan=False)
+    body = model.clone(num_classes=0, config=config)
 
     def extract(params, batch: dict) -> dict[str, jax.Array]:
         _, state = body.apply(

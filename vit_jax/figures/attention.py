@@ -35,10 +35,10 @@ def make_attention(model: ViT, tell: Callable = lambda A: A) -> Callable[..., It
     Args:
       tell: A -> what is told of a layer's weights in their place, on the devices.
     """
-    plain = dataclasses.replace(model.layers, scan=False, remat="none")
-    one = dataclasses.replace(model.size, num_layers=1)
-    beginning = model.clone(size=one, layers=plain, num_classes=0)
-    block = Block(model.size, plain)
+    plain = dataclasses.replace(model.config, scan=False, remat="none")
+    one = dataclasses.replace(plain, num_layers=1)
+    beginning = model.clone(config=one, num_classes=0)
+    block = Block(plain)
 
     @jax.jit
     def begin(params, images: jax.Array) -> tuple:
@@ -75,18 +75,18 @@ def make_attention(model: ViT, tell: Callable = lambda A: A) -> Callable[..., It
 
 def _placed(model: ViT, encoder: dict, z: jax.Array, layer: int) -> jax.Array:
     """The tokens as a layer but the first takes them: with positions, where it adds some."""
-    kind, where = model.layers.pos_embed, model.layers.pos_embed_at
+    kind, where = model.config.pos_embed, model.config.pos_embed_at
     if kind in ("none", "relative") or where == "stem":
         return z
     own = encoder.get("posembed_input" if where == "shared" else f"posembed_{layer}", {})
     module = PositionEmbedding(kind, model.grid, model.has_cls, model.size.hidden_size)
-    E_pos = past_registers(module.apply({"params": own}), model.has_cls, model.num_registers)
+    E_pos = past_registers(module.apply({"params": own}), model.has_cls, model.config.registers)
     return z + E_pos.astype(z.dtype)
 
 
 def positions(model: ViT, params: dict) -> np.ndarray | None:
     """The position embeddings N D of the patches; None where nothing is added to them."""
-    kind = model.layers.pos_embed
+    kind = model.config.pos_embed
     if kind in ("none", "relative"):
         return None
     D = model.size.hidden_size

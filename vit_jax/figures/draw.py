@@ -201,7 +201,7 @@ def _positions(places: Sequence[str]) -> dict[str, np.ndarray]:
         attention_lib.refuse_without_attention(model, where)
         if table is None:
             raise ConfigError(
-                f"{where} adds nothing to its patches: its pos_embed is {model.layers.pos_embed!r}."
+                f"{where} adds nothing to its patches: its pos_embed is {model.config.pos_embed!r}."
             )
         found[title] = position_similarity.similarity(table, model.grid)
     return found
@@ -250,7 +250,7 @@ def _walks(whole: Examined) -> list[tuple[int, int, Iterator[tuple]]]:
     heads of the first h T T. A layer's weights take no more than HELD bytes.
     """
     model, images, layers = whole.model, whole.images, whole.layers
-    T = int(np.prod(model.grid)) + model.has_cls + model.num_registers
+    T = int(np.prod(model.grid)) + model.has_cls + model.config.registers
     size = min(max(1, HELD // (4 * model.size.num_heads * T * T)), NUM_SELECTED, len(images))
     of_images = jax.vmap(
         lambda A: attention_distance.mean_distance(A[None], model.grid, model.patch_pixels)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from vit_jax.config.schema import Model
 from vit_jax.models.pixel_stats import check_size, normalize
 from vit_jax.models.resnet_blocks import EXPANSION, ROOT_FEATURES, Stage, StdConv, group_norm
+from vit_jax.models.sizes import shape_of
 
 NORM_EPS = 1e-5
 STD_EPS = 1e-10
@@ -47,35 +48,41 @@ class Unit(nn.Module):
 class BitResNet(nn.Module):
     """Images B H W 3, float32 in [-1, 1] -> logits B K, or features B 2048w when K is 0.
 
-    Parameters and logits are float32; `dtype` is that of the computation.
+    Parameters and logits are float32; `config.dtype` is that of the computation.
 
     Raises ConfigError for images of another size than `image_size`.
     """
 
-    units: tuple[int, int, int, int]
-    width: int
-    image_size: tuple[int, int]
-    num_classes: int
-    pixel_stats: str
-    dtype: jnp.dtype
-    head_bias: float = Model.head_bias  # What the bias of the head begins with.
+    config: Model = Model(name="bit_r50x1")
+    num_classes: int = 1000
+    image_size: tuple[int, int] = (224, 224)
+
+    @property
+    def units(self) -> tuple[int, int, int, int]:
+        """Units of each of the four blocks."""
+        return shape_of(self.config).units
+
+    @property
+    def width(self) -> int:
+        """Factor of all channel counts."""
+        return shape_of(self.config).width
 
     grid = None  # Of position embeddings: there are none.
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
         check_size(images, self.image_size)
-        x = normalize(images, self.pixel_stats)
-        x = _conv(ROOT_FEATURES * self.width, 7, self.dtype, stride=2, name="conv_root")(x)
+        x, dtype = normalize(images, self.config.pixel_stats), jnp.dtype(self.config.dtype)
+        x = _conv(ROOT_FEATURES * self.width, 7, dtype, stride=2, name="conv_root")(x)
         x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
         x = nn.max_pool(x, (3, 3), strides=(2, 2), padding="VALID")
         for b, num_units in enumerate(self.units):
             features, stride = ROOT_FEATURES * self.width * 2**b, 1 if b == 0 else 2
-            x = Stage(Unit, num_units, features, stride, self.dtype, name=f"block{b + 1}")(x)
-        x = nn.relu(group_norm("gn_final", NORM_EPS, self.dtype)(x))
+            x = Stage(Unit, num_units, features, stride, dtype, name=f"block{b + 1}")(x)
+        x = nn.relu(group_norm("gn_final", NORM_EPS, dtype)(x))
         y = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
         if self.num_classes:
-            bias_init = nn.initializers.constant(self.head_bias)
+            bias_init = nn.initializers.constant(self.config.head_bias)
             zeros = nn.initializers.zeros
             y = nn.Dense(self.num_classes, kernel_init=zeros, bias_init=bias_init, name="head")(y)
         return y

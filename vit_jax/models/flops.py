@@ -35,18 +35,18 @@ def training_flops(model: ViT | BitResNet, examples: int) -> int:
 def _vit_macs(model: ViT) -> int:
     L, D, M = model.size.num_layers, model.size.hidden_size, model.size.mlp_size
     N = model.grid[0] * model.grid[1]
-    T = N + model.has_cls + model.num_registers
+    T = N + model.has_cls + model.config.registers
     C = model.stem.features if model.stem else 3
     macs = N * model.patch_size**2 * C * D
     macs += L * (T * (4 * D * D + 2 * D * M) + 2 * T * T * D)
-    if model.layers.pos_embed == "relative":  # Each query meets all 2T - 1 offsets.
+    if model.config.pos_embed == "relative":  # Each query meets all 2T - 1 offsets.
         macs += L * T * (2 * T - 1) * D
-    if model.pool == "map":  # Projections of the tokens, one query over them, and its MLP.
+    if model.config.pool == "map":  # Projections of the tokens, one query over them, and its MLP.
         macs += 2 * T * D * D + 2 * D * D + 2 * T * D + 2 * D * M
     if isinstance(model, MaskedViT):  # A prediction for every patch, and nothing pooled.
         return macs + N * D * model.num_outputs
-    features = 2 * D if model.pool == "token_gap" else D
-    if model.pre_logits:
+    features = 2 * D if model.config.pool == "token_gap" else D
+    if model.config.pre_logits:
         macs, features = macs + features * D, D
     return macs + features * model.num_classes
 

@@ -1,6 +1,5 @@
 """The layers of the encoder (equations 2 and 3, appendix A), in the alphabet of models/vit.py."""
 
-import dataclasses
 import math
 from collections.abc import Callable
 
@@ -8,10 +7,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vit_jax.config.schema import Model
 from vit_jax.models import cpu_ops
 from vit_jax.models.position import RelativeKeys
+from vit_jax.models.sizes import size_of
 
-WEIGHTS = "attention"  # The collection that attention weights are told in, where it is mutable.
+WEIGHTS = "attention"  # Collection that attention weights are sown into when it is mutable.
 GELUS = {"tanh": True, "erf": False}  # Flax and the official code; PyTorch's default.
 
 # The official code's initialisers.
@@ -19,51 +20,20 @@ kernel_init = nn.initializers.xavier_uniform()
 mlp_bias_init = nn.initializers.normal(1e-6)
 
 
-@dataclasses.dataclass(frozen=True)
-class Size:
-    """One row of Table 1."""
-
-    num_layers: int
-    hidden_size: int
-    mlp_size: int
-    num_heads: int
+def layer_norm(config: Model, name: str, use_bias: bool = True) -> "LayerNorm":
+    return LayerNorm(config, use_bias=use_bias, name=name)
 
 
-@dataclasses.dataclass(frozen=True)
-class Layers:
-    """What all layers of a model have in common; it travels whole."""
-
-    dropout: float
-    drop_path: float  # Stochastic depth of the last layer.
-    gelu: str
-    norm_eps: float
-    pos_embed: str
-    pos_embed_at: str
-    layer_scale: float | None  # What LayerScale begins with.
-    qk_norm: bool
-    scan: bool
-    remat: str
-    kernels: str
-    dtype: jnp.dtype
-
-    @property
-    def is_noisy(self) -> bool:
-        """Whether training draws random numbers."""
-        return bool(self.dropout or self.drop_path)
-
-    def norm(self, name: str, use_bias: bool = True) -> "LayerNorm":
-        return LayerNorm(self, use_bias=use_bias, name=name)
-
-    def drop(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
-        """Dropout, inside of a module; a key of None means none."""
-        return nn.Dropout(self.dropout, deterministic=key is None)(x, rng=key)
+def dropout(config: Model, x: jax.Array, key: jax.Array | None) -> jax.Array:
+    """Dropout inside a module; a key of None switches it off."""
+    return nn.Dropout(config.dropout, deterministic=key is None)(x, rng=key)
 
 
 class Dense(nn.Module):
     """A linear map of the last `num_inputs` dimensions to `features`."""
 
     features: tuple[int, ...]
-    layers: Layers
+    config: Model
     num_inputs: int = 1
     kernel_init: Callable = kernel_init
     bias_init: Callable = nn.initializers.zeros
@@ -73,8 +43,8 @@ class Dense(nn.Module):
         inputs = x.shape[-self.num_inputs :]
         kernel = self.param("kernel", self.flat_init, (*inputs, *self.features))
         bias = self.param("bias", self.bias_init, self.features)
-        x = x.astype(self.layers.dtype)
-        return cpu_ops.choose(self.layers.kernels).dense(x, kernel, bias)
+        x = x.astype(self.config.dtype)
+        return cpu_ops.choose(self.config.kernels).dense(x, kernel, bias)
 
     def flat_init(self, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         """The initialiser sees a matrix: its fans are those of the whole map."""
@@ -85,7 +55,7 @@ class Dense(nn.Module):
 class LayerNorm(nn.Module):
     """LN of equations 2 to 4, its statistics in float32."""
 
-    layers: Layers
+    config: Model
     use_bias: bool = True
 
     @nn.compact
@@ -93,8 +63,8 @@ class LayerNorm(nn.Module):
         D = x.shape[-1:]
         scale = self.param("scale", nn.initializers.ones, D)
         bias = self.param("bias", nn.initializers.zeros, D) if self.use_bias else jnp.zeros(D)
-        norm = cpu_ops.choose(self.layers.kernels).layer_norm
-        return norm(x.astype(self.layers.dtype), scale, bias, self.layers.norm_eps)
+        norm = cpu_ops.choose(self.config.kernels).layer_norm
+        return norm(x.astype(self.config.dtype), scale, bias, self.config.norm_eps)
 
 
 def attention_weights(q: jax.Array, k: jax.Array, bias: jax.Array | None) -> jax.Array:
@@ -107,42 +77,41 @@ def attention_weights(q: jax.Array, k: jax.Array, bias: jax.Array | None) -> jax
 class Attention(nn.Module):
     """Multi-head attention of queries over keys (appendix A, equations 5 to 8)."""
 
-    num_heads: int
-    layers: Layers
+    config: Model
     is_relative: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, y: jax.Array) -> jax.Array:  # B T D, B S D -> B T D
-        h, D, layers = self.num_heads, x.shape[-1], self.layers
-        q = Dense((h, D // h), layers, name="query")(x)
-        k = Dense((h, D // h), layers, name="key")(y)
-        v = Dense((h, D // h), layers, name="value")(y)
-        if layers.qk_norm:  # Scales only, as in arXiv:2302.05442.
-            q = layers.norm("query_ln", use_bias=False)(q)
-            k = layers.norm("key_ln", use_bias=False)(k)
+        config, D = self.config, x.shape[-1]
+        h = size_of(config).num_heads
+        q = Dense((h, D // h), config, name="query")(x)
+        k = Dense((h, D // h), config, name="key")(y)
+        v = Dense((h, D // h), config, name="value")(y)
+        if config.qk_norm:  # Scales only, as in arXiv:2302.05442.
+            q = layer_norm(config, "query_ln", use_bias=False)(q)
+            k = layer_norm(config, "key_ln", use_bias=False)(k)
         bias = RelativeKeys(name="relative")(q) if self.is_relative else None
         if self.is_mutable_collection(WEIGHTS):  # Asked for; a fused kernel does not tell them.
             self.sow(WEIGHTS, "A", attention_weights(q, k, bias))
         # The softmax inside is float32: bfloat16 loses small probabilities.
-        heads = cpu_ops.choose(layers.kernels).attention(q, k, v, bias)  # B T h d
-        return Dense((D,), layers, num_inputs=2, name="out")(heads)
+        heads = cpu_ops.choose(config.kernels).attention(q, k, v, bias)  # B T h d
+        return Dense((D,), config, num_inputs=2, name="out")(heads)
 
 
 class Mlp(nn.Module):
     """Two dense layers with a GELU between them, each followed by dropout."""
 
-    mlp_size: int
-    layers: Layers
+    config: Model
 
     @nn.compact
     def __call__(self, z: jax.Array, key: jax.Array | None = None) -> jax.Array:  # B T D -> B T D
-        layers, D = self.layers, z.shape[-1]
+        config, D = self.config, z.shape[-1]
         keys = (None, None) if key is None else jax.random.split(key)
-        gelu = cpu_ops.choose(layers.kernels).gelu
-        z = Dense((self.mlp_size,), layers, bias_init=mlp_bias_init, name="Dense_0")(z)
-        z = layers.drop(gelu(z, GELUS[layers.gelu]), keys[0])
-        z = Dense((D,), layers, bias_init=mlp_bias_init, name="Dense_1")(z)
-        return layers.drop(z, keys[1])
+        gelu = cpu_ops.choose(config.kernels).gelu
+        z = Dense((size_of(config).mlp_size,), config, bias_init=mlp_bias_init, name="Dense_0")(z)
+        z = dropout(config, gelu(z, GELUS[config.gelu]), keys[0])
+        z = Dense((D,), config, bias_init=mlp_bias_init, name="Dense_1")(z)
+        return dropout(config, z, keys[1])
 
 
 class LayerScale(nn.Module):
@@ -171,28 +140,26 @@ class Block(nn.Module):
     a key of None means none. `drop_rate` is that of stochastic depth.
     """
 
-    size: Size
-    layers: Layers
+    config: Model
 
     @nn.compact
     def __call__(self, z: jax.Array, drop_rate=0.0, key: jax.Array | None = None) -> jax.Array:
-        size, layers = self.size, self.layers
+        config = self.config
         keys = (None,) * 4 if key is None else jax.random.split(key, 4)
 
         def branch(name: str, y: jax.Array, key: jax.Array | None) -> jax.Array:
-            if layers.layer_scale is not None:
-                y = LayerScale(layers.layer_scale, name=name)(y)
-            return y if key is None or not layers.drop_path else drop_path(y, drop_rate, key)
+            if config.layer_scale is not None:
+                y = LayerScale(config.layer_scale, name=name)(y)
+            return y if key is None or not config.drop_path else drop_path(y, drop_rate, key)
 
         attention = Attention(
-            size.num_heads,
-            layers,
-            is_relative=layers.pos_embed == "relative",
+            config,
+            is_relative=config.pos_embed == "relative",
             name="MultiHeadDotProductAttention_0",
         )
-        y = layers.norm("LayerNorm_0")(z)
-        y = layers.drop(attention(y, y), keys[0])
+        y = layer_norm(config, "LayerNorm_0")(z)
+        y = dropout(config, attention(y, y), keys[0])
         z = z + branch("LayerScale_0", y, keys[1])
-        y = layers.norm("LayerNorm_1")(z)
-        y = Mlp(size.mlp_size, layers, name="MlpBlock_0")(y, keys[2])
+        y = layer_norm(config, "LayerNorm_1")(z)
+        y = Mlp(config, name="MlpBlock_0")(y, keys[2])
         return z + branch("LayerScale_1", y, keys[3])

@@ -16,7 +16,7 @@ class MaskedViT(ViT):
     are those of a ViT, by the same names, with `mask_token` and `patch_head` in place of a head.
     """
 
-    num_outputs: int  # O: of one patch.
+    num_outputs: int = 512  # O: of one patch.
 
     @classmethod
     def of(cls, vit: ViT, num_outputs: int) -> "MaskedViT":

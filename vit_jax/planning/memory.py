@@ -134,9 +134,9 @@ def place_state(shapes: TrainState, mesh) -> TrainState:
 
 def _param_shapes(model) -> dict:
     model = as_traced(model)
-    if not isinstance(model, ViT) or not model.layers.scan:
+    if not isinstance(model, ViT) or not model.config.scan:
         return jax.eval_shape(make_init(model), jax.random.key(0))
-    one = model.clone(size=dataclasses.replace(model.size, num_layers=1))
+    one = model.clone(config=dataclasses.replace(model.config, num_layers=1))
     params = jax.eval_shape(make_init(one), jax.random.key(0))
     layer = params["Transformer"]["encoderblock_0"]
     layers = {f"encoderblock_{i}": layer for i in range(model.size.num_layers)}
@@ -177,7 +177,7 @@ def in_use(model, params: dict) -> dict:
     """The parameters in the dtype in which a step moves them: kernels of layers in `dtype`."""
     if not isinstance(model, ViT):
         return params
-    narrow = jnp.dtype(model.layers.dtype)
+    narrow = jnp.dtype(model.config.dtype)
 
     def of_leaf(name: str, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         is_kernel = "encoderblock_" in name and name.endswith("/kernel")
@@ -188,7 +188,7 @@ def in_use(model, params: dict) -> dict:
 
 def _stacked(model, params: dict) -> int:
     """Bytes of the copy of the layers' parameters that a loop over layers goes through."""
-    if not isinstance(model, ViT) or not model.layers.scan:
+    if not isinstance(model, ViT) or not model.config.scan:
         return 0
     layers = in_use(model, params)["Transformer"]
     return _held({name: layers[name] for name in layers if name.startswith("encoderblock")})
@@ -197,9 +197,7 @@ def _stacked(model, params: dict) -> int:
 def _init_shapes(model) -> dict:
     """The shapes of the parameters, which dtype and recomputation have no part in."""
     if isinstance(model, ViT):
-        model = model.clone(
-            layers=dataclasses.replace(model.layers, dtype=jnp.float32, remat="none")
-        )
+        model = model.clone(config=dataclasses.replace(model.config, dtype="float32", remat="none"))
     return _traced_shapes(model)
 
 
@@ -226,9 +224,9 @@ def _kept(config: Config, model, tensor: int, widened: bool) -> list[float]:
     """Bytes per example of each array that the forward pass keeps, on one device."""
     traced, like_any = as_traced(model), Config(task=config.task, data=config.data)
     times = 1  # What is kept of a layer, of what was traced.
-    if isinstance(model, ViT) and traced.layers.scan:
+    if isinstance(model, ViT) and traced.config.scan:
         times = model.size.num_layers / LAYERS_TRACED
-        traced = traced.clone(size=dataclasses.replace(model.size, num_layers=LAYERS_TRACED))
+        traced = traced.clone(config=dataclasses.replace(model.config, num_layers=LAYERS_TRACED))
     some, more = (residuals(like_any, traced, n) for n in EXAMPLES_TRACED)
     sizes = []
     for a, b in zip(some, more, strict=True):
@@ -250,18 +248,18 @@ def as_traced(model):
     """The model as it is traced here: looped over where that can be, and with plain kernels."""
     if not isinstance(model, ViT):
         return model
-    can_scan = model.layers.pos_embed_at != "layers"
-    return model.clone(layers=dataclasses.replace(model.layers, scan=can_scan, kernels="plain"))
+    can_scan = model.config.pos_embed_at != "layers"
+    return model.clone(config=dataclasses.replace(model.config, scan=can_scan, kernels="plain"))
 
 
 def num_tokens(model: ViT) -> int:
     """T."""
-    return int(np.prod(model.grid)) + model.has_cls + model.num_registers
+    return int(np.prod(model.grid)) + model.has_cls + model.config.registers
 
 
 def _is_fused(model: ViT, shape: tuple[int, ...]) -> bool:
     """Whether an array h T T of an example is never made: cuDNN's attention."""
-    return model.layers.kernels == "cudnn" and shape[-2:].count(num_tokens(model)) == 2
+    return model.config.kernels == "cudnn" and shape[-2:].count(num_tokens(model)) == 2
 
 
 def _is_split(model: ViT, shape: tuple[int, ...], tensor: int) -> bool:
@@ -275,12 +273,12 @@ def _working(config: Config, model, tensor: int, widened: bool, largest: float) 
     if not isinstance(model, ViT):
         return 4 * largest  # Of a convolution: input and output, and their gradients.
     size, T = model.size, num_tokens(model)
-    is_widened = widened and model.layers.dtype == jnp.bfloat16
-    width = 4 if is_widened else jnp.dtype(model.layers.dtype).itemsize
+    is_widened = widened and model.config.dtype == "bfloat16"
+    width = 4 if is_widened else jnp.dtype(model.config.dtype).itemsize
     D, M, scores = (COPIES_WIDENED if is_widened else COPIES)[config.model.remat]
-    if model.layers.dropout:
+    if model.config.dropout:
         D, M = (copies + more for copies, more in zip((D, M), NOISE[config.model.remat]))
-    attention = 0 if model.layers.kernels == "cudnn" else scores * size.num_heads * T
+    attention = 0 if model.config.kernels == "cudnn" else scores * size.num_heads * T
     return T * width * (D * size.hidden_size + (M * size.mlp_size + attention) / tensor)
 
 

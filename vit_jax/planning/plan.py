@@ -201,7 +201,7 @@ def _depths(setting: Setting) -> tuple[int, ...]:
     None where few enough layers are compiled as they are, or where what binds a shallow model,
     its update or its backward pass, is not what binds the deep one.
     """
-    if not isinstance(setting.model, ViT) or not setting.model.layers.scan:
+    if not isinstance(setting.model, ViT) or not setting.model.config.scan:
         return ()
     if setting.model.size.num_layers <= MOST_LAYERS:
         return ()

@@ -36,8 +36,8 @@ class Setting:
     def model(self):
         """The model with the kernels of accelerators, wherever this runs."""
         model = task_registry.build_model(self.config, self.num_classes)
-        if isinstance(model, ViT) and model.layers.kernels == "auto":
-            model = model.clone(layers=dataclasses.replace(model.layers, kernels="plain"))
+        if isinstance(model, ViT) and model.config.kernels == "auto":
+            model = model.clone(config=dataclasses.replace(model.config, kernels="plain"))
         return model
 
     @property
@@ -65,7 +65,7 @@ class Setting:
         num_layers, activations = 0, 0.0
         if isinstance(model, ViT):
             num_layers = model.size.num_layers
-            width = model.size.hidden_size * jnp.dtype(model.layers.dtype).itemsize
+            width = model.size.hidden_size * jnp.dtype(model.config.dtype).itemsize
             examples = config.batch_size / mesh_lib.num_batch_shards(self.mesh) / config.accumulate
             activations = examples * memory.num_tokens(model) * width
         return communication.theory(

@@ -175,7 +175,7 @@ def _changed(loaded: load.Loaded, format: str, image_size, pool, no_head):
         changes["pool"] = pool
     if no_head and isinstance(model, ViT):
         changes["pre_logits"] = False
-        changes["pool"] = changes.get("pool", model.pool).replace("token_gap", "token")
+        changes["pool"] = changes.get("pool", model.config.pool).replace("token_gap", "token")
     if format == "npz" and loaded.section.layer_scale is not None:
         changes["layer_scale"] = None  # The official code has none; folded, the outputs stay.
     section = dataclasses.replace(loaded.section, **changes)

@@ -4,9 +4,8 @@ import dataclasses
 import re
 
 from vit_jax.errors import CheckpointError
-from vit_jax.models.layers import Size
 from vit_jax.models.resnet_blocks import ROOT_FEATURES, UNITS
-from vit_jax.models.vit import SIZES
+from vit_jax.models.sizes import SIZES, Size
 from vit_jax.weights.reader import MAX_LAYERS, Foreign
 from vit_jax.weights.tensor_layouts import CLS, POSITIONS
 from vit_jax.weights.units import stride_of, units_of

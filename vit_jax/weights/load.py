@@ -313,7 +313,7 @@ def plan_for(
         param_shapes(model),
         old_grid=found.grid,
         new_grid=model.grid,
-        head_bias=model.head_bias,
+        head_bias=model.config.head_bias,
         where=found.where,
         differences=() if allow_numerics else _numeric_differences(found.facts, model),
         **permissions,

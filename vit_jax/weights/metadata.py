@@ -60,17 +60,17 @@ class Facts:
 def of_model(model: ViT | BitResNet) -> Facts:
     """What a model itself says."""
     if isinstance(model, BitResNet):
-        return Facts(image_size=model.image_size, pixel_stats=model.pixel_stats)
-    layers = model.layers
+        return Facts(image_size=model.image_size, pixel_stats=model.config.pixel_stats)
+    layers = model.config
     return Facts(
         num_heads=model.size.num_heads,
         image_size=model.image_size,
-        pool=model.pool,
+        pool=model.config.pool,
         pos_embed=layers.pos_embed,
         pos_embed_at=layers.pos_embed_at,
         gelu=layers.gelu,
         norm_eps=layers.norm_eps,
-        pixel_stats=model.pixel_stats,
+        pixel_stats=model.config.pixel_stats,
     )
 
 

@@ -21,7 +21,7 @@ def model_card(
       source: where the weights came from, as the user named it.
     """
     height, width = model.image_size
-    mean, deviation = PIXEL_STATS[model.pixel_stats]
+    mean, deviation = PIXEL_STATS[model.config.pixel_stats]
     crop = "the whole image resized"
     if said.crop == "center":
         crop = f"the short side resized, then {said.crop_fraction:g} of it cut out of the centre"
@@ -33,9 +33,9 @@ def model_card(
         ("Output", f"{model.num_classes:,} classes" if model.num_classes else "features"),
     ]
     if isinstance(model, ViT):
-        layers = model.layers
+        layers = model.config
         rows += [
-            ("Pooling", model.pool),
+            ("Pooling", model.config.pool),
             ("GELU", f"{layers.gelu}, LayerNorm epsilon {layers.norm_eps:g}"),
         ]
     rows.append(("Weights from", f"`{source}`"))

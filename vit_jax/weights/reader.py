@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Iterator
 import numpy as np
 
 from vit_jax.errors import CheckpointError
-from vit_jax.models.vit import SIZES
+from vit_jax.models.sizes import SIZES
 from vit_jax.weights import formats, metadata
 from vit_jax.weights.archive import READABLE, Archive, Entry, open_archive
 from vit_jax.weights.formats import Dialect

@@ -74,9 +74,9 @@ def _dialect(format: str, model: ViT | BitResNet) -> tuple[str, str]:
         _refuse_for_timm(model)
         return (formats.TIMM_STEM if model.stem and not model.stem.units else formats.TIMM), ""
     _refuse_for_huggingface(model)
-    if model.layers.layer_scale is None:
+    if model.config.layer_scale is None:
         return formats.HF_VIT, "vit." if model.num_classes else ""
-    kind = "dinov2_with_registers." if model.num_registers else "dinov2."
+    kind = "dinov2_with_registers." if model.config.registers else "dinov2."
     return formats.HF_DINO, kind if model.num_classes else ""
 
 
@@ -84,31 +84,34 @@ _WITHOUT_HEAD = "--no_head leaves it and the head out."
 
 
 def _refuse_for_timm(model: ViT) -> None:
-    layers = model.layers
+    config = model.config
     for has_it, what in (
-        (model.pre_logits, f"pre_logits; {_WITHOUT_HEAD}"),
-        (model.pool == "token_gap", "pool='token_gap'"),
-        (layers.pos_embed not in ("learned", "none"), f"pos_embed={layers.pos_embed!r}"),
-        (layers.pos_embed_at != "stem", f"pos_embed_at={layers.pos_embed_at!r}"),
-        (layers.qk_norm, "LayerNorm of queries and keys without a bias"),
+        (config.pre_logits, f"pre_logits; {_WITHOUT_HEAD}"),
+        (config.pool == "token_gap", "pool='token_gap'"),
+        (config.pos_embed not in ("learned", "none"), f"pos_embed={config.pos_embed!r}"),
+        (config.pos_embed_at != "stem", f"pos_embed_at={config.pos_embed_at!r}"),
+        (config.qk_norm, "LayerNorm of queries and keys without a bias"),
     ):
         if has_it:
             raise ConfigError(f"timm's models have no place for {what.rstrip('.')}.")
 
 
 def _refuse_for_huggingface(model: ViT) -> None:
-    layers = model.layers
-    is_dino = layers.layer_scale is not None
+    config = model.config
+    is_dino = config.layer_scale is not None
     pool = "token_gap" if is_dino and model.num_classes else "token"
     for has_it, what in (
         (model.stem is not None, "a ResNet before the encoder"),
-        (layers.qk_norm, "LayerNorm of queries and keys"),
-        (layers.pos_embed != "learned", f"pos_embed={layers.pos_embed!r}"),
-        (layers.pos_embed_at != "stem", f"pos_embed_at={layers.pos_embed_at!r}"),
-        (model.num_registers and not is_dino, "registers without LayerScale"),
-        (model.pool != pool, f"pool={model.pool!r} where its own has {pool!r}"),
-        (is_dino and model.pre_logits, "pre_logits in a DINOv2"),
-        (model.pre_logits and model.num_classes, f"a head after pre_logits; {_WITHOUT_HEAD}"),
+        (config.qk_norm, "LayerNorm of queries and keys"),
+        (config.pos_embed != "learned", f"pos_embed={config.pos_embed!r}"),
+        (config.pos_embed_at != "stem", f"pos_embed_at={config.pos_embed_at!r}"),
+        (config.registers and not is_dino, "registers without LayerScale"),
+        (config.pool != pool, f"pool={config.pool!r} where its own has {pool!r}"),
+        (is_dino and config.pre_logits, "pre_logits in a DINOv2"),
+        (
+            config.pre_logits and model.num_classes,
+            f"a head after pre_logits; {_WITHOUT_HEAD}",
+        ),
         (
             is_dino and model.size.mlp_size % model.size.hidden_size,
             "an MLP of no whole number of widths",
@@ -232,22 +235,22 @@ def huggingface_config(model: ViT | BitResNet, said: Facts) -> dict:
             "global_padding": None,
             "hidden_act": "relu",
         }
-    size, layers = model.size, model.layers
+    size, config = model.size, model.config
     height, width = model.image_size
     shared |= {
         "hidden_size": size.hidden_size,
         "num_hidden_layers": size.num_layers,
         "num_attention_heads": size.num_heads,
-        "hidden_act": "gelu" if layers.gelu == "erf" else "gelu_pytorch_tanh",
-        "layer_norm_eps": layers.norm_eps,
+        "hidden_act": "gelu" if config.gelu == "erf" else "gelu_pytorch_tanh",
+        "layer_norm_eps": config.norm_eps,
         "image_size": height if height == width else [height, width],
         "patch_size": model.patch_size,
         "qkv_bias": True,
     }
-    if layers.layer_scale is None:
+    if config.layer_scale is None:
         kind = {"architectures": [f"ViT{ending}"], "model_type": "vit"}
         return shared | kind | {"intermediate_size": size.mlp_size}
-    registers = {"num_register_tokens": model.num_registers} if model.num_registers else {}
+    registers = {"num_register_tokens": config.registers} if config.registers else {}
     name, kind = (
         ("Dinov2WithRegisters", "dinov2_with_registers") if registers else ("Dinov2", "dinov2")
     )
@@ -256,7 +259,7 @@ def huggingface_config(model: ViT | BitResNet, said: Facts) -> dict:
         "model_type": kind,
         "mlp_ratio": size.mlp_size // size.hidden_size,
         "use_swiglu_ffn": False,
-        "layerscale_value": layers.layer_scale,
+        "layerscale_value": config.layer_scale,
     }
     return shared | registers | own
 
@@ -264,7 +267,7 @@ def huggingface_config(model: ViT | BitResNet, said: Facts) -> dict:
 def huggingface_processor(model: ViT | BitResNet, said: Facts) -> dict:
     """The preprocessor_config.json of a model."""
     height, width = model.image_size
-    mean, deviation = PIXEL_STATS[model.pixel_stats]
+    mean, deviation = PIXEL_STATS[model.config.pixel_stats]
     resamples = {ours: pillow for pillow, ours in metadata_lib.PIL_RESAMPLES.items()}
     values = {
         "do_resize": True,
