@@ -1,25 +1,42 @@
-"""The Vision Transformer of arXiv:2010.11929 in JAX and Flax.
-
-The Python API: `create_model`, `list_models`, `load_params`, `preprocess`.
-"""
+"""The Vision Transformer of arXiv:2010.11929 in JAX and Flax."""
 
 import importlib
 import typing
 
 if typing.TYPE_CHECKING:
     from vit_jax.data.preprocess import preprocess
+    from vit_jax.evaluation.evaluate import evaluate
+    from vit_jax.evaluation.extract import extract_features
+    from vit_jax.evaluation.predict import predict
     from vit_jax.models.registry import create_model, list_models
+    from vit_jax.training.run import train
     from vit_jax.weights.load import load_params
+    from vit_jax.weights.pretrained import load
 
-__all__ = ["create_model", "list_models", "load_params", "preprocess"]
 __version__ = "0.1.0"
 
-_HOMES = {
+_MODULES = {  # Public name -> the module that defines it.
     "create_model": "vit_jax.models.registry",
+    "evaluate": "vit_jax.evaluation.evaluate",
+    "extract_features": "vit_jax.evaluation.extract",
     "list_models": "vit_jax.models.registry",
+    "load": "vit_jax.weights.pretrained",
     "load_params": "vit_jax.weights.load",
+    "predict": "vit_jax.evaluation.predict",
     "preprocess": "vit_jax.data.preprocess",
+    "train": "vit_jax.training.run",
 }
+__all__ = [
+    "create_model",
+    "evaluate",
+    "extract_features",
+    "list_models",
+    "load",
+    "load_params",
+    "predict",
+    "preprocess",
+    "train",
+]
 
 
 def __dir__() -> list[str]:
@@ -27,7 +44,7 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str):
-    # JAX is imported when it is first needed: `--help` and a mistake in a config never do.
-    if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
+    # JAX takes a second to import: `--help` and errors in a config do not need it.
+    if name in _MODULES:
+        return getattr(importlib.import_module(_MODULES[name]), name)
     raise AttributeError(f"module 'vit_jax' has no attribute {name!r}")

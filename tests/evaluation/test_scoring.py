@@ -54,7 +54,7 @@ def evaluate(source, logits, devices: int = 1, batch_size: int = B, *, only=None
     mesh = mesh_lib.make_mesh(devices=jax.devices()[:devices])
     score = scorer(mesh, only=only)
     params = jax.device_put(logits, mesh_lib.replicated(mesh))
-    return accuracy_lib.evaluate(
+    return accuracy_lib.score_examples(
         score,
         params,
         source,
@@ -150,14 +150,14 @@ def test_class_means_and_calibration_are_those_of_their_definitions():
 
 def test_a_class_without_examples_is_no_part_of_their_mean():
     label, best = np.array([0, 3, 3, 3]), np.array([[0], [3], [1], [2]])
-    scores = accuracy_lib.Scores(label, best, np.ones(4), np.zeros(4))
+    scores = accuracy_lib.ExampleScores(label, best, np.ones(4), np.zeros(4))
     assert scores.mean_per_class() == (1 + 1 / 3) / 2
 
 
 def test_any_of_several_labels_is_right_and_an_example_without_one_does_not_count():
     best = np.array([[4, 0, 1, 2, 3], [5, 0, 1, 2, 3], [6, 0, 1, 2, 3], [0, 1, 2, 3, 4]])
-    scores = accuracy_lib.Scores(np.zeros(4, int), best, np.ones(4), np.zeros(4))
-    found = scores.against([(1, 4), (6, 3), (), (5,)])
+    scores = accuracy_lib.ExampleScores(np.zeros(4, int), best, np.ones(4), np.zeros(4))
+    found = scores.with_label_sets([(1, 4), (6, 3), (), (5,)])
     assert (found["n"], found["correct"], found["correct5"]) == (3, 1, 2)
     assert (found["top1"], found["top5"]) == (1 / 3, 2 / 3)
 
@@ -174,7 +174,7 @@ def test_only_the_classes_asked_for_are_predicted():
 
 def test_confusion_has_a_row_per_label_and_a_column_per_prediction():
     label, prediction = np.array([0, 2, 2, 2]), np.array([1, 2, 2, 0])
-    scores = accuracy_lib.Scores(label, prediction[:, None], *[np.zeros(4)] * 2)
+    scores = accuracy_lib.ExampleScores(label, prediction[:, None], *[np.zeros(4)] * 2)
     assert scores.confusion(3).tolist() == [[0, 1, 0], [0, 0, 0], [1, 0, 2]]
 
 

@@ -359,7 +359,7 @@ def test_a_device_that_cannot_be_had_leaves_the_rest_of_the_page(quickstart, tmp
 
     folder = tmp_path / "run"
     shutil.copytree(quickstart / "scratch", folder)
-    monkeypatch.setattr(setup, "prepare", busy)
+    monkeypatch.setattr(setup, "prepare_setup", busy)
     assert main.run(["report", str(folder)]) == 0
     page = Page(folder / "report.html")
     assert "device or resource busy" in page.said

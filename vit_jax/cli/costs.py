@@ -1,141 +1,14 @@
-"""The flags of the verbs that tell what a run costs."""
+"""The commands `plan` and `benchmark`."""
 
 import argparse
 import sys
 
-from vit_jax.cli import kinds
+from vit_jax import config as config_lib
+from vit_jax.cli import arguments
+from vit_jax.cli.parser import Verb
+from vit_jax.errors import ConfigError
 
-
-def plan(add) -> None:
-    plan = add(
-        "plan",
-        "tell what a run needs before it is run: memory, FLOPs, communication, time",
-        "--config=configs/pretrain.py:data=jft,model=vit_l16 --devices=64 --accelerator=v4",
-    )
-    plan.add_argument("--config", metavar="FILE[:ARG]", help="config file")
-    plan.add_argument(
-        "--config.KEY", metavar="VALUE", help="sets one field, as in --config.model.remat=dots"
-    )
-    plan.add_argument(
-        "--devices", type=kinds.positive, metavar="N", help="default: the mesh's, or those here"
-    )
-    plan.add_argument(
-        "--mesh",
-        type=kinds.mesh,
-        default={},
-        metavar="AXIS:N,...",
-        help="devices, as data:4,fsdp:2",
-    )
-    plan.add_argument(
-        "--accelerator", metavar="NAME", help="v3 to v6e, a100 to b200 (default: here, or h100)"
-    )
-    plan.add_argument(
-        "--mfu",
-        type=kinds.share,
-        metavar="SHARE",
-        help="model FLOPs of the accelerator's peak (default 0.4: the paper's were 0.32 to 0.43)",
-    )
-    for name, what in (("--num_classes", "classes"), ("--num_examples", "training examples")):
-        plan.add_argument(
-            name, type=kinds.positive, metavar="N", help=f"{what}, where not to be read"
-        )
-    plan.add_argument(
-        "--largest_batch", action="store_true", help="plan with the largest batch that fits"
-    )
-    plan.add_argument(
-        "--compile",
-        action="store_true",
-        help="compile the step for up to 64 pretended devices, and print XLA's figures beside",
-    )
-    plan.add_argument(
-        "--layout", action="store_true", help="list what lies where, and its bytes per device"
-    )
-    plan.add_argument("--json", action="store_true", help="as JSON")
-
-
-def benchmark(add) -> None:
-    benchmark = add(
-        "benchmark",
-        "time training and inference, beside a peer in the same run",
-        "--model=vit_s16 --batch=16 --peer=timm --peer_python=../torch/bin/python",
-    )
-    benchmark.add_argument("--model", metavar="NAME", help="default vit_b16; or one of the suite's")
-    benchmark.add_argument("--batch", type=int, metavar="N", help="images a step (default 16)")
-    benchmark.add_argument("--suite", choices=("cpu",), help="the published table, beside timm")
-    for flag, choices in (
-        ("--dtype", ("float32", "bfloat16", "both")),
-        ("--mode", ("training", "inference", "both")),
-    ):
-        benchmark.add_argument(flag, choices=choices, default="both", help="default: both")
-    benchmark.add_argument(
-        "--warmup", type=int, metavar="N", help="steps first (default 10; 5 in the suite cpu)"
-    )
-    benchmark.add_argument(
-        "--steps", type=int, metavar="N", help="timed steps (default 40; 15 in the suite cpu)"
-    )
-    benchmark.add_argument(
-        "--rounds", type=int, default=2, metavar="N", help="turns of each contestant (default 2)"
-    )
-    benchmark.add_argument("--image_size", metavar="N", help="side in pixels (default 224)")
-    benchmark.add_argument(
-        "--mesh",
-        type=kinds.mesh,
-        default={},
-        metavar="AXIS:N,...",
-        help="devices, as data:4,fsdp:2",
-    )
-    benchmark.add_argument("--scan", action="store_true", help="loop over layers")
-    benchmark.add_argument("--remat", choices=("none", "dots", "full"), help="recompute layers")
-    benchmark.add_argument("--kernels", choices=("auto", "plain", "cpu", "cudnn"), help="of ours")
-    benchmark.add_argument(
-        "--config.KEY",
-        metavar="VALUE",
-        help="sets any other field, as in --config.optimizer.name=sgd",
-    )
-    benchmark.add_argument(
-        "--largest_batch",
-        action="store_true",
-        help="find the largest batch that fits an accelerator, and time that",
-    )
-    benchmark.add_argument(
-        "--out",
-        default="benchmarks.jsonl",
-        metavar="FILE",
-        help="where every measurement is added as a line (default benchmarks.jsonl, here)",
-    )
-    benchmark.add_argument("--json", action="store_true", help="as JSON")
-    _contestants(benchmark)
-
-
-def _contestants(benchmark) -> None:
-    benchmark.add_argument(
-        "--env",
-        type=kinds.variable,
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="environment variable for our processes alone; may be repeated",
-    )
-    benchmark.add_argument(
-        "--tuned",
-        action="store_true",
-        help="time ours twice: as it is, and with malloc told to keep its memory",
-    )
-    benchmark.add_argument("--peer", choices=("timm",), help="time this in the same run, too")
-    benchmark.add_argument(
-        "--peer_python",
-        default=sys.executable,
-        metavar="PATH",
-        help="an interpreter with torch and timm (default: this one)",
-    )
-    benchmark.add_argument(
-        "--compile_peer",
-        action=argparse.BooleanOptionalAction,
-        help="with torch.compile, too (default: on CUDA)",
-    )
-
-
-SHORT = {  # Flag -> the field of a config that it sets.
+FIELDS = {  # Flag of `benchmark` -> the config field that it sets.
     "image_size": "data.image_size",
     "scan": "model.scan",
     "remat": "model.remat",
@@ -143,7 +16,214 @@ SHORT = {  # Flag -> the field of a config that it sets.
 }
 
 
-def short_fields(args) -> dict[str, str]:
-    """Field -> text of the flags that stand for fields of a config, where they are given."""
-    given = {field: getattr(args, flag) for flag, field in SHORT.items()}
+def add_plan_flags(parser) -> None:
+    parser.add_argument("--config", metavar="FILE[:ARGS]", help="config file")
+    parser.add_argument(
+        "--config.KEY", metavar="VALUE", help="set one field, as in --config.model.remat=dots"
+    )
+    parser.add_argument(
+        "--devices",
+        type=arguments.positive_int,
+        metavar="N",
+        help="number of devices (default: those of the mesh, or of this machine)",
+    )
+    parser.add_argument(
+        "--mesh",
+        type=arguments.mesh,
+        default={},
+        metavar="AXIS:N,...",
+        help="devices along each axis, as in data:4,fsdp:2",
+    )
+    parser.add_argument(
+        "--accelerator",
+        metavar="NAME",
+        help="v3 to v6e, a100 to b200 (default: the one here, or h100)",
+    )
+    parser.add_argument(
+        "--mfu",
+        type=arguments.fraction,
+        metavar="FRACTION",
+        help="model FLOPs as a fraction of the peak (default 0.4; 0.32 to 0.43 in the paper)",
+    )
+    for flag, noun in (("--num_classes", "classes"), ("--num_examples", "training examples")):
+        parser.add_argument(
+            flag,
+            type=arguments.positive_int,
+            metavar="N",
+            help=f"number of {noun}, if it cannot be read from the data",
+        )
+    parser.add_argument(
+        "--largest_batch", action="store_true", help="use the largest batch size that fits"
+    )
+    parser.add_argument(
+        "--compile",
+        action="store_true",
+        help="compile the step for up to 64 simulated devices, and print XLA's figures beside",
+    )
+    parser.add_argument(
+        "--layout", action="store_true", help="list the sharding and bytes of every array"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run_plan(args, file: str | None, overrides: dict[str, str]) -> int:
+    if file is None:
+        raise ConfigError("plan needs --config=FILE.")
+    stages = config_lib.resolve(file, args.mesh | overrides)
+    from vit_jax.planning import plan
+
+    if args.compile:
+        plan.pretend(args.devices, stages.values())
+    plans = {
+        name: plan.plan(
+            stage,
+            file=file,
+            num_devices=args.devices,
+            accelerator=args.accelerator,
+            mfu=args.mfu or plan.MFU,
+            num_classes=args.num_classes,
+            num_examples=args.num_examples,
+            largest=args.largest_batch,
+            compiles=args.compile,
+            layout=args.layout,
+        )
+        for name, stage in stages.items()
+    }
+    print(plan.render(plans, args.json), flush=True)
+    return 0
+
+
+def add_benchmark_flags(parser) -> None:
+    parser.add_argument("--model", metavar="NAME", help="model (default vit_b16)")
+    parser.add_argument("--batch", type=int, metavar="N", help="batch size (default 16)")
+    parser.add_argument(
+        "--suite", choices=("cpu",), help="time all models of the published table, beside timm"
+    )
+    for flag, noun, choices in (
+        ("--dtype", "dtype of the computation", ("float32", "bfloat16", "both")),
+        ("--mode", "what to time", ("training", "inference", "both")),
+    ):
+        parser.add_argument(flag, choices=choices, default="both", help=f"{noun} (default both)")
+    parser.add_argument(
+        "--warmup", type=int, metavar="N", help="untimed steps (default 10; 5 in the suite cpu)"
+    )
+    parser.add_argument(
+        "--steps", type=int, metavar="N", help="timed steps (default 40; 15 in the suite cpu)"
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=2, metavar="N", help="repetitions of everything (default 2)"
+    )
+    parser.add_argument("--image_size", metavar="N", help="image side in pixels (default 224)")
+    parser.add_argument(
+        "--mesh",
+        type=arguments.mesh,
+        default={},
+        metavar="AXIS:N,...",
+        help="devices along each axis, as in data:4,fsdp:2",
+    )
+    parser.add_argument("--scan", action="store_true", help="loop over layers in one program")
+    parser.add_argument(
+        "--remat", choices=("none", "dots", "full"), help="recompute in the backward pass"
+    )
+    parser.add_argument(
+        "--kernels",
+        choices=("auto", "plain", "cpu", "cudnn"),
+        help="form of matrix products",
+    )
+    parser.add_argument(
+        "--config.KEY",
+        metavar="VALUE",
+        help="set any other field, as in --config.optimizer.name=sgd",
+    )
+    parser.add_argument(
+        "--largest_batch",
+        action="store_true",
+        help="find the largest batch size that fits the accelerator, and time it",
+    )
+    parser.add_argument(
+        "--out",
+        default="benchmarks.jsonl",
+        metavar="FILE",
+        help="file to which every measurement is appended (default benchmarks.jsonl)",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument(
+        "--env",
+        type=arguments.environment_variable,
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="environment variable of our processes; may be repeated",
+    )
+    parser.add_argument(
+        "--tuned",
+        action="store_true",
+        help="time twice: as it is, and with glibc's malloc set to keep freed memory",
+    )
+    parser.add_argument("--peer", choices=("timm",), help="time timm in the same run")
+    parser.add_argument(
+        "--peer_python",
+        default=sys.executable,
+        metavar="PATH",
+        help="Python interpreter with torch and timm (default: this one)",
+    )
+    parser.add_argument(
+        "--compile_peer",
+        action=argparse.BooleanOptionalAction,
+        help="time timm with torch.compile, too (default: on CUDA)",
+    )
+
+
+def run_benchmark(args, file: str | None, overrides: dict[str, str]) -> int:
+    if file is not None:
+        raise ConfigError(
+            "benchmark does not accept --config=FILE; --config.KEY=VALUE sets a field."
+        )
+    from vit_jax.benchmark.benchmark import benchmark, make_cells
+    from vit_jax.benchmark.runners import Timm
+    from vit_jax.tables import benchmarks
+
+    cells = make_cells(
+        suite=args.suite,
+        model=args.model,
+        batch=args.batch,
+        dtype=args.dtype,
+        mode=args.mode,
+        warmup=args.warmup,
+        steps=args.steps,
+        fields=_fields(args) | overrides,
+    )
+    records = benchmark(
+        cells,
+        rounds=args.rounds,
+        env=dict(args.env),
+        tuned=args.tuned or bool(args.suite),
+        largest_batch=args.largest_batch,
+        peer=Timm(args.peer_python, args.compile_peer) if args.peer or args.suite else None,
+        out=args.out,
+        say=lambda line: print(line, file=sys.stderr, flush=True),
+    )
+    print(benchmarks.render(records, args.json), flush=True)
+    return 0
+
+
+def _fields(args) -> dict[str, str]:
+    """Returns config field -> text for the flags that set a field."""
+    given = {field: getattr(args, flag) for flag, field in FIELDS.items()}
     return {field: str(value) for field, value in given.items() if value} | args.mesh
+
+
+PLAN = Verb(
+    "plan",
+    "estimate memory, FLOPs, communication and time of a run before it starts",
+    "--config=configs/pretrain.py:data=jft,model=vit_l16 --devices=64 --accelerator=v4",
+    add_plan_flags,
+    run_plan,
+)
+BENCHMARK = Verb(
+    "benchmark",
+    "time training and inference, beside timm in the same run",
+    "--model=vit_s16 --batch=16 --peer=timm --peer_python=../torch/bin/python",
+    add_benchmark_flags,
+    run_benchmark,
+)

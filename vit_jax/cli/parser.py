@@ -1,24 +1,32 @@
-"""The command line: its verbs, their flags and their help."""
+"""The command line: verbs, their flags and their help."""
 
 import argparse
+import dataclasses
+from collections.abc import Callable, Iterable
 
-from vit_jax.cli import costs, files, runs
-from vit_jax.cli.costs import short_fields
-from vit_jax.cli.runs import protocol_options
 from vit_jax.errors import ConfigError
 
-__all__ = ["make_parser", "protocol_options", "short_fields", "split_config_flags"]
+
+@dataclasses.dataclass(frozen=True)
+class Verb:
+    """One command: its flags and the function that runs it."""
+
+    name: str
+    summary: str  # A verb phrase in lower case.
+    example: str  # Arguments of an example.
+    add_flags: Callable[[argparse.ArgumentParser], None]
+    run: Callable[..., int]  # (arguments, FILE of --config or None, overrides) -> exit code
 
 
 class Parser(argparse.ArgumentParser):
-    """Reports a mistake in one line instead of a page."""
+    """Parser that reports an error in one line."""
 
     def error(self, message: str):
         raise ConfigError(f"{message}. See --help.")
 
 
 def split_config_flags(argv: list[str]) -> tuple[list[str], str | None, dict[str, str]]:
-    """Other arguments, the FILE[:ARG] of --config, and the KEY: TEXT of --config.KEY=TEXT."""
+    """Returns the other arguments, the FILE[:ARGS] of --config, and the --config.KEY=TEXT."""
     rest, file, overrides = [], None, {}
     arguments = iter(argv)
     for argument in arguments:
@@ -37,42 +45,26 @@ def split_config_flags(argv: list[str]) -> tuple[list[str], str | None, dict[str
     return rest, file, overrides
 
 
-def make_parser() -> Parser:
-    """The verbs, their flags, and an example of each."""
+def make_parser(verbs: Iterable[Verb]) -> Parser:
+    """Returns the parser of all verbs."""
     parser = Parser(
         prog="vit_jax",
-        description="The Vision Transformer: pre-train, fine-tune, evaluate, predict, convert.",
-        epilog="`vit_jax VERB --help` tells more. No verb means train.",
+        description="Vision Transformers in JAX: train, evaluate, predict, convert.",
+        epilog="`vit_jax VERB --help` lists the flags of a verb. The default verb is train.",
         allow_abbrev=False,
     )
-    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-
-    def add(name: str, summary: str, example: str) -> argparse.ArgumentParser:
-        verb = verbs.add_parser(
-            name,
-            help=summary,
-            description=f"{summary[0].upper()}{summary[1:]}.",
-            epilog=f"example:\n  python -m vit_jax.main {name} {example}",
+    subparsers = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    for verb in verbs:
+        subparser = subparsers.add_parser(
+            verb.name,
+            help=verb.summary,
+            description=f"{verb.summary[0].upper()}{verb.summary[1:]}.",
+            epilog=f"example:\n  python -m vit_jax.main {verb.name} {verb.example}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
-        verb.add_argument("--debug", action="store_true", help="show the traceback of a mistake")
-        return verb
-
-    for add_verb in (
-        runs.train,
-        runs.evaluate,
-        runs.features,
-        runs.figures,
-        runs.predict,
-        files.inspect,
-        files.convert,
-        files.models,
-        files.tables,
-        files.prepare,
-        runs.report,
-        costs.plan,
-        costs.benchmark,
-    ):
-        add_verb(add)
+        subparser.add_argument(
+            "--debug", action="store_true", help="print the traceback of an error"
+        )
+        verb.add_flags(subparser)
     return parser

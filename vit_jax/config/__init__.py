@@ -2,6 +2,7 @@
 
 from vit_jax.config.loading import (
     FREE_ON_RESUME,
+    ConfigDict,
     base_config,
     check,
     differing_fields,
@@ -10,6 +11,7 @@ from vit_jax.config.loading import (
     override,
     parse_arg,
     replaced,
+    resolve,
     smoke,
     to_config_dict,
     to_dict,
@@ -18,6 +20,7 @@ from vit_jax.errors import ConfigError
 
 __all__ = [
     "FREE_ON_RESUME",
+    "ConfigDict",
     "ConfigError",
     "base_config",
     "check",
@@ -27,6 +30,7 @@ __all__ = [
     "override",
     "parse_arg",
     "replaced",
+    "resolve",
     "smoke",
     "to_config_dict",
     "to_dict",

@@ -11,8 +11,10 @@ import json
 import pathlib
 import types
 import typing
+from collections.abc import Mapping
 
 from ml_collections import config_dict
+from ml_collections.config_dict import ConfigDict
 
 from vit_jax.config.schema import Config
 from vit_jax.config.upgrade import hint, upgrade
@@ -31,13 +33,13 @@ FREE_ON_RESUME = (
 )
 
 
-def base_config(*stages: str) -> config_dict.ConfigDict:
+def base_config(*stages: str) -> ConfigDict:
     """A locked ConfigDict with every default; with names, one such section per stage.
 
     Stages share `seed` and `mesh`; everything else is each stage's own.
     """
     config = _section(Config)
-    config.stages = config_dict.ConfigDict(sort_keys=False)  # They run in the order given.
+    config.stages = ConfigDict(sort_keys=False)  # They run in the order given.
     if stages:
         for name in stages:
             config.stages[name] = _section(Config)
@@ -49,8 +51,8 @@ def base_config(*stages: str) -> config_dict.ConfigDict:
     return config.lock()
 
 
-def _section(cls) -> config_dict.ConfigDict:
-    section = config_dict.ConfigDict()
+def _section(cls) -> ConfigDict:
+    section = ConfigDict()
     for each in dataclasses.fields(cls):
         if dataclasses.is_dataclass(each.type):
             section[each.name] = _section(each.type)
@@ -62,7 +64,7 @@ def _section(cls) -> config_dict.ConfigDict:
     return section
 
 
-def parse_arg(arg: str | None, **defaults) -> config_dict.ConfigDict:
+def parse_arg(arg: str | None, **defaults) -> ConfigDict:
     """The `:key=value,word` behind a config file's name; a bare word means `=True`."""
     values = dict(defaults)
     for item in filter(None, (arg or "").split(",")):
@@ -83,10 +85,10 @@ def parse_arg(arg: str | None, **defaults) -> config_dict.ConfigDict:
             raise ConfigError(
                 f"config argument {key} is {text or True!r}; it must be {WORDS[wanted]}."
             )
-    return config_dict.ConfigDict(values)
+    return ConfigDict(values)
 
 
-def smoke(config: config_dict.ConfigDict, keep_data: bool = False) -> config_dict.ConfigDict:
+def smoke(config: ConfigDict, keep_data: bool = False) -> ConfigDict:
     """Swaps model, data and length of every stage for ones that two minutes are ample for.
 
     The recipe stays: task, loss, update rule, schedule, augmentation, head, position embedding,
@@ -116,7 +118,7 @@ def smoke(config: config_dict.ConfigDict, keep_data: bool = False) -> config_dic
     return config
 
 
-def _teacher_first(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
+def _teacher_first(config: ConfigDict) -> ConfigDict:
     """The run `student`, after a run `teacher` that differs in having no teacher."""
     staged = base_config("teacher", "student")
     for name in staged.stages:
@@ -150,7 +152,7 @@ def _shrink_schedule(optimizer) -> None:
     optimizer.ema = optimizer.ema and min(optimizer.ema, 0.9)  # Twenty steps are to be seen.
 
 
-def load(file_and_arg: str) -> config_dict.ConfigDict:
+def load(file_and_arg: str) -> ConfigDict:
     """Runs `FILE[:ARG]` and returns what its `get_config(arg)` returns, or reads a .json.
 
     Raises ConfigError in one line for a missing file or a mistake inside it.
@@ -172,12 +174,12 @@ def load(file_and_arg: str) -> config_dict.ConfigDict:
     except (Exception, SystemExit) as error:  # Whatever a user's Python can raise.
         words = " ".join(str(error).split())
         raise ConfigError(f"--config={path}: {type(error).__name__}: {words}") from error
-    if not isinstance(config, config_dict.ConfigDict):
+    if not isinstance(config, ConfigDict):
         raise ConfigError(f"--config={path}: get_config returned no ConfigDict.")
     return config
 
 
-def _load_json(path: str, arg: str) -> config_dict.ConfigDict:
+def _load_json(path: str, arg: str) -> ConfigDict:
     """The config of a run's `config.json`."""
     if arg:
         raise ConfigError(f"--config={path}: a .json file takes no arguments; {arg!r} was found.")
@@ -190,19 +192,42 @@ def _load_json(path: str, arg: str) -> config_dict.ConfigDict:
         raise ConfigError(f"--config={path}: no config of a run ({error}).") from error
 
 
-def override(config: config_dict.ConfigDict, key: str, text: str) -> None:
-    """Sets `config.KEY` from the command line's `--config.KEY=TEXT`."""
+def resolve(
+    config: str | pathlib.Path | ConfigDict | Config,
+    overrides: Mapping[str, object] | None = None,
+) -> dict[str, Config]:
+    """Returns the checked stages of a config, by name and in order.
+
+    Args:
+      config: `FILE[:ARGS]`, a ConfigDict from `base_config()`, or a checked Config.
+      overrides: dotted field -> value, such as {"optimizer.lr": 0.003}.
+    """
+    if isinstance(config, Config):
+        config = to_config_dict({"": config})
+    elif isinstance(config, str | pathlib.Path):
+        config = load(str(config))
+    else:
+        config = config.copy_and_resolve_references().lock()
+    for key, value in (overrides or {}).items():
+        override(config, key, value)
+    return check(config)
+
+
+def override(config: ConfigDict, key: str, value: object) -> None:
+    """Sets `config.KEY` to a value; texts are parsed as in `--config.KEY=TEXT`."""
     *sections, last = key.split(".")
     node, names = config, "config"
     for name in [*sections, last]:
-        if not isinstance(node, config_dict.ConfigDict) or name not in node:
+        if not isinstance(node, ConfigDict) or name not in node:
             raise ConfigError(
                 f"--config.{key}: {names} has no field {name!r}.{_hint(node, key, name)}"
             )
         parent, node, names = node, node[name], f"{names}.{name}"
-    if isinstance(node, config_dict.ConfigDict):
+    if isinstance(node, ConfigDict):
         raise ConfigError(f"--config.{key} is a section; set one of its fields: {sorted(node)}.")
-    value = text if isinstance(node, str) else _literal(text)
+    text = value
+    if isinstance(text, str) and not isinstance(node, str):
+        value = _literal(text)
     try:
         parent[last] = value
         if last in DURATIONS and value is not None:  # One length takes the place of another.
@@ -213,7 +238,7 @@ def override(config: config_dict.ConfigDict, key: str, text: str) -> None:
 
 
 def _hint(node, key: str, name: str) -> str:
-    if not isinstance(node, config_dict.ConfigDict):
+    if not isinstance(node, ConfigDict):
         return ""
     if renamed := hint(".".join(key.split(".")[-2:])):
         return renamed
@@ -233,7 +258,7 @@ def _literal(text: str):
         return float(text) if text.lower().lstrip("+-") in ("nan", "inf", "infinity") else text
 
 
-def check(config: config_dict.ConfigDict) -> dict[str, Config]:
+def check(config: ConfigDict) -> dict[str, Config]:
     """Stage name -> frozen Config, in order; a config without stages is the stage ''.
 
     Raises ConfigError, in one line that names the field, for whatever cannot be right.
@@ -272,18 +297,18 @@ def to_dict(stages: dict[str, Config]) -> dict:
     return runs.get("", {"stages": runs})
 
 
-def to_config_dict(stages: dict[str, Config]) -> config_dict.ConfigDict:
+def to_config_dict(stages: dict[str, Config]) -> ConfigDict:
     """A locked ConfigDict with the values of checked stages, to be amended and checked again."""
     config = base_config(*(name for name in stages if name))
     _update(config, to_dict(stages), "config")
     return config
 
 
-def _update(config: config_dict.ConfigDict, values: dict, where: str) -> None:
+def _update(config: ConfigDict, values: dict, where: str) -> None:
     for name, value in values.items():
         if name not in config:
             raise ConfigError(f"{where} has no field {name!r}.{nearest(name, list(config))}")
-        if isinstance(config[name], config_dict.ConfigDict):
+        if isinstance(config[name], ConfigDict):
             if not isinstance(value, dict):
                 raise ConfigError(f"{where}.{name} is {value!r}; it is a section of fields.")
             _update(config[name], value, f"{where}.{name}")

@@ -4,6 +4,8 @@ import contextlib
 import dataclasses
 import functools
 import io
+import os
+import pathlib
 from collections.abc import Iterator
 
 import numpy as np
@@ -59,6 +61,24 @@ def read(image: Encoded | np.ndarray, decoder: str = Data.decoder, shrink: int =
             file.draft(None, (file.width // shrink, file.height // shrink))
         file.load()
         return _to_rgb(ImageOps.exif_transpose(file) if _is_turned(file) else file)
+
+
+def as_image(image: str | os.PathLike | Image.Image | np.ndarray) -> Encoded | np.ndarray:
+    """Returns what recipes take for a path, a PIL image, or an array H W 3 uint8.
+
+    Raises DataError for a file that cannot be read and for any other array.
+    """
+    if isinstance(image, Image.Image):
+        return np.asarray(_to_rgb(ImageOps.exif_transpose(image)))
+    if isinstance(image, str | os.PathLike):
+        try:
+            return Encoded(pathlib.Path(image).read_bytes(), os.fspath(image))
+        except OSError as error:
+            raise DataError(f"{image}: {error.strerror}.") from error
+    array = np.asarray(image)
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[-1] != 3:
+        raise DataError(f"an image is {array.shape} {array.dtype}; expected H W 3 uint8.")
+    return array
 
 
 def encode(pixels: np.ndarray, kind: str = "png") -> bytes:

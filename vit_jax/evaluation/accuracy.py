@@ -1,4 +1,4 @@
-"""Top-1 and friends over a padded split, every example counted exactly once."""
+"""Accuracy of a classifier on a split; every example is counted exactly once."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -11,39 +11,40 @@ BINS = 15  # Of confidence, for the calibration error (arXiv:1706.04599, section
 
 
 @dataclasses.dataclass(frozen=True)
-class Scores:
-    """Per-example results in the order of the split; N examples."""
+class ExampleScores:
+    """Results of N examples, in the order of the split."""
 
     label: np.ndarray  # N
-    best: np.ndarray  # N 5, the most probable class first; fewer where there are fewer.
-    probability: np.ndarray  # N, of the first.
+    best: np.ndarray  # N 5, the most probable class first; N K if K < 5.
+    probability: np.ndarray  # N, of the most probable class.
     loss: np.ndarray  # N
 
     @property
     def n(self) -> int:
-        """Examples counted."""
+        """Number of examples."""
         return len(self.label)
 
     @property
     def prediction(self) -> np.ndarray:
+        """The most probable class, N."""
         return self.best[:, 0]
 
     @property
     def top1(self) -> np.ndarray:
-        """Whether the best class is the right one."""
+        """True if the most probable class is the label, N."""
         return self.prediction == self.label
 
     @property
     def top5(self) -> np.ndarray:
-        """Whether one of the five best is."""
+        """True if the label is among the five most probable classes, N."""
         return (self.best == self.label[:, None]).any(1)
 
     def counts(self) -> dict:
-        """Integers: n, and how many of them are right among the best one and five."""
+        """Returns n and the numbers of correct top-1 and top-5 predictions."""
         return {"n": self.n, "correct": int(self.top1.sum()), "correct5": int(self.top5.sum())}
 
     def means(self) -> dict:
-        """n, and top1, top5, loss, mean accuracy of the classes, and calibration error."""
+        """Returns n, top1, top5, loss, mean accuracy per class and calibration error."""
         counts = self.counts()
         return {
             "n": self.n,
@@ -55,25 +56,22 @@ class Scores:
         }
 
     def mean_per_class(self) -> float:
-        """The mean of the classes' accuracies, of those that have examples."""
+        """Returns the mean accuracy of the classes that have examples."""
         sizes = np.bincount(self.label)
         hits = np.bincount(self.label, weights=self.top1, minlength=len(sizes))
         return float(np.mean(hits[sizes > 0] / sizes[sizes > 0]))
 
     def calibration_error(self) -> float:
-        """How far probability and accuracy are apart, over 15 bins of equal width.
-
-        Expected calibration error, equation 3 of arXiv:1706.04599.
-        """
+        """Returns the expected calibration error over 15 bins (equation 3 of arXiv:1706.04599)."""
         edges = np.linspace(0, 1, BINS + 1)[1:-1]
         bins = np.digitize(self.probability, edges, right=True)
         gaps = np.bincount(bins, weights=self.top1 - self.probability.astype(np.float64))
         return float(np.abs(gaps).sum() / self.n)
 
-    def against(self, label_sets: Sequence[Sequence[int]]) -> dict:
-        """n, top1 and top5 where any label of an example's set is right, as ReaL has them.
+    def with_label_sets(self, label_sets: Sequence[Sequence[int]]) -> dict:
+        """Returns n, top1 and top5 where any label of an example's set is correct, as in ReaL.
 
-        An example without labels does not count, not even in n (arXiv:2006.07159).
+        Examples without labels are excluded, also from n (arXiv:2006.07159).
         """
         rows = [
             (best, labels) for best, labels in zip(self.best, label_sets, strict=True) if labels
@@ -85,18 +83,20 @@ class Scores:
         return {"n": n, "correct": correct, "correct5": correct5, **means}
 
     def confusion(self, num_classes: int) -> np.ndarray:
-        """Counts K K of label (row) against prediction (column)."""
+        """Returns counts K K by label (row) and prediction (column)."""
         pairs = self.label.astype(np.int64) * num_classes + self.prediction
         counts = np.bincount(pairs, minlength=num_classes * num_classes)
         return counts.reshape(num_classes, num_classes)
 
 
-def evaluate(score: Callable, params, source, recipe: Callable, **options) -> Scores | None:
-    """Scores every example of a source once; None when it was stopped.
+def score_examples(
+    score: Callable, params, source, recipe: Callable, **options
+) -> ExampleScores | None:
+    """Scores every example of a source once; returns None if it was stopped.
 
     Args:
-      score: the jitted function of `tasks.classification.make_scorer`, whole on every host.
-      **options: those of `score_all`.
+      score: the jitted function of `tasks.classification.make_scorer`, replicated on every host.
+      **options: options of `scoring.score_all`.
     """
     columns = score_all(score, params, source, recipe, **options)
-    return columns and Scores(**columns)
+    return columns and ExampleScores(**columns)

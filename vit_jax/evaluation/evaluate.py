@@ -1,4 +1,4 @@
-"""Scores every example of a split exactly once and writes what was found."""
+"""Scores every example of a split exactly once, and writes the scores."""
 
 import csv
 import dataclasses
@@ -15,68 +15,125 @@ from vit_jax.errors import ConfigError, DataError, nearest
 from vit_jax.evaluation import accuracy, scoring, setup
 
 
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """Accuracy of a model on a split.
+
+    With sets of correct labels, as in ReaL (arXiv:2006.07159), `metrics` are those of the sets.
+    """
+
+    metrics: dict  # n, top1, top5, and without label sets loss, mean_per_class and ece.
+    size: int  # Examples of the split; with label sets, those that have a label.
+    split: str
+    report: dict  # Contents of eval-<split>.json.
+    examples: accuracy.ExampleScores
+    source: object  # The records of the split.
+    classes: tuple[str, ...]  # Class names of the model.
+    has_labels: bool  # False if the split has label sets only.
+
+    @property
+    def n(self) -> int:
+        """Number of examples counted."""
+        return self.metrics["n"]
+
+    @property
+    def top1(self) -> float:
+        return self.metrics["top1"]
+
+    @property
+    def top5(self) -> float:
+        return self.metrics["top5"]
+
+    def __str__(self) -> str:
+        return f"top1={self.top1:.4f} top5={self.top5:.4f} n={self.n}/{self.size}"
+
+    def write(self, folder: pathlib.Path) -> list[pathlib.Path]:
+        """Writes `eval-<split>.json` and three CSV tables; returns the paths."""
+        folder.mkdir(parents=True, exist_ok=True)
+        split = self.split.replace("/", "_")
+        path = folder / f"eval-{split}.json"
+        workdir.write_json(path, self.report)
+        if not self.has_labels:
+            return [path]
+        return [path, *write_tables(folder, split, self.examples, self.source, self.classes)]
+
+
 def evaluate(
-    where: str,
-    overrides: Mapping[str, str],
-    out: str | None = None,
+    where: str | pathlib.Path,
+    split: str | None = None,
+    *,
+    overrides: Mapping[str, object] | None = None,
+    out: str | pathlib.Path | None = None,
+    class_map: str | None = None,
+    restrict: bool = False,
+    label_sets: str | None = None,
+    progress: Progress | None = None,
+) -> Scores:
+    """Scores every example of a split once.
+
+    Args:
+      where: a workdir, checkpoint, file of weights or published name.
+      split: split to score; None for the split that the run scores, `data.val_split`.
+      overrides: values of config fields `data.KEY` and `batch_size`.
+      out: folder for `eval-<split>.json`, `predictions-<split>.csv`, `per_class-<split>.csv`
+        and `confusion-<split>.csv`; None to write no files.
+      class_map: file with the class of the model, by name or number, for each class of the data.
+      restrict: predict the classes of the data only, as for ImageNet-A and ImageNet-R.
+      label_sets: JSON file with all correct labels of each example, as in ReaL.
+      progress: shows the number of examples done.
+
+    Raises ConfigError, DataError or CheckpointError, in one line.
+    """
+    overrides = dict(overrides or {}) | ({"data.split": split} if split else {})
+    prepared = setup.prepare_setup(where, overrides)
+    scores = score_split(
+        prepared, class_map=class_map, restrict=restrict, label_sets=label_sets, progress=progress
+    )
+    if out is not None:
+        scores.write(pathlib.Path(out))
+    return scores
+
+
+def score_split(
+    prepared: setup.EvaluationSetup,
     *,
     class_map: str | None = None,
     restrict: bool = False,
     label_sets: str | None = None,
-) -> str:
-    """Evaluates a checkpoint; returns the closing line.
-
-    Writes `eval-<split>.json`, `predictions-<split>.csv`, `per_class-<split>.csv` and
-    `confusion-<split>.csv` into the run's folder, or `out`.
-
-    Args:
-      where: a workdir, checkpoint or `.npz`.
-      overrides: `data.KEY` and `batch_size`, as texts; `data.split` names the split to
-        score, which else is the run's `data.val_split`.
-      class_map: a file with the model's class, its name or number, for each class of the data.
-      restrict: predict among the classes of the data alone, as ImageNet-A and -R are scored.
-      label_sets: a JSON file of all right labels of each example, as ReaL's (arXiv:2006.07159).
-    """
-    seen = setup.prepare(where, overrides)
-    loaded = seen.loaded
+    progress: Progress | None = None,
+) -> Scores:
+    """Scores the split of an evaluation setup; the options are those of `evaluate`."""
+    loaded = prepared.loaded
     loaded.refuse_without_head()
-    split, folder = seen.split(), seen.folder(out)
-    source = seen.open(split)
-    counted = _as_the_model_counts(source, loaded, class_map)
-    places = counted.table.tolist() if isinstance(counted, Relabelled) else None
-    sets = _label_sets(label_sets, source, len(loaded.classes), places)
-    only = None
-    if restrict:
-        only = sorted(set(places or range(len(source.classes))))
-    progress = Progress(seconds_between=10)
-    scores = accuracy.evaluate(
-        scoring.make_score(seen.model, seen.mesh, seen.task, only=only),
-        seen.params,
-        counted,
-        dataclasses.replace(seen.recipe, crops=seen.config.data.eval_crops),
-        show=lambda done: progress.show(f"{done}/{len(source)} examples"),
-        **seen.options,
+    split = prepared.split()
+    source = prepared.open(split)
+    relabelled = _with_model_labels(source, loaded, class_map)
+    model_labels = relabelled.table.tolist() if isinstance(relabelled, Relabelled) else None
+    sets = _label_sets(label_sets, source, len(loaded.classes), model_labels)
+    only = sorted(set(model_labels or range(len(source.classes)))) if restrict else None
+    examples = accuracy.score_examples(
+        scoring.make_score(prepared.model, prepared.mesh, prepared.task, only=only),
+        prepared.params,
+        relabelled,
+        dataclasses.replace(prepared.recipe, crops=prepared.config.data.eval_crops),
+        show=lambda done: progress and progress.show(f"{done}/{len(source)} examples"),
+        **prepared.options,
     )
-    name = split.replace("/", "_")
     report = {"split": split, "checkpoint": loaded.weights.where, "size": len(source)}
     has_labels = getattr(source, "has_own_labels", True)
-    report |= scores.counts() | scores.means() if has_labels else {}
-    told, size = report, len(source)
-    if sets is not None:
-        told, size = scores.against(sets), sum(map(bool, sets))
-        report["label_sets"] = told
-        if not size:
-            raise DataError(f"split {split!r}: all of its sets of labels are empty.")
-    workdir.write_json(folder / f"eval-{name}.json", report)
+    metrics, size = examples.means(), len(source)
     if has_labels:
-        write_tables(folder, name, scores, source, loaded.classes)
-    words = " and three tables beside it" if has_labels else ""
-    progress.print_line(f"wrote {folder}/eval-{name}.json{words}")
-    return f"top1={told['top1']:.4f} top5={told['top5']:.4f} n={told['n']}/{size}"
+        report |= examples.counts() | metrics
+    if sets is not None:
+        metrics, size = examples.with_label_sets(sets), sum(map(bool, sets))
+        report["label_sets"] = metrics
+        if not size:
+            raise DataError(f"split {split!r}: all of its label sets are empty.")
+    return Scores(metrics, size, split, report, examples, source, loaded.classes, has_labels)
 
 
-def _as_the_model_counts(source, loaded, class_map: str | None):
-    """The source with the labels of the model; raises DataError for a class it never saw."""
+def _with_model_labels(source, loaded, class_map: str | None):
+    """Returns the source with labels of the model; raises DataError for an unknown class."""
     if class_map is not None:
         return Relabelled(source, loaded.classes, _read_map(class_map, source, loaded.classes))
     if source.classes == loaded.classes:
@@ -84,59 +141,64 @@ def _as_the_model_counts(source, loaded, class_map: str | None):
     is_foreign = loaded.folder is None and len(source.classes) == len(loaded.classes)
     if is_foreign and not set(source.classes) & set(loaded.classes):
         if loaded.has_class_names:
-            print("the weights have other names for the classes: label k is scored as output k.")
-        return source  # Other words for the classes, or none.
+            print(
+                "the class names of the weights differ from those of the data: label k of the "
+                "data is compared with output k."
+            )
+        return source
     for title in source.classes:
         if title not in loaded.classes:
             raise DataError(
                 f"class {title!r} of the data is not among the {len(loaded.classes)} classes "
                 f"of {loaded.weights.where}.{nearest(title, loaded.classes)} --class_map=FILE "
-                "says which of them it is."
+                "maps classes of the data to classes of the model."
             )
     return Relabelled(source, loaded.classes)
 
 
 def _read_map(file: str, source, classes: tuple[str, ...]) -> tuple[int, ...]:
-    """The model's class of each class of the data; raises ConfigError for a file that errs."""
+    """Returns the label of the model for each class of the data; raises ConfigError."""
     try:
         lines = pathlib.Path(file).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--class_map={file} cannot be read: {error}.") from error
     if len(lines) != len(source.classes):
         raise ConfigError(
-            f"--class_map={file} has {len(lines)} lines; the data has {len(source.classes)} "
-            "classes, and each has a line."
+            f"--class_map={file} has {len(lines)} lines; expected {len(source.classes)}, one for "
+            "each class of the data."
         )
-    found = []
+    labels = []
     for number, line in enumerate(lines, 1):
         text = line.strip()
         if classes.count(text) == 1:
-            found.append(classes.index(text))
+            labels.append(classes.index(text))
         elif text.isdecimal() and int(text) < len(classes):
-            found.append(int(text))
+            labels.append(int(text))
         else:
-            what = "the name of several classes" if text in classes else "no class"
+            problem = "the name of several classes" if text in classes else "no class"
             raise ConfigError(
-                f"--class_map={file}, line {number}: {text!r} is {what} of the model; give its "
+                f"--class_map={file}, line {number}: {text!r} is {problem} of the model; give its "
                 f"number, 0 to {len(classes) - 1}.{nearest(text, classes)}"
             )
-    return tuple(found)
+    return tuple(labels)
 
 
 def _label_sets(
-    file: str | None, source, num_classes: int, places: list[int] | None
+    file: str | None, source, num_classes: int, model_labels: list[int] | None
 ) -> Sequence[Sequence[int]] | None:
-    """All right labels of every example, from a file or from the data, or None.
+    """Returns all correct labels of every example, from a file or from the data, or None.
 
     Args:
-      places: the model's numbers of the classes of the data, where they differ; a file has the
-        model's.
+      model_labels: labels of the model for the classes of the data, if they differ; a file
+        holds labels of the model.
 
-    Raises DataError for a file that does not fit.
+    Raises DataError for a file that does not fit the split.
     """
     if file is None:
         sets = getattr(source, "label_sets", None)
-        return [[places[k] for k in labels] for labels in sets] if sets and places else sets
+        if sets and model_labels:
+            return [[model_labels[label] for label in labels] for labels in sets]
+        return sets
     try:
         sets = json.loads(pathlib.Path(file).read_bytes())
     except (OSError, ValueError, RecursionError) as error:
@@ -144,40 +206,43 @@ def _label_sets(
     if not isinstance(sets, list) or len(sets) != len(source):
         found = f"{len(sets)} entries" if isinstance(sets, list) else "no list"
         raise DataError(f"--label_sets={file} holds {found}; the split has {len(source)} examples.")
-    for place, labels in enumerate(sets):
-        fits = isinstance(labels, list) and all(
+    for index, labels in enumerate(sets):
+        is_valid = isinstance(labels, list) and all(
             type(label) is int and 0 <= label < num_classes for label in labels
         )
-        if not fits:
+        if not is_valid:
             raise DataError(
-                f"--label_sets={file}: entry {place} is {labels!r}; it must be a list of labels "
-                f"from 0 to {num_classes - 1}, perhaps empty."
+                f"--label_sets={file}: entry {index} is {labels!r}; expected a list of labels "
+                f"from 0 to {num_classes - 1}, which may be empty."
             )
     return sets
 
 
-def write_tables(folder: pathlib.Path, split: str, scores, source, classes) -> None:
-    """Predictions, per-class accuracy and confusion counts as CSV with class names."""
-    confusion = scores.confusion(len(classes))
+def write_tables(
+    folder: pathlib.Path, split: str, examples: accuracy.ExampleScores, source, classes
+) -> list[pathlib.Path]:
+    """Writes predictions, accuracy per class and the confusion matrix as CSV; returns the paths."""
+    confusion = examples.confusion(len(classes))
     predictions = (
-        (source.name(i), classes[scores.label[i]], classes[k], f"{scores.probability[i]:.6f}")
-        for i, k in enumerate(scores.prediction)
+        (source.name(i), classes[label], classes[prediction], f"{probability:.6f}")
+        for i, (label, prediction, probability) in enumerate(
+            zip(examples.label, examples.prediction, examples.probability, strict=True)
+        )
     )
-    header = ("id", "label", "prediction", "probability")
-    _write_csv(folder / f"predictions-{split}.csv", header, predictions)
     per_class = (
         (title, total, hits, f"{hits / total:.6f}" if total else "")
         for title, total, hits in zip(classes, confusion.sum(1), confusion.diagonal(), strict=True)
     )
-    header = ("class", "n", "correct", "top1")
-    _write_csv(folder / f"per_class-{split}.csv", header, per_class)
     counts = ((title, *row) for title, row in zip(classes, confusion, strict=True))
-    _write_csv(folder / f"confusion-{split}.csv", ("label", *classes), counts)
-
-
-def _write_csv(path: pathlib.Path, header, rows) -> None:
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    write_atomically(path, table.getvalue())
+    tables = {
+        "predictions": (("id", "label", "prediction", "probability"), predictions),
+        "per_class": (("class", "n", "correct", "top1"), per_class),
+        "confusion": (("label", *classes), counts),
+    }
+    paths = []
+    for name, (header, rows) in tables.items():
+        paths.append(folder / f"{name}-{split}.csv")
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows([header, *rows])
+        write_atomically(paths[-1], text.getvalue())
+    return paths

@@ -1,8 +1,9 @@
-"""Writes what a model makes of the images of a split, for other tools."""
+"""Features of images and of whole splits, as arrays and in files."""
 
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
+import jax
 import numpy as np
 
 from vit_jax.checkpoints import workdir
@@ -10,77 +11,116 @@ from vit_jax.data.record_files import whole_file
 from vit_jax.distributed.progress import Progress
 from vit_jax.errors import ConfigError
 from vit_jax.evaluation import scoring, setup
-from vit_jax.evaluation.scoring import scored_batches
+from vit_jax.evaluation.features import make_extractor
+from vit_jax.evaluation.predict import image_batches
+from vit_jax.weights import load
 
 NPZ, RECORDS = ".npz", ".array_record"
 
 
-def features(
-    where: str, overrides: Mapping[str, str], out: str, *, layer: str, half: bool = False
-) -> str:
-    """Writes the features of every example of a split once; returns the closing line.
-
-    An `.npz` holds `features` (N D, or N T D of tokens), `labels` N, `names` N and `classes`. In an
-    `.array_record`, for what is larger than memory, record i is the raw bytes of example i, and
-    FILE.json beside it has shape, dtype, labels, names and classes.
+def extract_features(
+    where: str | pathlib.Path, images: Sequence, layers: Sequence[int | str] = ("pre_logits",)
+) -> dict[int | str, np.ndarray]:
+    """Returns features of images, one float32 array for each layer.
 
     Args:
       where: a workdir, checkpoint, file of weights or published name.
-      overrides: `data.KEY` and `batch_size`, as texts.
-      layer: one of `evaluators.features.LAYERS`.
-      half: float16 in place of float32.
+      images: paths, PIL images, or arrays H W 3 uint8, of any size.
+      layers: numbers l of the tokens z_l after layer l (equation 3), 1 to L, B T D each; or
+        names of `features.LAYERS`: 'pre_logits', the input of the head, B D; the encoder's
+        output as 'tokens' B T D, class 'token' B D, or 'mean' of the patches B D.
+
+    Raises ConfigError for a layer that the model does not have, DataError for an image that
+    cannot be read.
+    """
+    loaded = load.load(where)
+    params = jax.device_put(loaded.params())
+    names = {layer: f"block_{layer - 1}" if isinstance(layer, int) else layer for layer in layers}
+    extractors = {
+        layer: jax.jit(make_extractor(loaded.model, name)) for layer, name in names.items()
+    }
+    batches: dict[int | str, list] = {layer: [] for layer in layers}
+    for pixels, count in image_batches(images, loaded.recipe):
+        for layer, extract in extractors.items():
+            features = extract(params, {"image": pixels})["features"]
+            batches[layer].append(np.asarray(features, np.float32)[:count])
+    return {layer: np.concatenate(parts) for layer, parts in batches.items()}
+
+
+def write_features(
+    where: str,
+    overrides: Mapping[str, object],
+    out: str,
+    *,
+    layer: str = "pre_logits",
+    half: bool = False,
+    progress: Progress | None = None,
+) -> str:
+    """Writes the features of every example of a split; returns the closing line.
+
+    An `.npz` holds `features` (N D, or N T D for tokens), `labels` N, `names` N and `classes`.
+    An `.array_record`, for features larger than memory, holds the raw bytes of example i as
+    record i; FILE.json beside it has shape, dtype, labels, names and classes.
+
+    Args:
+      where: a workdir, checkpoint, file of weights or published name.
+      overrides: values of config fields `data.KEY` and `batch_size`.
+      out: path of the new file.
+      layer: one of `features.LAYERS`.
+      half: store float16 instead of float32.
+      progress: shows the number of examples done.
     """
     path = pathlib.Path(out)
     if path.suffix not in (NPZ, RECORDS):
-        raise ConfigError(f"--out={out}: choose a name that ends in {NPZ} or {RECORDS}.")
+        raise ConfigError(f"--out={out}: expected a file name that ends in {NPZ} or {RECORDS}.")
     if path.exists() or not path.parent.is_dir():
-        words = "exists already" if path.exists() else f"there is no folder {path.parent}"
-        raise ConfigError(f"--out={out}: {words}.")
-    seen = setup.prepare(where, overrides, "features")
-    extract = scoring.make_extract(seen.model, seen.mesh, layer)
-    split = seen.split()
-    source, progress = seen.open(split), Progress(seconds_between=10)
-    dtype = np.dtype("float16" if half else "float32")
-    batches = scored_batches(
+        problem = "exists already" if path.exists() else f"there is no folder {path.parent}"
+        raise ConfigError(f"--out={out}: {problem}.")
+    prepared = setup.prepare_setup(where, overrides, "features")
+    extract = scoring.make_extract(prepared.model, prepared.mesh, layer)
+    split = prepared.split()
+    source = prepared.open(split)
+    batches = scoring.scored_batches(
         extract,
-        seen.params,
+        prepared.params,
         source,
-        seen.recipe,
-        show=lambda done: progress.show(f"{done}/{len(source)} examples"),
-        **seen.options,
+        prepared.recipe,
+        show=lambda done: progress and progress.show(f"{done}/{len(source)} examples"),
+        **prepared.options,
     )
     about = {
-        "checkpoint": seen.loaded.weights.where,
+        "checkpoint": prepared.loaded.weights.where,
         "layer": layer,
         "split": split,
         "classes": list(source.classes),
         "names": [source.name(i) for i in range(len(source))],
     }
+    dtype = np.dtype("float16" if half else "float32")
     write = _write_npz if path.suffix == NPZ else _write_records
     shape = write(path, batches, dtype, about)
-    words = " x ".join(map(str, shape))
-    return f"wrote {path}: {layer} {words} {dtype} n={shape[0]}/{len(source)}"
+    size = " x ".join(map(str, shape))
+    return f"wrote {path}: {layer} {size} {dtype} n={shape[0]}/{len(source)}"
 
 
 def _write_npz(path: pathlib.Path, batches: Iterator[dict], dtype, about: dict) -> tuple:
-    """Writes the file whole or not at all; returns the shape of the features."""
-    found, labels = [], []
+    """Writes the complete file or none; returns the shape of the features."""
+    features, labels = [], []
     for batch in batches:
-        found.append(batch["features"].astype(dtype))
+        features.append(batch["features"].astype(dtype))
         labels.append(batch["label"])
-    whole = np.concatenate(found)
+    stacked = np.concatenate(features)
     texts = {name: np.array(value) for name, value in about.items()}
     temporary = path.with_name(f".{path.name}.tmp.npz")
     try:
-        np.savez(temporary, features=whole, labels=np.concatenate(labels), **texts)
+        np.savez(temporary, features=stacked, labels=np.concatenate(labels), **texts)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    return whole.shape
+    return stacked.shape
 
 
 def _write_records(path: pathlib.Path, batches: Iterator[dict], dtype, about: dict) -> tuple:
-    """The same, as one record after the other."""
+    """Writes one record for each example; returns the shape of the features."""
     labels, shape = [], ()
     with whole_file(path) as write:
         for batch in batches:
@@ -88,6 +128,6 @@ def _write_records(path: pathlib.Path, batches: Iterator[dict], dtype, about: di
             labels += batch["label"].tolist()
             for values in batch["features"].astype(dtype):
                 write(values.tobytes())
-        form = {"dtype": str(dtype), "shape": list(shape), "labels": labels}
-        workdir.write_json(path.with_name(f"{path.name}.json"), form | about)
+        layout = {"dtype": str(dtype), "shape": list(shape), "labels": labels}
+        workdir.write_json(path.with_name(f"{path.name}.json"), layout | about)
     return len(labels), *shape

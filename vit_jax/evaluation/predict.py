@@ -1,107 +1,142 @@
-"""Labels images with a checkpoint."""
+"""Class predictions for images."""
 
-import json
 import pathlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
-from vit_jax.data.decode import SUFFIXES, Encoded
+from vit_jax.data.decode import SUFFIXES, Encoded, as_image
+from vit_jax.data.preprocess import EvalRecipe
 from vit_jax.errors import ConfigError, DataError
 from vit_jax.weights import load
 
 BATCH_SIZE = 32
 
 
+class Prediction(NamedTuple):
+    """A class and its probability."""
+
+    label: str
+    probability: float
+
+
 def predict(
-    where: str,
-    images: Sequence[str],
+    where: str | pathlib.Path,
+    images: Sequence,
     *,
     top: int = 5,
-    classes: str | None = None,
-    as_json: bool = False,
-) -> int:
-    """Prints the best classes of every image; returns how many could not be read.
+    classes: Sequence[str] | None = None,
+) -> list[list[Prediction]]:
+    """Returns the `top` most probable classes of every image, in order.
 
     Args:
-      where: a workdir, checkpoint or `.npz`.
-      images: files, and folders that are searched for files.
-      top: classes printed for each image.
-      classes: a file with one class name a line, in the order of the head.
+      where: a workdir, checkpoint, file of weights or published name.
+      images: paths, PIL images, or arrays H W 3 uint8, of any size.
+      top: number of classes for each image; at most the number of classes of the model.
+      classes: class names in the order of the head, instead of those of the weights.
 
-    A line is path, class, probability, separated by tabs; or one JSON object per image.
+    Raises DataError for an image that cannot be read.
     """
-    if top < 1:
-        raise ConfigError(f"--top is {top}; it must be at least 1.")
-    loaded = load.load(where, _read_classes(classes))
-    loaded.refuse_without_head()
-    files = list(_files(images))
-    params = jax.device_put(loaded.params())
-    model, top = loaded.model, min(top, len(loaded.classes))
+    predictor = Predictor(where, top=top, classes=classes)
+    return [
+        predictions
+        for pixels, count in image_batches(images, predictor.recipe)
+        for predictions in predictor(pixels)[:count]
+    ]
 
-    @jax.jit
-    def best(params, batch):
-        return jax.lax.top_k(jax.nn.softmax(model.apply({"params": params}, batch)), top)
 
-    num_broken = 0
+class Predictor:
+    """Predicts the most probable classes of batches of preprocessed images."""
+
+    def __init__(
+        self, where: str | pathlib.Path, *, top: int = 5, classes: Sequence[str] | None = None
+    ):
+        """The arguments are those of `predict`."""
+        if top < 1:
+            raise ConfigError(f"top is {top}; expected at least 1.")
+        loaded = load.load(where, tuple(classes) if classes is not None else None)
+        loaded.refuse_without_head()
+        model, top = loaded.model, min(top, len(loaded.classes))
+        self.recipe, self.classes = loaded.recipe, loaded.classes
+        self._params = jax.device_put(loaded.params())
+
+        @jax.jit
+        def best(params, batch):
+            return jax.lax.top_k(jax.nn.softmax(model.apply({"params": params}, batch)), top)
+
+        self._best = best
+
+    def __call__(self, pixels: np.ndarray) -> list[list[Prediction]]:
+        """Returns the predictions of images B H W 3 in [-1, 1]."""
+        probabilities, indices = jax.device_get(self._best(self._params, pixels))
+        return [
+            [Prediction(self.classes[k], float(p)) for k, p in zip(labels, values)]
+            for values, labels in zip(probabilities, indices)
+        ]
+
+
+def image_batches(images: Sequence, recipe: EvalRecipe) -> Iterator[tuple[np.ndarray, int]]:
+    """Yields preprocessed images B H W 3 and how many of them are not padding.
+
+    All batches have one shape, so that one program serves them.
+    """
+    size = min(BATCH_SIZE, len(images))
+    for first in range(0, len(images), size or 1):
+        pixels = [recipe(as_image(image)) for image in images[first : first + size]]
+        padding = [np.zeros_like(pixels[0])] * (size - len(pixels))
+        yield np.stack(pixels + padding), len(pixels)
+
+
+def predict_files(
+    where: str, images: Sequence[str], *, top: int = 5, classes: Sequence[str] | None = None
+) -> Iterator[tuple[pathlib.Path, list[Prediction] | None]]:
+    """Yields each image file with its predictions, or with None if it cannot be read.
+
+    A file that cannot be read is reported on standard error.
+
+    Args:
+      images: image files, and folders that are searched for image files.
+    """
+    predictor = Predictor(where, top=top, classes=classes)
+    files = list(_image_files(images))
     size = min(BATCH_SIZE, len(files))
     for first in range(0, len(files), size):
-        paths, pixels = [], []
-        for path in files[first : first + size]:
-            try:
-                pixels.append(loaded.recipe(Encoded(path.read_bytes(), str(path))))
-                paths.append(path)
-            except (DataError, OSError) as error:
-                num_broken += 1
-                words = error.strerror if isinstance(error, OSError) else error
-                print(f"{path}: {words}" if words is not error else error, file=sys.stderr)
-        if not paths:
-            continue
-        # Always the same shape, so that one program serves all batches.
-        padding = [np.zeros_like(pixels[0])] * (size - len(pixels))
-        probabilities, indices = jax.device_get(best(params, np.stack(pixels + padding)))
-        for path, values, labels in zip(paths, probabilities, indices, strict=False):
-            _print(path, [(loaded.classes[k], float(p)) for k, p in zip(labels, values)], as_json)
-    return num_broken
+        batch = files[first : first + size]
+        pixels = [_read(path, predictor.recipe) for path in batch]
+        readable = [image for image in pixels if image is not None]
+        predictions: Iterable = ()
+        if readable:
+            padding = [np.zeros_like(readable[0])] * (size - len(readable))
+            predictions = iter(predictor(np.stack(readable + padding)))
+        for path, image in zip(batch, pixels):
+            yield path, None if image is None else next(predictions)
 
 
-def _print(path: pathlib.Path, found: list[tuple[str, float]], as_json: bool) -> None:
-    if as_json:
-        labels = [{"class": title, "probability": round(p, 6)} for title, p in found]
-        print(json.dumps({"path": str(path), "predictions": labels}), flush=True)
-    else:
-        for title, probability in found:
-            print(f"{_cell(str(path))}\t{_cell(title)}\t{probability:.4f}", flush=True)
-
-
-def _cell(text: str) -> str:
-    """Text that ends no cell of a tab-separated table, and that no terminal obeys."""
-    return text if text.isprintable() else text.encode("unicode_escape").decode()
-
-
-def _read_classes(file: str | None) -> tuple[str, ...] | None:
-    if file is None:
-        return None
+def _read(path: pathlib.Path, recipe: EvalRecipe) -> np.ndarray | None:
     try:
-        return tuple(line.strip() for line in open(file, encoding="utf-8") if line.strip())
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--classes={file} cannot be read: {error}.") from error
+        return recipe(Encoded(path.read_bytes(), str(path)))
+    except DataError as error:
+        print(error, file=sys.stderr)
+    except OSError as error:
+        print(f"{path}: {error.strerror}", file=sys.stderr)
+    return None
 
 
-def _files(images: Sequence[str]) -> Iterator[pathlib.Path]:
-    """The files named, and those found in folders, sorted; DataError where there are none."""
+def _image_files(images: Sequence[str]) -> Iterator[pathlib.Path]:
+    """Yields the files named and the files in folders, sorted; raises DataError for none."""
     for name in images:
         path = pathlib.Path(name)
         if not path.is_dir():
-            yield path  # A missing one is told of when it is read.
+            yield path  # A missing file is reported when it is read.
             continue
-        found = sorted(
+        files = sorted(
             file
             for file in path.rglob("*")
             if file.suffix.lower() in SUFFIXES and not file.name.startswith(".")
         )
-        if not found:
+        if not files:
             raise DataError(f"{name}: no images ({', '.join(SUFFIXES)}) in this folder.")
-        yield from found
+        yield from files

@@ -1,92 +1,91 @@
-"""What a checkpoint's frozen features are worth: few-shot, linear probe, nearest neighbours.
+"""Evaluation of frozen features: few-shot, linear probe and nearest neighbours.
 
-Features of `data.split` are what is fitted on, those of `data.val_split` what is scored; only
-the labels of both must mean the same, whatever the model was trained on.
+The classifier is fitted on features of `data.split` and scored on those of `data.val_split`.
+Labels of both splits must have the same classes; they may differ from those of the model.
 """
-
-from collections.abc import Mapping
 
 from vit_jax.checkpoints import workdir
 from vit_jax.data.sources import relabelled
 from vit_jax.distributed.progress import Progress
 from vit_jax.errors import ConfigError
-from vit_jax.evaluation import frozen, scoring, setup
+from vit_jax.evaluation import frozen, scoring
+from vit_jax.evaluation.setup import EvaluationSetup
 
 
-def examine(
+def evaluate_features(
     protocol: str,
-    where: str,
-    overrides: Mapping[str, str],
+    prepared: EvaluationSetup,
     out: str | None = None,
     *,
     layer: str = "pre_logits",
+    progress: Progress | None = None,
     **options,
 ) -> str:
-    """Scores a checkpoint's features by one of `PROTOCOLS`; returns the closing line.
+    """Scores frozen features by one of `PROTOCOLS`; returns the closing line.
 
-    Writes `<protocol>-<split>.json` into the run's folder, or `out`.
+    Writes `<protocol>-<split>.json` into the folder of the run, or into `out`.
 
     Args:
-      where: a workdir, checkpoint, file of weights or published name.
-      overrides: `data.KEY` and `batch_size`, as texts.
-      layer: one of `evaluators.features` that gives a vector for an image.
-      **options: those of the protocol.
+      layer: one of `features.LAYERS` that gives one vector per image.
+      progress: shows the number of examples done.
+      **options: options of the protocol.
     """
     if layer == "tokens" or layer.startswith("block_"):
-        raise ConfigError(f"--layer is {layer!r}, of many tokens; token and mean are of one image.")
-    seen = setup.prepare(where, overrides)
-    data, progress = seen.config.data, Progress(seconds_between=10)
+        raise ConfigError(
+            f"--layer is {layer!r}, which has many tokens per image; use pre_logits, token or mean."
+        )
+    data = prepared.config.data
     if data.val_split in ("", data.split):
         raise ConfigError(
-            f"features of data.split={data.split!r} are fitted, those of data.val_split="
-            f"{data.val_split!r} scored; name two splits."
+            f"data.split is {data.split!r} and data.val_split is {data.val_split!r}; expected two "
+            "splits, one to fit on and one to score."
         )
-    folder = seen.folder(out)
-    train = seen.open(data.split)
-    test = relabelled(seen.open(data.val_split), train.classes)
-    extract = scoring.make_extract(seen.model, seen.mesh, layer)
+    folder = prepared.folder(out)
+    train = prepared.open(data.split)
+    test = relabelled(prepared.open(data.val_split), train.classes)
     see = frozen.make_seer(
-        extract,
-        seen.params,
-        seen.recipe,
-        show=lambda done: progress.show(f"{done} examples seen"),
-        **seen.options,
+        scoring.make_extract(prepared.model, prepared.mesh, layer),
+        prepared.params,
+        prepared.recipe,
+        show=lambda done: progress and progress.show(f"{done} examples done"),
+        **prepared.options,
     )
-    run, words = PROTOCOLS[protocol]
+    run, format_scores = PROTOCOLS[protocol]
     report = run(see, train, test, len(train.classes), **options)
     settings = {
-        "checkpoint": seen.loaded.weights.where,
+        "checkpoint": prepared.loaded.weights.where,
         "layer": layer,
         "fitted_on": data.split,
         "num_fitted": len(train),
         "split": data.val_split,
         "size": len(test),
     }
-    name = data.val_split.replace("/", "_")
-    workdir.write_json(folder / f"{protocol}-{name}.json", settings | report)
-    progress.print_line(f"wrote {folder}/{protocol}-{name}.json")
-    return f"{words(report)} n={report['n']}/{len(test)}"
+    path = folder / f"{protocol}-{data.val_split.replace('/', '_')}.json"
+    workdir.write_json(path, settings | report)
+    if progress:
+        progress.say(f"wrote {path}")
+    return f"{format_scores(report)} n={report['n']}/{len(test)}"
 
 
-def _fewshot_words(report: dict) -> str:
-    words = [
+def _format_fewshot(report: dict) -> str:
+    scores = [
         f"{name}={value['mean']:.4f}+-{value['std']:.4f}"
         for name, value in report.items()
         if name.endswith("shot")
     ]
-    return f"{' '.join(words)} seeds={report['seeds']} smallest_class={report['smallest_class']}"
+    return f"{' '.join(scores)} seeds={report['seeds']} smallest_class={report['smallest_class']}"
 
 
-def _probe_words(report: dict) -> str:
+def _format_probe(report: dict) -> str:
     return f"top1={report['top1']:.4f} l2={report['l2']:g}"
 
 
-def _knn_words(report: dict) -> str:
+def _format_knn(report: dict) -> str:
     return " ".join(f"{name}={x:.4f}" for name, x in report.items() if name.endswith("nn"))
 
 
 PROTOCOLS = {
-    "fewshot": (frozen.few_shot, _fewshot_words),
-    "probe": (frozen.linear_probe, _probe_words),
-    "knn": (frozen.nearest_neighbours, _knn_words),
+    "fewshot": (frozen.few_shot, _format_fewshot),
+    "probe": (frozen.linear_probe, _format_probe),
+    "knn": (frozen.nearest_neighbours, _format_knn),
 }

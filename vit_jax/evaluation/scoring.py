@@ -1,4 +1,4 @@
-"""Scores of a model on a whole split."""
+"""Runs a model over every example of a split."""
 
 import collections
 import functools
@@ -17,14 +17,14 @@ from vit_jax.evaluation.features import make_extractor
 from vit_jax.models.vit import ViT
 from vit_jax.tasks import registry as task_registry
 
-AHEAD = 1  # Batches that the devices have while the host takes down the one before.
+AHEAD = 1  # Batches on the devices while the host collects the scores of the one before.
 
 
 def score_all(score: Callable, params, source, recipe: Callable, **options) -> dict | None:
-    """What `scored_batches` gives, whole; None where it was stopped."""
+    """Returns the scores of all batches, concatenated; None if it was stopped."""
     columns: dict[str, list] = collections.defaultdict(list)
-    for found in scored_batches(score, params, source, recipe, **options):
-        for name, values in found.items():
+    for scores in scored_batches(score, params, source, recipe, **options):
+        for name, values in scores.items():
             columns[name].append(values)
     if sum(map(len, columns["label"])) < len(source):
         return None
@@ -43,51 +43,51 @@ def scored_batches(
     show: Callable[[int], None] = lambda _: None,
     is_stopped: Callable[[], bool] = lambda: False,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """`label` and what `score` says of every example, once, for any batch size and devices.
+    """Yields `label` and the scores of every example once, for any batch size and devices.
 
-    Batches come in the order of the source, without what fills up the last of them.
+    Batches come in the order of the source; the padding of the last batch is removed.
 
     Args:
-      score: (params, batch) -> per-example arrays, whole on every host; batch: image B H W 3,
-        label B, mask B, and number B, the example's place in the source.
+      score: (params, batch) -> per-example arrays, replicated on every host; batch: image
+        B H W 3, label B, mask B, and number B, the index of the example in the source.
       show: called with the number of examples done.
-      is_stopped: asked between batches; when it says so, no more come.
+      is_stopped: called between batches; when it returns True, iteration ends.
     """
     if not len(source):
-        raise DataError("the split is empty; there is nothing to count.")
+        raise DataError("the split is empty; expected at least one example.")
     share = loader.share_of(sharding, batch_size)
     rows = loader.EvalRows(source, recipe, share)
     pending: collections.deque = collections.deque()
-    done, is_told = 0, False
+    num_done, has_stopped = 0, False
 
-    def settle() -> dict[str, np.ndarray]:
-        """Takes down the oldest batch's scores, and whether a host has asked to stop."""
-        nonlocal done, is_told
-        found, told = jax.device_get(pending.popleft())
-        is_real = found.pop("mask") > 0
-        done, is_told = done + int(is_real.sum()), bool(told.any())
-        show(done)
-        return {name: values[is_real] for name, values in found.items()}
+    def collect() -> dict[str, np.ndarray]:
+        """Returns the scores of the oldest batch; notes if a host has asked to stop."""
+        nonlocal num_done, has_stopped
+        scores, stops = jax.device_get(pending.popleft())
+        is_example = scores.pop("mask") > 0
+        num_done, has_stopped = num_done + int(is_example.sum()), bool(stops.any())
+        show(num_done)
+        return {name: values[is_example] for name, values in scores.items()}
 
     for batch in loader.host_batches(rows, share, workers):
         batch = batch | {"number": batch["id"].astype(np.int32)}
         placed = loader.to_devices(batch, sharding)
-        known = _whole(sharding)({name: placed[name] for name in ("label", "mask")})
-        pending.append((known | score(params, placed), multihost.allgather(is_stopped())))
+        labels = _replicate(sharding)({name: placed[name] for name in ("label", "mask")})
+        pending.append((labels | score(params, placed), multihost.allgather(is_stopped())))
         if len(pending) > AHEAD:
-            yield settle()
-            if is_told:
+            yield collect()
+            if has_stopped:
                 return
     while pending:
-        yield settle()
-        if is_told and pending:
+        yield collect()
+        if has_stopped and pending:
             return
-    assert done == len(source), f"counted {done} of {len(source)} examples"
+    assert num_done == len(source), f"counted {num_done} of {len(source)} examples"
 
 
 @functools.cache
-def _whole(sharding: jax.sharding.Sharding) -> Callable:
-    """Returns a function that makes arrays of that sharding whole on every host."""
+def _replicate(sharding: jax.sharding.Sharding) -> Callable:
+    """Returns a function that replicates arrays of that sharding on every host."""
     if sharding.is_fully_addressable:
         return lambda arrays: arrays
     return jax.jit(
@@ -96,11 +96,15 @@ def _whole(sharding: jax.sharding.Sharding) -> Callable:
 
 
 def make_score(model: ViT, mesh: Mesh, task: Task, only: Sequence[int] | None = None) -> Callable:
-    """The jitted per-example scores, whole on every host; `only` some classes are predicted."""
+    """Returns the jitted per-example scores, replicated on every host.
+
+    Args:
+      only: classes that can be predicted; None for all.
+    """
     scorer = task_registry.make_scorer(task, model, only=only)
     return jax.jit(scorer, out_shardings=mesh_lib.replicated(mesh))
 
 
 def make_extract(model: ViT, mesh: Mesh, layer: str = "pre_logits") -> Callable:
-    """The jitted features of a layer, whole on every host."""
+    """Returns the jitted features of a layer, replicated on every host."""
     return jax.jit(make_extractor(model, layer), out_shardings=mesh_lib.replicated(mesh))

@@ -1,4 +1,4 @@
-"""A model to be examined: its weights on the devices, and the data to examine it with."""
+"""The setup of an evaluation: a model with its weights on the devices, and the data."""
 
 import dataclasses
 import pathlib
@@ -15,19 +15,19 @@ from vit_jax.errors import ConfigError
 from vit_jax.models.registry import build
 from vit_jax.weights import load
 
-AMENDABLE = ("data.", "batch_size")
-DEV = "dev"  # What a run with `data.dev` is scored on.
+OVERRIDABLE = ("data.", "batch_size")
+DEV = "dev"  # The split that a run with `data.dev` is scored on.
 
 
 @dataclasses.dataclass(frozen=True)
-class Subject:
-    """What `evaluate` and `features` look at."""
+class EvaluationSetup:
+    """A loaded model and the data that a config names."""
 
     loaded: load.Loaded
-    config: Config  # The run's, amended.
-    overrides: Mapping[str, str]
+    config: Config  # The config of the run, with the overrides of the command.
+    overrides: Mapping[str, object]
     model: load.Model
-    params: dict  # Whole on every device.
+    params: dict  # Replicated on every device.
     recipe: EvalRecipe
     mesh: jax.sharding.Mesh
 
@@ -37,7 +37,7 @@ class Subject:
 
     @property
     def options(self) -> dict:
-        """Of `evaluators.scored_batches`."""
+        """Options of `scoring.scored_batches`."""
         return {
             "batch_size": -(-self.config.batch_size // self.mesh.size) * self.mesh.size,
             "sharding": mesh_lib.batch_sharding(self.mesh),
@@ -45,47 +45,52 @@ class Subject:
         }
 
     def split(self) -> str:
-        """The split to examine: `data.split` where the command names it, else the one scored."""
+        """Returns `data.split` if the command sets it, otherwise the split that the run scores."""
         data = self.config.data
-        scored = DEV if data.dev is not None else data.val_split
-        split = data.split if "data.split" in self.overrides else scored
+        default = DEV if data.dev is not None else data.val_split
+        split = data.split if "data.split" in self.overrides else default
         if not split:
-            raise ConfigError("this run has no data.val_split; name one by --config.data.split.")
+            raise ConfigError(
+                "this run has no data.val_split; name a split with --config.data.split=NAME."
+            )
         return split
 
     def open(self, split: str):
-        """The records of a split, or those that the run held out."""
+        """Returns the records of a split, or the examples that the run held out for `dev`."""
         data = self.config.data
         return open_both(data)[1] if split == DEV and data.dev else open_split(data, split)
 
-    def folder(self, out: str | None) -> pathlib.Path:
-        """Where results go: `out`, the run's folder, or here."""
+    def folder(self, out: str | pathlib.Path | None) -> pathlib.Path:
+        """Returns the folder for results: `out`, the folder of the run, or the working folder."""
         folder = pathlib.Path(out) if out else self.loaded.folder or pathlib.Path()
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
 
-def prepare(where: str, overrides: Mapping[str, str], verb: str = "evaluate") -> Subject:
-    """Reads a checkpoint for a verb; at another `data.image_size` its positions are resized.
+def prepare_setup(
+    where: str | pathlib.Path, overrides: Mapping[str, object], verb: str = "evaluate"
+) -> EvaluationSetup:
+    """Loads a model for an evaluation; at another image size its positions are resized.
 
     Args:
       where: a workdir, checkpoint, file of weights or published name.
-      overrides: `data.KEY` and `batch_size`, as texts.
+      overrides: values of `data.KEY` and `batch_size`; texts are parsed as on the command line.
+      verb: the command, for error messages.
     """
     loaded = load.load(where)
-    config = _amended(loaded, overrides, verb)
+    config = _overridden(loaded, overrides, verb)
     mesh = mesh_lib.make_mesh()
-    model, places = loaded.model, mesh_lib.replicated(mesh)
+    model, sharding = loaded.model, mesh_lib.replicated(mesh)
     size = config.data.image_size
     size = (size, size) if isinstance(size, int) else size
     if size == model.image_size:
-        params = jax.device_put(loaded.params(), places)
+        params = jax.device_put(loaded.params(), sharding)
     else:
         model = build(loaded.section, num_classes=model.num_classes, image_size=size)
         plan = load.plan_for(loaded.weights, model, resize=True)
         for note in plan.notes:
             print(f"{where}: {note}")
-        params = jax.device_put(load.read_params(loaded.weights, plan), places)
+        params = jax.device_put(load.read_params(loaded.weights, plan), sharding)
     data = config.data
     recipe = dataclasses.replace(
         loaded.recipe,
@@ -94,30 +99,32 @@ def prepare(where: str, overrides: Mapping[str, str], verb: str = "evaluate") ->
         resample=data.resample,
         crop_fraction=data.crop_fraction,
     )
-    return Subject(loaded, config, overrides, model, params, recipe, mesh)
+    return EvaluationSetup(loaded, config, overrides, model, params, recipe, mesh)
 
 
-def _amended(loaded: load.Loaded, overrides: Mapping[str, str], verb: str) -> Config:
-    """The run's config with what the command line changes."""
+def _overridden(loaded: load.Loaded, overrides: Mapping[str, object], verb: str) -> Config:
+    """Returns the config of the run with the values that the command changes."""
     for key in overrides:
-        if not key.startswith(AMENDABLE):
-            raise ConfigError(f"--config.{key}: {verb} takes config.data... and batch_size only.")
+        if not key.startswith(OVERRIDABLE):
+            raise ConfigError(
+                f"--config.{key}: {verb} accepts config.data.KEY and config.batch_size only."
+            )
     if loaded.config is None and "data.source" not in overrides:
         raise ConfigError(
-            "these weights hold no config; name the data, as in --config.data.source=folder."
+            "these weights have no config; name the data, as in --config.data.source=folder."
         )
     if loaded.config is None:
-        amended = config_lib.base_config()
-        amended.steps = 1  # Nothing trains; the door wants one length.
-        amended.batch_size = 64
-        amended.data.image_size = loaded.model.image_size
-        amended.data.update(
+        config = config_lib.base_config()
+        config.steps = 1  # A config needs a length, though nothing is trained.
+        config.batch_size = 64
+        config.data.image_size = loaded.model.image_size
+        config.data.update(
             eval_crop=loaded.recipe.crop,
             resample=loaded.recipe.resample,
             crop_fraction=loaded.recipe.crop_fraction,
         )
     else:
-        amended = config_lib.to_config_dict({"": loaded.config})
-    for key, text in overrides.items():
-        config_lib.override(amended, key, text)
-    return config_lib.check(amended)[""]
+        config = config_lib.to_config_dict({"": loaded.config})
+    for key, value in overrides.items():
+        config_lib.override(config, key, value)
+    return config_lib.check(config)[""]

@@ -121,7 +121,7 @@ def _examined(
     where: str, loaded: load.Loaded, files: Sequence[str], overrides: Mapping[str, str]
 ) -> Examined:
     if overrides or (not files and loaded.config is not None):
-        whole = setup.prepare(where, overrides, "figures")
+        whole = setup.prepare_setup(where, overrides, "figures")
         found = Examined(where, whole.model, whole.params, None, _of_split(whole))
     else:
         photos = [_read(file) for file in files] or packaged.photos()
@@ -291,7 +291,7 @@ def _fill(waiting: Sequence[collections.deque], layers: Iterator[dict]) -> bool:
     return True
 
 
-def _of_split(whole: setup.Subject) -> np.ndarray:
+def _of_split(whole: setup.EvaluationSetup) -> np.ndarray:
     """Images B H W 3 of the split, evenly spaced, as the model takes them."""
     source = whole.open(whole.split())
     if not len(source):

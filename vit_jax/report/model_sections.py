@@ -17,7 +17,7 @@ def sections(run: Record) -> list[h.Raw]:
         note = "This run is scored on nothing: its data.val_split is empty."
         return [h.section("What the model sees", note=note), _of_positions(run)]
     try:
-        whole = setup.prepare(str(run.folder), {}, "report")
+        whole = setup.prepare_setup(str(run.folder), {}, "report")
     except h.FAULTS as error:
         return [h.section("What the model sees", note=f"Not to be had: {error}")]
     parts = []
@@ -37,7 +37,7 @@ POSITIONS = (
 )
 
 
-def _predictions(whole: setup.Subject) -> list:
+def _predictions(whole: setup.EvaluationSetup) -> list:
     found = predictions.predictions(whole)
     part = f"{found.n:,} evenly spaced ones of" if found.n < found.size else "all"
     told = f"top-1 {100 * found.top1:.2f} % of {part} {found.size:,} examples of {found.split}."
@@ -89,7 +89,7 @@ def _confusion(found: predictions.Predictions) -> h.Raw:
     return h.element("div", table, class_="scroll")
 
 
-def _attention(whole: setup.Subject) -> list:
+def _attention(whole: setup.EvaluationSetup) -> list:
     pairs = (
         h.element(
             "figure",

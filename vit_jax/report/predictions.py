@@ -48,7 +48,7 @@ class Predictions:
     confusion: dict[tuple[int, int], int]  # Label and prediction -> how often, where it is.
 
 
-def predictions(whole: setup.Subject) -> Predictions:
+def predictions(whole: setup.EvaluationSetup) -> Predictions:
     """Scores the run's split, or an evenly spaced part of it.
 
     Raises ConfigError or CheckpointError for a run that predicts no classes.
@@ -64,7 +64,7 @@ def predictions(whole: setup.Subject) -> Predictions:
     options = whole.options
     most = -(-len(part) // whole.mesh.size) * whole.mesh.size
     options["batch_size"] = min(options["batch_size"], most)
-    scores = accuracy.evaluate(score, whole.params, part, recipe, **options)
+    scores = accuracy.score_examples(score, whole.params, part, recipe, **options)
     surest = np.argsort(-scores.probability, kind="stable")
 
     def show(places) -> list[Prediction]:
@@ -93,7 +93,7 @@ def predictions(whole: setup.Subject) -> Predictions:
     )
 
 
-def attention(whole: setup.Subject) -> list[tuple[str, np.ndarray, np.ndarray]]:
+def attention(whole: setup.EvaluationSetup) -> list[tuple[str, np.ndarray, np.ndarray]]:
     """Name, image and attention rollout over it (Figure 6), H W 3 uint8, of some examples.
 
     Raises ConfigError for a ResNet, which has none.

@@ -13,7 +13,7 @@ from vit_jax.training.stage import Stage
 from vit_jax.weights import load
 
 EVALUATORS = {
-    "classification": accuracy.evaluate,
+    "classification": accuracy.score_examples,
     "masked_patches": masked_accuracy.evaluate,
 }
 

@@ -36,8 +36,11 @@ def run(
     fallback: bool = False,
     profile: Window | None = None,
     shard: Shard | None = None,
-) -> str:
-    """Runs what is not finished, each stage in its sub-folder; returns the closing line.
+) -> dict | None:
+    """Runs the stages that are not finished, each in its own folder.
+
+    Returns the contents of `summary.json`, or None if other processes still work on runs of a
+    sweep.
 
     A config without stages is the one stage '', in the folder itself. All stages are
     checked against their data and starting weights before the first begins.
@@ -67,7 +70,7 @@ def run(
     if profile is not None and profile.first > longest:
         raise ConfigError(f"--profile begins with step {profile.first}; there are {longest} steps.")
     if "" in prepared:
-        return _closing_line({"": train.train(prepared[""], **options)}, folder)
+        return train.train(prepared[""], **options)
     # Those that share a folder go by the locks of single runs.
     with workdir.lock_on_all(folder) if shard is None else contextlib.nullcontext():
         if multihost.is_process_0():
@@ -83,10 +86,13 @@ def run(
                 )
                 summaries[name] = go()
             if summaries.get(name) is None:
-                return f"done: other processes work at what is left workdir={folder}"
-        if "" not in stages and multihost.is_process_0():
-            workdir.write_json(folder / workdir.SUMMARY, _combined(summaries))
-    return _closing_line(summaries, folder)
+                return None
+        if "" in stages:
+            return summaries[""]
+        summary = _combined(summaries)
+        if multihost.is_process_0():
+            workdir.write_json(folder / workdir.SUMMARY, summary)
+    return summary
 
 
 def _passing_over(shard: Shard | None):
@@ -211,29 +217,3 @@ def _combined(summaries: dict[str, dict]) -> dict:
         for key, value in summary["metrics"].items()
     }
     return {"metrics": metrics, "stages": summaries}
-
-
-def _closing_line(summaries: dict, folder) -> str:
-    if "" in summaries:
-        return f"done: {_scores(summaries[''])} workdir={folder}"
-    scores = [
-        f"{name}/top1={summary['metrics']['val/top1']:.4f}"
-        for name, summary in summaries.items()
-        if "val/top1" in summary["metrics"]
-    ]
-    return f"done: stages={len(summaries)} {' '.join(scores)} workdir={folder}"
-
-
-def _scores(summary: dict) -> str:
-    """Of the one stage of a config: its steps, or runs, and what stands in `val`."""
-    found = summary["metrics"]
-    line = f"steps={summary['step']}" if "step" in summary else f"runs={len(summary['runs'])}"
-    for name, value in summary.get("best", {}).items():
-        line += f" {name}={value}"
-    if "val/top1" in found:
-        line += f" val/top1={found['val/top1']:.4f}"
-    if "val/top1_std" in found:
-        line += f" std={found['val/top1_std']:.4f}"
-    if "val/n" in found:
-        line += f" n={found['val/n']}/{summary['num_examples']['val']}"
-    return line

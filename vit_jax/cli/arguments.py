@@ -1,0 +1,104 @@
+"""Types and help texts that several commands share."""
+
+import argparse
+import pathlib
+
+from vit_jax.errors import ConfigError
+
+WHERE = (
+    "a workdir, a stage's folder, its checkpoints folder, a step's folder, an .npz or "
+    ".safetensors file, a Hugging Face folder, a URL (https, gs, hf, file), or a published name"
+)
+LAYER = (
+    "pre_logits (default), token, mean (of the patches), tokens, or block_I: the tokens after "
+    "layer I, counted from 0"
+)
+
+
+def add_data_overrides(parser) -> None:
+    """Adds `--config.data.KEY` to the help; `parser.split_config_flags` parses it."""
+    parser.add_argument(
+        "--config.data.KEY",
+        metavar="VALUE",
+        help="set a field of the data, such as data.split, the split to read",
+    )
+
+
+def positive_int(text: str) -> int:
+    """Parses a whole number of at least 1."""
+    if not (text.isdecimal() and int(text)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def positive_ints(text: str) -> tuple[int, ...]:
+    """Parses whole numbers of at least 1, such as 1,5,10."""
+    return tuple(positive_int(part) for part in text.split(","))
+
+
+def positive_floats(text: str) -> tuple[float, ...]:
+    """Parses positive numbers, such as 0.1,1e-3."""
+    try:
+        numbers = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        numbers = ()
+    if not numbers or not all(0 < number < float("inf") for number in numbers):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of positive numbers")
+    return numbers
+
+
+def fraction(text: str) -> float:
+    """Parses a number above 0 and at most 1."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0 and at most 1")
+    return number
+
+
+def step_range(text: str) -> tuple[int, int]:
+    """Parses START:STEPS, the first step and the number of steps."""
+    first, _, count = text.partition(":")
+    if not (first.isdecimal() and count.isdecimal() and int(first) and int(count)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not START:STEPS, two numbers of at least 1")
+    return int(first), int(count)
+
+
+def shard(text: str) -> tuple[int, int]:
+    """Parses I/N, the index of a process and the number of processes."""
+    index, _, count = text.partition("/")
+    if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not I/N, as in 0/4 to 3/4")
+    return int(index), int(count)
+
+
+def mesh(text: str) -> dict[str, str]:
+    """Parses data:4,fsdp:2 into config fields."""
+    pairs = [item.partition(":") for item in text.split(",")]
+    return {f"mesh.{axis}": size for axis, _, size in pairs}
+
+
+def environment_variable(text: str) -> tuple[str, str]:
+    """Parses KEY=VALUE."""
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
+    return name, value
+
+
+def check_weights_file(where: str | None) -> None:
+    """Raises CheckpointError for a damaged or hostile file, before slow imports."""
+    path = pathlib.Path(where or ".")
+    if path.exists() and not path.is_dir():
+        from vit_jax.weights.archive import open_archive
+
+        open_archive(path)
+
+
+def refuse_config(verb: str, file: str | None, overrides=()) -> None:
+    """Raises ConfigError for a `--config` flag of a command that takes none."""
+    if file is not None or overrides:
+        flag = "--config" if file is not None else f"--config.{next(iter(overrides))}"
+        raise ConfigError(f"{verb} does not accept {flag}; see {verb} --help.")

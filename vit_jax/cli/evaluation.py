@@ -1,0 +1,235 @@
+"""The commands `evaluate`, `features` and `predict`."""
+
+import json
+import pathlib
+
+from vit_jax.cli import arguments
+from vit_jax.cli.parser import Verb
+from vit_jax.errors import ConfigError, DataError
+
+PROTOCOLS = {  # Protocol -> its flags.
+    "classification": ("class_map", "restrict", "label_sets"),
+    "fewshot": ("layer", "shots", "seeds", "l2"),
+    "probe": ("layer", "l2"),
+    "knn": ("layer", "neighbours"),
+}
+
+
+def add_evaluate_flags(parser) -> None:
+    parser.add_argument("--workdir", metavar="DIR", help="a finished or running workdir")
+    parser.add_argument("--checkpoint", metavar="WHERE", help=arguments.WHERE)
+    parser.add_argument(
+        "--out", metavar="DIR", help="folder for the results (default: the folder of the run)"
+    )
+    parser.add_argument(
+        "--config.data.KEY",
+        metavar="VALUE",
+        help="set a field of the data: data.split is the split to score; for frozen features, "
+        "data.split is the split to fit on and data.val_split the split to score",
+    )
+    parser.add_argument(
+        "--protocol",
+        choices=PROTOCOLS,
+        default="classification",
+        help="classification with the head of the model (default), or on frozen features: "
+        "few-shot least squares, logistic regression (probe), nearest neighbours (knn)",
+    )
+    own = parser.add_argument_group("classification")
+    own.add_argument(
+        "--class_map",
+        metavar="FILE",
+        help="the class of the model for each class of the data, one a line",
+    )
+    own.add_argument(
+        "--restrict",
+        action="store_true",
+        default=None,
+        help="predict the classes of the data only, as for ImageNet-A and ImageNet-R",
+    )
+    own.add_argument(
+        "--label_sets",
+        metavar="FILE",
+        help="JSON list of all correct labels of each example, as in ReaL",
+    )
+    frozen = parser.add_argument_group("fewshot, probe, knn")
+    frozen.add_argument("--layer", metavar="NAME", help=arguments.LAYER)
+    frozen.add_argument(
+        "--shots",
+        type=arguments.positive_ints,
+        metavar="N,...",
+        help="examples per class (default 1,5,10,25)",
+    )
+    frozen.add_argument(
+        "--seeds",
+        type=arguments.positive_int,
+        metavar="N",
+        help="number of random draws of the examples (default 3)",
+    )
+    frozen.add_argument(
+        "--l2",
+        type=arguments.positive_floats,
+        metavar="X,...",
+        help="L2 penalty (default: fewshot 1024, probe 1 to 1e-6); of several values, the best on "
+        "a part of the training examples is used",
+    )
+    frozen.add_argument(
+        "--neighbours",
+        type=arguments.positive_ints,
+        metavar="K,...",
+        help="numbers of neighbours that vote (default 1,5,10,20,100,200)",
+    )
+
+
+def run_evaluate(args, file: str | None, overrides: dict[str, str]) -> int:
+    arguments.check_weights_file(args.checkpoint)
+    arguments.refuse_config("evaluate", file)
+    if bool(args.workdir) == bool(args.checkpoint):
+        raise ConfigError("evaluate needs either --workdir=DIR or --checkpoint=WHERE.")
+    options = protocol_options(args)
+    from vit_jax.distributed.compilation_cache import keep_compiled_programs
+    from vit_jax.distributed.progress import Progress
+    from vit_jax.evaluation import evaluate, protocols, setup
+
+    keep_compiled_programs()
+    progress = Progress(seconds_between=10)
+    prepared = setup.prepare_setup(args.workdir or args.checkpoint, overrides)
+    if args.protocol == "classification":
+        prepared.loaded.refuse_without_head()
+        folder = prepared.folder(args.out)
+        scores = evaluate.score_split(prepared, **options, progress=progress)
+        path, *tables = scores.write(folder)
+        progress.say(f"wrote {path}" + (" and three tables beside it" if tables else ""))
+        print(scores, flush=True)
+        return 0
+    print(
+        protocols.evaluate_features(
+            args.protocol, prepared, args.out, progress=progress, **options
+        ),
+        flush=True,
+    )
+    return 0
+
+
+def protocol_options(args) -> dict:
+    """Returns the flags of the protocol; raises ConfigError for a flag of another protocol."""
+    options = {}
+    for flag in dict.fromkeys(flag for flags in PROTOCOLS.values() for flag in flags):
+        value = getattr(args, flag)
+        if value is None:
+            continue
+        if flag not in PROTOCOLS[args.protocol]:
+            allowed = ", ".join(f"--{name}" for name in PROTOCOLS[args.protocol])
+            raise ConfigError(f"--protocol={args.protocol} accepts {allowed}, not --{flag}.")
+        options[flag] = value
+    return options
+
+
+def add_features_flags(parser) -> None:
+    parser.add_argument("--checkpoint", required=True, metavar="WHERE", help=arguments.WHERE)
+    parser.add_argument(
+        "--out",
+        required=True,
+        metavar="FILE",
+        help="new .npz file, or .array_record file for features larger than memory",
+    )
+    parser.add_argument("--layer", default="pre_logits", metavar="NAME", help=arguments.LAYER)
+    parser.add_argument("--half", action="store_true", help="store float16 instead of float32")
+    arguments.add_data_overrides(parser)
+
+
+def run_features(args, file: str | None, overrides: dict[str, str]) -> int:
+    arguments.check_weights_file(args.checkpoint)
+    arguments.refuse_config("features", file)
+    from vit_jax.distributed.compilation_cache import keep_compiled_programs
+    from vit_jax.distributed.progress import Progress
+    from vit_jax.evaluation.extract import write_features
+
+    keep_compiled_programs()
+    line = write_features(
+        args.checkpoint,
+        overrides,
+        args.out,
+        layer=args.layer,
+        half=args.half,
+        progress=Progress(seconds_between=10),
+    )
+    print(line, flush=True)
+    return 0
+
+
+def add_predict_flags(parser) -> None:
+    parser.add_argument("--checkpoint", required=True, metavar="WHERE", help=arguments.WHERE)
+    parser.add_argument("images", nargs="+", metavar="IMAGE|FOLDER", help="image files or folders")
+    parser.add_argument(
+        "--top", type=int, default=5, metavar="N", help="classes per image (default 5)"
+    )
+    parser.add_argument("--classes", metavar="FILE", help="class names, one a line")
+    parser.add_argument("--json", action="store_true", help="print one JSON object per image")
+
+
+def run_predict(args, file: str | None, overrides: dict[str, str]) -> int:
+    arguments.check_weights_file(args.checkpoint)
+    arguments.refuse_config("predict", file, overrides)
+    if args.top < 1:
+        raise ConfigError(f"--top is {args.top}; expected at least 1.")
+    classes = _read_classes(args.classes)
+    from vit_jax.distributed.compilation_cache import keep_compiled_programs
+    from vit_jax.evaluation.predict import predict_files
+
+    keep_compiled_programs()
+    num_unreadable = 0
+    for path, predictions in predict_files(
+        args.checkpoint, args.images, top=args.top, classes=classes
+    ):
+        if predictions is None:
+            num_unreadable += 1
+        else:
+            _print_predictions(path, predictions, args.json)
+    return DataError.exit_code if num_unreadable else 0
+
+
+def _print_predictions(path: pathlib.Path, predictions: list, as_json: bool) -> None:
+    if as_json:
+        rows = [{"class": label, "probability": round(p, 6)} for label, p in predictions]
+        print(json.dumps({"path": str(path), "predictions": rows}), flush=True)
+        return
+    for label, probability in predictions:
+        print(f"{_escape(str(path))}\t{_escape(label)}\t{probability:.4f}", flush=True)
+
+
+def _escape(text: str) -> str:
+    """Escapes text that contains tabs, newlines or control characters of a terminal."""
+    return text if text.isprintable() else text.encode("unicode_escape").decode()
+
+
+def _read_classes(file: str | None) -> tuple[str, ...] | None:
+    if file is None:
+        return None
+    try:
+        lines = pathlib.Path(file).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--classes={file} cannot be read: {error}.") from error
+    return tuple(line.strip() for line in lines if line.strip())
+
+
+EVALUATE = Verb(
+    "evaluate",
+    "score every example of a split exactly once",
+    "--workdir=runs/quickstart/finetune --config.data.split=val",
+    add_evaluate_flags,
+    run_evaluate,
+)
+FEATURES = Verb(
+    "features",
+    "write the features of every example of a split",
+    "--checkpoint=runs/quickstart/pretrain --out=val.npz --config.data.split=val",
+    add_features_flags,
+    run_features,
+)
+PREDICT = Verb(
+    "predict",
+    "predict the classes of images",
+    "--checkpoint=runs/quickstart/finetune photo.jpg folder/",
+    add_predict_flags,
+    run_predict,
+)

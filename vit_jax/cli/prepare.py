@@ -1,0 +1,46 @@
+"""The command `prepare`."""
+
+from vit_jax.cli import arguments
+from vit_jax.cli.parser import Verb
+
+
+def add_flags(parser) -> None:
+    parser.add_argument(
+        "source",
+        metavar="SOURCE",
+        help="folder or tar file of class folders or tars, with or without train, val and test",
+    )
+    parser.add_argument(
+        "destination", metavar="DESTINATION", help="new folder, read by data.source=prepared"
+    )
+    parser.add_argument(
+        "--exclude",
+        default="",
+        metavar="DIR",
+        help="leave out near-duplicates of the images of this folder, tar file or prepared set",
+    )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=0,
+        metavar="N",
+        help="number of processes (default: one per core)",
+    )
+
+
+def run(args, file: str | None, overrides: dict[str, str]) -> int:
+    arguments.refuse_config("prepare", file, overrides)
+    from vit_jax.prepare.prepare import prepare
+
+    line = prepare(args.source, args.destination, excluded=args.exclude, workers=args.workers)
+    print(line, flush=True)
+    return 0
+
+
+PREPARE = Verb(
+    "prepare",
+    "convert class folders or tar files to an ArrayRecord data set",
+    "ILSVRC2012_img_train.tar data/imagenet --exclude=data/flowers/test",
+    add_flags,
+    run,
+)

@@ -1,0 +1,138 @@
+"""The commands `report`, `figures` and `tables`."""
+
+from vit_jax.cli import arguments
+from vit_jax.cli.parser import Verb
+
+
+def add_report_flags(parser) -> None:
+    parser.add_argument(
+        "workdirs",
+        nargs="+",
+        metavar="WORKDIR",
+        help="runs, finished or not; stages and runs of sweeps are found inside",
+    )
+    parser.add_argument(
+        "--out",
+        metavar="FILE",
+        help="page that compares several runs, or page of the only run (default: report.html in "
+        "the workdir, or in the working folder)",
+    )
+    parser.add_argument(
+        "--no_model",
+        action="store_true",
+        help="leave out predictions and attention, which need to run the model",
+    )
+
+
+def run_report(args, file: str | None, overrides: dict[str, str]) -> int:
+    arguments.refuse_config("report", file, overrides)
+    from vit_jax.distributed.compilation_cache import keep_compiled_programs
+    from vit_jax.distributed.progress import Progress
+    from vit_jax.report import write
+
+    keep_compiled_programs()
+    show = Progress(seconds_between=10).show
+    line = write.report(args.workdirs, args.out, with_model=not args.no_model, show=show)
+    print(line, flush=True)
+    return 0
+
+
+def add_figures_flags(parser) -> None:
+    parser.add_argument("--checkpoint", required=True, metavar="WHERE", help=arguments.WHERE)
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder for PNG and SVG files")
+    parser.add_argument(
+        "--image",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="image to show; may be repeated (default: images of the run's data, or two photos)",
+    )
+    parser.add_argument(
+        "--theme", choices=("light", "dark"), default="light", help="colours (default light)"
+    )
+    parser.add_argument(
+        "--block",
+        type=int,
+        metavar="I",
+        help="layer whose attention heads are shown, from 0 (default: the last)",
+    )
+    parser.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="draw only this figure, such as figure6; may be repeated (default: all)",
+    )
+    parser.add_argument(
+        "--beside",
+        action="append",
+        default=[],
+        metavar="WHERE",
+        help="more weights for figure 10, position embeddings; may be repeated",
+    )
+    arguments.add_data_overrides(parser)
+
+
+def run_figures(args, file: str | None, overrides: dict[str, str]) -> int:
+    arguments.check_weights_file(args.checkpoint)
+    arguments.refuse_config("figures", file)
+    from vit_jax.distributed.compilation_cache import keep_compiled_programs
+    from vit_jax.figures.draw import figures
+
+    keep_compiled_programs()
+    line = figures(
+        args.checkpoint,
+        args.out,
+        files=args.image,
+        overrides=overrides,
+        theme=args.theme,
+        block=args.block,
+        beside=args.beside,
+        only=args.only,
+    )
+    print(line, flush=True)
+    return 0
+
+
+def add_tables_flags(parser) -> None:
+    parser.add_argument(
+        "name",
+        metavar="NAME",
+        help="table1 to table9, figure2, 3, 4, 5, 8, 9 or 12, communication, or benchmark",
+    )
+    parser.add_argument(
+        "files", nargs="*", metavar="FILE", help="workdirs, or files of `benchmark --out`"
+    )
+    parser.add_argument("--out", metavar="DIR", help="folder for a plot of the table")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run_tables(args, file: str | None, overrides: dict[str, str]) -> int:
+    arguments.refuse_config("tables", file, overrides)
+    from vit_jax.tables.render import table
+
+    print(table(args.name, args.json, args.files, args.out))
+    return 0
+
+
+REPORT = Verb(
+    "report",
+    "write an HTML page of curves, inputs and predictions for each run, and compare several",
+    "runs/quickstart",
+    add_report_flags,
+    run_report,
+)
+FIGURES = Verb(
+    "figures",
+    "draw the paper's figures 6, 7, 10, 11 and 14 from any weights",
+    "--checkpoint=imagenet21k/ViT-B_16 --image=photo.jpg --out=figures",
+    add_figures_flags,
+    run_figures,
+)
+TABLES = Verb(
+    "tables",
+    "print a table of the paper beside your results",
+    "table6",
+    add_tables_flags,
+    run_tables,
+)

@@ -1,0 +1,128 @@
+"""The command `train`."""
+
+import pathlib
+
+from vit_jax import config as config_lib
+from vit_jax.cli import arguments
+from vit_jax.cli.parser import Verb
+from vit_jax.errors import ConfigError
+
+
+def add_flags(parser) -> None:
+    parser.add_argument(
+        "--config", metavar="FILE[:ARGS]", help="config file; without it, the workdir's run resumes"
+    )
+    parser.add_argument(
+        "--config.KEY", metavar="VALUE", help="set one field, as in --config.optimizer.lr=3e-4"
+    )
+    parser.add_argument("--workdir", required=True, metavar="DIR", help="folder of the run")
+    parser.add_argument(
+        "--fallback",
+        action="store_true",
+        help="resume from an older step if the newest checkpoint is damaged",
+    )
+    parser.add_argument(
+        "--profile",
+        type=arguments.step_range,
+        metavar="START:STEPS",
+        help="write a trace of these steps for xprof, into the folder profile of the run",
+    )
+    parser.add_argument(
+        "--shard",
+        type=arguments.shard,
+        metavar="I/N",
+        help="run as process I of N (from 0) that share the runs of a sweep in one workdir",
+    )
+    parser.add_argument(
+        "--coordinator",
+        metavar="HOST:PORT",
+        help="address of process 0 of several; by default detected from SLURM, Open MPI, "
+        "Kubernetes or a TPU slice (docs/hosts.md)",
+    )
+    parser.add_argument("--num_processes", type=int, metavar="N", help="number of processes")
+    parser.add_argument("--process_id", type=int, metavar="I", help="index of this process, from 0")
+    parser.add_argument(
+        "--host_timeout",
+        type=arguments.positive_int,
+        metavar="SECONDS",
+        help="time that processes wait for each other (default 300)",
+    )
+
+
+def run(args, file: str | None, overrides: dict[str, str]) -> int:
+    if not args.workdir:
+        raise ConfigError("--workdir is empty; expected the folder of the run.")
+    from vit_jax.checkpoints import workdir
+
+    folder = pathlib.Path(args.workdir)
+    if file is not None:
+        config = config_lib.load(file)
+    else:
+        config = config_lib.to_config_dict(workdir.read_config(folder))
+    for stage in config_lib.resolve(config, overrides).values():  # Errors before slow imports.
+        arguments.check_weights_file(stage.init.path or None)
+    workdir.check_not_in_use(folder)
+    from vit_jax.distributed import cluster, multihost
+
+    options = cluster.detect_cluster(args.coordinator, args.num_processes, args.process_id)
+    multihost.initialize(options, args.host_timeout or multihost.TIMEOUT)
+    from vit_jax.distributed.compilation_cache import keep_compiled_programs
+    from vit_jax.report import write
+    from vit_jax.training import run as run_lib
+    from vit_jax.training import sweep
+    from vit_jax.training.profiler import Window
+
+    keep_compiled_programs()
+    summary = run_lib.train(
+        config,
+        folder,
+        overrides=overrides,
+        fallback=args.fallback,
+        profile=args.profile and Window(args.profile[0], sum(args.profile) - 1),
+        shard=args.shard and sweep.Shard(*args.shard),
+    )
+    is_process_0 = multihost.is_process_0()
+    if is_process_0:
+        print(closing_line(summary, folder), flush=True)
+    multihost.shutdown()
+    if is_process_0:  # The other processes need not wait for the report.
+        write.after_training(folder)
+    return 0
+
+
+def closing_line(summary, folder: pathlib.Path) -> str:
+    """Returns the last line of the output: steps and scores, of each stage if there are several."""
+    if summary is None:
+        return f"done: the remaining runs are in progress in other processes workdir={folder}"
+    if "" in summary.stages:
+        return f"done: {_scores(summary)} workdir={folder}"
+    scores = [
+        f"{name}/top1={stage['metrics']['val/top1']:.4f}"
+        for name, stage in summary.stages.items()
+        if "val/top1" in stage["metrics"]
+    ]
+    return f"done: stages={len(summary.stages)} {' '.join(scores)} workdir={folder}"
+
+
+def _scores(summary) -> str:
+    """Returns steps (or runs of a sweep) and the scores on `val` of a config without stages."""
+    metrics = summary.metrics
+    line = f"steps={summary['step']}" if "step" in summary else f"runs={len(summary['runs'])}"
+    for name, value in summary.get("best", {}).items():
+        line += f" {name}={value}"
+    if "val/top1" in metrics:
+        line += f" val/top1={metrics['val/top1']:.4f}"
+    if "val/top1_std" in metrics:
+        line += f" std={metrics['val/top1_std']:.4f}"
+    if "val/n" in metrics:
+        line += f" n={metrics['val/n']}/{summary['num_examples']['val']}"
+    return line
+
+
+TRAIN = Verb(
+    "train",
+    "pre-train or fine-tune a model, or resume the run of a workdir",
+    "--config=configs/quickstart.py --workdir=runs/quickstart",
+    add_flags,
+    run,
+)

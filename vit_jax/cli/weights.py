@@ -1,0 +1,104 @@
+"""The commands `inspect`, `convert` and `models`."""
+
+from vit_jax.cli import arguments
+from vit_jax.cli.parser import Verb
+
+
+def add_inspect_flags(parser) -> None:
+    parser.add_argument("where", metavar="WHERE", help=arguments.WHERE)
+    parser.add_argument("--json", action="store_true", help="print everything as JSON")
+
+
+def run_inspect(args, file: str | None, overrides: dict[str, str]) -> int:
+    arguments.check_weights_file(args.where)
+    arguments.refuse_config("inspect", file, overrides)
+    from vit_jax.weights.inspect_checkpoint import inspect
+
+    print(inspect(args.where, args.json))
+    return 0
+
+
+def add_convert_flags(parser) -> None:
+    parser.add_argument("source", metavar="SOURCE", help=arguments.WHERE)
+    parser.add_argument(
+        "destination", metavar="DESTINATION", help="an .npz file, a .safetensors file or a folder"
+    )
+    parser.add_argument(
+        "--format",
+        choices=("npz", "safetensors", "huggingface", "orbax"),
+        help="official npz, timm safetensors, Hugging Face folder (default for a folder), or a "
+        "checkpoint of this project (orbax)",
+    )
+    parser.add_argument("--model", metavar="NAME", help="refuse weights of another shape")
+    parser.add_argument(
+        "--image_size",
+        type=int,
+        metavar="N",
+        help="image side in pixels that position embeddings are resized to",
+    )
+    parser.add_argument("--pool", choices=("gap",), help="drop the class token")
+    parser.add_argument("--no_head", action="store_true", help="leave out head and pre_logits")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
+
+
+def run_convert(args, file: str | None, overrides: dict[str, str]) -> int:
+    arguments.check_weights_file(args.source)
+    arguments.refuse_config("convert", file, overrides)
+    from vit_jax.distributed.compilation_cache import keep_compiled_programs
+    from vit_jax.weights.convert import convert
+
+    keep_compiled_programs()
+    line = convert(
+        args.source,
+        args.destination,
+        format=args.format,
+        name=args.model,
+        image_size=args.image_size,
+        pool=args.pool,
+        no_head=args.no_head,
+        overwrite=args.overwrite,
+    )
+    print(line, flush=True)
+    return 0
+
+
+def add_models_flags(parser) -> None:
+    parser.add_argument(
+        "pattern",
+        nargs="?",
+        default="*",
+        metavar="PATTERN",
+        help="shell pattern or part of a name (default: all)",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON, with URLs and notes")
+
+
+def run_models(args, file: str | None, overrides: dict[str, str]) -> int:
+    arguments.refuse_config("models", file, overrides)
+    from vit_jax.weights.list_models import models_table
+
+    print(models_table(args.pattern, args.json))
+    return 0
+
+
+INSPECT = Verb(
+    "inspect",
+    "list the arrays, checksums and config of a checkpoint without loading it",
+    "runs/quickstart/finetune",
+    add_inspect_flags,
+    run_inspect,
+)
+CONVERT = Verb(
+    "convert",
+    "write weights in another format, account for every tensor, and compare outputs",
+    "imagenet21k+imagenet2012/ViT-B_16 vit_b16.safetensors",
+    add_convert_flags,
+    run_convert,
+)
+MODELS = Verb(
+    "models",
+    "list models and published weights",
+    "'vit_b*' --json",
+    add_models_flags,
+    run_models,
+)

@@ -1,0 +1,56 @@
+"""Training runs from Python: the stages of a config, in a workdir."""
+
+import pathlib
+from collections.abc import Mapping
+
+from vit_jax import config as config_lib
+from vit_jax.config.schema import Config
+from vit_jax.training import sweep
+from vit_jax.training.profiler import Window
+
+
+class Summary(dict):
+    """Contents of the `summary.json` of a finished run."""
+
+    def __init__(self, values: dict, workdir: pathlib.Path):
+        super().__init__(values)
+        self.workdir = workdir
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Final metrics by name, such as `val/top1`; with stages `finetune/val/top1`."""
+        return self["metrics"]
+
+    @property
+    def stages(self) -> dict[str, dict]:
+        """The summary of each stage by name; a config without stages is the stage ''."""
+        return self.get("stages", {"": dict(self)})
+
+
+def train(
+    config: str | pathlib.Path | config_lib.ConfigDict | Config,
+    workdir: str | pathlib.Path,
+    *,
+    overrides: Mapping[str, object] | None = None,
+    fallback: bool = False,
+    profile: Window | None = None,
+    shard: sweep.Shard | None = None,
+) -> Summary | None:
+    """Trains every stage of a config to its end, from the newest checkpoint of each.
+
+    Args:
+      config: `FILE[:ARGS]`, a ConfigDict from `vit_jax.config.base_config()`, or a Config.
+      workdir: folder of the run; a run that it holds already is resumed.
+      overrides: dotted field -> value, such as {"optimizer.lr": 0.003, "steps": 500}.
+      fallback: if the newest checkpoint is damaged, resume from an older one.
+      profile: steps to write a trace of.
+      shard: this process is one of several that share the runs of a sweep.
+
+    Returns the contents of `summary.json`; None if other processes still work on runs of the
+    sweep. Raises a `vit_jax.errors.VitJaxError` in one line; Interrupted after a signal, with
+    the last finished step saved.
+    """
+    folder = pathlib.Path(workdir)
+    stages = config_lib.resolve(config, overrides)
+    summary = sweep.run(stages, folder, fallback=fallback, profile=profile, shard=shard)
+    return None if summary is None else Summary(summary, folder)
