@@ -11,7 +11,7 @@ from vit_jax.distributed import mesh as mesh_lib
 from vit_jax.errors import ConfigError
 from vit_jax.models.registry import make_init
 from vit_jax.training.optimizer import make_optimizer, make_schedule
-from vit_jax.training.train_step import abstract_state
+from vit_jax.training.train_step import make_abstract_state
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_sharding_table_has_one_row_for_equal_parameters_of_all_layers():
         "vit_ti16", patch=4, image_size=8, num_layers=3, hidden_size=32, mlp_size=64, num_heads=4
     )
     tx = make_optimizer(make_schedule(0.1, total_steps=9), name="sgd")
-    state = abstract_state(make_init(model), tx, mesh_lib.make_mesh(2, 2, 2))
+    state = make_abstract_state(make_init(model), tx, mesh_lib.make_mesh(2, 2, 2))
     rows = {row["array"]: row for row in mesh_lib.sharding_table(state.params)}
     assert len(rows) == 16 + 8  # A layer; embedding, class token, positions, norm and head.
     row = rows["Transformer/encoderblock_*/MlpBlock_0/Dense_1/kernel"]
@@ -181,7 +181,7 @@ def test_tree_shardings_of_an_optimizer_state_follow_its_parameters(name):
         "vit_ti16", patch=4, image_size=8, num_layers=1, hidden_size=32, mlp_size=64, num_heads=2
     )
     tx = make_optimizer(make_schedule(0.1, total_steps=9), name=name, weight_decay=0.1)
-    state = abstract_state(make_init(model), tx, mesh_lib.make_mesh(1, 8))
+    state = make_abstract_state(make_init(model), tx, mesh_lib.make_mesh(1, 8))
     params, moments = trees.flatten(state.params), trees.flatten(state.opt_state)
     owners = {
         moment: max((p for p in params if moment.endswith(f"/{p}")), key=len, default=None)

@@ -112,7 +112,7 @@ def test_the_state_is_that_of_a_run(name):
     model = task_registry.build_model(config, num_classes=10)
     mesh = mesh_lib.make_mesh(data=2, fsdp=2, tensor=2)
     found = memory.place_state(memory.state_shapes(config, model), mesh)
-    run = build.assemble(config, model, mesh).like
+    run = build.assemble(config, model, mesh).abstract_state
     assert jax.tree.structure(found) == jax.tree.structure(run)
     for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(run)):
         assert (ours.shape, ours.dtype, ours.sharding) == (

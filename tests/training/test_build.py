@@ -15,28 +15,28 @@ TINY = Model(name="vit_ti16", patch=8, num_layers=1, hidden_size=16, mlp_size=32
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "rsqrt", "stair", "constant"])
 def test_each_step_is_given_the_rate_of_its_schedule(schedule):
     options = {"schedule": schedule, "warmup_steps": 3, "stair_at": (0.5,), "cooldown_steps": 4}
-    rates = build.make_rates(Optimizer(lr=0.1, **options), total_steps=20)
+    hyperparams = build.make_hyperparams(Optimizer(lr=0.1, **options), total_steps=20)
     expected = make_schedule(0.1, total_steps=20, **options)
     for step in range(20):
-        assert set(rates(step)) == {"lr"}
+        assert set(hyperparams(step)) == {"lr"}
         np.testing.assert_allclose(
-            rates(step)["lr"], expected(step), rtol=1e-5
+            hyperparams(step)["lr"], expected(step), rtol=1e-5
         )  # Of cos near its end.
-        assert rates(step)["lr"].dtype == np.float32
+        assert hyperparams(step)["lr"].dtype == np.float32
 
 
 def test_the_radius_of_sam_falls_with_the_rate():
     rule = Optimizer(
         lr=0.4, end_lr=0.1, schedule="linear", sam_rho=0.6, sam_rho_min=0.2, warmup_steps=2
     )
-    rates = build.make_rates(rule, total_steps=12)
+    hyperparams = build.make_hyperparams(rule, total_steps=12)
     for step in range(12):
-        lr, rho = rates(step)["lr"], rates(step)["rho"]
+        lr, rho = hyperparams(step)["lr"], hyperparams(step)["rho"]
         share = max(float(lr) - 0.1, 0) / 0.3  # arXiv:2203.08065, section 4.2.
         np.testing.assert_allclose(rho, 0.2 + 0.4 * share, rtol=1e-5)
     level = Optimizer(lr=0.4, end_lr=0.4, schedule="constant", sam_rho=0.6, sam_rho_min=0.2)
-    assert float(build.make_rates(level, total_steps=3)(2)["rho"]) == np.float32(0.6)
-    constant = build.make_rates(Optimizer(lr=0.4, sam_rho=0.6), total_steps=12)
+    assert float(build.make_hyperparams(level, total_steps=3)(2)["rho"]) == np.float32(0.6)
+    constant = build.make_hyperparams(Optimizer(lr=0.4, sam_rho=0.6), total_steps=12)
     assert [float(constant(step)["rho"]) for step in (0, 11)] == [np.float32(0.6)] * 2
 
 

@@ -12,7 +12,7 @@ from vit_jax.distributed import mesh as mesh_lib
 from vit_jax.models.registry import make_init
 from vit_jax.tasks import classification
 from vit_jax.training.optimizer import make_optimizer, make_schedule
-from vit_jax.training.train_step import abstract_state, make_birth, make_train_step
+from vit_jax.training.train_step import make_abstract_state, make_init_state, make_train_step
 
 BATCH, STEPS = 16, 50
 MESHES = [(1, 1, 1), (8, 1, 1), (1, 8, 1), (2, 2, 2)]
@@ -40,17 +40,17 @@ def step_on(sizes, model):
     mesh = mesh_lib.make_mesh(*sizes, devices=jax.devices()[:num_devices])
     make_tx = functools.partial(make_optimizer, name="adamw", weight_decay=0.1)
     tx = make_tx(SCHEDULE)
-    like = abstract_state(make_init(model), tx, mesh)
+    abstract_state = make_abstract_state(make_init(model), tx, mesh)
     loss = classification.make_loss(model)
-    step = make_train_step(loss, make_tx, like, mesh_lib.batch_sharding(mesh))
-    birth = make_birth(make_init(model), tx, like)
-    return mesh, like, birth, step
+    step = make_train_step(loss, make_tx, abstract_state, mesh_lib.batch_sharding(mesh))
+    init_state = make_init_state(make_init(model), tx, abstract_state)
+    return mesh, abstract_state, init_state, step
 
 
 @functools.cache
 def losses_on(sizes, **options) -> np.ndarray:
-    mesh, _, birth, step = step_on(sizes, small(**options))
-    state, losses = birth(jax.random.key(0)), []
+    mesh, _, init_state, step = step_on(sizes, small(**options))
+    state, losses = init_state(jax.random.key(0)), []
     with jax.set_mesh(mesh):
         for i, batch in zip(range(STEPS), batches()):
             batch = jax.device_put(batch, mesh_lib.batch_sharding(mesh))
@@ -72,24 +72,24 @@ def test_fifty_scanned_and_recomputed_steps_have_the_same_losses():
 
 
 def test_an_eighth_of_the_bytes_lies_on_each_of_eight_fsdp_devices():
-    _, like, _, _ = step_on((1, 8, 1), create_model("vit_s16"))
-    for part in (like.params, like.opt_state):
+    _, abstract_state, _, _ = step_on((1, 8, 1), create_model("vit_s16"))
+    for part in (abstract_state.params, abstract_state.opt_state):
         places = jax.tree.map(lambda leaf: leaf.sharding, part)
         total = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(part))
         assert mesh_lib.bytes_per_device(part, places) == pytest.approx(total / 8, rel=0.05)
-    assert mesh_lib.unsharded_parameters(like.params) == []
+    assert mesh_lib.unsharded_parameters(abstract_state.params) == []
 
 
 def moved(sizes, kind: str, **options) -> list[tuple[int, ...]]:
     """Shapes of what a kind of collective gives in the compiled step."""
-    mesh, like, _, step = step_on(sizes, small(**options))
+    mesh, abstract_state, _, step = step_on(sizes, small(**options))
     place = mesh_lib.batch_sharding(mesh)
     batch = jax.tree.map(
         lambda rows: jax.ShapeDtypeStruct(rows.shape, rows.dtype, sharding=place), next(batches())
     )
     key = jax.eval_shape(lambda: jax.random.key(0))
     with jax.set_mesh(mesh):
-        text = step.lower(like, batch, key, {"lr": 1e-3}).compile().as_text()
+        text = step.lower(abstract_state, batch, key, {"lr": 1e-3}).compile().as_text()
     found = []
     for result in re.findall(rf"= (.+?) {kind}(?:-start)?\(", text):
         shapes = re.findall(r"\w+\[([\d,]*)\]", result)

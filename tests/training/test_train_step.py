@@ -12,7 +12,7 @@ from vit_jax import create_model, trees
 from vit_jax.distributed import mesh as mesh_lib
 from vit_jax.models.registry import make_init
 from vit_jax.training.optimizer import make_optimizer, make_schedule
-from vit_jax.training.train_step import abstract_state, make_birth, make_train_step
+from vit_jax.training.train_step import make_abstract_state, make_init_state, make_train_step
 
 START = {"linear": {"kernel": np.array([[1.0], [-1.0]], np.float32), "bias": np.zeros(1)}}
 X = np.array([[1, 2], [3, 4], [-1, 0], [0, 1], [2, 2], [1, -1], [0, 0], [5, 1]], np.float32)
@@ -36,9 +36,9 @@ def toy(loss=toy_loss, mesh=None, **options):
     options = {"name": "sgd", "weight_decay": 0.2} | options
     make_tx = functools.partial(make_optimizer, **options)
     tx = make_tx(schedule)
-    like = abstract_state(toy_init, tx, mesh)
-    state = make_birth(toy_init, tx, like)(jax.random.key(0))
-    step = make_train_step(loss, make_tx, like, mesh_lib.batch_sharding(mesh))
+    abstract_state = make_abstract_state(toy_init, tx, mesh)
+    state = make_init_state(toy_init, tx, abstract_state)(jax.random.key(0))
+    step = make_train_step(loss, make_tx, abstract_state, mesh_lib.batch_sharding(mesh))
 
     def on_schedule(state, *rest):
         return step(state, *rest, {"lr": schedule(state.step)})
@@ -148,14 +148,14 @@ def vit(num_layers=2):
 def born():
     """A state split over eight devices."""
     tx, init = make_optimizer(make_schedule(0.1, total_steps=9)), make_init(vit(num_layers=1))
-    like = abstract_state(init, tx, mesh_lib.make_mesh(1, 8))
-    return init, tx, like, make_birth(init, tx, like)(jax.random.key(0))
+    abstract_state = make_abstract_state(init, tx, mesh_lib.make_mesh(1, 8))
+    return init, tx, abstract_state, make_init_state(init, tx, abstract_state)(jax.random.key(0))
 
 
 def test_a_state_is_born_where_it_is_to_lie(born):
-    _, _, like, state = born
+    _, _, abstract_state, state = born
     for name, leaf in trees.flatten(state).items():
-        wanted = trees.flatten(like)[name]
+        wanted = trees.flatten(abstract_state)[name]
         assert (leaf.shape, leaf.dtype) == (wanted.shape, wanted.dtype)
         assert leaf.sharding.is_equivalent_to(wanted.sharding, leaf.ndim), name
     kernel = "encoderblock_0/MlpBlock_0/Dense_0/kernel"
@@ -179,21 +179,24 @@ def test_a_born_state_has_the_parameters_of_init_at_step_zero(born):
 
 
 def test_given_parameters_take_the_place_of_init(born):
-    init, tx, like, _ = born
+    init, tx, abstract_state, _ = born
     given = jax.tree.map(
         lambda leaf: np.random.default_rng(0).normal(size=leaf.shape).astype(np.float32),
-        like.params,
+        abstract_state.params,
     )
-    state = make_birth(init, tx, like)(jax.random.key(0), given)
+    state = make_init_state(init, tx, abstract_state)(jax.random.key(0), given)
     assert same_bits(to_numpy(state.params), given)
     assert state.step == 0
-    for leaf, wanted in zip(jax.tree.leaves(state), jax.tree.leaves(like), strict=True):
+    for leaf, wanted in zip(jax.tree.leaves(state), jax.tree.leaves(abstract_state), strict=True):
         assert leaf.sharding.is_equivalent_to(wanted.sharding, leaf.ndim)
 
 
 def test_an_abstract_state_takes_no_memory_and_has_the_optimisers_structure(born):
-    init, tx, like, _ = born
-    assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(like))
+    init, tx, abstract_state, _ = born
+    assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(abstract_state))
     wanted = jax.eval_shape(lambda: tx.init(init(jax.random.key(0))))
-    assert jax.tree.structure(like.opt_state) == jax.tree.structure(wanted)
-    assert optax.tree_utils.tree_get(like.opt_state, "mu").keys() == like.params.keys()
+    assert jax.tree.structure(abstract_state.opt_state) == jax.tree.structure(wanted)
+    assert (
+        optax.tree_utils.tree_get(abstract_state.opt_state, "mu").keys()
+        == abstract_state.params.keys()
+    )

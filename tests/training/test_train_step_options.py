@@ -12,7 +12,7 @@ from vit_jax.distributed import mesh as mesh_lib
 from vit_jax.models.registry import make_init
 from vit_jax.tasks import classification
 from vit_jax.training.optimizer import make_optimizer, make_schedule
-from vit_jax.training.train_step import abstract_state, make_birth, make_train_step
+from vit_jax.training.train_step import make_abstract_state, make_init_state, make_train_step
 
 STEPS, RATE, MOMENTUM = 100, 0.02, 0.9
 RANDOM = np.random.default_rng(0)
@@ -47,13 +47,13 @@ def trace(rho=None, **options):
         del key
         return {"w": jnp.float32(W)}
 
-    like = abstract_state(init, tx, mesh, has_ema="ema" in options)
-    state = make_birth(init, tx, like)(jax.random.key(0))
+    abstract_state = make_abstract_state(init, tx, mesh, has_ema="ema" in options)
+    state = make_init_state(init, tx, abstract_state)(jax.random.key(0))
     batches = mesh_lib.batch_sharding(mesh)
-    step = make_train_step(toy_loss, make_tx, like, batches, **options)
+    step = make_train_step(toy_loss, make_tx, abstract_state, batches, **options)
     for i in range(STEPS):
-        rates = {"lr": schedule(i)} | ({"rho": rho(i)} if rho else {})
-        state, metrics = step(state, {"x": X, "y": Y}, jax.random.key(0), rates)
+        hyperparams = {"lr": schedule(i)} | ({"rho": rho(i)} if rho else {})
+        state, metrics = step(state, {"x": X, "y": Y}, jax.random.key(0), hyperparams)
         yield jax.tree.map(np.array, state), metrics
 
 
@@ -101,10 +101,10 @@ def test_averaged_weights_follow_their_equation_and_are_those_judged():
     for (state, _), w in zip(trace(ema=0.95), path, strict=True):
         average = 0.95 * average + 0.05 * w
         np.testing.assert_allclose(state.ema["w"], average, rtol=1e-4, atol=1e-5)
-        assert state.judged is state.ema
+        assert state.eval_params is state.ema
     state, _ = next(trace())
     assert state.ema is None
-    assert state.judged is state.params
+    assert state.eval_params is state.params
 
 
 @pytest.mark.parametrize("accumulate", [2, 4, 8])
@@ -128,10 +128,10 @@ def test_a_vit_accumulates_to_the_gradient_of_the_whole_batch_on_any_mesh(sizes)
     moved = {}
     for accumulate, mesh in ((1, mesh_lib.make_mesh(1, 1, devices=jax.devices()[:1])), (4, None)):
         mesh = mesh or mesh_lib.make_mesh(*sizes)
-        like = abstract_state(make_init(model), tx, mesh)
-        state = make_birth(make_init(model), tx, like)(jax.random.key(0))
+        abstract_state = make_abstract_state(make_init(model), tx, mesh)
+        state = make_init_state(make_init(model), tx, abstract_state)(jax.random.key(0))
         loss, batches = classification.make_loss(model), mesh_lib.batch_sharding(mesh)
-        step = make_train_step(loss, make_tx, like, batches, accumulate=accumulate)
+        step = make_train_step(loss, make_tx, abstract_state, batches, accumulate=accumulate)
         for i in range(2):
             state, metrics = step(state, batch, jax.random.key(0), {"lr": schedule(i)})
         moved[accumulate] = trees.flatten(jax.tree.map(np.array, state.params)), metrics
@@ -151,9 +151,11 @@ def test_a_step_of_no_number_leaves_the_average_as_it_was():
         del key
         return {"w": jnp.float32(W)}
 
-    like = abstract_state(init, tx, mesh, has_ema=True)
-    state = make_birth(init, tx, like)(jax.random.key(0))
-    step = make_train_step(toy_loss, make_tx, like, mesh_lib.batch_sharding(mesh), ema=0.5)
+    abstract_state = make_abstract_state(init, tx, mesh, has_ema=True)
+    state = make_init_state(init, tx, abstract_state)(jax.random.key(0))
+    step = make_train_step(
+        toy_loss, make_tx, abstract_state, mesh_lib.batch_sharding(mesh), ema=0.5
+    )
     before = np.array(state.ema["w"])
     state, _ = step(state, {"x": X, "y": np.full_like(Y, np.nan)}, jax.random.key(0), {"lr": RATE})
     assert np.array(state.ema["w"]).tobytes() == before.tobytes()

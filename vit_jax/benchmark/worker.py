@@ -96,17 +96,17 @@ def _training(config: Config) -> tuple[Callable[[], jax.Array], int]:
     mesh = build.build_mesh(config)
     model = task_registry.build_model(config, config.data.num_classes)
     parts = build.assemble(config, model, mesh)
-    rates = build.make_rates(config.optimizer, config.steps)(0)
-    birth_key, batch_key, key = jax.random.split(jax.random.key(config.seed), 3)
-    state = parts.birth(birth_key)
+    hyperparams = build.make_hyperparams(config.optimizer, config.steps)(0)
+    init_key, batch_key, key = jax.random.split(jax.random.key(config.seed), 3)
+    state = parts.init_state(init_key)
     batch = _random_batch(config, parts.batch_sharding, batch_key)
 
     def step() -> jax.Array:
         nonlocal state
-        state, scalars = parts.train_step(state, batch, key, rates)
+        state, scalars = parts.train_step(state, batch, key, hyperparams)
         return scalars["loss"]  # Of the same program as the state: ready when that is.
 
-    return step, trees.count(parts.like.params)
+    return step, trees.count(parts.abstract_state.params)
 
 
 def _inference(config: Config) -> tuple[Callable[[], jax.Array], int]:
@@ -114,10 +114,10 @@ def _inference(config: Config) -> tuple[Callable[[], jax.Array], int]:
     mesh = build.build_mesh(config)
     model = task_registry.build_model(config, config.data.num_classes)
     init = make_init(model)
-    birth_key, batch_key = jax.random.split(jax.random.key(config.seed))
-    shapes = jax.eval_shape(init, birth_key)
+    init_key, batch_key = jax.random.split(jax.random.key(config.seed))
+    shapes = jax.eval_shape(init, init_key)
     places = mesh_lib.tree_shardings(shapes, mesh)
-    params = jax.jit(init, out_shardings=places)(birth_key)
+    params = jax.jit(init, out_shardings=places)(init_key)
     images = _random_batch(config, mesh_lib.batch_sharding(mesh), batch_key)["image"]
     forward = jax.jit(lambda params, images: model.apply({"params": params}, images))
 

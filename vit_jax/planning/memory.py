@@ -83,17 +83,17 @@ class Memory:
         return self.stacked + self.gradients + self.activations + self.working
 
 
-def estimate(config: Config, model, like: TrainState, *, widened: bool = False) -> Memory:
-    """The memory of a step of a config on each device of the mesh that `like` lies on.
+def estimate(config: Config, model, state: TrainState, *, widened: bool = False) -> Memory:
+    """The memory of a step of a config on each device of the mesh of `state`.
 
     Args:
-      like: the state's ShapeDtypeStructs with shardings, of any mesh, an abstract one too.
+      state: ShapeDtypeStructs with shardings; the mesh may be abstract too.
       widened: count bfloat16 as four bytes, as XLA on a CPU keeps it.
     """
-    mesh = jax.tree.leaves(like)[0].sharding.mesh
+    mesh = jax.tree.leaves(state)[0].sharding.mesh
     num_examples = config.batch_size // mesh_lib.num_batch_shards(mesh)  # On a device, of a step.
     parameters, optimizer, ema = (
-        _held(tree) for tree in (like.params, like.opt_state, like.ema or {})
+        _held(tree) for tree in (state.params, state.opt_state, state.ema or {})
     )
     batch = sum(_size(leaf) for leaf in abstract_batch(config, model, num_examples).values())
     rule = config.optimizer
@@ -109,7 +109,7 @@ def estimate(config: Config, model, like: TrainState, *, widened: bool = False) 
         optimizer=optimizer,
         ema=ema,
         batch=batch,
-        stacked=_stacked(model, like.params),
+        stacked=_stacked(model, state.params),
         gradients=gradients + (parameters if rule.gsam_alpha else 0),
         activations=round(examples * sum(kept)),
         working=round(examples * working) + (batch if config.accumulate > 1 else 0),
@@ -299,21 +299,21 @@ def compile_step(config: Config, model, devices) -> Compiled:
     """
     mesh = mesh_lib.make_mesh(**dataclasses.asdict(config.mesh), devices=devices)
     model, rule = as_traced(model), config.optimizer
-    like, place = place_state(state_shapes(config, model), mesh), mesh_lib.batch_sharding(mesh)
+    state, place = place_state(state_shapes(config, model), mesh), mesh_lib.batch_sharding(mesh)
     step = make_train_step(
         task_registry.make_loss(config.task, model),
         _maker(rule),
-        like,
+        state,
         place,
         accumulate=config.accumulate,
         ema=rule.ema,
         gsam_alpha=rule.gsam_alpha,
     )
-    rates = {"lr": rule.lr} | ({"rho": rule.sam_rho} if rule.sam_rho is not None else {})
+    hyperparams = {"lr": rule.lr} | ({"rho": rule.sam_rho} if rule.sam_rho is not None else {})
     batch = abstract_batch(config, model, config.batch_size, place)
     start = time.perf_counter()
     with jax.set_mesh(mesh):
-        lowered = step.lower(like, batch, jax.random.key(0), rates)
+        lowered = step.lower(state, batch, jax.random.key(0), hyperparams)
     program = lowered.compile(compiler_options=QUICK)
     found = program.memory_analysis()
     held = found.argument_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes

@@ -20,7 +20,12 @@ from vit_jax.evaluation.scoring import make_extract, make_score
 from vit_jax.models.registry import ViT, make_init
 from vit_jax.tasks import registry as task_registry
 from vit_jax.training import optimizer
-from vit_jax.training.train_step import TrainState, abstract_state, make_birth, make_train_step
+from vit_jax.training.train_step import (
+    TrainState,
+    make_abstract_state,
+    make_init_state,
+    make_train_step,
+)
 
 # Fields of config.optimizer that are arguments of a step, not part of its program.
 RATES = (
@@ -76,12 +81,12 @@ def train_recipe(data: Data, size: tuple[int, int]) -> TrainRecipe:
 
 @dataclasses.dataclass(frozen=True)
 class Programs:
-    """What is traced and compiled; runs that differ in rates, length or seed share it."""
+    """What is traced and compiled; runs that differ in learning rate, length or seed share it."""
 
     batch_sharding: NamedSharding
-    like: TrainState  # Shapes, dtypes and places.
-    birth: Callable  # (key, params or None) -> TrainState
-    train_step: Callable  # (state, batch, key, rates, teacher's parameters) -> (state, metrics)
+    abstract_state: TrainState  # Shapes, dtypes and places.
+    init_state: Callable  # (key, params or None) -> TrainState
+    train_step: Callable  # (state, batch, key, hyperparams, teacher_params) -> (state, metrics)
     score: Callable  # (params, batch) -> per-example arrays, whole on every host
     extract: Callable | None  # The same of frozen features; None where there are none.
 
@@ -100,11 +105,11 @@ def _programs(
     batches = mesh_lib.batch_sharding(mesh)
     make_tx = functools.partial(optimizer.make_optimizer, **_fields(rule, optimizer.make_optimizer))
     init, tx = make_init(model), make_tx(optax.constant_schedule(0.0))
-    like = abstract_state(init, tx, mesh, has_ema=rule.ema is not None)
+    abstract_state = make_abstract_state(init, tx, mesh, has_ema=rule.ema is not None)
     step = make_train_step(
         task_registry.make_loss(task, model),
         make_tx,
-        like,
+        abstract_state,
         batches,
         accumulate=accumulate,
         ema=rule.ema,
@@ -114,12 +119,12 @@ def _programs(
     prepare = _make_prepare(mix, teacher, batches)
     return Programs(
         batch_sharding=batches,
-        like=like,
-        birth=make_birth(init, tx, like),
+        abstract_state=abstract_state,
+        init_state=make_init_state(init, tx, abstract_state),
         train_step=_on(
             mesh,
-            lambda state, batch, key, rates, taught=None: step(
-                state, prepare(batch, key, state.step, taught), key, rates
+            lambda state, batch, key, hyperparams, taught=None: step(
+                state, prepare(batch, key, state.step, taught), key, hyperparams
             ),
         ),
         score=_on(mesh, make_score(model, mesh, task)),
@@ -127,8 +132,8 @@ def _programs(
     )
 
 
-def make_rates(rule: Optimizer, total_steps: int) -> Callable[[int], dict[str, np.float32]]:
-    """Returns `rates(step)`: `lr`, and SAM's radius `rho` where there is one.
+def make_hyperparams(rule: Optimizer, total_steps: int) -> Callable[[int], dict[str, np.float32]]:
+    """Returns `hyperparams(step)`: `lr`, and SAM's radius `rho` where there is one.
 
     The radius falls with the learning rate from `sam_rho` to `sam_rho_min`
     (arXiv:2203.08065, section 4.2).

@@ -72,7 +72,7 @@ class Run:
             stage.mesh,
             stage.teacher and stage.teacher.model,
         )
-        self.rates = build.make_rates(config.optimizer, stage.total_steps)
+        self.hyperparams = build.make_hyperparams(config.optimizer, stage.total_steps)
         self.checkpoints = checkpoint.Checkpoints(
             stage.folder / checkpoint.FOLDER, config.keep_last, config.keep_every
         )
@@ -89,24 +89,24 @@ class Run:
         )
         self.step, self.state = self._restore(fallback)
         self.log.open(self.step)
-        for name in mesh.unsharded_parameters(self.parts.like.params):
+        for name in mesh.unsharded_parameters(self.parts.abstract_state.params):
             self.log.say(f"{name} is whole on each device: mesh.fsdp divides none of its axes")
         if self.state is None:
-            self.state = self._birth(init_key)
+            self.state = self._init_state(init_key)
         self.saved_step = self.step
         self.best = checkpoint.BestWeights(stage.folder) if config.select == "best" else None
         self.teacher = stage.teacher and jax.device_put(
             stage.teacher.params(), mesh.replicated(stage.mesh)
         )
 
-    def _birth(self, key: jax.Array):
+    def _init_state(self, key: jax.Array):
         if self.stage.plan is None:
-            return self.parts.birth(key)
+            return self.parts.init_state(key)
         for note in self.stage.plan.notes:
             self.log.say(f"{self.stage.start_from.where}: {note}")
-        places = jax.tree.map(lambda leaf: leaf.sharding, self.parts.like.params)
+        places = jax.tree.map(lambda leaf: leaf.sharding, self.parts.abstract_state.params)
         params = load.read_params(self.stage.start_from, self.stage.plan, places)
-        return self.parts.birth(key, params)
+        return self.parts.init_state(key, params)
 
     def _restore(self, fallback: bool):
         """The step and state to go on from; step 0 and None for a new run."""
@@ -117,7 +117,7 @@ class Run:
             folder = self.checkpoints.folder / str(step)
             try:
                 meta, data = (checkpoint.read_item(folder, name) for name in ("meta", "data"))
-                state = checkpoint.restore(folder, self.parts.like)
+                state = checkpoint.restore(folder, self.parts.abstract_state)
             except CheckpointError as error:
                 if not fallback or step == steps[0]:
                     raise
@@ -146,9 +146,9 @@ class Run:
                 self._begin_trace()
                 told = multihost.allgather(self.interrupts.received or 0, batch["bad"].sum())
                 with self.profiler.step(self.step + 1):
-                    placed, rates = self.feed.to_devices(batch), self.rates(self.step)
+                    placed, hyperparams = self.feed.to_devices(batch), self.hyperparams(self.step)
                     self.state, scalars = self.parts.train_step(
-                        self.state, placed, self.noise_key, rates, self.teacher
+                        self.state, placed, self.noise_key, hyperparams, self.teacher
                     )
                 self.step += 1
                 self.pending.append((self.step, scalars, batch["id"], told))
@@ -261,7 +261,7 @@ class Run:
             if self.log.has(self.step, name):
                 continue
             self._settle_all()
-            found = self.evaluation.measure(name, self.state.judged)
+            found = self.evaluation.measure(name, self.state.eval_params)
             self.log.clock.lap("eval")
             if found is None:  # A signal; this is measured when the run goes on.
                 self.agreed = signal_from_number(
@@ -272,7 +272,7 @@ class Run:
             self._tell(found)
             if name == "val" and self.best is not None:
                 means = {key.removeprefix("val/"): value for key, value in found.items()}
-                self.best.save_if_better(self.step, self.state.judged, means, self._meta())
+                self.best.save_if_better(self.step, self.state.eval_params, means, self._meta())
                 self.log.clock.lap("save")
 
     def _tell(self, found: dict) -> None:
@@ -345,7 +345,11 @@ class Run:
         found = multihost.broadcast_from_process_0(
             "summary",
             lambda: summary(
-                self.stage, self.parts.like.params, self.step, self.log.clock.seconds, self.best
+                self.stage,
+                self.parts.abstract_state.params,
+                self.step,
+                self.log.clock.seconds,
+                self.best,
             ),
         )
         if multihost.is_process_0():

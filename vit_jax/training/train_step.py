@@ -1,4 +1,4 @@
-"""`TrainState`, its sharded birth, and the jitted step."""
+"""`TrainState`, its sharded initial value, and the jitted training step."""
 
 from collections.abc import Callable
 
@@ -20,12 +20,12 @@ class TrainState:
     ema: dict | None  # Averaged parameters (Table 2), where a run keeps them.
 
     @property
-    def judged(self) -> dict:
+    def eval_params(self) -> dict:
         """The parameters that are evaluated and used: averaged ones, where there are."""
         return self.params if self.ema is None else self.ema
 
 
-def abstract_state(
+def make_abstract_state(
     init: Callable, tx: optax.GradientTransformation, mesh, *, has_ema: bool = False
 ) -> TrainState:
     """Shapes, dtypes and shardings of the state, with no memory taken for it.
@@ -42,24 +42,24 @@ def abstract_state(
     )
 
 
-def make_birth(init: Callable, tx, like: TrainState) -> Callable:
-    """Returns `birth(key, params=None)`, the state at step 0, each array born where `like` has it.
+def make_init_state(init: Callable, tx, abstract_state: TrainState) -> Callable:
+    """Returns `init_state(key, params=None) -> TrainState`: the state at step 0, sharded.
 
     With `params`, those take the place of what `init` draws, and their memory.
     """
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, like)
-    has_ema = like.ema is not None
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state)
+    has_ema = abstract_state.ema is not None
     born = jax.jit(lambda key: _state(init(key), tx, has_ema), out_shardings=shardings)
     start = jax.jit(
         lambda given: _state(given, tx, has_ema), out_shardings=shardings, donate_argnums=0
     )
 
-    def birth(key: jax.Array, params=None) -> TrainState:
+    def init_state(key: jax.Array, params=None) -> TrainState:
         if params is None:
             return born(key)
         return start(jax.tree.map(jax.device_put, params, shardings.params))
 
-    return birth
+    return init_state
 
 
 def _state(params, tx, has_ema: bool) -> TrainState:
@@ -129,21 +129,21 @@ def make_sharp_gradient(gradient: Callable, radius: jax.Array, alpha: float) -> 
 def make_train_step(
     loss_fn: Callable,
     make_tx: Callable[[optax.Schedule], optax.GradientTransformation],
-    like: TrainState,
+    abstract_state: TrainState,
     batch_sharding,
     *,
     accumulate: int = 1,
     ema: float | None = None,
     gsam_alpha: float = 0.0,
 ) -> Callable:
-    """Returns `step(state, batch, key, rates) -> (state, metrics)`, jitted; state is donated.
+    """Returns `step(state, batch, key, hyperparams) -> (state, metrics)`, jitted; state is donated.
 
     Args:
       loss_fn: (params, batch, key) -> (loss, metrics), all scalars.
       key: the same at every step; dropout gets `fold_in(key, step)`, so that a resumed
         run replays the same noise.
-      rates: scalars `lr`, the learning rate, and for SAM (arXiv:2010.01412) its radius `rho`. As
-        they are arguments, runs that differ in rates or length share one program.
+      hyperparams: scalars `lr`, the learning rate, and for SAM (arXiv:2010.01412) its radius
+        `rho`. They are arguments, so runs that differ in learning rate or length share a program.
       accumulate: micro-batches a step.
       ema: decay of the averaged parameters in `state.ema`.
       gsam_alpha: of GSAM (arXiv:2203.08065); 0 is SAM.
@@ -151,17 +151,17 @@ def make_train_step(
     A step whose loss or gradients are not finite leaves parameters and optimiser as they were,
     so that no checkpoint ever holds such a number.
     """
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, like)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state)
     gradient = make_gradient(loss_fn, accumulate, batch_sharding)
 
-    def train_step(state: TrainState, batch: dict, key: jax.Array, rates: dict):
+    def train_step(state: TrainState, batch: dict, key: jax.Array, hyperparams: dict):
         key = jax.random.fold_in(key, state.step)
         followed = gradient
-        if "rho" in rates:
-            followed = make_sharp_gradient(gradient, rates["rho"], gsam_alpha)
+        if "rho" in hyperparams:
+            followed = make_sharp_gradient(gradient, hyperparams["rho"], gsam_alpha)
         (loss, metrics), grads = followed(state.params, batch, key)
         grad_norm = optax.tree.norm(grads)
-        tx = make_tx(lambda _: rates["lr"])
+        tx = make_tx(lambda _: hyperparams["lr"])
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         average = state.ema and optax.incremental_update(params, state.ema, 1 - ema)
@@ -176,7 +176,7 @@ def make_train_step(
         scalars = {
             "loss": loss,
             "grad_norm": grad_norm,
-            "lr": rates["lr"],
+            "lr": hyperparams["lr"],
             "skipped": 1.0 - finite,
         }
         return TrainState(state.step + 1, params, opt_state, average), metrics | scalars
