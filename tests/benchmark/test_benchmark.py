@@ -237,7 +237,7 @@ def test_a_command_that_fails_is_told_by_its_last_words():
         (["--mesh=fdsp:2"], "config.mesh has no field 'fdsp'. Did you mean fsdp?"),
         (["--mesh=data"], "config.mesh.data is ''; it must be a whole number"),
         (["--env=FOO"], "'FOO' is not KEY=VALUE"),
-        (["--config=configs/cifar10.py"], "takes no --config=FILE"),
+        (["--config=configs/cifar10.py"], "does not accept --config=FILE"),
         (["--config.batch_size=8"], "benchmark takes --batch instead"),
         (["--config.model.hidden=8"], "no field 'hidden'"),
         (["--suite=cpu", "--batch=3"], "--suite=cpu has its own batches"),

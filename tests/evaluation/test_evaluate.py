@@ -88,7 +88,7 @@ def test_classes_of_a_subset_are_mapped_and_alone_predicted(run, few, tmp_path, 
 @pytest.mark.parametrize(
     ("lines", "words"),
     [
-        ("1\n7\n", "has 2 lines; the data has 3 classes"),
+        ("1\n7\n", "has 2 lines; expected 3"),
         ("1\n7\n10\n", "line 3: '10' is no class of the model; give its number, 0 to 9"),
     ],
 )
@@ -226,12 +226,12 @@ def test_a_probe_of_features_does_better_than_chance(run, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--protocol=knn", "--shots=5"], "knn takes --layer, --neighbours, not --shots"),
-        (["--restrict", "--protocol=probe"], "probe takes --layer, --l2, not --restrict"),
-        (["--protocol=probe", "--layer=tokens"], "of many tokens"),
-        (["--protocol=knn", "--config.data.split=val"], "name two splits"),
-        (["--protocol=fewshot", "--shots=0"], "not a whole number from 1 on"),
-        (["--protocol=probe", "--l2=-1"], "not one or more numbers above 0"),
+        (["--protocol=knn", "--shots=5"], "knn accepts --layer, --neighbours, not --shots"),
+        (["--restrict", "--protocol=probe"], "probe accepts --layer, --l2, not --restrict"),
+        (["--protocol=probe", "--layer=tokens"], "which has many tokens"),
+        (["--protocol=knn", "--config.data.split=val"], "expected two splits"),
+        (["--protocol=fewshot", "--shots=0"], "not a whole number of at least 1"),
+        (["--protocol=probe", "--l2=-1"], "not a list of positive numbers"),
     ],
 )
 def test_flags_that_do_not_belong_are_told(run, flags, words):

@@ -24,13 +24,16 @@ from vit_jax.models.resnet_stem import Stem, Unit
 
 
 class Root(nn.Module):
-    """`hybrid.resnet` by itself."""
+    """The stem without an encoder."""
 
     units: tuple[int, ...]
 
-    @nn.compact
+    def setup(self):
+        for name, module in resnet_stem.modules(Stem(self.units), jnp.float32).items():
+            setattr(self, name, module)
+
     def __call__(self, images):
-        return resnet_stem.resnet(Stem(self.units), images, jnp.float32)
+        return resnet_stem.apply(self, Stem(self.units), images)
 
 
 def shapes_of(module, *inputs):

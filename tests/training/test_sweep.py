@@ -117,7 +117,7 @@ def test_processes_leave_each_other_the_runs_they_work_at(file, whole, tmp_path,
     out = capsys.readouterr().out
     steps = [line.split()[0] for line in out.splitlines() if "step 12/12  val" in line]
     assert steps == ["lr=0.001", "lr=0.0001"], "first the share of process 1, from 0"
-    assert "done: other processes work at what is left" in out
+    assert "done: the remaining runs are in progress in other processes" in out
     assert main.run([*flags, "--shard=2/3"]) == 0
     assert table(tmp_path) == table(whole)
 

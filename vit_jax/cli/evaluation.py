@@ -98,7 +98,7 @@ def run_evaluate(args, file: str | None, overrides: dict[str, str]) -> int:
         folder = prepared.folder(args.out)
         scores = evaluate.score_split(prepared, **options, progress=progress)
         path, *tables = scores.write(folder)
-        progress.say(f"wrote {path}" + (" and three tables beside it" if tables else ""))
+        progress.print_line(f"wrote {path}" + (" and three tables beside it" if tables else ""))
         print(scores, flush=True)
         return 0
     print(

@@ -5,6 +5,7 @@ the dataclasses of `schema.py`, and the functions behind the door take plain arg
 """
 
 import ast
+import copy
 import dataclasses
 import importlib.util
 import json
@@ -207,7 +208,7 @@ def resolve(
     elif isinstance(config, str | pathlib.Path):
         config = load(str(config))
     else:
-        config = config.copy_and_resolve_references().lock()
+        config = copy.deepcopy(config)
     for key, value in (overrides or {}).items():
         override(config, key, value)
     return check(config)

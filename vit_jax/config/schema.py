@@ -54,7 +54,12 @@ class Model:
     pre_logits: bool = field(False, "A tanh layer before the head (pre-training, section 3.1).")
     dropout: float = field(0.0, "Dropout rate (Table 3).", least=0, most=0.99)
     drop_path: float = field(0.0, "Stochastic depth at the last layer.", least=0, most=0.99)
-    gelu: str = field("tanh", "The official code's, or timm's.", choices=("tanh", "erf"))
+    mlp: str = field("mlp", "MLP of a layer.", table="vit_jax.models.layers:MLPS")
+    gelu: str = field(
+        "tanh",
+        "GELU by tanh, as in the official code, or exact (erf), as in timm.",
+        choices=("tanh", "erf"),
+    )
     norm_eps: float = field(1e-6, "Of LayerNorm; Hugging Face's ViT has 1e-12.", above=0, most=1)
     pos_embed: str = field(
         "learned",

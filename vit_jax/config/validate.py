@@ -247,7 +247,7 @@ def _check_value(value, each: dataclasses.Field, place: str):
         raise ConfigError(f"{place} is {value!r}; it must be {wanted}.")
     value = next(fit for fit in fitting if fit is not _MISFIT)
     limits = each.metadata
-    if limits["table"]:
+    if limits["table"] and value != each.default:  # Importing the table may take a second.
         registry.find(registry.load_object(limits["table"]), value, place)
     if limits["choices"] and value not in limits["choices"]:
         hint = nearest(str(value), map(str, limits["choices"]))

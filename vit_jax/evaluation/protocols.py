@@ -63,7 +63,7 @@ def evaluate_features(
     path = folder / f"{protocol}-{data.val_split.replace('/', '_')}.json"
     workdir.write_json(path, settings | report)
     if progress:
-        progress.say(f"wrote {path}")
+        progress.print_line(f"wrote {path}")
     return f"{format_scores(report)} n={report['n']}/{len(test)}"
 
 

@@ -11,7 +11,7 @@ from vit_jax.errors import ConfigError
 from vit_jax.models.layers import WEIGHTS, Block
 from vit_jax.models.position import PositionEmbedding
 from vit_jax.models.registry import ViT
-from vit_jax.models.vit import past_registers
+from vit_jax.models.vit import insert_registers
 from vit_jax.weights import load
 
 FIRST = "encoderblock_0"
@@ -80,7 +80,7 @@ def _placed(model: ViT, encoder: dict, z: jax.Array, layer: int) -> jax.Array:
         return z
     own = encoder.get("posembed_input" if where == "shared" else f"posembed_{layer}", {})
     module = PositionEmbedding(kind, model.grid, model.has_cls, model.size.hidden_size)
-    E_pos = past_registers(module.apply({"params": own}), model.has_cls, model.config.registers)
+    E_pos = insert_registers(module.apply({"params": own}), model.has_cls, model.config.registers)
     return z + E_pos.astype(z.dtype)
 
 

@@ -6,6 +6,7 @@ them forward and two backward, as the exaFLOPs of Table 6 count.
 
 from collections.abc import Iterator
 
+from vit_jax.models.layers import MLPS
 from vit_jax.models.masked_vit import MaskedViT
 from vit_jax.models.registry import BitResNet, ViT
 from vit_jax.models.resnet_blocks import EXPANSION, ROOT_FEATURES
@@ -38,11 +39,12 @@ def _vit_macs(model: ViT) -> int:
     T = N + model.has_cls + model.config.registers
     C = model.stem.features if model.stem else 3
     macs = N * model.patch_size**2 * C * D
-    macs += L * (T * (4 * D * D + 2 * D * M) + 2 * T * T * D)
+    mlp = MLPS[model.config.mlp].num_kernels * D * M
+    macs += L * (T * (4 * D * D + mlp) + 2 * T * T * D)
     if model.config.pos_embed == "relative":  # Each query meets all 2T - 1 offsets.
         macs += L * T * (2 * T - 1) * D
     if model.config.pool == "map":  # Projections of the tokens, one query over them, and its MLP.
-        macs += 2 * T * D * D + 2 * D * D + 2 * T * D + 2 * D * M
+        macs += 2 * T * D * D + 2 * D * D + 2 * T * D + mlp
     if isinstance(model, MaskedViT):  # A prediction for every patch, and nothing pooled.
         return macs + N * D * model.num_outputs
     features = 2 * D if model.config.pool == "token_gap" else D

@@ -1,4 +1,4 @@
-"""The layers of the encoder (equations 2 and 3, appendix A), in the alphabet of models/vit.py."""
+"""Layers of the encoder (equations 2 and 3, appendix A); letters of shapes as in models/vit.py."""
 
 import math
 from collections.abc import Callable
@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vit_jax.config import registry
 from vit_jax.config.schema import Model
 from vit_jax.models import cpu_ops
 from vit_jax.models.position import RelativeKeys
@@ -21,16 +22,17 @@ mlp_bias_init = nn.initializers.normal(1e-6)
 
 
 def layer_norm(config: Model, name: str, use_bias: bool = True) -> "LayerNorm":
+    """Returns a LayerNorm of that name."""
     return LayerNorm(config, use_bias=use_bias, name=name)
 
 
 def dropout(config: Model, x: jax.Array, key: jax.Array | None) -> jax.Array:
-    """Dropout inside a module; a key of None switches it off."""
+    """Applies dropout inside a module; a key of None switches it off."""
     return nn.Dropout(config.dropout, deterministic=key is None)(x, rng=key)
 
 
 class Dense(nn.Module):
-    """A linear map of the last `num_inputs` dimensions to `features`."""
+    """Linear map of the last `num_inputs` dimensions to `features`."""
 
     features: tuple[int, ...]
     config: Model
@@ -47,13 +49,13 @@ class Dense(nn.Module):
         return cpu_ops.choose(self.config.kernels).dense(x, kernel, bias)
 
     def flat_init(self, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-        """The initialiser sees a matrix: its fans are those of the whole map."""
+        """Initialises the kernel as a matrix, so that its fans are those of the whole map."""
         rows = math.prod(shape[: self.num_inputs])
         return self.kernel_init(key, (rows, math.prod(shape) // rows)).reshape(shape)
 
 
 class LayerNorm(nn.Module):
-    """LN of equations 2 to 4, its statistics in float32."""
+    """LayerNorm of equations 2 to 4, with statistics in float32."""
 
     config: Model
     use_bias: bool = True
@@ -68,7 +70,7 @@ class LayerNorm(nn.Module):
 
 
 def attention_weights(q: jax.Array, k: jax.Array, bias: jax.Array | None) -> jax.Array:
-    """The A of equation 6 in float32: B T h d, B S h d, B h T S -> B h T S."""
+    """Returns A of equation 6 in float32: q B T h d, k B S h d, bias B h T S -> B h T S."""
     q, k = q.astype(jnp.float32), k.astype(jnp.float32)
     logits = jnp.einsum("bthd,bshd->bhts", q, k) / math.sqrt(q.shape[-1])
     return jax.nn.softmax(logits if bias is None else logits + bias.astype(jnp.float32))
@@ -91,7 +93,7 @@ class Attention(nn.Module):
             q = layer_norm(config, "query_ln", use_bias=False)(q)
             k = layer_norm(config, "key_ln", use_bias=False)(k)
         bias = RelativeKeys(name="relative")(q) if self.is_relative else None
-        if self.is_mutable_collection(WEIGHTS):  # Asked for; a fused kernel does not tell them.
+        if self.is_mutable_collection(WEIGHTS):  # A fused kernel does not return them.
             self.sow(WEIGHTS, "A", attention_weights(q, k, bias))
         # The softmax inside is float32: bfloat16 loses small probabilities.
         heads = cpu_ops.choose(config.kernels).attention(q, k, v, bias)  # B T h d
@@ -102,6 +104,7 @@ class Mlp(nn.Module):
     """Two dense layers with a GELU between them, each followed by dropout."""
 
     config: Model
+    num_kernels = 2  # Matrices of D x M, for FLOPs.
 
     @nn.compact
     def __call__(self, z: jax.Array, key: jax.Array | None = None) -> jax.Array:  # B T D -> B T D
@@ -114,8 +117,16 @@ class Mlp(nn.Module):
         return dropout(config, z, keys[1])
 
 
+MLPS = {"mlp": Mlp}  # Values of `model.mlp`: modules (z B T D, key or None) -> B T D.
+
+
+def make_mlp(config: Model, name: str) -> nn.Module:
+    """Returns the MLP of a config under that name."""
+    return registry.find(MLPS, config.mlp, "model.mlp")(config, name=name)
+
+
 class LayerScale(nn.Module):
-    """A learned factor for each channel of a residual branch (arXiv:2103.17239)."""
+    """Learned factor for each channel of a residual branch (arXiv:2103.17239)."""
 
     initial: float
 
@@ -127,17 +138,18 @@ class LayerScale(nn.Module):
 
 
 def drop_path(branch: jax.Array, rate: float | jax.Array, key: jax.Array) -> jax.Array:
-    """Stochastic depth: drops a residual branch B ... whole, for single examples."""
+    """Drops a residual branch B ... of single examples (stochastic depth, arXiv:1603.09382)."""
     shape = (branch.shape[0],) + (1,) * (branch.ndim - 1)
     kept = jax.random.bernoulli(key, 1 - rate, shape)
     return jnp.where(kept, branch / jnp.asarray(1 - rate, branch.dtype), 0)
 
 
 class Block(nn.Module):
-    """One encoder layer: equations 2 and 3.
+    """One encoder layer (equations 2 and 3).
 
-    Its noise is that of `key`, so that a loop over layers draws what layers one by one draw;
-    a key of None means none. `drop_rate` is that of stochastic depth.
+    All random numbers come from `key`, so that a loop over layers and a scan draw the same ones;
+    a key of None switches dropout and stochastic depth off. `drop_rate` is the rate of stochastic
+    depth.
     """
 
     config: Model
@@ -161,5 +173,5 @@ class Block(nn.Module):
         y = dropout(config, attention(y, y), keys[0])
         z = z + branch("LayerScale_0", y, keys[1])
         y = layer_norm(config, "LayerNorm_1")(z)
-        y = Mlp(config, name="MlpBlock_0")(y, keys[2])
+        y = make_mlp(config, "MlpBlock_0")(y, keys[2])
         return z + branch("LayerScale_1", y, keys[3])

@@ -52,7 +52,7 @@ class StdConv(nn.Module):
         )
 
 
-def group_norm(name: str, eps: float, dtype: jnp.dtype, **options) -> nn.GroupNorm:
+def group_norm(name: str | None, eps: float, dtype: jnp.dtype, **options) -> nn.GroupNorm:
     """GroupNorm over 32 groups; its variance is taken in two passes, as the weights were."""
     return nn.GroupNorm(
         GROUPS, epsilon=eps, dtype=dtype, use_fast_variance=False, name=name, **options

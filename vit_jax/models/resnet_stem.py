@@ -48,14 +48,24 @@ def stem_of(depth: int | None, patch: int) -> tuple[Stem, int]:
     return Stem((*units[:2], units[2] + units[3]) if patch == 16 else units), 1
 
 
-def resnet(stem: Stem, images: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """Images B H W 3 -> features B h w C, with submodules of the module that calls it."""
-    x = _conv(ROOT_FEATURES, 7, dtype, stride=2, name="conv_root")(images)
-    x = nn.relu(group_norm("gn_root", NORM_EPS, dtype)(x))
-    x = nn.max_pool(x, (3, 3), strides=(2, 2), padding="SAME")
+def modules(stem: Stem, dtype: jnp.dtype) -> dict[str, nn.Module]:
+    """Returns the submodules of a stem by name, for `setup` of the module that contains it."""
+    named = {
+        "conv_root": _conv(ROOT_FEATURES, 7, dtype, stride=2),
+        "gn_root": group_norm(None, NORM_EPS, dtype),
+    }
     for b, num_units in enumerate(stem.units):
         stride = 1 if b == 0 else 2
-        x = Stage(Unit, num_units, ROOT_FEATURES * 2**b, stride, dtype, name=f"block{b + 1}")(x)
+        named[f"block{b + 1}"] = Stage(Unit, num_units, ROOT_FEATURES * 2**b, stride, dtype)
+    return named
+
+
+def apply(parent: nn.Module, stem: Stem, images: jax.Array) -> jax.Array:
+    """Applies the stem whose `modules` are attributes of `parent`: B H W 3 -> B h w C."""
+    x = nn.relu(parent.gn_root(parent.conv_root(images)))
+    x = nn.max_pool(x, (3, 3), strides=(2, 2), padding="SAME")
+    for b in range(len(stem.units)):
+        x = getattr(parent, f"block{b + 1}")(x)
     return x
 
 
