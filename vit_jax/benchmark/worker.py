@@ -194,7 +194,7 @@ def _peak_memory() -> dict:
 def _peak_flops(dtype: str) -> tuple[float | None, str]:
     """FLOP/s of all devices, and where the figure is from; None where nothing is known."""
     device = jax.devices()[0]
-    found = accelerators.of_device_kind(device.device_kind)
+    found = accelerators.find_by_device_kind(device.device_kind)
     if found is not None:
         return found.flops(dtype) * jax.device_count(), f"{found.title}, as its vendor states it"
     if device.platform != "cpu":

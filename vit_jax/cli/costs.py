@@ -70,17 +70,19 @@ def run_plan(args, file: str | None, overrides: dict[str, str]) -> int:
     if file is None:
         raise ConfigError("plan needs --config=FILE.")
     stages = config_lib.resolve(file, args.mesh | overrides)
-    from vit_jax.planning import plan
+    from vit_jax.planning.compiled_step import simulate_devices
+    from vit_jax.planning.plan import MFU, plan_run
+    from vit_jax.planning.plan_text import format_plans
 
     if args.compile:
-        plan.pretend(args.devices, stages.values())
+        simulate_devices(args.devices, stages.values())
     plans = {
-        name: plan.plan(
+        name: plan_run(
             stage,
             file=file,
             num_devices=args.devices,
             accelerator=args.accelerator,
-            mfu=args.mfu or plan.MFU,
+            mfu=args.mfu or MFU,
             num_classes=args.num_classes,
             num_examples=args.num_examples,
             largest=args.largest_batch,
@@ -89,7 +91,7 @@ def run_plan(args, file: str | None, overrides: dict[str, str]) -> int:
         )
         for name, stage in stages.items()
     }
-    print(plan.render(plans, args.json), flush=True)
+    print(format_plans(plans, args.json), flush=True)
     return 0
 
 

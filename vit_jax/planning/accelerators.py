@@ -1,9 +1,9 @@
-"""What accelerators can do, as their vendors state it: one cited table.
+"""Table of accelerators: peak FLOP/s, memory and bandwidths, as stated by their vendors.
 
-Peaks are dense (vendors of GPUs also print twice as much, for sparse matrices) and per device
-as JAX counts devices: a chip, but a core of TPU v3, of which a chip has two. Bandwidths of links
-are of one direction, all links of a device together; vendors often print the sum of both.
-Figures were compared with the pages named on 2026-11-21.
+Peaks are for dense matrices (GPU vendors also print twice as much, for sparse ones). A device is
+what JAX counts as one: a chip, or one of the two cores of a TPU v3 chip. Link bandwidths are in
+one direction, summed over all links of a device; vendors often print the sum of both directions.
+The figures were compared with the cited pages on 2026-11-21.
 """
 
 import dataclasses
@@ -16,26 +16,26 @@ GiB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Accelerator:
-    """One device: FLOP/s, bytes, and bytes per second."""
+    """One device; units are FLOP/s, bytes and bytes per second."""
 
     title: str
-    kind: str  # Regular expression for the whole of JAX's `device_kind`; '' where not known.
+    kind: str  # Regular expression that matches JAX's `device_kind`.
     bf16_flops: float
-    float32_flops: float  # Of what JAX multiplies float32 with, unless told otherwise.
+    float32_flops: float  # Of float32 products at JAX's default precision, see below.
     memory: float
     memory_bandwidth: float
     link_bandwidth: float  # ICI, or NVLink.
-    link_devices: int  # Devices that those links join: a pod, or the GPUs of a machine.
-    network_bandwidth: float | None  # Between pods or machines; None where no page says.
-    source: str
+    link_devices: int  # Number of devices that links connect: a pod, or the GPUs of a machine.
+    network_bandwidth: float | None  # Between pods or machines; None if unknown.
+    source: str  # Where the figures are from.
 
     def flops(self, dtype: str) -> float:
-        """Peak FLOP/s of matrix products of a `config.model.dtype`."""
+        """Returns the peak FLOP/s of matrix products in a `config.model.dtype`."""
         return self.bf16_flops if dtype == "bfloat16" else self.float32_flops
 
 
-# JAX multiplies float32 on a TPU by one pass of bfloat16, and on NVIDIA by TF32
-# (`jax_default_matmul_precision`, whose default is None).
+# By default (`jax_default_matmul_precision=None`), JAX multiplies float32 matrices in one pass of
+# bfloat16 on TPUs, and in TF32 on NVIDIA GPUs.
 ACCELERATORS = {
     "v3": Accelerator(
         title="TPU v3, one core",
@@ -165,8 +165,8 @@ ACCELERATORS = {
 }
 
 
-def accelerator(name: str) -> Accelerator:
-    """The accelerator of that name; raises ConfigError for one that is not in the table."""
+def get_accelerator(name: str) -> Accelerator:
+    """Returns the accelerator with a name; raises ConfigError for an unknown name."""
     if name not in ACCELERATORS:
         hint = nearest(name.lower(), ACCELERATORS)
         raise ConfigError(
@@ -175,6 +175,9 @@ def accelerator(name: str) -> Accelerator:
     return ACCELERATORS[name]
 
 
-def of_device_kind(kind: str) -> Accelerator | None:
-    """The accelerator that JAX calls by this `device_kind`, or None for a CPU and others."""
-    return next((each for each in ACCELERATORS.values() if re.fullmatch(each.kind, kind)), None)
+def find_by_device_kind(device_kind: str) -> Accelerator | None:
+    """Returns the accelerator with JAX's `device_kind`, or None if it is not in the table."""
+    for accelerator in ACCELERATORS.values():
+        if re.fullmatch(accelerator.kind, device_kind):
+            return accelerator
+    return None

@@ -12,7 +12,7 @@ from vit_jax.config.schema import Config, Mesh, Model
 from vit_jax.markdown import markdown
 from vit_jax.planning import communication
 from vit_jax.planning.accelerators import ACCELERATORS, Accelerator
-from vit_jax.planning.scenario import Setting
+from vit_jax.planning.scenario import Scenario
 from vit_jax.tables.compiled import COMPILED
 
 MODELS = ("vit_b16", "vit_l16")
@@ -22,16 +22,16 @@ LAYOUTS = {  # Fields of config.mesh; -1 takes the devices that are left.
     "fsdp, tensor 2": {"data": 1, "fsdp": -1, "tensor": 2},
 }
 THEORY = ("all-reduce", "all-gather", "reduce-scatter")
-XLA = ("all-reduce", "all-gather", communication.SLICED)  # What XLA makes of it on a CPU.
+XLA = ("all-reduce", "all-gather", communication.ALL_REDUCE_SLICE)  # What XLA makes of it on a CPU.
 DEVICES = tuple(2**i for i in range(1, 10))
 BATCH_SIZE = 4096
 MFU = 0.4  # Of the computing that communication is compared with: as in `plan`.
 MB = 1e6
 
 
-def setting(
+def scenario(
     model: str, layout: str, num_devices: int, device: Accelerator, dtype: str = "float32"
-) -> Setting:
+) -> Scenario:
     """The step that a row of the table is about."""
     config = Config(
         batch_size=BATCH_SIZE,
@@ -39,7 +39,7 @@ def setting(
         model=Model(name=model, dtype=dtype, pre_logits=True),
         mesh=Mesh(**LAYOUTS[layout]),
     )
-    return Setting(config, device, num_devices, num_classes=1000)
+    return Scenario(config, device, num_devices, num_classes=1000)
 
 
 def rows() -> list[dict]:
@@ -48,8 +48,8 @@ def rows() -> list[dict]:
     for model in MODELS:
         for layout in LAYOUTS:
             for num in DEVICES:
-                traffic = setting(model, layout, num, any_device).traffic()
-                theory = communication.sent_by_kind(traffic)
+                collectives = scenario(model, layout, num, any_device).collectives()
+                theory = communication.bytes_sent_by_kind(collectives)
                 compiled = COMPILED.get((model, layout, num), {})
                 found.append(
                     {"model": model, "mesh": layout, "devices": num}
@@ -78,11 +78,11 @@ def bounds() -> list[dict]:
 
 def _first_bound(model: str, layout: str, device: Accelerator) -> str:
     for power in range(1, int(math.log2(BATCH_SIZE)) + 1):
-        step = setting(model, layout, 2**power, device, "bfloat16")
+        step = scenario(model, layout, 2**power, device, "bfloat16")
         computing = step.flops() / (2**power * device.bf16_flops * MFU)
         if 2**power > device.link_devices and device.network_bandwidth is None:
             return f"> {device.link_devices:,}"
-        if communication.seconds(step.traffic(), device) > computing:
+        if communication.total_seconds(step.collectives(), device) > computing:
             return f"{2**power:,}"
     return f"> {BATCH_SIZE:,}"  # An example for each device.
 

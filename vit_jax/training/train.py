@@ -90,7 +90,7 @@ class Run:
         self.step, self.state = self._restore(fallback)
         self.log.open(self.step)
         for name in mesh.unsharded_parameters(self.parts.abstract_state.params):
-            self.log.say(f"{name} is whole on each device: mesh.fsdp divides none of its axes")
+            self.log.say(f"{name} is not sharded: mesh.fsdp divides none of its dimensions")
         if self.state is None:
             self.state = self._init_state(init_key)
         self.saved_step = self.step

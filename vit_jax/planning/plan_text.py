@@ -1,0 +1,93 @@
+"""Text of a plan for the command line."""
+
+import dataclasses
+import json
+
+from vit_jax.markdown import markdown
+from vit_jax.planning.accelerators import ACCELERATORS, Accelerator
+from vit_jax.planning.memory import Memory
+
+MEMORY = [field.name for field in dataclasses.fields(Memory)]
+GPU_SHARE = 0.75  # Share of GPU memory that JAX allocates by default (see its documentation).
+
+
+def format_plans(plans: dict[str, dict], as_json: bool = False) -> str:
+    """Returns the plans of all stages as text or JSON.
+
+    Args:
+      plans: {name of the stage: result of `plan_run`}; the name is '' without stages.
+      as_json: return JSON.
+    """
+    if as_json:
+        return json.dumps(plans.get("", plans), indent=2)
+    return "\n\n".join(_format_plan(name, plan) for name, plan in plans.items())
+
+
+def _format_plan(stage: str, plan: dict) -> str:
+    device, memory, time = ACCELERATORS[plan["accelerator"]], plan["memory"], plan["time"]
+    flops, communication = plan["flops"], plan["communication"]
+    mesh = ",".join(f"{axis}:{size}" for axis, size in plan["mesh"].items())
+    data = "{num_examples:,} examples, {num_classes:,} classes ({from})".format(**plan["data"])
+    batch = plan["largest_batch"]
+    bytes_sent = communication["bytes_sent"]
+    rows = [
+        (f"stage {stage}" if stage else "model", plan["model"]),
+        ("parameters", f"{plan['parameters']:,}"),
+        ("data", data),
+        ("devices", f"{plan['devices']} {device.title}, mesh {mesh}"),
+        ("batch", f"{plan['batch_size']:,} in {plan['dtype']}"),
+        ("", ""),
+        ("peak memory per device", f"{_size(memory['peak'])} of {_size(memory['of'])}"),
+        *((f"  {name}", _size(memory[name])) for name in MEMORY),
+        ("  result", _verdict(plan, device)),
+        *(("  not sharded by fsdp", name) for name in plan["whole_though_fsdp"]),
+        ("largest batch", f"{batch:,}" if batch else "none fits"),
+        ("", ""),
+        ("FLOPs per step", f"{flops['per_step']:.4g}"),
+        ("  with recomputation", f"{flops['of_hardware_per_step']:.4g}"),
+        ("bytes sent per step and device", _size(sum(bytes_sent.values()))),
+        *((f"  {kind}", _size(sent)) for kind, sent in bytes_sent.items()),
+        ("time per step", f"{time['step_seconds']:.4g} s, bound by {time['bound_by']}"),
+        ("  compute", f"{time['seconds_computing']:.4g} s at MFU {time['mfu']:g}"),
+        ("  communication", f"{communication['seconds']:.4g} s at peak bandwidth"),
+        ("run", f"{plan['steps']:,} steps, {plan['epochs']:.4g} epochs"),
+        ("  exaFLOPs", f"{flops['exaflops']:.4g}"),
+        ("  time", f"{time['hours']:.4g} hours, {time['device_days']:.4g} device-days"),
+        *([("sweep", f"{plan['runs']} runs like this one")] if plan["runs"] > 1 else []),
+    ]
+    if "compiled" in plan:
+        rows += [("", ""), *_compiled_rows(plan["compiled"])]
+    width = max(len(name) for name, _ in rows)
+    lines = [f"{name:<{width}}  {text}".rstrip() for name, text in rows]
+    if "layout" in plan:
+        lines += ["", markdown(plan["layout"])]
+    return "\n".join(lines)
+
+
+def _size(num_bytes: float) -> str:
+    return f"{num_bytes / 1e9:.2f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.2f} MB"
+
+
+def _verdict(plan: dict, device: Accelerator) -> str:
+    used = plan["memory"]["peak"] / plan["memory"]["of"]
+    if plan["fits"]:
+        is_gpu = not device.title.startswith("TPU")
+        note = "; set XLA_PYTHON_CLIENT_MEM_FRACTION=0.95" if is_gpu and used > GPU_SHARE else ""
+        return f"fits, {100 * (1 - used):.0f} % free{note}"
+    flags = " ".join(f"--config.{change}" for change in plan["changes"])
+    if plan["fits_then"]:
+        return f"does not fit; {flags} needs {_size(plan['peak_then'])}"
+    tried = f", also not with {flags}" if flags else ""
+    return f"does not fit{tried}; use more devices, a smaller model or a smaller image_size"
+
+
+def _compiled_rows(compiled: dict) -> list[tuple[str, str]]:
+    depths = " and ".join(map(str, compiled["depths"]))
+    note = f", extrapolated from {depths} layers" if depths else ""
+    peak = f"{_size(compiled['peak'])}, compiled in {compiled['seconds']:.0f} s{note}"
+    formula = f"{_size(compiled['formula'])} ({compiled['difference_percent']:+.1f} %)"
+    return [
+        ("XLA on CPU devices", peak),
+        ("  formula for CPU devices", formula),
+        *((f"  {kind}", _size(sent)) for kind, sent in compiled["bytes_sent"].items()),
+    ]
