@@ -97,7 +97,7 @@ def test_plan_rejects_a_batch_that_cannot_be_split_evenly(config_file, capsys):
     [
         (["--accelerator=h101"], "Did you mean h100"),
         (["--mfu=40"], "not a number above 0"),
-        (["--devices=0"], "not a whole number from 1 on"),
+        (["--devices=0"], "not a whole number of at least 1"),
         (["--devices=4", "--mesh=fsdp:3"], "does not fit 4 devices"),
         (["--devices=128", "--compile"], "--compile supports at most 64 devices, not 128"),
     ],
