@@ -64,7 +64,7 @@ def test_a_damaged_newest_step_is_refused_or_with_fallback_set_aside(learnt, tmp
         main.run(flags)
     assert caught.value.exit_code == 4
     assert main.run([*flags, "--fallback"]) == 0
-    assert "going on from step 56" in capsys.readouterr().out
+    assert "resuming from step 56" in capsys.readouterr().out
     assert records(folder) == records(learnt)
     assert final_state(folder) == final_state(learnt)
     assert (folder / "damaged" / "60" / "meta").is_dir()

@@ -5,7 +5,6 @@ the dataclasses of `schema.py`, and the functions behind the door take plain arg
 """
 
 import ast
-import copy
 import dataclasses
 import importlib.util
 import json
@@ -208,10 +207,21 @@ def resolve(
     elif isinstance(config, str | pathlib.Path):
         config = load(str(config))
     else:
-        config = copy.deepcopy(config)
+        config = _copied(config)
     for key, value in (overrides or {}).items():
         override(config, key, value)
     return check(config)
+
+
+def _copied(config: ConfigDict) -> ConfigDict:
+    """Returns a copy whose stages keep their order and share `seed` and `mesh`, as they do."""
+    names = list(config.get("stages", ()))
+    copied = base_config(*names)
+    for name in names:
+        _update(copied.stages[name], config.stages[name].to_dict(), f"config.stages.{name}")
+    values = {name: value for name, value in config.to_dict().items() if name != "stages"}
+    _update(copied, values, "config")
+    return copied
 
 
 def override(config: ConfigDict, key: str, value: object) -> None:

@@ -69,6 +69,23 @@ class Evaluation:
                 found[f"fewshot/{title}_{shots}shot_std"] = told["std"]
         return found
 
+    def format(self, step: int, metrics: dict) -> str:
+        """Returns the line of an evaluation: accuracies, loss on `val`, and numbers of examples."""
+        scores = {
+            name: value
+            for name, value in metrics.items()
+            if name in ("val/top1", "val/loss") or name.endswith("shot")
+        }
+        text = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
+        counts = [value for name, value in metrics.items() if name.endswith(("/n", "_n"))]
+        sizes = (
+            [len(self.stage.val_source)]
+            if "val/n" in metrics
+            else [len(test) for _, test in self.stage.fewshot_sources.values()]
+        )
+        n = " ".join(f"n={count}/{size}" for count, size in zip(counts, sizes, strict=True))
+        return f"step {step}/{self.stage.total_steps}  {text}  {n}"
+
 
 def _is_due(step: int, every: int | None, total: int) -> bool:
     return step == total or bool(every and step and step % every == 0)

@@ -70,7 +70,7 @@ def run(
     if profile is not None and profile.first > longest:
         raise ConfigError(f"--profile begins with step {profile.first}; there are {longest} steps.")
     if "" in prepared:
-        return train.train(prepared[""], **options)
+        return train.train_stage(prepared[""], **options)
     # Those that share a folder go by the locks of single runs.
     with workdir.lock_on_all(folder) if shard is None else contextlib.nullcontext():
         if multihost.is_process_0():
@@ -82,7 +82,7 @@ def run(
                 go = (
                     sweeps[name].go
                     if name in sweeps
-                    else functools.partial(train.train, prepared[name], **options)
+                    else functools.partial(train.train_stage, prepared[name], **options)
                 )
                 summaries[name] = go()
             if summaries.get(name) is None:
@@ -184,7 +184,7 @@ class Sweep:
             return None
         self._prepare(name, config)
         try:
-            summary = train.train(self.prepared[name], **self.options)
+            summary = train.train_stage(self.prepared[name], **self.options)
         except NonFiniteError as error:
             if multihost.is_process_0():
                 print(f"{name}: {error}", flush=True)

@@ -1,357 +1,178 @@
-"""Runs one training stage: the loop, in the order the paper tells it."""
+"""Trains one stage: restore, read batches, step, log, evaluate, save."""
 
-import collections
-import dataclasses
-import signal
+import contextlib
 from collections.abc import Iterator
 
 import jax
 import numpy as np
 
 from vit_jax import config as config_lib
-from vit_jax.checkpoints import checkpoint, workdir
-from vit_jax.checkpoints.signals import SignalRecorder, signal_from_number
+from vit_jax.checkpoints import workdir
+from vit_jax.checkpoints.signals import SignalRecorder
 from vit_jax.distributed import mesh, multihost
-from vit_jax.errors import CheckpointError, DataError, Interrupted, NonFiniteError
-from vit_jax.training import build, metrics
+from vit_jax.errors import DataError, Interrupted
+from vit_jax.training import build
 from vit_jax.training.batches import Feed
+from vit_jax.training.in_flight import StepsInFlight
+from vit_jax.training.metrics import TrainingLog
 from vit_jax.training.periodic_eval import Evaluation
 from vit_jax.training.profiler import Profiler, Window
+from vit_jax.training.saver import Saver
 from vit_jax.training.stage import Stage
+from vit_jax.training.stop import StopSignal
 from vit_jax.training.summary import is_finished, summary
-from vit_jax.weights import load
-
-STEPS_AHEAD = 2  # Steps in flight while the host prepares the next batch.
-MAX_NON_FINITE = 3  # Updates skipped in a row before the run is given up.
 
 
-def train(stage: Stage, *, fallback: bool = False, profile: Window | None = None) -> dict:
+def train_stage(stage: Stage, *, fallback: bool = False, profile: Window | None = None) -> dict:
     """Trains a stage to its end, from its newest checkpoint if there is one.
 
     Args:
-      fallback: when the newest checkpoint is damaged, go on from an older one that is not.
+      fallback: if the newest checkpoint is damaged, resume from an older one.
       profile: steps to write a trace of.
 
-    Returns the summary that stands in `summary.json`. Raises Interrupted after a signal,
-    with the last finished step saved.
+    Returns the contents of `summary.json`. Raises Interrupted after a signal, with the last
+    finished step saved.
     """
-    as_dict = config_lib.to_dict({"": stage.config})
+    config = config_lib.to_dict({"": stage.config})
     path = stage.folder / workdir.SUMMARY
-    with workdir.lock_on_all(stage.folder), SignalRecorder() as interrupts:
-        workdir.check_same_run(stage.folder, as_dict)
+    with workdir.lock_on_all(stage.folder), SignalRecorder() as recorder:
+        stop = StopSignal(recorder)
+        workdir.check_same_run(stage.folder, config)
         found = multihost.broadcast_from_process_0("summary", lambda: workdir.read_json(path))
         if not is_finished(found, stage):
             if multihost.is_process_0():
-                workdir.write_json(stage.folder / workdir.CONFIG, as_dict)
-            found = Run(stage, interrupts, fallback, profile).go()
-        received = signal_from_number(np.max(multihost.allgather(interrupts.received or 0)))
-        if received:
+                workdir.write_json(stage.folder / workdir.CONFIG, config)
+            found = _run(stage, stop, fallback, profile)
+        if received := stop.exchange():
             raise Interrupted(
-                f"{received.name}: {stage.folder} was finished already; "
-                "the same command goes on from there.",
+                f"{received.name}: {stage.folder} was finished already; the same command resumes "
+                "with the next stage.",
                 received,
             )
         return found
 
 
-class Run:
-    """The loop of one stage and what it keeps count of."""
+def _run(stage: Stage, stop: StopSignal, fallback: bool, profile: Window | None) -> dict:
+    """Runs the training loop; returns the summary."""
+    config = stage.config
+    teacher = stage.teacher
+    programs = build.assemble(config, stage.model, stage.mesh, teacher and teacher.model)
+    hyperparams = build.make_hyperparams(config.optimizer, stage.total_steps)
+    log = TrainingLog(stage.folder, stage.name, stage.total_steps, config.batch_size)
+    saver = Saver(stage, programs, log)
+    profiler = Profiler(stage.folder, profile)
+    evaluation = Evaluation(stage, programs, lambda: stop.is_received_here)
+    feed = Feed(stage, programs.batch_sharding)
+    in_flight = StepsInFlight(stage, log, saver, stop, feed.crc)
+    init_key, noise_key = jax.random.split(jax.random.key(config.seed))
+    with contextlib.ExitStack() as stack:
+        for close in (saver.close, log.close, profiler.stop):  # Called in reverse order.
+            stack.callback(close)
+        step, state = saver.restore(init_key, fallback)
+        for name in mesh.unsharded_parameters(programs.abstract_state.params):
+            log.say(f"{name} is not sharded: mesh.fsdp divides none of its axes")
+        teacher_params = teacher and jax.device_put(teacher.params(), mesh.replicated(stage.mesh))
+        first = step + 1
+        log.clock.lap("start")
+        if profiler.is_past(first):
+            log.say(f"no trace: the run resumes at step {first}, after the first step to trace")
+        _evaluate(evaluation, step, state, log, saver, in_flight, stop)
+        for batch in _batches(feed, step, log, stop):
+            if stop:
+                break
+            if profiler.begins_with(step + 1):
+                in_flight.settle_all()
+                profiler.start()
+            gathered = multihost.allgather(stop.number, batch["bad"].sum())
+            with profiler.step(step + 1):
+                state, metrics = programs.train_step(
+                    state, feed.to_devices(batch), noise_key, hyperparams(step), teacher_params
+                )
+            step += 1
+            in_flight.add(step, metrics, batch["id"], gathered)
+            if step == first:  # Compilation is not training time.
+                in_flight.settle_all(book="start")
+                log.clock.lap("start")
+                log.start_interval(step)
+            else:
+                in_flight.settle_oldest()
+            log.clock.lap("train")
+            if profiler.ends_with(step):
+                in_flight.settle_all()  # The trace contains all work of these steps.
+                if profiler.stop():
+                    log.say(f"step {step}: trace in {profiler.folder}")
+                log.clock.lap("save")
+            # Evaluation first: the step that a checkpoint holds has been evaluated.
+            _evaluate(evaluation, step, state, log, saver, in_flight, stop)
+            if saver.is_due(step) and not stop:
+                in_flight.settle_all()
+                saver.save(step, state)
+        if stop:
+            if step > saver.saved_step:
+                in_flight.settle_all()
+                saver.save(step, state)
+            saver.wait()
+            saved = f"step {step} is saved" if step else "no step was finished"
+            raise Interrupted(
+                f"{stop.received.name}: {saved} in {stage.folder}; the same command resumes it.",
+                stop.received,
+            )
+        return _write_summary(stage, programs, step, log, saver)
 
-    def __init__(
-        self,
-        stage: Stage,
-        interrupts: SignalRecorder,
-        fallback: bool,
-        profile: Window | None = None,
-    ):
-        self.stage, self.config, self.interrupts = stage, stage.config, interrupts
-        config = self.config
-        self.parts = build.assemble(
-            config,
-            stage.model,
-            stage.mesh,
-            stage.teacher and stage.teacher.model,
-        )
-        self.hyperparams = build.make_hyperparams(config.optimizer, stage.total_steps)
-        self.checkpoints = checkpoint.Checkpoints(
-            stage.folder / checkpoint.FOLDER, config.keep_last, config.keep_every
-        )
-        # Of the signals alone: one that knew the run would keep its state alive.
-        self.evaluation = Evaluation(stage, self.parts, lambda: interrupts.received is not None)
-        self.profiler = Profiler(stage.folder, profile)
-        self.feed = Feed(stage, self.parts.batch_sharding)
-        self.pending: collections.deque = collections.deque()
-        self.agreed: signal.Signals | None = None
-        self.num_non_finite = self.num_bad = 0
-        init_key, self.noise_key = jax.random.split(jax.random.key(config.seed))
-        self.log = metrics.TrainingLog(
-            stage.folder, stage.name, stage.total_steps, config.batch_size
-        )
-        self.step, self.state = self._restore(fallback)
-        self.log.open(self.step)
-        for name in mesh.unsharded_parameters(self.parts.abstract_state.params):
-            self.log.say(f"{name} is not sharded: mesh.fsdp divides none of its dimensions")
-        if self.state is None:
-            self.state = self._init_state(init_key)
-        self.saved_step = self.step
-        self.best = checkpoint.BestWeights(stage.folder) if config.select == "best" else None
-        self.teacher = stage.teacher and jax.device_put(
-            stage.teacher.params(), mesh.replicated(stage.mesh)
-        )
 
-    def _init_state(self, key: jax.Array):
-        if self.stage.plan is None:
-            return self.parts.init_state(key)
-        for note in self.stage.plan.notes:
-            self.log.say(f"{self.stage.start_from.where}: {note}")
-        places = jax.tree.map(lambda leaf: leaf.sharding, self.parts.abstract_state.params)
-        params = load.read_params(self.stage.start_from, self.stage.plan, places)
-        return self.parts.init_state(key, params)
-
-    def _restore(self, fallback: bool):
-        """The step and state to go on from; step 0 and None for a new run."""
-        steps = multihost.broadcast_from_process_0(
-            "steps", lambda: checkpoint.list_steps(self.checkpoints.folder)
-        )
-        for step in reversed(steps):
-            folder = self.checkpoints.folder / str(step)
-            try:
-                meta, data = (checkpoint.read_item(folder, name) for name in ("meta", "data"))
-                state = checkpoint.restore(folder, self.parts.abstract_state)
-            except CheckpointError as error:
-                if not fallback or step == steps[0]:
-                    raise
-                place = self.checkpoints.move_damaged_step(step)
-                self.log.say(f"{error} Moved to {place}; falling back to an older step.")
-                continue
-            self.stage.refuse_other_data(meta, data)
-            self.log.clock.seconds.update(meta["seconds"])
-            self.num_bad = meta.get("bad_images", 0)
-            if step < self.stage.total_steps:
-                self.log.say(f"going on from step {step}")
-            return step, state
-        return 0, None
-
-    def go(self) -> dict:
-        """Trains, evaluates and saves until the last step or a signal."""
-        first = self.step + 1
-        self.log.clock.lap("start")
-        if self.profiler.is_past(first):
-            self.log.say(f"no trace: this run goes on at step {first}")
+def _batches(
+    feed: Feed, step: int, log: TrainingLog, stop: StopSignal
+) -> Iterator[dict[str, np.ndarray]]:
+    """Yields this host's rows of every batch after `step`."""
+    batches = feed.batches(step)
+    while True:
         try:
-            self._evaluate()  # What a signal kept from being measured after this step.
-            for batch in self._batches():
-                if self._signal:
-                    break
-                self._begin_trace()
-                told = multihost.allgather(self.interrupts.received or 0, batch["bad"].sum())
-                with self.profiler.step(self.step + 1):
-                    placed, hyperparams = self.feed.to_devices(batch), self.hyperparams(self.step)
-                    self.state, scalars = self.parts.train_step(
-                        self.state, placed, self.noise_key, hyperparams, self.teacher
-                    )
-                self.step += 1
-                self.pending.append((self.step, scalars, batch["id"], told))
-                if self.step == first:  # Compiled, not trained.
-                    self._settle(book="start")
-                    self.log.clock.lap("start")
-                    self.log.start_interval(self.step)
-                elif len(self.pending) > STEPS_AHEAD:
-                    self._settle()
-                self.log.clock.lap("train")
-                self._after_step()
-            if self._signal:
-                self._leave()
-            return self._summary()
-        finally:
-            try:
-                self.profiler.stop()
-                self.log.close()
-            finally:
-                self.checkpoints.close()
-                if self.best is not None:
-                    self.best.close()
+            batch = next(batches, None)
+        except DataError:
+            if not stop:
+                raise
+            return  # The signal has ended the workers, too.
+        log.clock.lap("data")
+        if batch is None:
+            return
+        yield batch
 
-    @property
-    def _signal(self) -> signal.Signals | None:
-        """The signal that ends the run; of several hosts, one they have agreed on at a step."""
-        return self.interrupts.received if jax.process_count() == 1 else self.agreed
 
-    def _batches(self) -> Iterator[dict[str, np.ndarray]]:
-        """This host's rows of every batch, from the next step on."""
-        batches = self.feed.batches(self.step)
-        while True:
-            try:
-                batch = next(batches, None)
-            except DataError:
-                if not self._signal:
-                    raise
-                return  # The signal reached the workers, too.
-            self.log.clock.lap("data")
-            if batch is None:
-                return
-            yield batch
+def _evaluate(
+    evaluation: Evaluation,
+    step: int,
+    state,
+    log: TrainingLog,
+    saver: Saver,
+    in_flight: StepsInFlight,
+    stop: StopSignal,
+) -> None:
+    """Runs the evaluations that are due after a step and not in its record yet."""
+    for name in evaluation.due(step):
+        if log.has(step, name):
+            continue
+        in_flight.settle_all()
+        metrics = evaluation.measure(name, state.eval_params)
+        log.clock.lap("eval")
+        if metrics is None:  # A signal: the resumed run repeats this evaluation.
+            stop.exchange()
+            return
+        log.write(step, metrics)
+        log.say(evaluation.format(step, metrics))
+        if name == "val":
+            means = {key.removeprefix("val/"): value for key, value in metrics.items()}
+            saver.save_if_best(step, state.eval_params, means)
 
-    def _begin_trace(self) -> None:
-        if self.profiler.begins_with(self.step + 1):
-            self._settle_all()
-            self.profiler.start()
 
-    def _end_trace(self) -> None:
-        if self.profiler.ends_with(self.step):
-            self._settle_all()  # The trace has all that these steps did.
-            if self.profiler.stop():
-                self.log.say(f"step {self.step}: trace in {self.profiler.folder}")
-            self.log.clock.lap("save")
-
-    def _count_bad(self, step: int, found: int) -> None:
-        """Raises DataError when too many images were taken for ones that cannot be read."""
-        self.num_bad += found
-        seen = max(step * self.config.batch_size, len(self.stage.train_source))
-        if self.num_bad > self.config.data.max_bad * seen:
-            raise DataError(
-                f"{self.num_bad} images could not be read, more than data.max_bad="
-                f"{self.config.data.max_bad} of {seen}; the verb `prepare` lists them."
-            )
-
-    def _after_step(self) -> None:
-        """Evaluation first, then the checkpoint: what is restored has been measured."""
-        self._end_trace()
-        self._evaluate()
-        is_last = self.step == self.stage.total_steps
-        is_due = is_last or self.step % self.config.checkpoint_every == 0
-        if is_due and not self._signal:
-            self._save()
-
-    def _settle(self, book: str = "train") -> None:
-        """Waits for the oldest step in flight, and logs it if it is due."""
-        step, scalars, ids, told = self.pending.popleft()
-        with self.log.waiting(book):
-            scalars, told = jax.device_get((scalars, told))
-        self.agreed = self.agreed or signal_from_number(int(told[:, 0].max()))
-        self._count_bad(step, int(told[:, 1].sum()))
-        values = {name: float(value) for name, value in scalars.items()}
-        if not values["skipped"]:
-            self.num_non_finite = 0
-        else:
-            self.num_non_finite += 1
-            self.log.say(
-                f"step {step}: update skipped, not finite (loss {values['loss']}, "
-                f"gradient norm {values['grad_norm']})"
-            )
-            if self.num_non_finite == MAX_NON_FINITE:
-                raise NonFiniteError(
-                    f"loss, gradients or updates were not finite in {MAX_NON_FINITE} steps in a "
-                    f"row, {step - MAX_NON_FINITE + 1} to {step}; the last checkpoint is that of "
-                    f"step {self.saved_step}. A lower optimizer.lr or a longer warm-up helps."
-                )
-        if step % self.config.log_every == 0 or step in (1, self.stage.total_steps):
-            values["ids_crc"] = self.feed.crc(step, ids)
-            if self.config.data.on_bad_image == "skip":
-                values["bad_images"] = self.num_bad
-            self.log.log(step, values)
-
-    def _settle_all(self) -> None:
-        while self.pending:
-            self._settle()
-
-    def _evaluate(self) -> None:
-        """Adds what is due after this step, and not there yet, to its record."""
-        for name in self.evaluation.due(self.step):
-            if self.log.has(self.step, name):
-                continue
-            self._settle_all()
-            found = self.evaluation.measure(name, self.state.eval_params)
-            self.log.clock.lap("eval")
-            if found is None:  # A signal; this is measured when the run goes on.
-                self.agreed = signal_from_number(
-                    np.max(multihost.allgather(self.interrupts.received or 0))
-                )
-                return
-            self.log.write(self.step, found)
-            self._tell(found)
-            if name == "val" and self.best is not None:
-                means = {key.removeprefix("val/"): value for key, value in found.items()}
-                self.best.save_if_better(self.step, self.state.eval_params, means, self._meta())
-                self.log.clock.lap("save")
-
-    def _tell(self, found: dict) -> None:
-        """The line of an evaluation: accuracies, val's loss, and how many examples."""
-        shown = {
-            name: value
-            for name, value in found.items()
-            if name in ("val/top1", "val/loss") or name.endswith("shot")
-        }
-        words = "  ".join(f"{name} {value:.4f}" for name, value in shown.items())
-        counts = [str(value) for name, value in found.items() if name.endswith(("/n", "_n"))]
-        sizes = (
-            [len(self.stage.val_source)]
-            if "val/n" in found
-            else [len(test) for _, test in self.stage.fewshot_sources.values()]
-        )
-        n = " ".join(f"n={count}/{size}" for count, size in zip(counts, sizes, strict=True))
-        self.log.say(f"step {self.step}/{self.stage.total_steps}  {words}  {n}")
-
-    def _save(self) -> None:
-        self._settle_all()
-        self.log.sync()
-        num_examples = len(self.stage.train_source)
-        examples_seen = self.step * self.config.batch_size
-        self.checkpoints.save(
-            self.step,
-            self.state,
-            data={
-                "seed": self.config.seed,
-                "epoch": examples_seen // num_examples,
-                "examples_seen": examples_seen,
-                "num_examples": num_examples,
-                "fingerprints": self.stage.fingerprints,
-            },
-            meta=self._meta(),
-        )
-        self.saved_step = self.step
-        self.log.clock.lap("save")
-
-    def _meta(self) -> dict:
-        recipe = load.eval_recipe(self.config, self.stage.model)
-        return {
-            "config": config_lib.to_dict({"": self.config}),
-            "classes": list(self.stage.classes),
-            "preprocessing": dataclasses.asdict(recipe),
-            "seconds": self.log.clock.seconds,
-            "bad_images": self.num_bad,
-            "versions": workdir.versions(),
-        }
-
-    def _leave(self) -> None:
-        """Saves the last finished step and raises Interrupted."""
-        if self.step > self.saved_step:
-            self._save()
-        self.checkpoints.wait()
-        name = self._signal.name
-        saved = f"step {self.step} is saved" if self.step else "no step was finished"
-        raise Interrupted(
-            f"{name}: {saved} in {self.stage.folder}; the same command goes on from there.",
-            self._signal,
-        )
-
-    def _summary(self) -> dict:
-        """Writes `summary.json`, and returns what stands there."""
-        self.checkpoints.wait()
-        if self.best is not None:
-            self.best.wait()
-        self.log.flush()
-        self.log.clock.lap("save")
-        found = multihost.broadcast_from_process_0(
-            "summary",
-            lambda: summary(
-                self.stage,
-                self.parts.abstract_state.params,
-                self.step,
-                self.log.clock.seconds,
-                self.best,
-            ),
-        )
-        if multihost.is_process_0():
-            workdir.write_json(self.stage.folder / workdir.SUMMARY, found)
-        return found
+def _write_summary(stage, programs, step: int, log: TrainingLog, saver: Saver) -> dict:
+    """Writes and returns the contents of `summary.json`."""
+    saver.wait()
+    log.flush()
+    log.clock.lap("save")
+    params, seconds = programs.abstract_state.params, log.clock.seconds
+    found = multihost.broadcast_from_process_0(
+        "summary", lambda: summary(stage, params, step, seconds, saver.best)
+    )
+    if multihost.is_process_0():
+        workdir.write_json(stage.folder / workdir.SUMMARY, found)
+    return found

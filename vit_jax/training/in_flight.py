@@ -1,0 +1,89 @@
+"""Steps that are dispatched to the devices and not logged yet."""
+
+import collections
+
+import jax
+import numpy as np
+
+from vit_jax.errors import DataError, NonFiniteError
+from vit_jax.training.metrics import TrainingLog
+from vit_jax.training.saver import Saver
+from vit_jax.training.stage import Stage
+from vit_jax.training.stop import StopSignal
+
+STEPS_AHEAD = 2  # Steps in flight while the host prepares the next batch.
+MAX_NON_FINITE = 3  # Skipped updates in a row that end the run.
+
+
+class StepsInFlight:
+    """Waits for dispatched steps in order, checks their metrics and logs them."""
+
+    def __init__(self, stage: Stage, log: TrainingLog, saver: Saver, stop: StopSignal, crc):
+        """`crc(step, ids)` returns the CRC-32 of the ids of a step's global batch."""
+        self._stage, self._log, self._saver, self._stop = stage, log, saver, stop
+        self._crc = crc
+        self._steps: collections.deque = collections.deque()
+        self._num_non_finite = 0
+
+    def add(self, step: int, metrics: dict, ids: np.ndarray, gathered) -> None:
+        """Adds a dispatched step.
+
+        Args:
+          metrics: scalars on the devices.
+          ids: ids of this process's rows of the batch.
+          gathered: signal number and number of unreadable images of every process, on devices.
+        """
+        self._steps.append((step, metrics, ids, gathered))
+
+    def settle_oldest(self) -> None:
+        """Waits for the oldest step if more than STEPS_AHEAD are in flight."""
+        if len(self._steps) > STEPS_AHEAD:
+            self._settle()
+
+    def settle_all(self, book: str = "train") -> None:
+        """Waits for all steps; the clock books the time under `book`."""
+        while self._steps:
+            self._settle(book)
+
+    def _settle(self, book: str = "train") -> None:
+        step, metrics, ids, gathered = self._steps.popleft()
+        with self._log.waiting(book):
+            metrics, gathered = jax.device_get((metrics, gathered))
+        self._stop.agree(gathered[:, 0])
+        self._count_bad_images(step, int(gathered[:, 1].sum()))
+        values = {name: float(value) for name, value in metrics.items()}
+        self._check_finite(step, values)
+        config = self._stage.config
+        if step % config.log_every == 0 or step in (1, self._stage.total_steps):
+            values["ids_crc"] = self._crc(step, ids)
+            if config.data.on_bad_image == "skip":
+                values["bad_images"] = self._saver.num_bad_images
+            self._log.log(step, values)
+
+    def _count_bad_images(self, step: int, count: int) -> None:
+        """Raises DataError if the fraction of unreadable images exceeds `data.max_bad`."""
+        self._saver.num_bad_images += count
+        config, num_bad = self._stage.config, self._saver.num_bad_images
+        num_images = max(step * config.batch_size, len(self._stage.train_source))
+        if num_bad > config.data.max_bad * num_images:
+            raise DataError(
+                f"{num_bad} images could not be read, more than data.max_bad="
+                f"{config.data.max_bad} of {num_images}; the command `prepare` lists them."
+            )
+
+    def _check_finite(self, step: int, values: dict) -> None:
+        """Raises NonFiniteError after MAX_NON_FINITE skipped updates in a row."""
+        if not values["skipped"]:
+            self._num_non_finite = 0
+            return
+        self._num_non_finite += 1
+        self._log.say(
+            f"step {step}: update skipped, not finite (loss {values['loss']}, "
+            f"gradient norm {values['grad_norm']})"
+        )
+        if self._num_non_finite == MAX_NON_FINITE:
+            raise NonFiniteError(
+                f"loss, gradients or updates were not finite in {MAX_NON_FINITE} steps in a "
+                f"row, {step - MAX_NON_FINITE + 1} to {step}; the last checkpoint is that of "
+                f"step {self._saver.saved_step}. Use a lower optimizer.lr or a longer warm-up."
+            )

@@ -1,0 +1,132 @@
+"""Checkpoints of a stage: what a resumed run starts from, and what each step saves."""
+
+import dataclasses
+
+import jax
+
+from vit_jax import config as config_lib
+from vit_jax.checkpoints import checkpoint, workdir
+from vit_jax.distributed import multihost
+from vit_jax.errors import CheckpointError
+from vit_jax.training.build import Programs
+from vit_jax.training.metrics import TrainingLog
+from vit_jax.training.stage import Stage
+from vit_jax.training.train_step import TrainState
+from vit_jax.weights import load
+
+
+class Saver:
+    """Restores and saves the state of a stage, and its best weights if they are selected."""
+
+    def __init__(self, stage: Stage, programs: Programs, log: TrainingLog):
+        config = stage.config
+        self._stage, self._programs, self._log = stage, programs, log
+        self._checkpoints = checkpoint.Checkpoints(
+            stage.folder / checkpoint.FOLDER, config.keep_last, config.keep_every
+        )
+        self.best: checkpoint.BestWeights | None = None
+        self.saved_step = 0
+        self.num_bad_images = 0  # Unreadable images so far, in all processes.
+
+    def restore(self, init_key: jax.Array, fallback: bool) -> tuple[int, TrainState]:
+        """Returns the step and state of the newest checkpoint, or step 0 and the initial state.
+
+        Args:
+          fallback: move a damaged checkpoint aside and use the one before.
+        """
+        step, state = self._restore_newest(fallback)
+        self._log.open(step)
+        if state is None:
+            state = self._init_state(init_key)
+        self.saved_step = step
+        if self._stage.config.select == "best":
+            self.best = checkpoint.BestWeights(self._stage.folder)
+        return step, state
+
+    def _restore_newest(self, fallback: bool) -> tuple[int, TrainState | None]:
+        folder = self._checkpoints.folder
+        steps = multihost.broadcast_from_process_0("steps", lambda: checkpoint.list_steps(folder))
+        for step in reversed(steps):
+            try:
+                meta, data = (
+                    checkpoint.read_item(folder / str(step), name) for name in ("meta", "data")
+                )
+                state = checkpoint.restore(folder / str(step), self._programs.abstract_state)
+            except CheckpointError as error:
+                if not fallback or step == steps[0]:
+                    raise
+                path = self._checkpoints.move_damaged_step(step)
+                self._log.say(f"{error} Moved to {path}; falling back to an older step.")
+                continue
+            self._stage.refuse_other_data(meta, data)
+            self._log.clock.seconds.update(meta["seconds"])
+            self.num_bad_images = meta.get("bad_images", 0)
+            if step < self._stage.total_steps:
+                self._log.say(f"resuming from step {step}")
+            return step, state
+        return 0, None
+
+    def _init_state(self, key: jax.Array) -> TrainState:
+        stage, programs = self._stage, self._programs
+        if stage.plan is None:
+            return programs.init_state(key)
+        for note in stage.plan.notes:
+            self._log.say(f"{stage.start_from.where}: {note}")
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, programs.abstract_state.params)
+        params = load.read_params(stage.start_from, stage.plan, shardings)
+        return programs.init_state(key, params)
+
+    def is_due(self, step: int) -> bool:
+        """Returns True for a step after which a checkpoint is saved."""
+        return step == self._stage.total_steps or step % self._stage.config.checkpoint_every == 0
+
+    def save(self, step: int, state: TrainState) -> None:
+        """Starts to write a checkpoint."""
+        self._log.sync()
+        num_examples = len(self._stage.train_source)
+        examples_seen = step * self._stage.config.batch_size
+        self._checkpoints.save(
+            step,
+            state,
+            data={
+                "seed": self._stage.config.seed,
+                "epoch": examples_seen // num_examples,
+                "examples_seen": examples_seen,
+                "num_examples": num_examples,
+                "fingerprints": self._stage.fingerprints,
+            },
+            meta=self._meta(),
+        )
+        self.saved_step = step
+        self._log.clock.lap("save")
+
+    def save_if_best(self, step: int, params: dict, metrics: dict) -> None:
+        """Saves weights as the best if `select` is "best" and their score is the highest yet."""
+        if self.best is not None:
+            self.best.save_if_better(step, params, metrics, self._meta())
+            self._log.clock.lap("save")
+
+    def _meta(self) -> dict:
+        stage = self._stage
+        return {
+            "config": config_lib.to_dict({"": stage.config}),
+            "classes": list(stage.classes),
+            "preprocessing": dataclasses.asdict(load.eval_recipe(stage.config, stage.model)),
+            "seconds": self._log.clock.seconds,
+            "bad_images": self.num_bad_images,
+            "versions": workdir.versions(),
+        }
+
+    def wait(self) -> None:
+        """Waits until everything is on disk."""
+        self._checkpoints.wait()
+        if self.best is not None:
+            self.best.wait()
+
+    def close(self) -> None:
+        """Waits until everything is on disk and stops the writer threads."""
+        try:
+            self._checkpoints.close()
+        finally:
+            if self.best is not None:
+                self.best.close()
