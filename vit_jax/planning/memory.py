@@ -17,6 +17,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import jaxlib.version
 import numpy as np
 import optax
 
@@ -28,19 +29,24 @@ from vit_jax.tasks import registry as task_registry
 from vit_jax.training import optimizer
 from vit_jax.training.train_step import TrainState, make_train_step
 
+# From jax 0.11 on, tanh keeps one array for its gradient instead of two, so that GELU keeps one
+# array B T M fewer; XLA on a CPU holds bfloat16 in two bytes instead of widening it to float32.
+IS_BEFORE_0_11 = jaxlib.version.__version_info__ < (0, 11)
 # Arrays B T D, B T M and B h T T that XLA holds at once at the worst moment of a layer's backward
 # pass, beyond what all layers have kept. Fitted by non-negative least squares to modules that
-# jax 0.10.2 compiled for a CPU, of layers of five shapes: within 1 %, and 5 % of bfloat16, dots.
+# jax 0.10.2 compiled for a CPU, of layers of five shapes: within 1 %, and 5 % of bfloat16, dots;
+# from 0.11 on, to modules of jax 0.12.0.1 of six shapes: within 0.3 %, and 2 % of bfloat16, dots.
 COPIES = {
     "none": (10.2, 2.0, 2.0),
     "dots": (14.2, 1.3, 3.9),
-    "full": (15.5, 4.9, 2.6),
+    "full": (15.5, 4.9, 2.6) if IS_BEFORE_0_11 else (14.4, 4.0, 3.0),
 }
-# The same of bfloat16, which XLA on a CPU keeps as float32, and casts between the two.
-COPIES_WIDENED = {
-    "none": (9.2, 3.5, 2.0),
-    "dots": (13.7, 3.8, 3.7),
-    "full": (14.6, 4.4, 3.0),
+# The same of bfloat16 on a CPU, in arrays of four bytes before 0.11 and of two bytes since: XLA
+# holds a part of them as float32, which counts twice.
+COPIES_ON_CPU = {
+    "none": (9.2, 3.5, 2.0) if IS_BEFORE_0_11 else (15.2, 4.0, 3.0),
+    "dots": (13.7, 3.8, 3.7) if IS_BEFORE_0_11 else (22.3, 5.9, 5.6),
+    "full": (14.6, 4.4, 3.0) if IS_BEFORE_0_11 else (23.3, 6.0, 5.0),
 }
 NOISE = {"none": (0.0, 0.9), "dots": (0.9, 6.7), "full": (1.9, 3.8)}  # More, with dropout: D, M.
 # LLVM's optimisations change neither buffers nor collectives, and take two thirds of the time.
@@ -88,7 +94,8 @@ def estimate(config: Config, model, state: TrainState, *, widened: bool = False)
 
     Args:
       state: ShapeDtypeStructs with shardings; the mesh may be abstract too.
-      widened: count bfloat16 as four bytes, as XLA on a CPU keeps it.
+      widened: count bfloat16 as XLA on a CPU holds it: as four bytes before jax 0.11, and since
+        then as two bytes, with a part of the working memory as float32.
     """
     mesh = jax.tree.leaves(state)[0].sharding.mesh
     num_examples = config.batch_size // mesh_lib.num_batch_shards(mesh)  # On a device, of a step.
@@ -98,11 +105,12 @@ def estimate(config: Config, model, state: TrainState, *, widened: bool = False)
     batch = sum(_size(leaf) for leaf in abstract_batch(config, model, num_examples).values())
     rule = config.optimizer
     gradients = parameters * (1 + (config.accumulate > 1) + (rule.sam_rho is not None))
-    kept = _kept(config, model, mesh.shape["tensor"], widened)
+    as_float32 = widened and IS_BEFORE_0_11
+    kept = _kept(config, model, mesh.shape["tensor"], as_float32)
     examples = -(-num_examples // config.accumulate)
     largest = max(kept, default=0)
     working = _working(config, model, mesh.shape["tensor"], widened, largest)
-    if widened and config.model.dtype == "bfloat16":  # Each array is widened whole at a time.
+    if as_float32 and config.model.dtype == "bfloat16":  # Each array is widened whole at a time.
         working = max(working, largest / 2)
     return Memory(
         parameters=parameters,
@@ -220,7 +228,7 @@ def residuals(config: Config, model, num_examples: int) -> list[jax.ShapeDtypeSt
     return jax.tree.leaves(jax.eval_shape(pull_back, params, batch, jax.random.key(0)))
 
 
-def _kept(config: Config, model, tensor: int, widened: bool) -> list[float]:
+def _kept(config: Config, model, tensor: int, as_float32: bool) -> list[float]:
     """Bytes per example of each array that the forward pass keeps, on one device."""
     traced, like_any = as_traced(model), Config(task=config.task, data=config.data)
     times = 1  # What is kept of a layer, of what was traced.
@@ -236,7 +244,7 @@ def _kept(config: Config, model, tensor: int, widened: bool) -> list[float]:
         own = b.shape[examples + 1 :]
         if isinstance(model, ViT) and _is_fused(model, own):
             continue
-        width = 4 if widened and b.dtype == jnp.bfloat16 else b.dtype.itemsize
+        width = 4 if as_float32 and b.dtype == jnp.bfloat16 else b.dtype.itemsize
         parts = tensor if isinstance(model, ViT) and _is_split(model, own, tensor) else 1
         is_stacked = examples > 0 and b.shape[0] == LAYERS_TRACED
         size = (math.prod(b.shape) - math.prod(a.shape)) * width / parts
@@ -274,10 +282,11 @@ def _working(config: Config, model, tensor: int, widened: bool, largest: float) 
         return 4 * largest  # Of a convolution: input and output, and their gradients.
     size, T = model.size, num_tokens(model)
     is_widened = widened and model.config.dtype == "bfloat16"
-    width = 4 if is_widened else jnp.dtype(model.config.dtype).itemsize
-    D, M, scores = (COPIES_WIDENED if is_widened else COPIES)[config.model.remat]
+    width = 4 if is_widened and IS_BEFORE_0_11 else jnp.dtype(model.config.dtype).itemsize
+    D, M, scores = (COPIES_ON_CPU if is_widened else COPIES)[config.model.remat]
     if model.config.dropout:
-        D, M = (copies + more for copies, more in zip((D, M), NOISE[config.model.remat]))
+        times = 4 / width if is_widened else 1  # XLA on a CPU holds noise in four bytes.
+        D, M = (copies + times * more for copies, more in zip((D, M), NOISE[config.model.remat]))
     attention = 0 if model.config.kernels == "cudnn" else scores * size.num_heads * T
     return T * width * (D * size.hidden_size + (M * size.mlp_size + attention) / tensor)
 
