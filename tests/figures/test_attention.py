@@ -87,12 +87,17 @@ def test_layers_one_by_one_weigh_what_the_whole_model_does(options):
     attention = attention_lib.make_attention(model)
     encoder = {k: v for k, v in params["Transformer"].items() if "encoderblock" not in k}
     layers = (params["Transformer"][f"encoderblock_{i}"] for i in range(2))
+    # The relative error of a weight is the absolute error of its logit, and logits reach 300.
+    # The layers are compiled and the whole model is not: from jax 0.11 on, XLA fuses LayerNorm
+    # into loops that round otherwise, 4.5 eps of the largest logit by the second layer. Either way
+    # is 18 eps off float64.
+    rtol = 16 * np.finfo(np.float32).eps * 300
     for found in (
         attention(params, IMAGES),
         attention(params | {"Transformer": encoder}, IMAGES, layers),
     ):
         for told, A in zip(whole, found, strict=True):
-            np.testing.assert_allclose(A, told["A"][0], rtol=1e-4, atol=1e-7)
+            np.testing.assert_allclose(A, told["A"][0], rtol=rtol, atol=1e-7)
 
 
 def test_weights_are_the_softmax_of_queries_and_keys():
