@@ -234,7 +234,7 @@ def _kept(config: Config, model, tensor: int, as_float32: bool) -> list[float]:
     times = 1  # What is kept of a layer, of what was traced.
     if isinstance(model, ViT) and traced.config.scan:
         times = model.size.num_layers / LAYERS_TRACED
-        traced = traced.clone(config=dataclasses.replace(model.config, num_layers=LAYERS_TRACED))
+        traced = traced.clone(config=dataclasses.replace(traced.config, num_layers=LAYERS_TRACED))
     some, more = (residuals(like_any, traced, n) for n in EXAMPLES_TRACED)
     sizes = []
     for a, b in zip(some, more, strict=True):
