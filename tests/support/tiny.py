@@ -1,6 +1,8 @@
 """Models small enough to read, with parameters of which each shows in the output."""
 
+import dataclasses
 import functools
+from dataclasses import fields
 
 import jax
 import numpy as np
@@ -9,6 +11,7 @@ from vit_jax import create_model, trees
 from vit_jax.config.schema import Model
 from vit_jax.models.bit_resnet import BitResNet
 from vit_jax.models.registry import make_init
+from vit_jax.models.sizes import Size, shape_of
 
 TINY = {
     "image_size": (8, 12),  # A grid of 2x3: rows and columns cannot be exchanged unseen.
@@ -23,6 +26,15 @@ TINY = {
 
 def tiny(**changes):
     return create_model("vit_ti16", **TINY | changes)
+
+
+def assert_same_model(actual, expected):
+    """Compares two models whose shapes may be named differently."""
+    shape = {"name": "", "patch": None, **dict.fromkeys(field.name for field in fields(Size))}
+    configs = [dataclasses.replace(model.config, **shape) for model in (actual, expected)]
+    assert configs[0] == configs[1]
+    assert shape_of(actual.config) == shape_of(expected.config)
+    assert (actual.num_classes, actual.image_size) == (expected.num_classes, expected.image_size)
 
 
 def small_bit(units, width=1, image_size=(32, 32), num_classes=0, pixel_stats="half"):
