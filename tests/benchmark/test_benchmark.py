@@ -1,4 +1,4 @@
-"""The verb `benchmark`: what it measures, who takes turns, and what it refuses."""
+"""Tests of the verb `benchmark`: records, cases, order of the runners, and errors."""
 
 import json
 import sys
@@ -9,25 +9,25 @@ import pytest
 from tests.support.runs import run_main
 from vit_jax import main
 from vit_jax.benchmark import benchmark, worker
-from vit_jax.benchmark.runners import TUNED, Contestant, Timm, ours
+from vit_jax.benchmark.runners import TUNED, Runner, Timm, vit_jax_runners
 from vit_jax.errors import ConfigError, VitJaxError
 from vit_jax.tables import benchmarks
 
 SHAPE = {"num_layers": "1", "hidden_size": "32", "mlp_size": "64", "num_heads": "2"}
 FIELDS = {"data.image_size": "32"} | {f"model.{name}": size for name, size in SHAPE.items()}
-WHOLE = dict.fromkeys(FIELDS, "None") | {"data.image_size": "32"}  # The size that is in a name.
+NAMED_SIZE = dict.fromkeys(FIELDS, "None") | {"data.image_size": "32"}  # Size of the model name.
 TINY = ("--model=vit_ti16", "--image_size=32", "--batch=4", "--steps=2", "--warmup=1")
 TINY += ("--dtype=float32", *(f"--config.model.{name}={size}" for name, size in SHAPE.items()))
 
 
-def tiny_cells(**changes) -> list[benchmark.Cell]:
+def tiny_cases(**changes) -> list[benchmark.Case]:
     fields = FIELDS | changes.pop("fields", {})
-    chosen = {"suite": None, "model": "vit_ti16", "batch": 4, "dtype": "float32"}
-    chosen |= {"mode": "training", "warmup": 1, "steps": 2, "fields": fields}
-    return benchmark.make_cells(**chosen | changes)
+    arguments = {"suite": None, "model": "vit_ti16", "batch": 4, "dtype": "float32"}
+    arguments |= {"mode": "training", "warmup": 1, "steps": 2, "fields": fields}
+    return benchmark.make_cases(**arguments | changes)
 
 
-def mistake(*arguments) -> VitJaxError:
+def error_of(*arguments) -> VitJaxError:
     with pytest.raises(VitJaxError) as caught:
         main.run(["benchmark", *map(str, arguments)])
     assert "\n" not in str(caught.value)
@@ -36,7 +36,7 @@ def mistake(*arguments) -> VitJaxError:
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
-    """A training cell, two rounds with the persistent cache: what was printed and written."""
+    """Output and records of a training case, timed in two rounds with the persistent cache."""
     out = tmp_path_factory.mktemp("benchmark") / "results.jsonl"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAX_ENABLE_COMPILATION_CACHE", "true")
@@ -49,7 +49,8 @@ def measured(tmp_path_factory):
     return done, [json.loads(line) for line in out.read_text().splitlines()]
 
 
-def test_every_measurement_is_a_line_of_the_file(measured):
+@pytest.mark.slow
+def test_benchmark_writes_a_line_for_every_measurement(measured):
     _, records = measured
     assert len(records) == 2
     for record in records:
@@ -67,13 +68,15 @@ def test_every_measurement_is_a_line_of_the_file(measured):
         assert record["versions"]["jax"] == jax.__version__
 
 
-def test_the_first_round_is_cold_and_the_next_finds_its_programs(measured):
+@pytest.mark.slow
+def test_benchmark_compiles_in_the_first_round_and_uses_the_cache_later(measured):
     _, records = measured
     assert [record["cache"] for record in records] == ["cold", "warm"]
     assert records[1]["compile_seconds"] < records[0]["compile_seconds"]
 
 
-def test_progress_goes_to_standard_error_and_the_table_to_standard_output(measured):
+@pytest.mark.slow
+def test_benchmark_prints_progress_to_stderr_and_the_table_to_stdout(measured):
     done, records = measured
     table = json.loads(done.out)
     assert table["comparison"] == []
@@ -85,147 +88,159 @@ def test_progress_goes_to_standard_error_and_the_table_to_standard_output(measur
     assert done.err.count("img/s") == 2
 
 
-def test_the_flops_of_a_step_are_those_of_its_products():
+def test_case_flops_are_those_of_its_matrix_products():
     N, T, L, D, M, K = 4, 5, 1, 32, 64, 1000  # 32 px in patches of 16, and a class token.
     block = 4 * T * D * D + 2 * T * T * D + 2 * T * D * M
     macs = N * 16 * 16 * 3 * D + L * block + D * K
-    training, inference = tiny_cells(mode="both")
+    training, inference = tiny_cases(mode="both")
     assert training.record()["step_flops"] == 6 * macs * 4
     assert inference.record()["step_flops"] == 2 * macs * 4
 
 
-def test_a_mesh_is_measured_whole():
-    (cell,) = tiny_cells(mode="inference", batch=8, fields={"mesh.data": "4", "mesh.fsdp": "2"})
-    found = worker.measure(**ours(cell, {}, False)[0].task, started=0.0)
-    assert cell.record()["mesh"] == "data:4,fsdp:2"
-    assert found["num_devices"] == 8
+@pytest.mark.slow
+def test_worker_measures_all_devices_of_a_mesh():
+    (case,) = tiny_cases(mode="inference", batch=8, fields={"mesh.data": "4", "mesh.fsdp": "2"})
+    result = worker.measure(**vit_jax_runners(case, {}, False)[0].arguments, started=0.0)
+    assert case.record()["mesh"] == "data:4,fsdp:2"
+    assert result["num_devices"] == 8
     D, M, K = 32, 64, 1000
     block = 4 * (D * D + D) + (D * M + M + M * D + D) + 2 * 2 * D
-    # Patches, class token, positions, the block, the last norm, the head.
-    assert found["parameters"] == (768 + 1) * D + D + 5 * D + block + 2 * D + (D + 1) * K
+    # Patch embedding, class token, positions, block, final norm, head.
+    assert result["parameters"] == (768 + 1) * D + D + 5 * D + block + 2 * D + (D + 1) * K
 
 
-def test_a_suite_is_the_published_table():
-    cells = benchmark.make_cells(
+def test_make_cases_of_a_suite_returns_the_published_table():
+    cases = benchmark.make_cases(
         suite="cpu", model=None, batch=None, dtype="both", mode="both", warmup=None, steps=None,
         fields={},
     )  # fmt: skip
-    kinds = [(c.config.model.name, c.config.batch_size, c.config.model.dtype) for c in cells]
-    assert len(cells) == 12
+    kinds = [(c.config.model.name, c.config.batch_size, c.config.model.dtype) for c in cases]
+    assert len(cases) == 12
     assert list(dict.fromkeys(kinds)) == [
         (name, batch, dtype)
         for name, batch in (("vit_ti16", 16), ("vit_s16", 16), ("vit_b16", 8))
         for dtype in ("float32", "bfloat16")
     ]
-    assert {(cell.warmup, cell.steps) for cell in cells} == {(5, 15)}
+    assert {(case.warmup, case.steps) for case in cases} == {(5, 15)}
 
 
-def test_tuned_runs_are_ours_once_more_with_more_environment():
-    (cell,) = tiny_cells()
-    plain, tuned = ours(cell, {"A": "1"}, tuned=True)
+def test_vit_jax_runners_with_tuned_adds_a_runner_with_more_variables():
+    (case,) = tiny_cases()
+    plain, tuned = vit_jax_runners(case, {"A": "1"}, tuned=True)
     assert (plain.name, plain.env) == ("vit_jax", {"A": "1"})
     assert (tuned.name, tuned.env) == ("vit_jax tuned", {"A": "1"} | TUNED)
-    assert plain.task == tuned.task
+    assert plain.arguments == tuned.arguments
 
 
-def test_the_largest_batch_is_found_by_doubling_and_halving():
+def test_largest_that_fits_doubles_and_bisects():
     tried = []
 
     def fits(batch: int) -> bool:
         tried.append(batch)
         return batch <= 100
 
-    assert worker.largest(fits, unit=1) == 100
+    assert worker.largest_that_fits(fits, unit=1) == 100
     assert tried == [1, 2, 4, 8, 16, 32, 64, 128, 96, 112, 104, 100]
-    assert worker.largest(lambda batch: batch <= 100, unit=8) == 96
-    assert worker.largest(lambda batch: False, unit=8) == 0
-    with pytest.raises(ConfigError, match="--largest_batch is for accelerators"):
-        (cell,) = tiny_cells()
-        worker.measure(**ours(cell, {}, False, largest_batch=True)[0].task, started=0.0)
+    assert worker.largest_that_fits(lambda batch: batch <= 100, unit=8) == 96
+    assert worker.largest_that_fits(lambda batch: False, unit=8) == 0
+    with pytest.raises(ConfigError, match="--largest_batch needs an accelerator"):
+        (case,) = tiny_cases()
+        worker.measure(
+            **vit_jax_runners(case, {}, False, largest_batch=True)[0].arguments, started=0.0
+        )
 
 
-def puppet(name: str, **found) -> Contestant:
-    """A contestant that says at once what it is to have measured."""
-    line = {"step_seconds": [0.5], "parameters": 7, "platform": "cpu", "num_devices": 1} | found
-    return Contestant(name, (sys.executable, "-c", f"print({json.dumps(line)!r})"), {}, {})
+def fake_runner(name: str, **fields) -> Runner:
+    """Returns a runner that prints a fixed result."""
+    line = {"step_seconds": [0.5], "parameters": 7, "platform": "cpu", "num_devices": 1} | fields
+    return Runner(name, (sys.executable, "-c", f"print({json.dumps(line)!r})"), {}, {})
 
 
-class PuppetPeer:
-    """A peer whose contestants are puppets."""
+class FakePeer:
+    """Peer with given runners."""
 
-    def __init__(self, *them: Contestant):
-        self.them = them
+    def __init__(self, *runners: Runner):
+        self._runners = runners
 
-    def check(self, cells) -> None:
-        assert cells
+    def check(self, cases) -> None:
+        assert cases
 
-    def contestants(self, cell, platform: str, num_devices: int):
+    def runners(self, case, platform: str, num_devices: int):
         assert (platform, num_devices) == ("cpu", 1)
-        return self.them
+        return self._runners
 
 
-def race(monkeypatch, path, us: Contestant, *them: Contestant) -> tuple[list[dict], list[str]]:
+def time_with_fakes(monkeypatch, path, own: Runner, *peers: Runner) -> tuple[list[dict], list[str]]:
     lines: list[str] = []
-    monkeypatch.setattr(benchmark, "ours", lambda *_, **__: [us])
-    records = benchmark.benchmark(
-        tiny_cells(), rounds=2, env={}, tuned=False, largest_batch=False,
-        peer=PuppetPeer(*them), out=str(path), say=lines.append,
+    monkeypatch.setattr(benchmark, "vit_jax_runners", lambda *_, **__: [own])
+    records = benchmark.time_cases(
+        tiny_cases(), rounds=2, env={}, tuned=False, largest_batch=False,
+        peer=FakePeer(*peers), out=str(path), print_line=lines.append,
     )  # fmt: skip
     assert [json.loads(line) for line in path.read_text().splitlines()] == records
     return records, lines
 
 
-def test_contestants_take_turns(monkeypatch, tmp_path):
+def test_time_cases_alternates_between_runners(monkeypatch, tmp_path):
     path = tmp_path / "out.jsonl"
-    us, them = puppet("vit_jax"), [puppet("timm fused"), puppet("timm explicit")]
-    records, lines = race(monkeypatch, path, us, *them)
+    own, peers = fake_runner("vit_jax"), [fake_runner("timm fused"), fake_runner("timm explicit")]
+    records, lines = time_with_fakes(monkeypatch, path, own, *peers)
     names = [record["contestant"] for record in records]
     assert names == ["vit_jax", "timm fused", "timm explicit"] * 2
     assert "round 2/2  vit_jax              8.00 img/s" in lines[4]
 
 
-def test_a_peer_without_memory_is_left_out_and_we_are_not(monkeypatch, tmp_path):
-    full = puppet("timm fused", error="out of memory")
-    records, lines = race(monkeypatch, tmp_path / "a", puppet("vit_jax"), full)
+def test_time_cases_skips_a_peer_that_runs_out_of_memory(monkeypatch, tmp_path):
+    full = fake_runner("timm fused", error="out of memory")
+    records, lines = time_with_fakes(monkeypatch, tmp_path / "a", fake_runner("vit_jax"), full)
     assert [record["contestant"] for record in records] == ["vit_jax"] * 2
     assert lines[2].endswith("timm fused      out of memory")
-    with pytest.raises(ConfigError, match="batch 4: out of memory; a smaller --batch"):
-        race(monkeypatch, tmp_path / "b", puppet("vit_jax", error="out of memory"))
+    with pytest.raises(ConfigError, match="batch 4: out of memory; use a smaller --batch"):
+        time_with_fakes(monkeypatch, tmp_path / "b", fake_runner("vit_jax", error="out of memory"))
 
 
-def test_a_peer_of_another_size_is_no_peer(monkeypatch, tmp_path):
-    with pytest.raises(ConfigError, match="timm fused has 8 parameters, vit_ti16 7"):
-        race(monkeypatch, tmp_path / "a", puppet("vit_jax"), puppet("timm fused", parameters=8))
+def test_time_cases_rejects_a_peer_of_another_size(monkeypatch, tmp_path):
+    with pytest.raises(ConfigError, match="timm fused has 8 parameters, but vit_ti16 has 7"):
+        time_with_fakes(
+            monkeypatch,
+            tmp_path / "a",
+            fake_runner("vit_jax"),
+            fake_runner("timm fused", parameters=8),
+        )
 
 
-def test_timm_runs_on_the_platform_that_ours_ran_on():
-    (cell,) = tiny_cells()
-    fused, explicit = Timm("python", None).contestants(cell, "cpu", 8)
+def test_timm_runners_follow_the_platform_of_vit_jax():
+    (case,) = tiny_cases()
+    fused, explicit = Timm("python", None).runners(case, "cpu", 8)
     assert (fused.env, explicit.env) == ({"TIMM_FUSED_ATTN": "1"}, {"TIMM_FUSED_ATTN": "0"})
-    on_gpu = Timm("python", None).contestants(cell, "gpu", 1)
-    assert [each.task["compiled"] for each in on_gpu] == [False, False, True]
-    assert len(Timm("python", False).contestants(cell, "gpu", 1)) == 2
-    with pytest.raises(ConfigError, match="runs on one GPU, and ours on 8"):
-        Timm("python", None).contestants(cell, "gpu", 8)
-    with pytest.raises(ConfigError, match="not on this tpu"):
-        Timm("python", None).contestants(cell, "tpu", 8)
-    (hybrid,) = tiny_cells(model="r_ti16", fields=WHOLE)
-    with pytest.raises(ConfigError, match="r_ti16 is no plain ViT"):
-        Timm("python", None).shape(hybrid)
+    on_gpu = Timm("python", None).runners(case, "gpu", 1)
+    assert [runner.arguments["compiled"] for runner in on_gpu] == [False, False, True]
+    assert len(Timm("python", False).runners(case, "gpu", 1)) == 2
+    with pytest.raises(ConfigError, match="runs on one GPU, but vit_jax ran on 8"):
+        Timm("python", None).runners(case, "gpu", 8)
+    with pytest.raises(ConfigError, match="supports CPUs and CUDA GPUs, not tpu"):
+        Timm("python", None).runners(case, "tpu", 8)
+    (hybrid,) = tiny_cases(model="r_ti16", fields=NAMED_SIZE)
+    with pytest.raises(ConfigError, match="supports plain ViTs only, not r_ti16"):
+        Timm("python", None).model_arguments(hybrid)
 
 
-def test_a_command_that_fails_is_told_by_its_last_words():
-    broken = (sys.executable, "-c", "import nothing_of_that_name")
-    with pytest.raises(ConfigError, match="timm fused ended with 1: ModuleNotFoundError"):
-        Contestant("timm fused", broken, {}, {}).measure("caches")
-    with pytest.raises(RuntimeError, match="Traceback"):  # A bug of ours is told whole.
-        Contestant("vit_jax", broken, {}, {}).measure("caches")
-    with pytest.raises(ConfigError, match="no such thing"):
-        puppet("vit_jax", error="no such thing").measure("caches")
+def test_runner_measure_reports_a_failing_command():
+    failing = (sys.executable, "-c", "import nothing_of_that_name")
+    with pytest.raises(
+        ConfigError, match="timm fused failed with exit code 1: ModuleNotFoundError"
+    ):
+        Runner("timm fused", failing, {}, {}).measure("caches")
+    with pytest.raises(
+        RuntimeError, match="Traceback"
+    ):  # A failure of vit_jax shows the whole traceback.
+        Runner("vit_jax", failing, {}, {}).measure("caches")
+    with pytest.raises(ConfigError, match="invalid argument"):
+        fake_runner("vit_jax", error="invalid argument").measure("caches")
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "message"),
     [
         (["--model=vit_x16"], "unknown; it is vit_<"),
         (["--image_size=30"], "nearest sizes: 16 or 32"),
@@ -238,39 +253,43 @@ def test_a_command_that_fails_is_told_by_its_last_words():
         (["--mesh=data"], "config.mesh.data is ''; it must be a whole number"),
         (["--env=FOO"], "'FOO' is not KEY=VALUE"),
         (["--config=configs/cifar10.py"], "does not accept --config=FILE"),
-        (["--config.batch_size=8"], "benchmark takes --batch instead"),
+        (["--config.batch_size=8"], "--config.batch_size is not supported; use --batch"),
         (["--config.model.hidden=8"], "no field 'hidden'"),
-        (["--suite=cpu", "--batch=3"], "--suite=cpu has its own batches"),
-        (["--suite=cpu", "--model=vit_b32"], "is not in --suite=cpu; it has vit_ti16, vit_s16"),
-        (["--out=no/such/folder.jsonl"], "--out=no/such/folder.jsonl is no file that can"),
+        (["--suite=cpu", "--batch=3"], "--batch=3 cannot be combined with --suite=cpu"),
+        (
+            ["--suite=cpu", "--model=vit_b32"],
+            "is not in --suite=cpu; choose from vit_ti16, vit_s16",
+        ),
+        (["--out=no/such/folder.jsonl"], "--out=no/such/folder.jsonl cannot be written"),
         (["--peer=timm", "--peer_python=/no/python"], "--peer_python=/no/python: No such file"),
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
 )
-def test_mistakes_are_told_in_one_line(arguments, words, tmp_path, monkeypatch):
+def test_benchmark_rejects_invalid_flags_in_one_line(arguments, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    error = mistake(*arguments)
+    error = error_of(*arguments)
     assert error.exit_code == 2
-    assert words in str(error)
+    assert message in str(error)
     assert not list(tmp_path.iterdir())
 
 
-def test_devices_that_cannot_share_the_batch_are_told_in_one_line(tmp_path):
-    (cell,) = tiny_cells(batch=3)
+@pytest.mark.slow
+def test_runner_measure_rejects_a_batch_that_cannot_be_split_evenly(tmp_path):
+    (case,) = tiny_cases(batch=3)
     with pytest.raises(ConfigError, match="batch_size 3 is not divisible by 8 devices"):
-        ours(cell, {"JAX_NUM_CPU_DEVICES": "8"}, False)[0].measure(str(tmp_path))
+        vit_jax_runners(case, {"JAX_NUM_CPU_DEVICES": "8"}, False)[0].measure(str(tmp_path))
 
 
-def test_an_interpreter_without_timm_is_told_how_to_get_it(tmp_path):
-    bare = tmp_path / "python"
-    bare.write_text("#!/bin/sh\necho torch timm\n")
-    bare.chmod(0o755)
-    error = mistake("--peer=timm", f"--peer_python={bare}", f"--out={tmp_path / 'o'}")
+def test_timm_check_of_an_interpreter_without_timm_says_how_to_install_it(tmp_path):
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\necho torch timm\n")
+    python.chmod(0o755)
+    error = error_of("--peer=timm", f"--peer_python={python}", f"--out={tmp_path / 'o'}")
     assert error.exit_code == 2
-    assert f"{bare} has no torch and no timm: pip install torch timm, or name" in str(error)
+    assert f"{python} has no torch and no timm: pip install torch timm, or give" in str(error)
 
 
-def test_the_help_tells_the_defaults():
+def test_benchmark_help_shows_the_defaults():
     text = run_main("benchmark", "--help").out
     suite = benchmark.SUITES["cpu"].protocol
     for name, value in benchmark.PROTOCOL.items():
@@ -290,17 +309,17 @@ def test_the_help_tells_the_defaults():
         ("vit_so400m14", "vit_so400m_patch14_siglip_224"),
     ],
 )
-def test_the_peer_is_the_model_that_timm_has_by_name(name, timm_name):
+def test_timm_peer_builds_the_named_timm_model(name, timm_name):
     import torch
 
     from vit_jax.benchmark import timm_peer
 
     timm = timm_peer.import_timm()
-    (cell,) = tiny_cells(model=name, fields=WHOLE | {"data.image_size": "224"})
-    with torch.device("meta"):  # Shapes without numbers.
-        peer = timm_peer.build_model(Timm(sys.executable, None).shape(cell))
+    (case,) = tiny_cases(model=name, fields=NAMED_SIZE | {"data.image_size": "224"})
+    with torch.device("meta"):  # Shapes without values.
+        peer = timm_peer.build_model(Timm(sys.executable, None).model_arguments(case))
         named = timm.create_model(timm_name, num_classes=1000)
-    if "siglip" in timm_name:  # Its pooling is another; its MLP is what is odd.
+    if "siglip" in timm_name:  # Its pooling differs; only its blocks are compared.
         peer, named = peer.blocks, named.blocks
     assert str(peer) == str(named)
     assert {k: v.shape for k, v in peer.state_dict().items()} == {
@@ -309,18 +328,18 @@ def test_the_peer_is_the_model_that_timm_has_by_name(name, timm_name):
 
 
 @pytest.mark.parity
-def test_timm_is_raced_and_the_ratio_printed(tmp_path):
-    out = tmp_path / "raced.jsonl"
+def test_benchmark_with_timm_prints_the_ratio(tmp_path):
+    out = tmp_path / "results.jsonl"
     done = run_main(
         "benchmark", *TINY, "--mode=both", "--rounds=1", "--peer=timm", f"--out={out}",
         f"--peer_python={sys.executable}",
     )  # fmt: skip
     assert done.code == 0, done.err
     records = benchmarks.read(str(out))
-    assert [each["contestant"] for each in records] == [
+    assert [record["contestant"] for record in records] == [
         "vit_jax", "timm fused", "timm explicit",
     ] * 2  # fmt: skip
-    assert [each["env"].get("TIMM_FUSED_ATTN") for each in records[:3]] == [None, "1", "0"]
+    assert [record["env"].get("TIMM_FUSED_ATTN") for record in records[:3]] == [None, "1", "0"]
     for row in benchmarks.comparison(benchmarks.summaries(records)):
         best = max(row["timm fused"], row["timm explicit"])
         assert row["ratio"] == pytest.approx(row["vit_jax"] / best)

@@ -1,1 +1,1 @@
-"""Timing of training and inference, beside other projects in the same run."""
+"""Timing of training and inference of vit_jax and of timm."""

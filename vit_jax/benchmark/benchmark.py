@@ -1,9 +1,9 @@
-"""Times training and inference, beside a peer in the same run.
+"""Timing of training and inference, and of a peer in the same run.
 
-The protocol is that of timm's benchmark.py: steps to warm up, then timed ones, random images that
-lie on the devices, and the devices waited for after every step; AdamW, softmax cross-entropy, no
-dropout. Each measurement has a process of its own, and contestants take turns, so that a machine
-that slows down slows all of them down.
+The protocol is that of timm's benchmark.py: warm-up steps, then timed steps, on random images that
+are already on the devices; every step waits for the devices. Training uses AdamW, softmax
+cross-entropy and no dropout. Each measurement runs in a new process, and the runners alternate, so
+that a change in the speed of the machine affects all of them.
 """
 
 import dataclasses
@@ -17,17 +17,17 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 
 from vit_jax import config as config_lib
-from vit_jax.benchmark.runners import OUT_OF_MEMORY, Cell, Contestant, Timm, ours
+from vit_jax.benchmark.runners import OUT_OF_MEMORY, Case, Runner, Timm, vit_jax_runners
 from vit_jax.errors import ConfigError, nearest
 
 MODES, DTYPES = ("training", "inference"), ("float32", "bfloat16")
 PROTOCOL = {"warmup": 10, "steps": 40}  # timm's --num-warm-iter and --num-bench-iter.
-MODEL, BATCH, CLASSES = "vit_b16", 16, 1000
+MODEL, BATCH, NUM_CLASSES = "vit_b16", 16, 1000
 
 
 @dataclasses.dataclass(frozen=True)
 class Suite:
-    """A published table: models with their batches, and a protocol that suits the machine."""
+    """Models and batch sizes of a published table, with numbers of steps that suit the machine."""
 
     batches: dict[str, int]
     protocol: dict[str, int]
@@ -38,7 +38,7 @@ SUITES = {
 }
 
 
-def make_cells(
+def make_cases(
     *,
     suite: str | None,
     model: str | None,
@@ -48,26 +48,32 @@ def make_cells(
     warmup: int | None,
     steps: int | None,
     fields: dict[str, str],
-) -> list[Cell]:
-    """The cells of a suite, or of one model; raises ConfigError for what cannot be.
+) -> list[Case]:
+    """Returns the cases of a suite, or of one model.
 
     Args:
-      model, batch: None for those of the suite, or MODEL and BATCH.
+      suite: name in SUITES, or None.
+      model, batch: model name and batch size; None for those of the suite, or MODEL and BATCH.
       dtype, mode: one of DTYPES and MODES, or "both".
-      warmup, steps: None for the suite's, or timm's.
-      fields: config field -> text, as of `--config.KEY=VALUE`.
+      warmup, steps: numbers of untimed and timed steps; None for those of the suite, or PROTOCOL.
+      fields: {config field: text}, as in `--config.KEY=VALUE`.
+
+    Raises:
+      ConfigError: an argument or field is invalid.
     """
-    own = {"model.name": "model", "model.dtype": "dtype", "batch_size": "batch", "steps": "steps"}
-    for name in own.keys() & fields.keys():
-        raise ConfigError(f"--config.{name}: benchmark takes --{own[name]} instead.")
+    flags = {"model.name": "model", "model.dtype": "dtype", "batch_size": "batch", "steps": "steps"}
+    for name in flags.keys() & fields.keys():
+        raise ConfigError(f"--config.{name} is not supported; use --{flags[name]}.")
     protocol, batches = PROTOCOL, {model or MODEL: BATCH if batch is None else batch}
     if suite is not None:
         protocol, batches = SUITES[suite].protocol, SUITES[suite].batches
         if batch is not None:
-            raise ConfigError(f"--batch: --suite={suite} has its own batches.")
+            raise ConfigError(
+                f"--batch={batch} cannot be combined with --suite={suite}, which sets batch sizes."
+            )
         if model is not None and model not in batches:
             raise ConfigError(
-                f"--model={model} is not in --suite={suite}; it has {', '.join(batches)}."
+                f"--model={model} is not in --suite={suite}; choose from {', '.join(batches)}."
                 f"{nearest(model, batches)}"
             )
         batches = {name: size for name, size in batches.items() if model in (None, name)}
@@ -77,35 +83,37 @@ def make_cells(
         if value < 1:
             raise ConfigError(f"--{flag} is {value}; it must be at least 1.")
     return [
-        _cell(each_mode, name, size, each_dtype, warmup, steps, fields)
+        _case(case_mode, name, size, case_dtype, warmup, steps, fields)
         for name, size in batches.items()
-        for each_dtype in (DTYPES if dtype == "both" else (dtype,))
-        for each_mode in (MODES if mode == "both" else (mode,))
+        for case_dtype in (DTYPES if dtype == "both" else (dtype,))
+        for case_mode in (MODES if mode == "both" else (mode,))
     ]
 
 
-def _cell(
+def _case(
     mode: str, name: str, batch: int, dtype: str, warmup: int, steps: int, fields: dict[str, str]
-) -> Cell:
+) -> Case:
     config = config_lib.base_config()
     config.update(batch_size=batch, steps=warmup + steps)
     config.model.update(name=name, dtype=dtype)
-    config.data.num_classes = CLASSES
-    # As torch.optim.AdamW without a schedule; no clipping, as the peer does none.
+    config.data.num_classes = NUM_CLASSES
+    # As torch.optim.AdamW without a schedule; no gradient clipping, as in the peer.
     config.optimizer.update(schedule="constant", weight_decay=0.01, clip_norm=None)
-    plain = config_lib.to_dict(config_lib.check(config))
+    default = config_lib.to_dict(config_lib.check(config))
     for key, text in fields.items():
         config_lib.override(config, key, text)
     checked = config_lib.check(config)
-    changed = config_lib.differing_fields(plain, config_lib.to_dict(checked))
-    told = [key for key in changed if not key.startswith(("mesh.", "data.image_size"))]
-    cell = Cell(mode, checked[""], tuple(f"{key}={fields[key]}" for key in told), warmup, steps)
-    cell.record()  # A model that cannot be built is told of before anything runs.
-    return cell
+    changed = config_lib.differing_fields(default, config_lib.to_dict(checked))
+    # The mesh and the image size have columns of their own.
+    listed = [key for key in changed if not key.startswith(("mesh.", "data.image_size"))]
+    options = tuple(f"{key}={fields[key]}" for key in listed)
+    case = Case(mode, checked[""], options, warmup, steps)
+    case.record()  # Raises for a model that cannot be built, before anything is timed.
+    return case
 
 
-def benchmark(
-    cells: Sequence[Cell],
+def time_cases(
+    cases: Sequence[Case],
     *,
     rounds: int,
     env: dict[str, str],
@@ -113,34 +121,43 @@ def benchmark(
     largest_batch: bool,
     peer: Timm | None,
     out: str,
-    say: Callable[[str], None],
+    print_line: Callable[[str], None],
 ) -> list[dict]:
-    """Times cells, appends a line of JSON to `out` for every measurement, and returns them all.
+    """Times cases and returns a record of every measurement.
+
+    Each record is also appended to the file `out` as a line of JSON.
 
     Args:
-      env: environment variables for our processes alone.
-      tuned: time ours once more, with the variables TUNED.
-      largest_batch: in place of each cell's batch, take the largest that fits.
-      say: shows a line of progress.
+      cases: what to time.
+      rounds: number of repetitions.
+      env: environment variables of the vit_jax processes.
+      tuned: time vit_jax a second time, with the variables TUNED.
+      largest_batch: replace the batch size of each case by the largest that fits.
+      peer: peer to time as well, or None.
+      out: path of the results file.
+      print_line: prints a line of progress.
 
-    Raises ConfigError for what cannot be timed here.
+    Raises:
+      ConfigError: an argument is invalid, or a case cannot be timed on this machine.
     """
     path = pathlib.Path(out)
     if rounds < 1:
         raise ConfigError(f"--rounds is {rounds}; it must be at least 1.")
     if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise ConfigError(f"--out={out} is no file that can be written.")
+        raise ConfigError(f"--out={out} cannot be written; expected a file in an existing folder.")
     if peer is not None:
-        peer.check(cells)
+        peer.check(cases)
     run = {"run": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")}
     records = []
-    caches = tempfile.mkdtemp(prefix="vit_jax_benchmark_")  # Empty: what is cold is cold.
+    caches = tempfile.mkdtemp(
+        prefix="vit_jax_benchmark_"
+    )  # Empty, so that the first compilation is cold.
     try:
-        for number, cell in enumerate(cells, 1):
+        for number, case in enumerate(cases, 1):
             if largest_batch:
-                cell = _with_largest_batch(cell, env, caches)
-            say(f"[{number}/{len(cells)}] {cell.title}")
-            for record in _race(cell, rounds, env, tuned, peer, caches, say):
+                case = _with_largest_batch(case, env, caches)
+            print_line(f"[{number}/{len(cases)}] {case.title}")
+            for record in _time_case(case, rounds, env, tuned, peer, caches, print_line):
                 records.append(run | record)
                 with path.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(records[-1]) + "\n")
@@ -149,62 +166,63 @@ def benchmark(
     return records
 
 
-def _race(
-    cell: Cell,
+def _time_case(
+    case: Case,
     rounds: int,
     env: dict[str, str],
     tuned: bool,
     peer: Timm | None,
     caches: str,
-    say: Callable[[str], None],
+    print_line: Callable[[str], None],
 ) -> Iterator[dict]:
-    """Ours and the peer's by turns: a record of each measurement."""
+    """Yields a record of each measurement; vit_jax and the peer alternate."""
     for number in range(1, rounds + 1):
-        for contestant in ours(cell, env, tuned):
-            record = _measure(cell, contestant, f"round {number}/{rounds}", caches, say)
+        for runner in vit_jax_runners(case, env, tuned):
+            record = _measure(case, runner, f"round {number}/{rounds}", caches, print_line)
             if record is None:
                 raise ConfigError(
-                    f"{cell.title}: out of memory; a smaller --batch needs less, and "
-                    "--largest_batch finds the largest that fits."
+                    f"{case.title}: out of memory; use a smaller --batch, or --largest_batch to "
+                    "find the largest that fits."
                 )
             yield record
         machine = (record["platform"], record["num_devices"])
-        for contestant in peer.contestants(cell, *machine) if peer else ():
-            theirs = _measure(cell, contestant, f"round {number}/{rounds}", caches, say)
-            if theirs is None:
+        for runner in peer.runners(case, *machine) if peer else ():
+            peer_record = _measure(case, runner, f"round {number}/{rounds}", caches, print_line)
+            if peer_record is None:
                 continue
-            if theirs["parameters"] != record["parameters"]:
+            if peer_record["parameters"] != record["parameters"]:
                 raise ConfigError(
-                    f"{contestant.name} has {theirs['parameters']:,} parameters, "
-                    f"{cell.config.model.name} {record['parameters']:,}: they cannot be compared."
+                    f"{runner.name} has {peer_record['parameters']:,} parameters, but "
+                    f"{case.config.model.name} has {record['parameters']:,}; the two models "
+                    "cannot be compared."
                 )
-            yield theirs
+            yield peer_record
 
 
 def _measure(
-    cell: Cell, contestant: Contestant, when: str, caches: str, say: Callable[[str], None]
+    case: Case, runner: Runner, round_name: str, caches: str, print_line: Callable[[str], None]
 ) -> dict | None:
-    """The record of one measurement; None where memory was too small."""
-    found = contestant.measure(caches)
-    told = f"    {when}  {contestant.name:14}"
-    if "error" in found:
-        say(f"{told}  {OUT_OF_MEMORY}")
+    """Returns the record of one measurement, or None if it ran out of memory."""
+    result = runner.measure(caches)
+    prefix = f"    {round_name}  {runner.name:14}"
+    if "error" in result:
+        print_line(f"{prefix}  {OUT_OF_MEMORY}")
         return None
-    seconds = found["step_seconds"]
-    speed = cell.config.batch_size / statistics.median(seconds)
-    say(f"{told} {speed:10,.2f} img/s")
+    seconds = result["step_seconds"]
+    img_per_sec = case.config.batch_size / statistics.median(seconds)
+    print_line(f"{prefix} {img_per_sec:10,.2f} img/s")
     return {
-        **cell.record(),
-        "contestant": contestant.name,
-        "env": contestant.env,
-        "img_per_sec": round(speed, 3),
-        "img_per_sec_best": round(cell.config.batch_size / min(seconds), 3),
-        **found,
+        **case.record(),
+        "contestant": runner.name,  # Key of the file format.
+        "env": runner.env,
+        "img_per_sec": round(img_per_sec, 3),
+        "img_per_sec_best": round(case.config.batch_size / min(seconds), 3),
+        **result,
     }
 
 
-def _with_largest_batch(cell: Cell, env: dict[str, str], caches: str) -> Cell:
-    (contestant,) = ours(cell, env, tuned=False, largest_batch=True)
-    found = contestant.measure(caches)["largest_batch"]
-    config = dataclasses.replace(cell.config, batch_size=found)
-    return dataclasses.replace(cell, config=config, options=(*cell.options, "largest_batch"))
+def _with_largest_batch(case: Case, env: dict[str, str], caches: str) -> Case:
+    (runner,) = vit_jax_runners(case, env, tuned=False, largest_batch=True)
+    batch_size = runner.measure(caches)["largest_batch"]
+    config = dataclasses.replace(case.config, batch_size=batch_size)
+    return dataclasses.replace(case, config=config, options=(*case.options, "largest_batch"))

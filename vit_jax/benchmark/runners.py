@@ -1,4 +1,4 @@
-"""Who is timed by the verb `benchmark`, and on what: each measurement is a process of its own."""
+"""Benchmark cases, and the runners that time them: vit_jax and timm, each in its own process."""
 
 import dataclasses
 import json
@@ -16,8 +16,9 @@ from vit_jax.models.flops import FLOPS_PER_MAC, FORWARDS_PER_STEP, forward_macs
 from vit_jax.models.registry import ViT
 from vit_jax.tasks.registry import build_model
 
-# XLA's memory for a step on a CPU comes from malloc, which hands it back to the system after the
-# step, to have every page zeroed anew in the next: glibc is told to keep it (mallopt(3)).
+# On a CPU, XLA allocates the memory of a step with malloc, which returns it to the system after
+# the step; the system zeroes every page again in the next step. These variables make glibc keep
+# the memory (mallopt(3)).
 TUNED = {
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_MAX_": "0",
@@ -25,18 +26,18 @@ TUNED = {
 }
 OURS = "vit_jax"
 OUT_OF_MEMORY = "out of memory"
-PEERS = pathlib.Path(__file__).parent
+TIMM_PEER = pathlib.Path(__file__).parent / "timm_peer.py"
 
 
 @dataclasses.dataclass(frozen=True)
-class Cell:
-    """What is timed: one row of the table."""
+class Case:
+    """One row of the benchmark table: a mode, model, batch and dtype to time."""
 
-    mode: str
+    mode: str  # "training" or "inference".
     config: Config
-    options: tuple[str, ...]  # What the user changed, as FIELD=VALUE.
-    warmup: int
-    steps: int
+    options: tuple[str, ...]  # FIELD=VALUE of the fields that the user changed.
+    warmup: int  # Untimed steps.
+    steps: int  # Timed steps.
 
     @property
     def model(self) -> ViT:
@@ -48,7 +49,7 @@ class Cell:
         return f"{config.model.name} {config.model.dtype} {self.mode}, batch {config.batch_size}"
 
     def record(self) -> dict:
-        """What a line of the results says of its cell."""
+        """Returns the fields that describe the case in a record of the results."""
         config = self.config
         axes = dataclasses.asdict(config.mesh).items()
         forwards = FORWARDS_PER_STEP if self.mode == "training" else 1
@@ -67,67 +68,75 @@ class Cell:
 
 
 @dataclasses.dataclass(frozen=True)
-class Contestant:
-    """Who is timed: a command that takes JSON for its last argument and prints JSON."""
+class Runner:
+    """A command that times a case: its last argument and its last line of output are JSON."""
 
     name: str
     command: tuple[str, ...]
-    task: dict
-    env: dict[str, str]
+    arguments: dict  # JSON argument of the command.
+    env: dict[str, str]  # Environment variables of the process.
 
     @property
     def is_ours(self) -> bool:
         return self.name.startswith(OURS)
 
     def measure(self, caches: str) -> dict:
-        """What the command found, in a process of its own, with its caches in that folder.
+        """Runs the command in a new process and returns its result.
 
-        Raises ConfigError for what it refuses and for a peer that fails, RuntimeError where our
-        own command fails.
+        Args:
+          caches: folder of the compilation caches.
+
+        Raises:
+          ConfigError: the command rejects its arguments, or a peer fails.
+          RuntimeError: the command of vit_jax fails.
         """
-        places = {"XDG_CACHE_HOME": caches, "TORCHINDUCTOR_CACHE_DIR": f"{caches}/inductor"}
-        task = json.dumps(self.task | {"started": time.time()})
+        cache_env = {"XDG_CACHE_HOME": caches, "TORCHINDUCTOR_CACHE_DIR": f"{caches}/inductor"}
+        arguments = json.dumps(self.arguments | {"started": time.time()})
         done = subprocess.run(
-            [*self.command, task],
-            env=os.environ | places | self.env,
+            [*self.command, arguments],
+            env=os.environ | cache_env | self.env,
             capture_output=True,
             text=True,
         )
         lines = done.stdout.splitlines()
         if done.returncode == 0 and lines:
-            found = json.loads(lines[-1])
-            if found.get("error") not in (None, OUT_OF_MEMORY):
-                raise ConfigError(found["error"])
-            return found
+            result = json.loads(lines[-1])
+            if result.get("error") not in (None, OUT_OF_MEMORY):
+                raise ConfigError(result["error"])
+            return result
         if self.is_ours:
-            raise RuntimeError(f"{self.name} ended with {done.returncode}:\n{done.stderr}")
+            raise RuntimeError(
+                f"{self.name} failed with exit code {done.returncode}:\n{done.stderr}"
+            )
         last = [line for line in done.stderr.splitlines() if line.strip()][-1:]
-        raise ConfigError(f"{self.name} ended with {done.returncode}: {' '.join(last)}")
+        raise ConfigError(f"{self.name} failed with exit code {done.returncode}: {' '.join(last)}")
 
 
-def ours(cell: Cell, env: dict[str, str], tuned: bool, **task) -> list[Contestant]:
-    """Our train step or forward pass; once more, with malloc tuned, if so wished."""
+def vit_jax_runners(case: Case, env: dict[str, str], tuned: bool, **arguments) -> list[Runner]:
+    """Returns the runner of vit_jax and, if `tuned`, a second one with the variables TUNED."""
     root = str(pathlib.Path(__file__).parents[2])
     code = (
         f"import sys; sys.path.append({root!r}); from vit_jax.benchmark.worker import main; main()"
     )
-    config = config_lib.to_dict({"": cell.config})
-    task = {"mode": cell.mode, "config": config, "warmup": cell.warmup, "steps": cell.steps} | task
+    config = config_lib.to_dict({"": case.config})
+    arguments |= {"mode": case.mode, "config": config}
+    arguments |= {"warmup": case.warmup, "steps": case.steps}
     envs = {OURS: env} | ({f"{OURS} tuned": TUNED | env} if tuned else {})
     return [
-        Contestant(name, (sys.executable, "-c", code), task, each) for name, each in envs.items()
+        Runner(name, (sys.executable, "-c", code), arguments, variables)
+        for name, variables in envs.items()
     ]
 
 
 @dataclasses.dataclass(frozen=True)
 class Timm:
-    """timm on PyTorch, in an interpreter that has both."""
+    """timm on PyTorch, run by a Python interpreter that has both packages."""
 
-    python: str
-    compiled: bool | None  # Whether torch.compile takes part; None for where CUDA does.
+    python: str  # Path of the interpreter.
+    compiled: bool | None  # Time torch.compile as well; None for only on CUDA.
 
-    def check(self, cells: Sequence[Cell]) -> None:
-        """Raises ConfigError where timm is not installed, or has no such model."""
+    def check(self, cases: Sequence[Case]) -> None:
+        """Raises ConfigError if timm is not installed or has no equivalent of a model."""
         code = "import importlib.util as u; print(*[n for n in {} if u.find_spec(n) is None])"
         command = [self.python, "-c", code.format(("torch", "timm"))]
         try:
@@ -137,17 +146,19 @@ class Timm:
         if done.returncode or done.stdout.strip():
             raise ConfigError(
                 f"--peer=timm needs torch and timm, and {self.python} has no "
-                f"{' and no '.join(done.stdout.split()) or 'Python that works'}: pip install "
-                "torch timm, or name an interpreter that has them by --peer_python=PATH."
+                f"{' and no '.join(done.stdout.split()) or 'working Python'}: pip install torch "
+                "timm, or give an interpreter that has them with --peer_python=PATH."
             )
-        for cell in cells:
-            self.shape(cell)
+        for case in cases:
+            self.model_arguments(case)
 
-    def shape(self, cell: Cell) -> dict:
-        """The keywords of timm's VisionTransformer for the cell's model."""
-        model = cell.model
+    def model_arguments(self, case: Case) -> dict:
+        """Returns the arguments of timm's VisionTransformer for the model of a case."""
+        model = case.model
         if not isinstance(model, ViT) or model.stem is not None:
-            raise ConfigError(f"--peer=timm: {cell.config.model.name} is no plain ViT; time one.")
+            raise ConfigError(
+                f"--peer=timm supports plain ViTs only, not {case.config.model.name}; omit --peer."
+            )
         size = model.size
         return {
             "img_size": model.image_size,
@@ -156,36 +167,44 @@ class Timm:
             "embed_dim": size.hidden_size,
             "depth": size.num_layers,
             "num_heads": size.num_heads,
-            # timm rounds the product down; half a unit more, and it is our size.
+            # timm rounds the product down; half a unit more gives our size.
             "mlp_ratio": (size.mlp_size + 0.5) / size.hidden_size,
         }
 
-    def contestants(self, cell: Cell, platform: str, num_devices: int) -> list[Contestant]:
-        """timm's two ways of attention, and the compiled model, on what ours ran on."""
+    def runners(self, case: Case, platform: str, num_devices: int) -> list[Runner]:
+        """Returns runners of timm's two attention implementations and of the compiled model.
+
+        Args:
+          case: the case to time.
+          platform: platform that vit_jax ran on, such as "cpu".
+          num_devices: number of devices that vit_jax ran on.
+        """
         if platform not in ("cpu", "gpu"):
-            raise ConfigError(f"--peer=timm runs on CPUs and on CUDA, not on this {platform}.")
+            raise ConfigError(
+                f"--peer=timm supports CPUs and CUDA GPUs, not {platform}; omit --peer."
+            )
         if platform == "gpu" and num_devices > 1:
             raise ConfigError(
-                f"--peer=timm runs on one GPU, and ours on {num_devices}; CUDA_VISIBLE_DEVICES=0 "
-                "leaves one to both."
+                f"--peer=timm runs on one GPU, but vit_jax ran on {num_devices}; set "
+                "CUDA_VISIBLE_DEVICES=0 to use one GPU for both."
             )
-        rule = cell.config.optimizer
-        task = {
-            "mode": cell.mode,
+        optimizer = case.config.optimizer
+        arguments = {
+            "mode": case.mode,
             "platform": platform,
-            "dtype": cell.config.model.dtype,
-            "batch": cell.config.batch_size,
-            "shape": self.shape(cell),
-            "lr": rule.lr,
-            "weight_decay": rule.weight_decay,
-            "warmup": cell.warmup,
-            "steps": cell.steps,
+            "dtype": case.config.model.dtype,
+            "batch": case.config.batch_size,
+            "shape": self.model_arguments(case),
+            "lr": optimizer.lr,
+            "weight_decay": optimizer.weight_decay,
+            "warmup": case.warmup,
+            "steps": case.steps,
         }
-        ways = [("timm fused", "1", False), ("timm explicit", "0", False)]
+        variants = [("timm fused", "1", False), ("timm explicit", "0", False)]
         if self.compiled or (self.compiled is None and platform == "gpu"):
-            ways.append(("timm compiled", "1", True))
-        command = (self.python, str(PEERS / "timm_peer.py"))
+            variants.append(("timm compiled", "1", True))
+        command = (self.python, str(TIMM_PEER))
         return [
-            Contestant(name, command, task | {"compiled": compiled}, {"TIMM_FUSED_ATTN": fused})
-            for name, fused, compiled in ways
+            Runner(name, command, arguments | {"compiled": compiled}, {"TIMM_FUSED_ATTN": fused})
+            for name, fused, compiled in variants
         ]

@@ -1,13 +1,13 @@
 """Times timm's Vision Transformer on PyTorch, for the verb `benchmark`.
 
-    PYTHON timm_peer.py CELL       (with TIMM_FUSED_ATTN=0 or 1)
+    PYTHON timm_peer.py CASE       (with TIMM_FUSED_ATTN=0 or 1)
 
-CELL is JSON: mode (training, inference), platform (cpu, gpu), dtype (float32, bfloat16), batch,
-shape (keywords of timm's VisionTransformer), lr, weight_decay, warmup, steps, compiled, and
-started, the `time.time()` at which this process was. The last line of standard output is JSON,
-too: what was measured, or {"error": words}.
+CASE is JSON with mode (training, inference), platform (cpu, gpu), dtype (float32, bfloat16), batch,
+shape (arguments of timm's VisionTransformer), lr, weight_decay, warmup, steps, compiled, and
+started (`time.time()` at the start of this process). The last line of standard output is JSON: the
+measurement, or {"error": message}.
 
-It needs nothing of vit_jax, so that any interpreter with torch and timm can run it.
+The file imports nothing of vit_jax, so that any interpreter with torch and timm can run it.
 """
 
 import json
@@ -22,7 +22,11 @@ import torch
 
 
 def import_timm():
-    """timm, also where torchvision does not fit torch and asks for operators it should bring."""
+    """Returns the module timm.
+
+    If torchvision does not match torch, it fails to find operators of its own; they are defined
+    here, because timm's ViTs do not use them.
+    """
     try:
         import timm
     except RuntimeError:
@@ -34,53 +38,53 @@ def import_timm():
 
 
 def build_model(shape: dict):
-    """timm's model; `timm.create_model("vit_small_patch16_224")` is one of these."""
+    """Returns a timm model of a given shape, such as "vit_small_patch16_224"."""
     import_timm()
     from timm.models.vision_transformer import VisionTransformer
 
     return VisionTransformer(**shape)
 
 
-def make_step(cell: dict, model, device: str):
-    """Returns a function that does one training step, or one forward pass.
+def make_step(case: dict, model, device: str):
+    """Returns a function that runs one training step or one forward pass.
 
-    bfloat16 is PyTorch's mixed precision, with float32 parameters, as ours has it.
+    bfloat16 is mixed precision with float32 parameters, as in vit_jax.
     """
-    pixels = [cell["batch"], 3, *cell["shape"]["img_size"]]
+    pixels = [case["batch"], 3, *case["shape"]["img_size"]]
     images = torch.randn(pixels, device=device)
-    mixed = torch.autocast(device, torch.bfloat16, enabled=cell["dtype"] == "bfloat16")
-    if cell["mode"] == "inference":
+    mixed = torch.autocast(device, torch.bfloat16, enabled=case["dtype"] == "bfloat16")
+    if case["mode"] == "inference":
 
         def forward():
             with torch.inference_mode(), mixed:
                 model(images)
 
         return forward
-    labels = torch.randint(cell["shape"]["num_classes"], (cell["batch"],), device=device)
-    rule = torch.optim.AdamW(
-        model.parameters(), lr=cell["lr"], weight_decay=cell["weight_decay"], fused=True
+    labels = torch.randint(case["shape"]["num_classes"], (case["batch"],), device=device)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=case["lr"], weight_decay=case["weight_decay"], fused=True
     )
 
     def train():
-        rule.zero_grad()
+        optimizer.zero_grad()
         with mixed:
             loss = torch.nn.functional.cross_entropy(model(images), labels)
         loss.backward()
-        rule.step()
+        optimizer.step()
 
     return train
 
 
-def measure(cell: dict) -> dict:
-    """Seconds of every timed step, and what else a row of the benchmark says."""
-    device = "cuda" if cell["platform"] == "gpu" else "cpu"
-    if device == "cuda":  # As timm's benchmark.py; JAX multiplies float32 as TF32, too.
+def measure(case: dict) -> dict:
+    """Returns the seconds of every timed step and the other fields of a benchmark record."""
+    device = "cuda" if case["platform"] == "gpu" else "cpu"
+    if device == "cuda":  # As timm's benchmark.py; JAX also multiplies float32 matrices in TF32.
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.benchmark = True
     torch.manual_seed(0)
-    model = build_model(cell["shape"]).to(device).train(cell["mode"] == "training")
-    parameters = sum(each.numel() for each in model.parameters())
-    step = make_step(cell, torch.compile(model) if cell["compiled"] else model, device)
+    model = build_model(case["shape"]).to(device).train(case["mode"] == "training")
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    step = make_step(case, torch.compile(model) if case["compiled"] else model, device)
 
     def timed() -> float:
         begin = time.perf_counter()
@@ -90,14 +94,14 @@ def measure(cell: dict) -> dict:
         return time.perf_counter() - begin
 
     first = timed()
-    start_seconds = time.time() - cell["started"]
-    for _ in range(cell["warmup"] - 1):
+    start_seconds = time.time() - case["started"]
+    for _ in range(case["warmup"] - 1):
         timed()
-    seconds = [timed() for _ in range(cell["steps"])]
+    seconds = [timed() for _ in range(case["steps"])]
     return {
         "step_seconds": seconds,
         "start_seconds": start_seconds,
-        "compile_seconds": first - statistics.median(seconds) if cell["compiled"] else None,
+        "compile_seconds": first - statistics.median(seconds) if case["compiled"] else None,
         "cache": "",
         **peak_memory(device),
         "parameters": parameters,
@@ -107,20 +111,20 @@ def measure(cell: dict) -> dict:
 
 
 def peak_memory(device: str) -> dict:
-    """Bytes at most: of tensors on the GPU, or of the whole process."""
+    """Returns the peak bytes of tensors on the GPU, or of the whole process on a CPU."""
     if device == "cuda":
         return {"peak_bytes": torch.cuda.max_memory_allocated(), "peak_of": "device"}
     try:
         status = pathlib.Path("/proc/self/status").read_text()
         kilobytes = int(status.partition("VmHWM:")[2].split()[0])
         return {"peak_bytes": 1024 * kilobytes, "peak_of": "process"}
-    except OSError:  # macOS, which counts in bytes.
+    except OSError:  # macOS, where ru_maxrss is in bytes.
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return {"peak_bytes": peak, "peak_of": "process"}
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of the packages that the figures depend on."""
+    """Returns the versions of Python and of the packages that affect the speed."""
     timm = import_timm()
     return {
         "python": platform.python_version(),
@@ -130,15 +134,15 @@ def versions() -> dict[str, str]:
 
 
 def main() -> None:
-    cell = json.loads(sys.argv[1])
-    if cell["platform"] == "gpu" and not torch.cuda.is_available():
-        found = {"error": f"torch {torch.__version__} of {sys.executable} sees no CUDA device."}
+    case = json.loads(sys.argv[1])
+    if case["platform"] == "gpu" and not torch.cuda.is_available():
+        result = {"error": f"torch {torch.__version__} of {sys.executable} finds no CUDA device."}
     else:
         try:
-            found = measure(cell)
+            result = measure(case)
         except torch.OutOfMemoryError:
-            found = {"error": "out of memory"}
-    print(json.dumps(found))
+            result = {"error": "out of memory"}
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 """Times our train step or forward pass in this process, for the verb `benchmark`.
 
-    python -m vit_jax.benchmark.worker CELL
+    python -m vit_jax.benchmark.worker CASE
 
-CELL is JSON: the arguments of `measure`. The last line of standard output is JSON, too: what was
-measured, or {"error": words}. One process times one thing, so that its peak memory and the time
-to its first step are that thing's own.
+CASE is JSON with the arguments of `measure`. The last line of standard output is JSON: the
+measurement, or {"error": message}. Each process times a single case, so that its peak memory and
+the time until its first step belong to this case alone.
 """
 
 import dataclasses
@@ -32,7 +32,9 @@ from vit_jax.planning import accelerators
 from vit_jax.tasks import registry as task_registry
 from vit_jax.training import build
 
-MATMUL_SIDE = 2048  # 16 MB in float32: beyond every cache, and a tenth of a second on two cores.
+# Side of the matrices whose product measures a CPU's peak FLOP/s: 16 MB in float32, larger than
+# the caches; 0.1 s on two cores.
+MATMUL_SIDE = 2048
 
 
 def measure(
@@ -44,36 +46,38 @@ def measure(
     started: float,
     largest_batch: bool = False,
 ) -> dict:
-    """Seconds of every timed step, and what else a row of the benchmark says.
+    """Returns the seconds of every timed step and the other fields of a benchmark record.
 
     Args:
       mode: "training" or "inference".
-      config: of one run, as `config.json` holds it; its data are not read.
-      warmup: steps before the timed ones, the first of them included.
+      config: config of one run, as in `config.json`; its data is not read.
+      warmup: number of untimed steps, including the first one.
+      steps: number of timed steps.
       started: `time.time()` at the start of this process.
-      largest_batch: search for the largest batch that fits, and time nothing.
+      largest_batch: find the largest batch that fits instead of timing.
 
-    Raises ConfigError for a config that cannot run here.
+    Raises:
+      ConfigError: the config cannot run on this machine.
     """
     keep_compiled_programs()
     checked = config_lib.from_dict(config)[""]
     if largest_batch:
-        return {"largest_batch": _search(mode, checked)}
-    compiling = Compiling()
-    step, parameters = STEPS[mode](checked)
-    with compiling:
+        return {"largest_batch": _find_largest_batch(mode, checked)}
+    compile_timer = CompileTimer()
+    step, parameters = MAKE_STEP[mode](checked)
+    with compile_timer:
         step().block_until_ready()
     start_seconds = time.time() - started
     for _ in range(warmup - 1):
         step().block_until_ready()
-    seconds = [_timed(step) for _ in range(steps)]
-    memory = _peak_memory()  # Before the product below takes some.
+    seconds = [_time(step) for _ in range(steps)]
+    memory = _peak_memory()  # Before `_peak_flops` allocates matrices.
     peak, source = _peak_flops(checked.model.dtype)
     return {
         "step_seconds": seconds,
         "start_seconds": start_seconds,
-        "compile_seconds": compiling.seconds,
-        "cache": compiling.cache,
+        "compile_seconds": compile_timer.seconds,
+        "cache": compile_timer.cache,
         **memory,
         "peak_flops": peak,
         "peak_flops_of": source,
@@ -85,14 +89,14 @@ def measure(
     }
 
 
-def _timed(step: Callable[[], jax.Array]) -> float:
+def _time(step: Callable[[], jax.Array]) -> float:
     begin = time.perf_counter()
     step().block_until_ready()
     return time.perf_counter() - begin
 
 
 def _training(config: Config) -> tuple[Callable[[], jax.Array], int]:
-    """The train step of `train`, again and again on one batch; and the number of parameters."""
+    """Returns a function that runs the train step on a fixed batch, and the parameter count."""
     mesh = build.build_mesh(config)
     model = task_registry.build_model(config, config.data.num_classes)
     parts = build.assemble(config, model, mesh)
@@ -104,20 +108,20 @@ def _training(config: Config) -> tuple[Callable[[], jax.Array], int]:
     def step() -> jax.Array:
         nonlocal state
         state, scalars = parts.train_step(state, batch, key, hyperparams)
-        return scalars["loss"]  # Of the same program as the state: ready when that is.
+        return scalars["loss"]  # Output of the same program as the state.
 
     return step, trees.count(parts.abstract_state.params)
 
 
 def _inference(config: Config) -> tuple[Callable[[], jax.Array], int]:
-    """The forward pass, again and again on one batch; and the number of parameters."""
+    """Returns a function that runs the forward pass on a fixed batch, and the parameter count."""
     mesh = build.build_mesh(config)
     model = task_registry.build_model(config, config.data.num_classes)
     init = make_init(model)
     init_key, batch_key = jax.random.split(jax.random.key(config.seed))
     shapes = jax.eval_shape(init, init_key)
-    places = mesh_lib.tree_shardings(shapes, mesh)
-    params = jax.jit(init, out_shardings=places)(init_key)
+    shardings = mesh_lib.tree_shardings(shapes, mesh)
+    params = jax.jit(init, out_shardings=shardings)(init_key)
     images = _random_batch(config, mesh_lib.batch_sharding(mesh), batch_key)["image"]
     forward = jax.jit(lambda params, images: model.apply({"params": params}, images))
 
@@ -128,11 +132,11 @@ def _inference(config: Config) -> tuple[Callable[[], jax.Array], int]:
     return step, trees.count(shapes)
 
 
-STEPS = {"training": _training, "inference": _inference}
+MAKE_STEP = {"training": _training, "inference": _inference}
 
 
-def _random_batch(config: Config, place, key: jax.Array) -> dict:
-    """Noise for images, born on the devices."""
+def _random_batch(config: Config, sharding, key: jax.Array) -> dict:
+    """Returns a batch of random images and labels, created on the devices."""
     size, sides = config.batch_size, config.data.image_size
     height, width = (sides, sides) if isinstance(sides, int) else sides
 
@@ -143,70 +147,71 @@ def _random_batch(config: Config, place, key: jax.Array) -> dict:
             "mask": jnp.ones((size,)),
         }
 
-    return jax.jit(draw, out_shardings=place)(key)
+    return jax.jit(draw, out_shardings=sharding)(key)
 
 
-class Compiling:
-    """A context that adds up what JAX says of the programs it traces, lowers and compiles."""
+class CompileTimer:
+    """Context manager that sums the seconds in which JAX traces, lowers and compiles."""
 
     def __init__(self):
-        self.seconds, self._events, self._is_open = 0.0, set(), False
-        jax.monitoring.register_event_duration_secs_listener(self._add)
-        jax.monitoring.register_event_listener(self._note)
+        self.seconds, self._events, self._is_active = 0.0, set(), False
+        jax.monitoring.register_event_duration_secs_listener(self._add_duration)
+        jax.monitoring.register_event_listener(self._add_event)
 
     def __enter__(self):
-        self._is_open = True
+        self._is_active = True
         return self
 
     def __exit__(self, *_):
-        self._is_open = False
+        self._is_active = False
 
-    def _add(self, event: str, seconds: float, **_) -> None:
-        if self._is_open and event.startswith("/jax/core/compile/"):
+    def _add_duration(self, event: str, seconds: float, **_) -> None:
+        if self._is_active and event.startswith("/jax/core/compile/"):
             self.seconds += seconds
 
-    def _note(self, event: str, **_) -> None:
-        if self._is_open:
+    def _add_event(self, event: str, **_) -> None:
+        if self._is_active:
             self._events.add(event)
 
     @property
     def cache(self) -> str:
-        """Whether programs came from the persistent cache: "warm", "cold", or "off" without it."""
+        """State of the persistent compilation cache: "warm", "cold", or "off"."""
         if "/jax/compilation_cache/cache_hits" in self._events:
             return "warm"
         return "cold" if "/jax/compilation_cache/cache_misses" in self._events else "off"
 
 
 def _peak_memory() -> dict:
-    """Bytes at most: of the fullest accelerator, or of the whole process on a CPU."""
+    """Returns the peak bytes of the fullest accelerator, or of the whole process on a CPU."""
     stats = [device.memory_stats() for device in jax.local_devices()]
     if all(stats):
-        peak = max(each["peak_bytes_in_use"] for each in stats)
+        peak = max(stat["peak_bytes_in_use"] for stat in stats)
         return {"peak_bytes": peak, "peak_of": "device"}
     try:
         status = pathlib.Path("/proc/self/status").read_text()
         peak = 1024 * int(status.partition("VmHWM:")[2].split()[0])
-    except OSError:  # macOS, which counts in bytes.
+    except OSError:  # macOS, where ru_maxrss is in bytes.
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {"peak_bytes": peak, "peak_of": "process"}
 
 
 def _peak_flops(dtype: str) -> tuple[float | None, str]:
-    """FLOP/s of all devices, and where the figure is from; None where nothing is known."""
+    """Returns the peak FLOP/s of all devices, or None if unknown, and the source of the figure."""
     device = jax.devices()[0]
-    found = accelerators.find_by_device_kind(device.device_kind)
-    if found is not None:
-        return found.flops(dtype) * jax.device_count(), f"{found.title}, as its vendor states it"
+    accelerator = accelerators.find_by_device_kind(device.device_kind)
+    if accelerator is not None:
+        source = f"{accelerator.title}, as stated by the vendor"
+        return accelerator.flops(dtype) * jax.device_count(), source
     if device.platform != "cpu":
         return None, ""
-    return _matmul_flops(dtype), f"a product of {MATMUL_SIDE} x {MATMUL_SIDE} matrices, measured"
+    return _matmul_flops(dtype), f"measured product of {MATMUL_SIDE} x {MATMUL_SIDE} matrices"
 
 
 def _matmul_flops(dtype: str) -> float:
-    """FLOP/s of one large matrix product, accumulated in float32: the best of four."""
+    """Returns the FLOP/s of a large matrix product with float32 accumulation: the best of four."""
     matrix = jnp.ones((MATMUL_SIDE, MATMUL_SIDE), dtype)
     product = jax.jit(lambda a: jnp.matmul(a, a, preferred_element_type=jnp.float32))
-    return 2 * MATMUL_SIDE**3 / min(_timed(lambda: product(matrix)) for _ in range(4))
+    return 2 * MATMUL_SIDE**3 / min(_time(lambda: product(matrix)) for _ in range(4))
 
 
 def _device_name() -> str:
@@ -221,20 +226,20 @@ def _device_name() -> str:
     return f"{os.cpu_count()} cores of {names[0] if names else platform.processor() or 'a CPU'}"
 
 
-def _search(mode: str, config: Config) -> int:
-    """The largest batch that fits; raises ConfigError on a CPU, and where no batch does."""
+def _find_largest_batch(mode: str, config: Config) -> int:
+    """Returns the largest batch that fits; raises ConfigError on a CPU, or if none fits."""
     if jax.default_backend() == "cpu":
         raise ConfigError(
-            "--largest_batch is for accelerators: a CPU's system swaps, or kills the process, "
-            "where memory ends. `plan` works it out by formula."
+            "--largest_batch needs an accelerator: on a CPU, the system swaps or kills the process "
+            "when memory is exhausted. `plan --largest_batch` estimates it by formula."
         )
     mesh = mesh_lib.make_mesh(**dataclasses.asdict(config.mesh))
     unit = mesh_lib.num_batch_shards(mesh) * config.accumulate
 
     def fits(batch_size: int) -> bool:
         try:
-            step, _ = STEPS[mode](dataclasses.replace(config, batch_size=batch_size))
-            for _ in range(2):  # The second meets what the first left behind.
+            step, _ = MAKE_STEP[mode](dataclasses.replace(config, batch_size=batch_size))
+            for _ in range(2):  # The second step runs with the state that the first has returned.
                 step().block_until_ready()
         except Exception as error:
             if not is_out_of_memory(error):
@@ -242,16 +247,16 @@ def _search(mode: str, config: Config) -> int:
             return False
         return True
 
-    found = largest(fits, unit)
-    if not found:
-        raise ConfigError(f"out of memory with a batch of {unit}; a smaller model needs less.")
-    return found
+    batch_size = largest_that_fits(fits, unit)
+    if not batch_size:
+        raise ConfigError(f"out of memory with a batch of {unit}; use a smaller model.")
+    return batch_size
 
 
-def largest(fits: Callable[[int], bool], unit: int) -> int:
-    """The largest multiple of `unit` that fits, to one part in 16; 0 where `unit` does not.
+def largest_that_fits(fits: Callable[[int], bool], unit: int) -> int:
+    """Returns the largest multiple of `unit` that fits, within 1/16; 0 if `unit` does not.
 
-    It doubles until something does not fit, then halves the distance.
+    Doubles until a batch does not fit, then bisects.
     """
     low, high = 0, unit
     while fits(high):
@@ -263,20 +268,21 @@ def largest(fits: Callable[[int], bool], unit: int) -> int:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether JAX or Python ran out of memory."""
+    """Returns True if JAX or Python ran out of memory."""
     return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
 
 
 def main() -> None:
+    """Times the case of the command line and prints the result as JSON."""
     try:
-        found = measure(**json.loads(sys.argv[1]))
+        result = measure(**json.loads(sys.argv[1]))
     except VitJaxError as error:
-        found = {"error": str(error)}
+        result = {"error": str(error)}
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        found = {"error": "out of memory"}
-    print(json.dumps(found))
+        result = {"error": "out of memory"}
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":

@@ -181,11 +181,11 @@ def run_benchmark(args, file: str | None, overrides: dict[str, str]) -> int:
         raise ConfigError(
             "benchmark does not accept --config=FILE; --config.KEY=VALUE sets a field."
         )
-    from vit_jax.benchmark.benchmark import benchmark, make_cells
+    from vit_jax.benchmark.benchmark import make_cases, time_cases
     from vit_jax.benchmark.runners import Timm
     from vit_jax.tables import benchmarks
 
-    cells = make_cells(
+    cases = make_cases(
         suite=args.suite,
         model=args.model,
         batch=args.batch,
@@ -195,15 +195,15 @@ def run_benchmark(args, file: str | None, overrides: dict[str, str]) -> int:
         steps=args.steps,
         fields=_fields(args) | overrides,
     )
-    records = benchmark(
-        cells,
+    records = time_cases(
+        cases,
         rounds=args.rounds,
         env=dict(args.env),
         tuned=args.tuned or bool(args.suite),
         largest_batch=args.largest_batch,
         peer=Timm(args.peer_python, args.compile_peer) if args.peer or args.suite else None,
         out=args.out,
-        say=lambda line: print(line, file=sys.stderr, flush=True),
+        print_line=lambda line: print(line, file=sys.stderr, flush=True),
     )
     print(benchmarks.render(records, args.json), flush=True)
     return 0
