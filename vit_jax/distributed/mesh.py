@@ -27,8 +27,8 @@ DIMENSIONS = (
     (r"(^|/)(query|key|value)/bias$", "h d"),
     (r"(^|/)relative_embedding$", "o h d"),
     (r"(^|/)out/kernel$", "h d D"),
-    (r"(^|/)Dense_0/kernel$", "D M"),
-    (r"(^|/)Dense_0/bias$", "M"),
+    (r"(^|/)Dense_(0|gate)/kernel$", "D M"),
+    (r"(^|/)Dense_(0|gate)/bias$", "M"),
     (r"(^|/)Dense_1/kernel$", "M D"),
 )
 # Dimensions that `tensor` splits: the heads, or else the width of a head; the MLP width.

@@ -117,7 +117,30 @@ class Mlp(nn.Module):
         return dropout(config, z, keys[1])
 
 
-MLPS = {"mlp": Mlp}  # Values of `model.mlp`: modules (z B T D, key or None) -> B T D.
+class SwiGlu(nn.Module):
+    """Gated MLP: (swish(x W) * (x V)) W_2, with biases (arXiv:2002.05202, equation 6).
+
+    W is `Dense_gate`, V `Dense_0` and W_2 `Dense_1`.
+    """
+
+    config: Model
+    num_kernels = 3
+
+    @nn.compact
+    def __call__(self, z: jax.Array, key: jax.Array | None = None) -> jax.Array:  # B T D -> B T D
+        config, D, M = self.config, z.shape[-1], (size_of(self.config).mlp_size,)
+        keys = (None, None) if key is None else jax.random.split(key)
+        gate = Dense(M, config, bias_init=mlp_bias_init, name="Dense_gate")(z)
+        value = Dense(M, config, bias_init=mlp_bias_init, name="Dense_0")(z)
+        z = dropout(config, nn.swish(gate) * value, keys[0])
+        z = Dense((D,), config, bias_init=mlp_bias_init, name="Dense_1")(z)
+        return dropout(config, z, keys[1])
+
+
+MLPS = {
+    "mlp": Mlp,
+    "swiglu": SwiGlu,
+}  # Values of `model.mlp`: modules (z B T D, key or None) -> B T D.
 
 
 def make_mlp(config: Model, name: str) -> nn.Module:
