@@ -237,7 +237,7 @@ def test_a_stage_may_start_from_an_earlier_one_only():
 def test_a_stage_is_named_as_a_folder_can_be():
     config = base_config("a/b")
     config.stages["a/b"].steps = 5
-    with pytest.raises(ConfigError, match=r"'a/b' is no name for a folder"):
+    with pytest.raises(ConfigError, match=r"'a/b' is not a valid stage name"):
         check(config)
 
 
@@ -324,7 +324,7 @@ IMPORT = "from vit_jax.config import base_config, parse_arg\n"
 BROKEN = {
     "raise KeyError('gone')": "KeyError: 'gone'",
     "def get_config(arg): return 1 / 0": "ZeroDivisionError: division by zero",
-    "def get_config(arg): return {}": "get_config returned no ConfigDict",
+    "def get_config(arg): return {}": "get_config must return a ConfigDict",
     "def get_config(arg) return": "SyntaxError",
     "x = 1": "AttributeError",
     IMPORT + "def get_config(arg):\n  base_config().stepz = 1": "stepz",

@@ -300,7 +300,7 @@ def test_a_json_that_is_no_config_is_refused(tmp_path):
         (tmp_path / "c.json").write_text(text)
         with pytest.raises(ConfigError, match=words):
             config_lib.load(str(tmp_path / "c.json"))
-    with pytest.raises(ConfigError, match=r"takes no arguments; 'smoke'"):
+    with pytest.raises(ConfigError, match=r"accepts no arguments; found 'smoke'"):
         config_lib.load(f"{tmp_path / 'c.json'}:smoke")
 
 

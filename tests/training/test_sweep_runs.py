@@ -65,7 +65,7 @@ def test_sections_and_tuples_can_be_swept():
         ((("data.per_class", (1, 2)),), r"'data\.per_class'; it must be the same"),
         ((("steps", (5,)), ("steps", (6,))), "stands there once"),
         ((("steps", (5, 5)),), "has steps=5 twice"),
-        ((("optimizer", (1,)),), "it is a section of fields"),
+        ((("optimizer", (1,)),), "expected a section of fields"),
         ((("optimizer", ({"lr": 1.0},)),), "no section does"),
         ((("steps", (5,)), ("epochs", (1.0,))), "a run has one length"),
         ((("init.path", ("x" * 300,)),), "whose name is too long"),

@@ -1,7 +1,7 @@
-"""Config files -> ConfigDicts -> checked, frozen dataclasses.
+"""Config files, ConfigDicts, and checked configs as frozen dataclasses.
 
-A config file builds a locked ConfigDict from `base_config()`; `check` turns it once into
-the dataclasses of `schema.py`, and the functions behind the door take plain arguments.
+A config file returns a locked ConfigDict made by `base_config()`; `check` converts it to the
+dataclasses of `schema.py`, which all other packages use.
 """
 
 import ast
@@ -18,10 +18,10 @@ from ml_collections.config_dict import ConfigDict
 
 from vit_jax.config.schema import Config
 from vit_jax.config.upgrade import hint, upgrade
-from vit_jax.config.validate import DURATIONS, WORDS, check_run
+from vit_jax.config.validate import DURATIONS, TYPE_NAMES, check_run
 from vit_jax.errors import ConfigError, nearest
 
-# What a resumed run may change without becoming another run.
+# Fields that may change when a run is resumed.
 FREE_ON_RESUME = (
     "mesh",
     "log_every",
@@ -34,9 +34,9 @@ FREE_ON_RESUME = (
 
 
 def base_config(*stages: str) -> ConfigDict:
-    """A locked ConfigDict with every default; with names, one such section per stage.
+    """Returns a locked ConfigDict of all defaults; with names, one such section per stage.
 
-    Stages share `seed` and `mesh`; everything else is each stage's own.
+    Stages share `seed` and `mesh`; every other field belongs to one stage.
     """
     config = _section(Config)
     config.stages = ConfigDict(sort_keys=False)  # They run in the order given.
@@ -57,7 +57,7 @@ def _section(cls) -> ConfigDict:
         if dataclasses.is_dataclass(each.type):
             section[each.name] = _section(each.type)
         elif isinstance(each.type, types.UnionType) or typing.get_origin(each.type) is tuple:
-            # `check` judges what ml_collections knows no type for.
+            # ml_collections has no such types; `check` validates them.
             section[each.name] = config_dict.FieldReference(each.default, field_type=object)
         else:
             section[each.name] = each.default
@@ -65,7 +65,7 @@ def _section(cls) -> ConfigDict:
 
 
 def parse_arg(arg: str | None, **defaults) -> ConfigDict:
-    """The `:key=value,word` behind a config file's name; a bare word means `=True`."""
+    """Returns the arguments `key=value,word` after `FILE:`; a word alone means `word=True`."""
     values = dict(defaults)
     for item in filter(None, (arg or "").split(",")):
         key, equals, text = item.partition("=")
@@ -83,17 +83,17 @@ def parse_arg(arg: str | None, **defaults) -> ConfigDict:
             values[key] = float(values[key])
         if type(values[key]) is not wanted and defaults[key] is not None:
             raise ConfigError(
-                f"config argument {key} is {text or True!r}; it must be {WORDS[wanted]}."
+                f"config argument {key} is {text or True!r}; it must be {TYPE_NAMES[wanted]}."
             )
     return ConfigDict(values)
 
 
 def smoke(config: ConfigDict, keep_data: bool = False) -> ConfigDict:
-    """Swaps model, data and length of every stage for ones that two minutes are ample for.
+    """Replaces model, data and length of every stage for a trial of at most two minutes.
 
-    The recipe stays: task, loss, update rule, schedule, augmentation, head, position embedding,
-    the family of the model, and whether a later stage has another image size than the first. A
-    teacher is trained first, as a stage.
+    The recipe stays the same: task, loss, optimizer, schedule, augmentation, head, position
+    embedding, model family, and a change of image size between stages. A teacher is trained
+    first, as a stage.
     """
     if not config.stages and config.task.teacher:
         config = _teacher_first(config)
@@ -119,7 +119,7 @@ def smoke(config: ConfigDict, keep_data: bool = False) -> ConfigDict:
 
 
 def _teacher_first(config: ConfigDict) -> ConfigDict:
-    """The run `student`, after a run `teacher` that differs in having no teacher."""
+    """Returns a config with the stage `student` after a stage `teacher` that has no teacher."""
     staged = base_config("teacher", "student")
     for name in staged.stages:
         run = {key: value for key, value in config.to_dict().items() if key != "stages"}
@@ -130,7 +130,7 @@ def _teacher_first(config: ConfigDict) -> ConfigDict:
 
 
 def _shrink_model(model) -> int:
-    """Makes a model the smallest of its family; returns how many pixels to give for a patch."""
+    """Replaces a model by the smallest of its family; returns the pixels of a patch."""
     if model.name.startswith("bit_"):
         model.name = "bit_r26x1"
         return 8
@@ -141,7 +141,7 @@ def _shrink_model(model) -> int:
 
 
 def _shrink_subset(data) -> None:
-    """Leaves enough of a small data set for a few batches."""
+    """Limits a subset to a few batches."""
     data.update(per_class=None, count=data.count and min(data.count, 64))
     data.fraction = data.fraction and max(data.fraction, 0.05)
 
@@ -149,13 +149,13 @@ def _shrink_subset(data) -> None:
 def _shrink_schedule(optimizer) -> None:
     optimizer.update(warmup_steps=2, timescale=min(optimizer.timescale, 5))
     optimizer.cooldown_steps = min(optimizer.cooldown_steps, 2)
-    optimizer.ema = optimizer.ema and min(optimizer.ema, 0.9)  # Twenty steps are to be seen.
+    optimizer.ema = optimizer.ema and min(optimizer.ema, 0.9)  # Averages must follow 20 steps.
 
 
 def load(file_and_arg: str) -> ConfigDict:
-    """Runs `FILE[:ARG]` and returns what its `get_config(arg)` returns, or reads a .json.
+    """Returns the config of `FILE[:ARGS]`: the result of its `get_config(args)`, or a .json file.
 
-    Raises ConfigError in one line for a missing file or a mistake inside it.
+    Raises ConfigError, in one line, for a missing file or an error inside it.
     """
     is_whole = pathlib.Path(file_and_arg).is_file()
     path, _, arg = (file_and_arg, "", "") if is_whole else file_and_arg.partition(":")
@@ -171,25 +171,25 @@ def load(file_and_arg: str) -> ConfigDict:
         config = module.get_config(arg or None)
     except ConfigError as error:
         raise ConfigError(f"--config={path}: {error}") from error
-    except (Exception, SystemExit) as error:  # Whatever a user's Python can raise.
+    except (Exception, SystemExit) as error:  # A config file can raise anything.
         words = " ".join(str(error).split())
         raise ConfigError(f"--config={path}: {type(error).__name__}: {words}") from error
     if not isinstance(config, ConfigDict):
-        raise ConfigError(f"--config={path}: get_config returned no ConfigDict.")
+        raise ConfigError(f"--config={path}: get_config must return a ConfigDict.")
     return config
 
 
 def _load_json(path: str, arg: str) -> ConfigDict:
-    """The config of a run's `config.json`."""
+    """Returns the config of a `config.json`."""
     if arg:
-        raise ConfigError(f"--config={path}: a .json file takes no arguments; {arg!r} was found.")
+        raise ConfigError(f"--config={path}: a .json file accepts no arguments; found {arg!r}.")
     try:
         values = json.loads(pathlib.Path(path).read_bytes())
         return to_config_dict(from_dict(values))
     except ConfigError as error:
         raise ConfigError(f"--config={path}: {error}") from error
     except (ValueError, AttributeError, RecursionError) as error:
-        raise ConfigError(f"--config={path}: no config of a run ({error}).") from error
+        raise ConfigError(f"--config={path}: it is not the config of a run ({error}).") from error
 
 
 def resolve(
@@ -244,7 +244,7 @@ def override(config: ConfigDict, key: str, value: object) -> None:
         if last in DURATIONS and value is not None:  # One length takes the place of another.
             parent.update({other: None for other in DURATIONS if other != last})
     except (TypeError, ValueError) as error:
-        wanted = WORDS.get(type(node), type(node).__name__)
+        wanted = TYPE_NAMES.get(type(node), type(node).__name__)
         raise ConfigError(f"config.{key} is {text!r}; it must be {wanted}.") from error
 
 
@@ -270,9 +270,9 @@ def _literal(text: str):
 
 
 def check(config: ConfigDict) -> dict[str, Config]:
-    """Stage name -> frozen Config, in order; a config without stages is the stage ''.
+    """Returns the checked stages by name, in order; a config without stages is the stage ''.
 
-    Raises ConfigError, in one line that names the field, for whatever cannot be right.
+    Raises ConfigError, in one line that names the field, for an invalid value.
     """
     unknown = set(config) - {each.name for each in dataclasses.fields(Config)} - {"stages"}
     if unknown:
@@ -285,31 +285,33 @@ def check(config: ConfigDict) -> dict[str, Config]:
     checked: dict[str, Config] = {}
     for name in config.stages:
         if not name.isidentifier():
-            raise ConfigError(f"config.stages: {name!r} is no name for a folder; use letters.")
+            raise ConfigError(
+                f"config.stages: {name!r} is not a valid stage name; use letters and digits."
+            )
         where = f"config.stages.{name}"
         checked[name] = check_run(config.stages[name], where, earlier=tuple(checked))
     return checked
 
 
 def from_dict(values: dict) -> dict[str, Config]:
-    """The checked stages of what `to_dict` gave, as read from a `config.json`."""
+    """Returns the checked stages of a dictionary made by `to_dict`, such as a `config.json`."""
     values = upgrade(values)
     stages = values.get("stages", {})
     if not isinstance(stages, dict):
-        raise ConfigError(f"config.stages is {stages!r}; it is a section of stages.")
+        raise ConfigError(f"config.stages is {stages!r}; expected a section of stages.")
     config = base_config(*stages)
     _update(config, values, "config")
     return check(config)
 
 
 def to_dict(stages: dict[str, Config]) -> dict:
-    """Plain dictionaries for `config.json`: one run, or {'stages': {name: run}}."""
+    """Returns plain dictionaries for `config.json`: one run, or {'stages': {name: run}}."""
     runs = {name: dataclasses.asdict(config) for name, config in stages.items()}
     return runs.get("", {"stages": runs})
 
 
 def to_config_dict(stages: dict[str, Config]) -> ConfigDict:
-    """A locked ConfigDict with the values of checked stages, to be amended and checked again."""
+    """Returns a locked ConfigDict with the values of checked stages, to change and check again."""
     config = base_config(*(name for name in stages if name))
     _update(config, to_dict(stages), "config")
     return config
@@ -321,20 +323,20 @@ def _update(config: ConfigDict, values: dict, where: str) -> None:
             raise ConfigError(f"{where} has no field {name!r}.{nearest(name, list(config))}")
         if isinstance(config[name], ConfigDict):
             if not isinstance(value, dict):
-                raise ConfigError(f"{where}.{name} is {value!r}; it is a section of fields.")
+                raise ConfigError(f"{where}.{name} is {value!r}; expected a section of fields.")
             _update(config[name], value, f"{where}.{name}")
             continue
         try:
             config[name] = tuple(value) if isinstance(value, list) else value
         except (TypeError, ValueError) as error:
-            wanted = WORDS.get(type(config[name]), type(config[name]).__name__)
+            wanted = TYPE_NAMES.get(type(config[name]), type(config[name]).__name__)
             raise ConfigError(f"{where}.{name} is {value!r}; it must be {wanted}.") from error
 
 
 def replaced(config: Config, values: dict[str, object], where: str) -> Config:
-    """A checked config with other values of some dotted fields.
+    """Returns a checked config with other values of some dotted fields.
 
-    Raises ConfigError, beginning with `where`, for a field or a value that cannot be.
+    Raises ConfigError, beginning with `where`, for an unknown field or an invalid value.
     """
     changed = to_config_dict({"": config})
     try:
@@ -352,7 +354,7 @@ def replaced(config: Config, values: dict[str, object], where: str) -> Config:
 
 
 def differing_fields(old: dict, new: dict, prefix: str = "") -> list[str]:
-    """Dotted names of the fields in which two `to_dict` results differ."""
+    """Returns the dotted names of the fields in which two results of `to_dict` differ."""
     names = []
     for name in sorted(set(old) | set(new)):
         a, b = old.get(name), new.get(name)

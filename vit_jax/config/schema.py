@@ -1,4 +1,4 @@
-"""Every field of a config: its default, its meaning and what it may be."""
+"""Every field of a config: its default, meaning and allowed values."""
 
 import dataclasses
 
@@ -48,54 +48,59 @@ class Model:
     num_heads: int | None = field(None, "None takes it from the name (Table 1).", least=1)
     pool: str = field(
         "token",
-        "Class token, mean of the patches (Figure 9), attention pooling, or the first two.",
+        "Class token, mean of the patches (Figure 9), attention pooling, or token and mean.",
         choices=("token", "gap", "map", "token_gap"),
     )
-    pre_logits: bool = field(False, "A tanh layer before the head (pre-training, section 3.1).")
+    pre_logits: bool = field(False, "Add a tanh layer before the head (pre-training, section 3.1).")
     dropout: float = field(0.0, "Dropout rate (Table 3).", least=0, most=0.99)
-    drop_path: float = field(0.0, "Stochastic depth at the last layer.", least=0, most=0.99)
+    drop_path: float = field(
+        0.0, "Rate of stochastic depth at the last layer; linear in depth.", least=0, most=0.99
+    )
     mlp: str = field("mlp", "MLP of a layer.", table="vit_jax.models.layers:MLPS")
     gelu: str = field(
         "tanh",
         "GELU by tanh, as in the official code, or exact (erf), as in timm.",
         choices=("tanh", "erf"),
     )
-    norm_eps: float = field(1e-6, "Of LayerNorm; Hugging Face's ViT has 1e-12.", above=0, most=1)
+    norm_eps: float = field(
+        1e-6, "Epsilon of LayerNorm; 1e-12 in Hugging Face's ViT.", above=0, most=1
+    )
     pos_embed: str = field(
         "learned",
-        "Position embedding (Table 8); sincos is fixed (arXiv:2205.01580).",
+        "Position embedding (Table 8); sincos is not trained (arXiv:2205.01580).",
         choices=("learned", "learned_2d", "relative", "sincos", "none"),
     )
     pos_embed_at: str = field(
         "stem",
-        "Added once, before every layer, or the same before every layer (Table 8).",
+        "Where positions are added: once (stem), before every layer with separate embeddings "
+        "(layers), or before every layer with the same embedding (shared); Table 8.",
         choices=("stem", "layers", "shared"),
     )
-    registers: int = field(0, "Register tokens (arXiv:2309.16588).", least=0)
+    registers: int = field(0, "Number of register tokens (arXiv:2309.16588).", least=0)
     layer_scale: float | None = field(
-        None, "First value of LayerScale (arXiv:2103.17239); None for none.", least=0
+        None, "Initial value of LayerScale (arXiv:2103.17239); None switches it off.", least=0
     )
-    qk_norm: bool = field(False, "LayerNorm of queries and keys (arXiv:2302.05442).")
+    qk_norm: bool = field(False, "Apply LayerNorm to queries and keys (arXiv:2302.05442).")
     pixel_stats: str = field(
         "half",
-        "Mean and deviation of the pixels that the weights were trained on.",
+        "Mean and standard deviation that pixels are normalised with.",
         choices=("half", "imagenet", "clip"),
     )
     head_bias: float = field(
-        0.0, "First bias of the head: -10, or -6.9, for the sigmoid loss (arXiv:2106.10270)."
+        0.0, "Initial bias of the head: -10 or -6.9 for the sigmoid loss (arXiv:2106.10270)."
     )
-    dtype: str = field("float32", "Of the computation.", choices=("float32", "bfloat16"))
-    scan: bool = field(False, "Compile one layer, and loop over it: L times less to compile.")
+    dtype: str = field("float32", "Dtype of the computation.", choices=("float32", "bfloat16"))
+    scan: bool = field(False, "Compile one layer and loop over it, which compiles L times less.")
     remat: str = field(
         "none",
-        "What a layer's backward pass computes again instead of keeping it: nothing, all but "
-        "matrix products, or everything.",
+        "What the backward pass recomputes to save memory: nothing, everything except matrix "
+        "products (dots), or everything (full).",
         choices=("none", "dots", "full"),
     )
     kernels: str = field(
         "auto",
-        "How products and attention are written: plainly, as XLA on a CPU runs them fastest, "
-        "or with cuDNN's attention; auto is cpu on a CPU, plain elsewhere.",
+        "Form of matrix products and attention: plain, the fastest for XLA on a CPU, or cuDNN's "
+        "attention; auto is cpu on a CPU and plain elsewhere.",
         choices=("auto", "plain", "cpu", "cudnn"),
     )
 
@@ -291,26 +296,30 @@ class Optimizer:
 
 @dataclasses.dataclass(frozen=True)
 class Mesh:
-    """config.mesh: devices along each axis; one axis may be -1, 'all that are left'."""
+    """config.mesh: number of devices along each axis; -1 for one axis means all the rest."""
 
-    data: int = field(-1, "Copies of the model, each with its share of the batch.", least=-1)
-    fsdp: int = field(1, "Devices that share one copy of parameters and batch.", least=-1)
+    data: int = field(
+        -1, "Copies of the model, each with a part of the batch (data parallelism).", least=-1
+    )
+    fsdp: int = field(
+        1, "Devices that share parameters and batch (fully sharded data parallelism).", least=-1
+    )
     tensor: int = field(
-        1, "Devices that share each example: heads and MLP width are split over them.", least=-1
+        1, "Devices that heads and MLP width are split over (tensor parallelism).", least=-1
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class Init:
-    """config.init: what a run starts from, and what may change on the way."""
+    """config.init: pretrained weights to start from, and permitted changes."""
 
-    path: str = field("", "Weights to start from: a run, a file, a URL or a published name.")
+    path: str = field("", "Weights to start from: a workdir, a file, a URL or a published name.")
     stage: str = field("", "Earlier stage of the same config to start from.")
-    new_head: bool = field(False, "Permission to start with a head of zeros.")
-    resize: bool = field(False, "Permission to resize position embeddings.")
-    drop_token: bool = field(False, "Permission to drop the class token for a model without.")
+    new_head: bool = field(False, "Replace the head by zeros.")
+    resize: bool = field(False, "Resize position embeddings to the grid of the model.")
+    drop_token: bool = field(False, "Drop the class token for a model without one.")
     allow_numerics: bool = field(
-        False, "Permission to use weights with another GELU, epsilon or pixel statistics."
+        False, "Accept weights trained with another GELU, epsilon or pixel normalisation."
     )
 
 
@@ -336,50 +345,54 @@ class FewShot:
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """config.sweep: several runs in place of one, as Tables 2 and 4 report them."""
+    """config.sweep: several runs instead of one, as in Tables 2 and 4."""
 
     grid: tuple[tuple[str, tuple], ...] = field(
         (),
-        "Fields and the values tried, in all combinations: (('optimizer.lr', (0.003, 0.01)),).",
+        "Fields and their values, in all combinations: (('optimizer.lr', (0.003, 0.01)),).",
     )
     dev: float = field(
         0.1,
-        "Share of the training examples that judges the grid, and is not trained on there.",
+        "Fraction of the training examples that the grid is scored on instead of trained on.",
         above=0,
         most=0.9,
     )
     seeds: int = field(
         1,
-        "Runs on all training examples with the best of the grid: of seeds seed, seed + 1, ...",
+        "Final runs on all training examples with the best of the grid: seeds seed, seed + 1, ...",
         least=1,
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """One run: a whole config, or one stage of it."""
+    """Config of one run, or of one stage."""
 
-    seed: int = field(0, "Of initial weights, data order and dropout.", least=0, most=2**32 - 1)
-    batch_size: int = field(512, "Global, over all devices and hosts.", least=1)
-    steps: int | None = field(None, "Length: set one of steps, epochs, examples.", least=1)
-    epochs: float | None = field(None, "Length in passes over the split.", above=0)
-    examples: int | None = field(None, "Length in examples seen.", least=1)
+    seed: int = field(0, "Seed of weights, data order and dropout.", least=0, most=2**32 - 1)
+    batch_size: int = field(512, "Global batch size, over all devices and hosts.", least=1)
+    steps: int | None = field(
+        None, "Length in steps; set one of steps, epochs and examples.", least=1
+    )
+    epochs: float | None = field(None, "Length in passes over the training split.", above=0)
+    examples: int | None = field(None, "Length in examples.", least=1)
     accumulate: int = field(
-        1, "Micro-batches of a step, one after the other, for a batch beyond memory.", least=1
+        1, "Micro-batches per step, computed one after the other to save memory.", least=1
     )
     select: str = field(
         "last",
-        "Weights a run is judged by: the last, or the best on val.",
+        "Weights that the results refer to: the last, or the best on val.",
         choices=("last", "best"),
     )
     log_every: int = field(50, "Steps between lines of metrics.jsonl.", least=1)
     eval_every: int | None = field(
-        None, "Steps between evaluations; None for the end only.", least=1
+        None, "Steps between evaluations; None evaluates after the last step only.", least=1
     )
-    checkpoint_every: int = field(1000, "Steps between checkpoints; the end is one too.", least=1)
-    keep_last: int = field(2, "Checkpoints kept.", least=1)
+    checkpoint_every: int = field(
+        1000, "Steps between checkpoints; the last step is always saved.", least=1
+    )
+    keep_last: int = field(2, "Number of newest checkpoints to keep.", least=1)
     keep_every: int | None = field(
-        None, "Keep those at multiples of so many steps for good.", least=1
+        None, "Also keep the checkpoints at multiples of this number of steps.", least=1
     )
     model: Model = Model()
     data: Data = Data()

@@ -1,4 +1,4 @@
-"""Mappings -> the frozen dataclasses of `schema.py`, with every field checked."""
+"""Checks of config values, from mappings to the frozen dataclasses of `schema.py`."""
 
 import dataclasses
 import math
@@ -12,7 +12,7 @@ from vit_jax.config.schema import Config, Data, Optimizer, Task
 from vit_jax.errors import ConfigError, nearest
 
 DURATIONS = ("steps", "epochs", "examples")  # Ways to give a run's length.
-WORDS = {
+TYPE_NAMES = {
     int: "a whole number",
     float: "a number",
     bool: "True or False",
@@ -23,13 +23,13 @@ WORDS = {
 
 
 def check_run(values, where: str, earlier: tuple[str, ...] | None) -> Config:
-    """The frozen Config of one run; raises ConfigError, naming the field, if it cannot be.
+    """Returns the frozen Config of one run; raises ConfigError that names a wrong field.
 
     Args:
       values: a mapping with every field.
-      where: how messages call it, such as 'config.stages.finetune'.
-      earlier: names of the stages before this one; None for a run that stands alone, whose
-        `init.stage` is the folder beside its own.
+      where: name of the run in errors, such as 'config.stages.finetune'.
+      earlier: names of the stages before this one; None for a run without stages, whose
+        `init.stage` is a folder next to its own.
     """
     config = check_section(Config, values, where)
     lengths = [name for name in DURATIONS if getattr(config, name) is not None]
@@ -47,14 +47,14 @@ def check_run(values, where: str, earlier: tuple[str, ...] | None) -> Config:
             f"{where}.init.stage is {config.init.stage!r}; "
             f"it must be an earlier stage, one of {list(earlier)}."
         )
-    for holds, words in _rules(config):
-        if not holds:
-            raise ConfigError(f"{where}.{words}.")
+    for is_met, error in _rules(config):
+        if not is_met:
+            raise ConfigError(f"{where}.{error}.")
     return config
 
 
 def _rules(config: Config) -> Iterator[tuple[bool, str]]:
-    """What fields must be to each other: whether they are, and the words if they are not."""
+    """Yields rules between fields: True if the rule is met, and the error if it is not."""
     mesh = config.mesh
     yield from _data_rules(config.data)
     yield from _optimizer_rules(config.optimizer)
@@ -181,16 +181,16 @@ def _compiles(pattern: str) -> bool:
 
 
 def check_section(cls, values, where: str):
-    """A dataclass of this module from a mapping with each of its fields, every one checked.
+    """Returns a section of `schema.py` from a mapping with all of its fields.
 
-    Raises ConfigError, naming the field as a part of `where`.
+    Raises ConfigError that names the wrong field as a part of `where`.
     """
     known = {each.name: each for each in dataclasses.fields(cls)}
     if not hasattr(values, "items"):
-        raise ConfigError(f"{where} is {values!r}; it is a section of fields.")
+        raise ConfigError(f"{where} is {values!r}; expected a section of fields.")
     for name in known:
         if name not in values:
-            raise ConfigError(f"{where} has lost its field {name!r}; begin with base_config().")
+            raise ConfigError(f"{where} lacks the field {name!r}; create it with base_config().")
     for name in values:
         if name not in known:
             section = where.rpartition(".")[2]
@@ -210,7 +210,7 @@ _MISFIT = object()
 
 
 def _as_kind(value, kind):
-    """The value as a `float`, `tuple[int, int]`, ...; _MISFIT where it is none."""
+    """Returns the value as a `float`, `tuple[int, int]`, ..., or _MISFIT if it has another type."""
     if typing.get_origin(kind) is tuple:
         items = typing.get_args(kind)
         if not isinstance(value, (tuple, list)):
@@ -228,22 +228,22 @@ def _as_kind(value, kind):
     return value if type(value) is kind else _MISFIT
 
 
-def _words(kind) -> str:
-    """A type as a person would call it."""
+def _type_name(kind) -> str:
+    """Returns the name of a type in errors."""
     if typing.get_origin(kind) is not tuple:
-        return WORDS[kind]
+        return TYPE_NAMES[kind]
     items = typing.get_args(kind)
     if items[-1] is Ellipsis:
-        return f"a tuple, of {_words(items[0])} each"
-    return f"({', '.join(_words(item).removeprefix('a ') for item in items)})"
+        return f"a tuple, of {_type_name(items[0])} each"
+    return f"({', '.join(_type_name(item).removeprefix('a ') for item in items)})"
 
 
 def _check_value(value, each: dataclasses.Field, place: str):
-    """The value in its declared type and within its bounds."""
+    """Returns the value in its declared type; raises ConfigError if it is out of bounds."""
     kinds = typing.get_args(each.type) if isinstance(each.type, types.UnionType) else (each.type,)
     fitting = [_as_kind(value, kind) for kind in kinds]
     if all(fit is _MISFIT for fit in fitting):
-        wanted = " or ".join(map(_words, kinds))
+        wanted = " or ".join(map(_type_name, kinds))
         raise ConfigError(f"{place} is {value!r}; it must be {wanted}.")
     value = next(fit for fit in fitting if fit is not _MISFIT)
     limits = each.metadata
@@ -261,7 +261,7 @@ def _check_value(value, each: dataclasses.Field, place: str):
             (limits["least"] is None or number >= limits["least"], f"at least {limits['least']}"),
             (limits["most"] is None or number <= limits["most"], f"at most {limits['most']}"),
         ]
-        for holds, words in rules:
-            if not holds:
-                raise ConfigError(f"{place} is {value!r}; it must be {words}.")
+        for is_met, bound in rules:
+            if not is_met:
+                raise ConfigError(f"{place} is {value!r}; it must be {bound}.")
     return value
