@@ -33,7 +33,7 @@ def test_a_window_that_is_none_is_refused(tmp_path, text):
 
 
 def test_a_window_beyond_the_end_is_refused_before_anything_runs(tmp_path):
-    with pytest.raises(ConfigError, match="begins with step 9; there are 8 steps"):
+    with pytest.raises(ConfigError, match="starts at step 9; the longest run has 8 steps"):
         main.run([*tiny_flags(tmp_path / "run"), "--profile=9:1"])
     assert not (tmp_path / "run").exists()
 

@@ -59,15 +59,15 @@ def test_sections_and_tuples_can_be_swept():
         ((("optimizer.lr", (0.1, -1.0)),), r"sweep\.grid.*optimizer\.lr is -1\.0"),
         ((("optimizer.lr", ("fast",)),), r"sweep\.grid.*must be a number"),
         ((("optimizer.lr", ()),), r"'optimizer\.lr' with the values \(\)"),
-        ((("mesh.data", (1, 2)),), r"'mesh\.data'; it must be the same"),
-        ((("seed", (1, 2)),), "'seed'; it must be the same"),
-        ((("data.dev", (0.1, 0.2)),), r"'data\.dev'; it must be the same"),
-        ((("data.per_class", (1, 2)),), r"'data\.per_class'; it must be the same"),
-        ((("steps", (5,)), ("steps", (6,))), "stands there once"),
+        ((("mesh.data", (1, 2)),), r"'mesh\.data'; it must be equal"),
+        ((("seed", (1, 2)),), "'seed'; it must be equal"),
+        ((("data.dev", (0.1, 0.2)),), r"'data\.dev'; it must be equal"),
+        ((("data.per_class", (1, 2)),), r"'data\.per_class'; it must be equal"),
+        ((("steps", (5,)), ("steps", (6,))), "each field once"),
         ((("steps", (5, 5)),), "has steps=5 twice"),
         ((("optimizer", (1,)),), "expected a section of fields"),
-        ((("optimizer", ({"lr": 1.0},)),), "no section does"),
-        ((("steps", (5,)), ("epochs", (1.0,))), "a run has one length"),
+        ((("optimizer", ({"lr": 1.0},)),), "no section"),
+        ((("steps", (5,)), ("epochs", (1.0,))), "expected one"),
         ((("init.path", ("x" * 300,)),), "whose name is too long"),
     ],
 )
@@ -78,13 +78,13 @@ def test_a_grid_that_cannot_be_is_refused_by_name(grid, words):
 
 def test_no_run_learns_from_a_sweep():
     taught = Config(steps=5, task=Task(teacher="tune"))
-    with pytest.raises(ConfigError, match=r"stages\.then\.task\.teacher is 'tune', a sweep"):
+    with pytest.raises(ConfigError, match=r"stages\.then\.task\.teacher is 'tune', which is a sweep"):
         sweep_runs.check({"tune": config_of(), "then": taught})
 
 
 def test_no_run_starts_from_a_sweep():
     after = Config(steps=5, init=Init(stage="tune", new_head=True))
-    with pytest.raises(ConfigError, match=r"stages\.then\.init\.stage is 'tune', a sweep"):
+    with pytest.raises(ConfigError, match=r"stages\.then\.init\.stage is 'tune', which is a sweep"):
         sweep_runs.check({"tune": config_of(), "then": after})
 
 

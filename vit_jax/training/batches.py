@@ -1,4 +1,4 @@
-"""The training batches of a stage: this host's rows, and where they go."""
+"""Training batches of a stage: the rows of this host, and their transfer to devices."""
 
 from collections.abc import Iterator
 
@@ -10,18 +10,18 @@ from vit_jax.training import build
 from vit_jax.training.stage import Stage
 
 
-class Feed:
-    """Reads this host's share of every global batch."""
+class TrainBatches:
+    """Reads the rows of this host of every global batch."""
 
     def __init__(self, stage: Stage, sharding: jax.sharding.Sharding):
-        """Rows are read where `sharding` puts them."""
+        """This host reads the rows that `sharding` places on its devices."""
         config = stage.config
         self._stage, self._sharding, self._batch_size = stage, sharding, config.batch_size
         self._order = loader.make_order(stage.train_source, config.seed, config.data.repeats)
         self._share = loader.share_of(sharding, config.batch_size)
 
-    def batches(self, step: int) -> Iterator[dict[str, np.ndarray]]:
-        """This host's rows of the batches after `step`; raises DataError for a bad record."""
+    def after(self, step: int) -> Iterator[dict[str, np.ndarray]]:
+        """Yields this host's rows of the batches after `step`; raises DataError."""
         data = self._stage.config.data
         rows = loader.TrainRows(
             self._stage.train_source,
@@ -37,13 +37,14 @@ class Feed:
             yield from loader.host_batches(rows, self._share, data.workers)
 
     def to_devices(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-        """The global arrays of which this host has read its rows."""
+        """Returns the global arrays of a batch of this host's rows."""
         return loader.to_devices(batch, self._sharding)
 
     def crc(self, step: int, ids: np.ndarray) -> int:
-        """CRC-32 of the ids of a step's global batch.
+        """Returns the CRC-32 of the ids of a step's global batch.
 
-        Those of this host are as they were read, `ids`, and others' as the order has them.
+        Args:
+          ids: ids that this host read; ids of other hosts are computed.
         """
         if len(ids) < self._batch_size:
             own, ids = ids, self._order.batch(step - 1, self._batch_size)

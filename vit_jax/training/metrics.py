@@ -1,4 +1,4 @@
-"""Where numbers go: `metrics.jsonl` always, TensorBoard when installed, and the live line."""
+"""Metrics of a run: `metrics.jsonl`, TensorBoard if it is installed, and the progress line."""
 
 import contextlib
 import json
@@ -16,7 +16,7 @@ FILE = "metrics.jsonl"
 
 
 def read(folder: pathlib.Path) -> list[dict]:
-    """All records of a run, oldest first; what follows a line that a kill cut short is not one."""
+    """Returns all records of a run, oldest first, up to the first incomplete line."""
     path = folder / FILE
     if not path.is_file():
         return []
@@ -33,12 +33,12 @@ def read(folder: pathlib.Path) -> list[dict]:
 
 
 def _number(value: object) -> float | None:
-    """A number as it is; None for what a plot cannot show, which our own writer never writes."""
+    """Returns a finite number unchanged, and None for anything else."""
     return value if isinstance(value, int | float) and -math.inf < value < math.inf else None
 
 
 def last_values(records: list[dict]) -> dict:
-    """The latest value of every name."""
+    """Returns the latest value of every metric."""
     values: dict = {}
     for record in records:
         values.update(record)
@@ -46,12 +46,12 @@ def last_values(records: list[dict]) -> dict:
 
 
 class MetricWriter:
-    """One JSON object per step: everything written for a step stands in one line."""
+    """Writes one JSON object per step, with all metrics of the step in one line."""
 
     def __init__(self, folder: pathlib.Path, restored_step: int = 0):
-        """Lines beyond the restored step are cut: those steps will run again.
+        """Removes lines beyond the restored step, because those steps will run again.
 
-        The line of the restored step itself is open again, for an evaluation still to come.
+        The line of the restored step is opened again, for an evaluation that is still missing.
         """
         kept = [record for record in read(folder) if record["step"] <= restored_step]
         self._path = folder / FILE
@@ -61,17 +61,17 @@ class MetricWriter:
         self._board = _tensorboard(folder, restored_step)
 
     def _put(self, records: list[dict]) -> None:
-        """Makes the file hold these records, by way of a temporary one."""
+        """Replaces the file by one with these records."""
         write_atomically(self._path, "".join(json.dumps(record) + "\n" for record in records))
         self._file = self._path.open("a")
 
     def has(self, step: int, section: str) -> bool:
-        """Whether the open record is of this step and holds a value `section/...`."""
+        """Returns True if the open record is of this step and has a value `section/...`."""
         is_open = self._open_record.get("step") == step
         return is_open and any(name.startswith(f"{section}/") for name in self._open_record)
 
     def write(self, step: int, values: dict) -> None:
-        """Adds values to the record of a step; a later step closes the earlier one."""
+        """Adds metrics to the record of a step; a later step closes the earlier record."""
         if self._open_record and self._open_record["step"] != step:
             self.flush()
         if not self._open_record:
@@ -80,14 +80,14 @@ class MetricWriter:
         self._open_record.update({name: _plain(value) for name, value in values.items()})
 
     def sync(self) -> None:
-        """Everything written so far is on disk when this returns."""
+        """Waits until everything written so far is on disk."""
         self.flush()
         os.fsync(self._file.fileno())
 
     def flush(self) -> None:
-        """Closes the open record."""
+        """Writes the open record."""
         if self._open_record and self._is_changed:
-            if self._was_on_disk:  # The restored step's line gives way to a fuller one.
+            if self._was_on_disk:  # Replace the line of the restored step.
                 self._file.close()
                 self._put([*read(self._path.parent)[:-1], self._open_record])
             else:
@@ -106,7 +106,7 @@ class MetricWriter:
         self._board.flush()
 
     def close(self) -> None:
-        """Flushes, and lets go of the file."""
+        """Writes the open record and closes the file."""
         try:
             self.flush()
         finally:
@@ -116,7 +116,7 @@ class MetricWriter:
 
 
 def _plain(value):
-    """A Python number; None for what JSON has no word for."""
+    """Returns a Python number, or None for NaN and infinity, which JSON lacks."""
     value = int(value) if isinstance(value, numbers.Integral) else float(value)
     return value if math.isfinite(value) else None
 
@@ -130,14 +130,14 @@ def _tensorboard(folder: pathlib.Path, restored_step: int):
 
 
 class Clock:
-    """Seconds by what they went into; every moment is in one of them."""
+    """Seconds spent by activity; every moment belongs to one of them."""
 
     def __init__(self):
         self.seconds = dict.fromkeys(("start", "data", "train", "eval", "save"), 0.0)
         self._last = time.perf_counter()
 
     def lap(self, name: str) -> float:
-        """Books the time since the last lap, and returns it."""
+        """Adds the time since the last lap to an activity, and returns it."""
         now = time.perf_counter()
         passed, self._last = now - self._last, now
         self.seconds[name] += passed
@@ -145,10 +145,10 @@ class Clock:
 
 
 class TrainingLog:
-    """What a training loop tells: records of steps, and a line that lives; from process 0."""
+    """Output of a training loop by process 0: records of steps, and the progress line."""
 
     def __init__(self, folder: pathlib.Path, name: str, total_steps: int, batch_size: int):
-        """Every line starts with the stage's `name`."""
+        """Every line starts with `name`, the name of the stage."""
         self.clock = Clock()
         self._folder, self._name, self._progress = folder, name, Progress()
         self._total_steps, self._batch_size = total_steps, batch_size
@@ -156,25 +156,26 @@ class TrainingLog:
         self._waited = 0.0
 
     def open(self, step: int) -> None:
-        """Records go on from `step`; those beyond it are cut."""
+        """Opens the records at `step` and removes those beyond it."""
         if multihost.is_process_0():
             self._writer = MetricWriter(self._folder, step)
         self.start_interval(step)
 
     def start_interval(self, step: int) -> None:
-        """Speed is measured from here on."""
+        """Starts to measure speed."""
         self._step, self._before = step, self._seconds()
 
     def _seconds(self) -> tuple[float, float, float]:
-        """So far: in all, waiting for data, and waiting for devices."""
+        """Returns seconds so far: in total, waiting for data, and waiting for devices."""
         data, train = (self.clock.seconds[name] for name in ("data", "train"))
         return data + train, data, self._waited
 
     @contextlib.contextmanager
     def waiting(self, book: str = "train"):
-        """A context in which the host waits for devices; the clock books it, and what was before.
+        """Returns a context in which the host waits for devices.
 
-        Only what is booked as training is a part of any step's time.
+        The clock adds the wait, and the time before it, to `book`; only time of training counts
+        for the speed.
         """
         self.clock.lap(book)
         yield
@@ -182,13 +183,13 @@ class TrainingLog:
         self._waited += waited if book == "train" else 0.0
 
     def log(self, step: int, values: dict) -> None:
-        """Records a training step's values, and where the time since the last record went.
+        """Records the metrics of a training step, and how the time since the last record was spent.
 
-        Of that time `train/data_wait` is the share in which the loop waited for a batch,
-        `train/device` that in which it waited for the oldest step in flight, and `train/host`
-        the rest: Python that sends batches and steps out, and keeps the books. The three sum
-        to 1. Devices work while the host does: a small `device` says that the host, or the
-        data, holds them up, and not that they are idle.
+        `train/data_wait` is the fraction of the time in which the loop waited for a batch,
+        `train/device` the fraction in which it waited for the oldest step in flight, and
+        `train/host` the rest: Python code that dispatches batches and steps. They sum to 1.
+        Devices work at the same time as the host: a small `device` means that the host or the
+        data is the bottleneck, not that the devices are idle.
         """
         busy, data, device = (b - a for a, b in zip(self._before, self._seconds()))
         speed = (step - self._step) * self._batch_size / busy if busy else 0.0
@@ -199,38 +200,38 @@ class TrainingLog:
         self.write(step, {f"train/{name}": value for name, value in record.items()})
         left = (self._total_steps - step) * self._batch_size / speed if speed else 0
         top1 = f"top1 {values['top1']:.4f}  " if "top1" in values else ""
-        told = (f"{name.replace('_', ' ')} {share:.0%}  " for name, share in shares.items())
+        fractions = (f"{name.replace('_', ' ')} {share:.0%}  " for name, share in shares.items())
         self._show(
             f"step {step}/{self._total_steps}  loss {values['loss']:.4f}  {top1}"
-            f"{speed:,.0f} img/s  {''.join(told)}eta {format_duration(left)}"
+            f"{speed:,.0f} img/s  {''.join(fractions)}eta {format_duration(left)}"
         )
 
     def write(self, step: int, values: dict) -> None:
-        """Adds values to the record of a step."""
+        """Adds metrics to the record of a step."""
         if self._writer is not None:
             self._writer.write(step, values)
 
     def has(self, step: int, section: str) -> bool:
-        """Whether the open record is of this step and holds a value `section/...`."""
+        """Returns True if the open record is of this step and has a value `section/...`."""
         return multihost.broadcast_from_process_0("record", lambda: self._writer.has(step, section))
 
     def flush(self) -> None:
-        """Closes the open record."""
+        """Writes the open record."""
         if self._writer is not None:
             self._writer.flush()
 
     def sync(self) -> None:
-        """Everything written so far is on disk when this returns."""
+        """Waits until everything written so far is on disk."""
         if self._writer is not None:
             self._writer.sync()
 
     def close(self) -> None:
-        """Flushes, and lets go of the file."""
+        """Writes the open record and closes the file."""
         if self._writer is not None:
             self._writer.close()
 
     def say(self, line: str) -> None:
-        """A line that stays."""
+        """Prints a line that the progress line does not replace."""
         if multihost.is_process_0():
             self._progress.print_line(self._line(line))
 

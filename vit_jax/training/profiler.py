@@ -1,4 +1,4 @@
-"""A window of steps whose trace is written for xprof."""
+"""Traces of a range of steps, for xprof."""
 
 import contextlib
 import dataclasses
@@ -13,16 +13,16 @@ FOLDER = "profile"
 
 @dataclasses.dataclass(frozen=True)
 class Window:
-    """Steps `first` to `last`, both among them."""
+    """Steps `first` to `last`, both included."""
 
     first: int
     last: int
 
 
 class Profiler:
-    """Traces the steps of a window into `profile` of the run's folder.
+    """Traces the steps of a window into the folder `profile` of the run.
 
-    Every step of the window is a step of the trace. Process 0 alone writes one, of itself.
+    Process 0 writes a trace of itself; other processes write none.
     """
 
     def __init__(self, folder: pathlib.Path, window: Window | None):
@@ -30,31 +30,31 @@ class Profiler:
         self._is_tracing = False
 
     def is_past(self, step: int) -> bool:
-        """Whether the window began before this step."""
+        """Returns True if the window starts before this step."""
         return self._window is not None and self._window.first < step
 
     def begins_with(self, step: int) -> bool:
-        """Whether this is the window's first step."""
+        """Returns True for the first step of the window."""
         return self._window is not None and self._window.first == step
 
     def ends_with(self, step: int) -> bool:
-        """Whether this is the window's last step."""
+        """Returns True for the last step of the window."""
         return self._window is not None and self._window.last == step
 
     def start(self) -> None:
-        """Starts the trace: what the devices are still doing is part of it."""
+        """Starts the trace; it includes work that the devices have not finished."""
         if multihost.is_process_0():
             jax.profiler.start_trace(str(self.folder))
             self._is_tracing = True
 
     def step(self, number: int) -> contextlib.AbstractContextManager:
-        """A context in which a step is sent out, known to the trace by its number."""
+        """Returns a context that marks a dispatched step with its number in the trace."""
         if not self._is_tracing:
             return contextlib.nullcontext()
         return jax.profiler.StepTraceAnnotation("train", step_num=number)
 
     def stop(self) -> bool:
-        """Writes the trace, if there is one; returns whether there was."""
+        """Writes the trace; returns False if none was started."""
         was_tracing, self._is_tracing = self._is_tracing, False
         if was_tracing:
             jax.profiler.stop_trace()

@@ -58,7 +58,7 @@ class Saver:
                 path = self._checkpoints.move_damaged_step(step)
                 self._log.say(f"{error} Moved to {path}; falling back to an older step.")
                 continue
-            self._stage.refuse_other_data(meta, data)
+            self._stage.check_same_data(meta, data)
             self._log.clock.seconds.update(meta["seconds"])
             self.num_bad_images = meta.get("bad_images", 0)
             if step < self._stage.total_steps:

@@ -1,4 +1,4 @@
-"""One stage of a config, checked against its data, devices and starting weights."""
+"""A stage of a config, checked against its data, devices and initial weights."""
 
 import dataclasses
 import functools
@@ -19,27 +19,27 @@ from vit_jax.weights import adapt, load, metadata
 
 @dataclasses.dataclass(frozen=True)
 class Teacher:
-    """A model to distil from, at the image size of its student."""
+    """Teacher model of a distillation, at the image size of the student."""
 
     model: ViT
     weights: load.Weights
     plan: adapt.Plan
 
     def params(self) -> dict:
-        """The teacher's parameters, read from where they are."""
+        """Reads the parameters of the teacher."""
         return load.read_params(self.weights, self.plan)
 
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """One stage that has passed every check that needs no compiling, workdir untouched."""
+    """A stage that has passed all checks which need no compilation and no change of the workdir."""
 
     name: str
     config: Config
     folder: pathlib.Path
     train_source: object
     val_source: object | None
-    fewshot_sources: dict[str, tuple]  # Name -> what shots are drawn from, and what is scored.
+    fewshot_sources: dict[str, tuple]  # Name -> training and test source.
     model: ViT
     mesh: jax.sharding.Mesh
     total_steps: int
@@ -49,7 +49,7 @@ class Stage:
 
     @functools.cached_property
     def fingerprints(self) -> dict[str, int]:
-        """What tells the data of one run from another's, for both splits."""
+        """Fingerprint of the data of each split, by which a resumed run detects other data."""
         splits = {"train": self.train_source, "val": self.val_source}
         return {name: source.fingerprint() for name, source in splits.items() if source is not None}
 
@@ -57,8 +57,8 @@ class Stage:
     def classes(self) -> tuple[str, ...]:
         return self.train_source.classes
 
-    def refuse_other_data(self, meta: dict, data: dict) -> None:
-        """Raises DataError if a checkpoint's `meta` and `data` are of a run on other data."""
+    def check_same_data(self, meta: dict, data: dict) -> None:
+        """Raises DataError if the `meta` and `data` of a checkpoint belong to other data."""
         for label, (old, new) in enumerate(zip(meta["classes"], self.classes, strict=False)):
             if old != new:
                 raise DataError(f"class {label} is {old!r} in the checkpoint, {new!r} in the data.")
@@ -67,26 +67,30 @@ class Stage:
             ("training examples", data["num_examples"], len(self.train_source)),
         ):
             if old != new:
-                raise DataError(f"the data has {new} {what}; this run began with {old}.")
+                raise DataError(f"the data has {new} {what}; the run was started with {old}.")
         if data["fingerprints"] != self.fingerprints:
-            raise DataError("other names, labels or images than this run began with.")
+            raise DataError(
+                "names, labels or images differ from those that the run was started with."
+            )
 
 
-def prepare(name: str, config: Config, folder: pathlib.Path, earlier: Mapping[str, Stage]) -> Stage:
-    """Checks a stage against its data, devices and starting weights before anything runs.
+def prepare_stage(
+    name: str, config: Config, folder: pathlib.Path, earlier: Mapping[str, Stage]
+) -> Stage:
+    """Checks a stage against its data, devices and initial weights before anything runs.
 
     Raises ConfigError, DataError or CheckpointError, in one line.
     """
     mesh = build_lib.build_mesh(config)
-    task_registry.build_model(config, num_classes=1)  # Before data is read.
+    task_registry.build_model(config, num_classes=1)  # Errors of the model before data is read.
     wanted = (config.data, config.fewshot)
     alike = (e for e in earlier.values() if (e.config.data, e.config.fewshot) == wanted)
-    same = next(alike, None)  # Its data is open.
+    same = next(alike, None)  # Its data is open already.
     train_source, val_source = (same.train_source, same.val_source) if same else _open_data(config)
     model = task_registry.build_model(config, num_classes=len(train_source.classes))
     checkpoints = folder / checkpoint.FOLDER
     if checkpoints.exists() and not checkpoints.is_dir():
-        raise ConfigError(f"{checkpoints} is no folder; it is where checkpoints go.")
+        raise ConfigError(f"{checkpoints} is not a folder; expected the folder of the checkpoints.")
     is_new = not checkpoint.list_steps(checkpoints)
     found = _starting_weights(config, folder, earlier, model) if is_new else None
     plan = found and load.plan_for(found, model, **_permissions(config))
@@ -114,7 +118,7 @@ def prepare(name: str, config: Config, folder: pathlib.Path, earlier: Mapping[st
 
 
 def _open_data(config: Config) -> tuple:
-    """The records trained on, and those of `val` or None; raises DataError if they do not fit."""
+    """Returns the sources of training and of `val` (or None); raises DataError."""
     data = config.data
     train_source, val_source = open_both(data)
     val_split = data.val_split if data.dev is None else "dev"
@@ -129,12 +133,12 @@ def _open_data(config: Config) -> tuple:
 
 
 def _open_fewshot(config: Config) -> dict[str, tuple]:
-    """What `config.fewshot` draws from and scores, by name; raises DataError."""
+    """Returns training and test source of each set of `config.fewshot`, by name."""
     rule, found = config.fewshot, {}
     if rule.every is None:
         return found
     data = dataclasses.replace(config.data, mix=())
-    if rule.source and rule.source != data.source:  # Its folder is another.
+    if rule.source and rule.source != data.source:  # It has its own folder.
         data = dataclasses.replace(data, source=rule.source, dir=rule.dir)
     key = "dir" if data.source in ("folder", "prepared") else "dataset"
     for name in rule.sets or (getattr(data, key) or data.source,):
@@ -148,7 +152,7 @@ def _open_fewshot(config: Config) -> dict[str, tuple]:
         else:
             title = name.partition(":")[0].replace("/", "_")
         if title in found:
-            raise ConfigError(f"config.fewshot.sets has two sets that are called {title}.")
+            raise ConfigError(f"config.fewshot.sets has two sets with the name {title}.")
         found[title] = (train, test)
     return found
 
@@ -166,12 +170,12 @@ def _starting_weights(
     if not config.init.stage:
         return None
     if config.init.stage in earlier:
-        return _weights_to_come(earlier[config.init.stage])
-    return load.weights(folder.parent / config.init.stage)  # The stage's folder was given alone.
+        return _weights_of_stage(earlier[config.init.stage])
+    return load.weights(folder.parent / config.init.stage)  # The workdir is that of this stage.
 
 
-def _weights_to_come(before: Stage) -> load.Weights:
-    """The weights of an earlier stage, which may not have run yet."""
+def _weights_of_stage(before: Stage) -> load.Weights:
+    """Returns the weights of an earlier stage, which may not have run yet."""
     return load.Weights(
         where=str(before.folder),
         shapes=param_shapes(before.model),
@@ -189,7 +193,7 @@ def _teacher(
         return None
     if where in earlier:
         section, known = earlier[where].config.model, earlier[where].classes
-        weights = _weights_to_come(earlier[where])
+        weights = _weights_of_stage(earlier[where])
     else:
         loaded = load.load(where)
         loaded.refuse_without_head()

@@ -1,4 +1,4 @@
-"""What stands in `summary.json`: how a stage of a run ended, and what it took."""
+"""Contents of `summary.json`: the results and the costs of a finished stage."""
 
 from vit_jax import trees
 from vit_jax.checkpoints import workdir
@@ -7,14 +7,14 @@ from vit_jax.training import metrics
 from vit_jax.training.stage import Stage
 
 
-def summary(stage: Stage, params, step: int, seconds: dict[str, float], best=None) -> dict:
-    """Scores, sizes, times and versions of a finished stage.
+def make_summary(stage: Stage, params, step: int, seconds: dict[str, float], best=None) -> dict:
+    """Returns metrics, sizes, times and versions of a finished stage.
 
     Args:
       params: arrays, or their shapes.
-      step: the last one.
-      seconds: by what they went into.
-      best: the `BestWeights` that the run is judged by, if it is.
+      step: the last step.
+      seconds: seconds by activity.
+      best: the `BestWeights` of a run with `select="best"`.
     """
     values = metrics.last_values(metrics.read(stage.folder))
     step = values.pop("step", step)
@@ -41,11 +41,11 @@ def summary(stage: Stage, params, step: int, seconds: dict[str, float], best=Non
     }
 
 
-def is_finished(found: dict | None, stage: Stage) -> bool:
-    """Whether what stands in `summary.json` is of the whole stage, evaluation included."""
-    if found is None or found.get("step") != stage.total_steps:
+def is_finished(summary: dict | None, stage: Stage) -> bool:
+    """Returns True if a `summary.json` is that of the complete stage, with its evaluations."""
+    if summary is None or summary.get("step") != stage.total_steps:
         return False
-    values = found.get("metrics")
+    values = summary.get("metrics")
     if not isinstance(values, dict):
         return False
     wanted = {"val"} if stage.val_source is not None else set()

@@ -1,4 +1,4 @@
-"""Runs the stages of a config in order, and the runs of those that are sweeps."""
+"""Runs the stages of a config in order, and the runs of sweeps."""
 
 import contextlib
 import dataclasses
@@ -17,13 +17,13 @@ from vit_jax.markdown import markdown
 from vit_jax.training import stage, sweep_runs, train
 from vit_jax.training.profiler import Window
 
-DIVERGED = "diverged.json"  # In the folder of a trial whose loss was no number.
+DIVERGED = "diverged.json"  # Written for a run whose loss became NaN or infinite.
 TABLE = "sweep.md"
 
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """Which of several processes that share the runs of sweeps this one is."""
+    """Index of this process among those that share the runs of sweeps."""
 
     index: int
     count: int
@@ -42,15 +42,15 @@ def run(
     Returns the contents of `summary.json`, or None if other processes still work on runs of a
     sweep.
 
-    A config without stages is the one stage '', in the folder itself. All stages are
-    checked against their data and starting weights before the first begins.
+    A config without stages is the stage '', in the folder itself. All stages are checked against
+    their data and initial weights before the first one starts.
 
     Args:
-      shard: this process is one of several that go through the runs of the config's sweeps.
+      shard: index of this process among those that share the runs of the sweeps.
     """
     sweep_runs.check(stages)
     if shard and not any(map(sweep_runs.is_sweep, stages.values())):
-        raise ConfigError("--shard: this config has no sweep, so there is nothing to share.")
+        raise ConfigError("--shard needs a config with a sweep; this config has none.")
     as_dict = config_lib.to_dict(stages)
     multihost.check_equal("config", as_dict)
     workdir.check_same_run(folder, as_dict)
@@ -61,30 +61,32 @@ def run(
         if sweep_runs.is_sweep(config):
             sweeps[name] = Sweep(name, config, folder / name, prepared, shard, options)
         else:
-            prepared[name] = stage.prepare(name, config, folder / name, prepared)
+            prepared[name] = stage.prepare_stage(name, config, folder / name, prepared)
     longest = max(
         each.total_steps
         for group in (prepared, *(sweep.prepared for sweep in sweeps.values()))
         for each in group.values()
     )
     if profile is not None and profile.first > longest:
-        raise ConfigError(f"--profile begins with step {profile.first}; there are {longest} steps.")
+        raise ConfigError(
+            f"--profile starts at step {profile.first}; the longest run has {longest} steps."
+        )
     if "" in prepared:
         return train.train_stage(prepared[""], **options)
-    # Those that share a folder go by the locks of single runs.
+    # Processes that share a folder use the locks of the single runs.
     with workdir.lock_on_all(folder) if shard is None else contextlib.nullcontext():
         if multihost.is_process_0():
             folder.mkdir(parents=True, exist_ok=True)
             workdir.write_json(folder / workdir.CONFIG, as_dict)
         summaries: dict[str, dict] = {}
         for name in stages:
-            with _passing_over(shard):
-                go = (
-                    sweeps[name].go
+            with _skip_in_use(shard):
+                run_stage = (
+                    sweeps[name].run
                     if name in sweeps
                     else functools.partial(train.train_stage, prepared[name], **options)
                 )
-                summaries[name] = go()
+                summaries[name] = run_stage()
             if summaries.get(name) is None:
                 return None
         if "" in stages:
@@ -95,13 +97,13 @@ def run(
     return summary
 
 
-def _passing_over(shard: Shard | None):
-    """A context that passes over a run which another of the processes works at."""
+def _skip_in_use(shard: Shard | None):
+    """Returns a context that skips a run which is in progress in another process."""
     return contextlib.suppress(InUseError) if shard else contextlib.nullcontext()
 
 
 class Sweep:
-    """The runs of one sweep: its grid, then the best of it for every seed."""
+    """The runs of one sweep: the grid, then its best values with every seed."""
 
     def __init__(
         self,
@@ -112,29 +114,30 @@ class Sweep:
         shard: Shard | None,
         options: dict,
     ):
-        """Checks every run of the grid, and one of those that come last, before any begins."""
+        """Checks every run of the grid and one final run before any of them starts."""
         self.name, self.config, self.folder = name, config, folder
         self.shard, self.options = shard, options
-        self.prepared = dict(earlier)  # By folder, too: whoever comes next finds its data open.
-        self.grid = {f"{GRID}/{words}": trial for words, trial in sweep_runs.grid(config).items()}
-        values = next((trial.values for trial in self.grid.values()), {})
+        self.prepared = dict(earlier)  # Later runs reuse data that is open.
+        self.grid = {f"{GRID}/{name}": run for name, run in sweep_runs.grid(config).items()}
+        values = next((run.values for run in self.grid.values()), {})
         last = next(iter(sweep_runs.finals(config, values).items()))
-        for place, single in [*((p, trial.config) for p, trial in self.grid.items()), last]:
-            self._prepare(place, single)
+        for name, config in [*((name, run.config) for name, run in self.grid.items()), last]:
+            self._prepare(name, config)
 
-    def go(self) -> dict | None:
-        """The sweep's summary, or None where other processes have runs left.
+    def run(self) -> dict | None:
+        """Returns the summary of the sweep, or None if other processes have runs in progress.
 
-        Writes it into `summary.json`, and what every run scored into `sweep.md`. Raises
-        NonFiniteError where the whole grid, or one of the last runs, was not finite.
+        Writes it to `summary.json`, and the scores of every run to `sweep.md`. Raises
+        NonFiniteError if the loss of every run of the grid, or of a final run, became NaN or
+        infinite.
         """
-        scored = self._run_all({name: trial.config for name, trial in self.grid.items()})
+        scored = self._run_all({name: run.config for name, run in self.grid.items()})
         if scored is None:
             return None
         chosen, values = "", {}
         if self.grid:
             if not any(scored.values()):
-                raise NonFiniteError(f"{self.folder / GRID}: no run of the grid has stayed finite.")
+                raise NonFiniteError(f"{self.folder / GRID}: the loss of every run was not finite.")
             chosen = sweep_runs.best(scored)
             values = self.grid[chosen].values
         finals = self._run_all(sweep_runs.finals(self.config, values))
@@ -143,11 +146,11 @@ class Sweep:
         for name, found in finals.items():
             if found is None:
                 raise NonFiniteError(
-                    f"{self.folder / name}: not finite, with what was best of the grid."
+                    f"{self.folder / name}: the loss became NaN or infinite, with the best values "
+                    "of the grid."
                 )
-        names = {name: name.removeprefix(f"{GRID}/") for name in scored}
-        told = {names[name]: found for name, found in scored.items()}
-        table = sweep_runs.rows(told, names.get(chosen, ""), finals)
+        grid = {name.removeprefix(f"{GRID}/"): found for name, found in scored.items()}
+        table = sweep_runs.rows(grid, chosen.removeprefix(f"{GRID}/"), finals)
         summary = {
             "metrics": sweep_runs.combined(list(finals.values())),
             "num_examples": next(iter(finals.values()))["num_examples"],
@@ -160,10 +163,11 @@ class Sweep:
         return summary
 
     def _run_all(self, runs: dict[str, Config]) -> dict | None:
-        """Each run's summary, None for one that diverged; None where runs of others are left.
+        """Returns the summary of each run, None for one that diverged.
 
-        This process begins with its own share of them, goes on with what nobody works at, and
-        looks again at what others had as long as something else was left to do.
+        Returns None if other processes have runs in progress. This process starts with its own
+        part of the runs, continues with runs that no process works on, and repeats this as long as
+        it finds one.
         """
         order, found, before = list(enumerate(runs)), {}, -1
         if self.shard:
@@ -173,12 +177,12 @@ class Sweep:
             before = len(found)
             for _, name in order:
                 if name not in found and not (self.shard and _is_in_use(self.folder / name)):
-                    with _passing_over(self.shard):
+                    with _skip_in_use(self.shard):
                         found[name] = self._run(name, runs[name])
         return {name: found[name] for name in runs} if len(found) == len(runs) else None
 
     def _run(self, name: str, config: Config) -> dict | None:
-        """One run's summary; None if it was not finite, now or when it was tried before."""
+        """Returns the summary of a run; None if its loss became NaN or infinite, now or earlier."""
         path = self.folder / name / DIVERGED
         if multihost.broadcast_from_process_0("diverged", lambda: workdir.read_json(path)):
             return None
@@ -194,11 +198,11 @@ class Sweep:
 
     def _prepare(self, name: str, config: Config) -> None:
         label = f"{self.name}/{name}".removeprefix("/").removeprefix(f"{GRID}/")
-        self.prepared[name] = stage.prepare(label, config, self.folder / name, self.prepared)
+        self.prepared[name] = stage.prepare_stage(label, config, self.folder / name, self.prepared)
 
 
 def _is_in_use(folder: pathlib.Path) -> bool:
-    """Whether another process works at a run, as the first of ours sees it."""
+    """Returns True if a run is in progress in another process, as seen by process 0."""
 
     def look() -> bool:
         try:

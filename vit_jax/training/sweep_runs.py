@@ -1,8 +1,8 @@
-"""The runs that a `config.sweep` stands for (section 4.1, Tables 2 and 4).
+"""The runs of a `config.sweep` (section 4.1, Tables 2 and 4).
 
-Every combination of the grid trains on a part of the training examples and is scored on the
-rest of them, `dev`; the best then trains on all of them, once for each seed, and is scored on
-`val_split`. All are plain configs of single runs.
+Every combination of the grid is trained on a part of the training examples and scored on the
+rest, `dev`. The best combination is then trained on all of them, once for each seed, and scored
+on `val_split`. Each run has the config of a single run.
 """
 
 import itertools
@@ -16,7 +16,7 @@ from vit_jax.config.schema import Config, Sweep
 from vit_jax.config.validate import DURATIONS
 from vit_jax.errors import ConfigError
 
-# Sections and fields that no grid may change: its runs are compared on the same examples.
+# Sections and fields that a grid must not change: its runs are compared on the same examples.
 SAME = ("sweep", "mesh", "seed", "task.name", "init.stage")
 SAME_DATA = tuple(
     f"data.{name}"
@@ -28,20 +28,20 @@ SAME_DATA = tuple(
 LONGEST = 150  # Characters of the name of a run's folder.
 
 
-class Trial(NamedTuple):
-    """One combination of a grid."""
+class GridRun(NamedTuple):
+    """One combination of values of a grid."""
 
     values: dict[str, object]
     config: Config
 
 
 def is_sweep(config: Config) -> bool:
-    """Whether a config stands for several runs."""
+    """Returns True if a config has several runs."""
     return bool(config.sweep.grid) or config.sweep.seeds > 1
 
 
 def check(stages: dict[str, Config]) -> None:
-    """Raises ConfigError for a sweep that cannot be, before anything runs."""
+    """Raises ConfigError for an invalid sweep."""
     for name, config in stages.items():
         where = f"config.stages.{name}" if name else "config"
         grid(config, where)
@@ -51,90 +51,90 @@ def check(stages: dict[str, Config]) -> None:
         ):
             if before and before in stages and is_sweep(stages[before]):
                 raise ConfigError(
-                    f"{where}.{field} is {before!r}, a sweep, which gives several weights; take "
-                    "a run of its own."
+                    f"{where}.{field} is {before!r}, which is a sweep with several runs; use "
+                    "a stage with a single run."
                 )
         if is_sweep(config) and config.init.stage and not name:
             raise ConfigError(
-                f"{where}.init.stage is {config.init.stage!r}; a sweep that is no stage starts "
-                "from init.path."
+                f"{where}.init.stage is {config.init.stage!r}; a sweep outside of "
+                "stages can start from init.path only."
             )
 
 
-def grid(config: Config, where: str = "config") -> dict[str, Trial]:
-    """Folder name -> trial, each of which holds out `sweep.dev` of the training examples.
+def grid(config: Config, where: str = "config") -> dict[str, GridRun]:
+    """Returns the runs of the grid by folder name; each holds out `sweep.dev` of the examples.
 
-    Raises ConfigError, in one line, for fields or values that cannot be.
+    Raises ConfigError, in one line, for unknown fields and invalid values.
     """
-    place, trials = f"{where}.sweep.grid", {}
+    place, runs = f"{where}.sweep.grid", {}
     if not config.sweep.grid:
-        return trials
+        return runs
     keys = [key for key, _ in config.sweep.grid]
     for key, values in config.sweep.grid:
         if keys.count(key) > 1 or not values or any(isinstance(value, dict) for value in values):
             raise ConfigError(
-                f"{place} has {key!r} with the values {values}; each field stands there once, with "
-                "a value or more, and no section does."
+                f"{place} has {key!r} with the values {values}; expected each field once, with at "
+                "least one value, and no section."
             )
         if key in SAME or key.partition(".")[0] in SAME or key in SAME_DATA:
-            raise ConfigError(f"{place} has {key!r}; it must be the same in all runs of a grid.")
+            raise ConfigError(f"{place} has {key!r}; it must be equal in all runs of a grid.")
     if sum(key in DURATIONS for key in keys) > 1:
-        raise ConfigError(f"{place} has several of {', '.join(DURATIONS)}; a run has one length.")
+        raise ConfigError(f"{place} has several of {', '.join(DURATIONS)}; expected one.")
     for combination in itertools.product(*(values for _, values in config.sweep.grid)):
         values = dict(zip(keys, combination, strict=True))
-        if words(values) in trials or len(words(values)) > LONGEST:
-            what = "twice" if words(values) in trials else "whose name is too long for a folder"
-            raise ConfigError(f"{place} has {words(values)[:LONGEST]} {what}.")
+        if run_name(values) in runs or len(run_name(values)) > LONGEST:
+            problem = "twice" if run_name(values) in runs else "whose name is too long for a folder"
+            raise ConfigError(f"{place} has {run_name(values)[:LONGEST]} {problem}.")
         held_out = _single(config, values | {"data.dev": config.sweep.dev}, place)
-        trials[words(values)] = Trial(values, held_out)
-    return trials
+        runs[run_name(values)] = GridRun(values, held_out)
+    return runs
 
 
 def finals(config: Config, values: dict[str, object]) -> dict[str, Config]:
-    """Folder name -> a run with these values on all training examples, for each seed."""
+    """Returns the final runs by folder name: these values on all training examples, per seed."""
     seeds = range(config.seed, config.seed + config.sweep.seeds)
     return {f"seed_{seed}": _single(config, values | {"seed": seed}, "config") for seed in seeds}
 
 
 def _single(config: Config, values: dict[str, object], where: str) -> Config:
-    """One run of a sweep."""
+    """Returns the config of one run of a sweep."""
     alone = {f"sweep.{name}": value for name, value in vars(Sweep()).items()}
     return config_lib.replaced(config, alone | values, where)
 
 
 def count(config: Config) -> int:
-    """How many runs a config stands for."""
+    """Returns the number of runs of a config."""
     combinations = math.prod(len(values) for _, values in config.sweep.grid)
     return config.sweep.seeds + (combinations if config.sweep.grid else 0)
 
 
-def words(values: dict[str, object]) -> str:
-    """'lr=0.003,steps=500', which is a folder's name, too."""
+def run_name(values: dict[str, object]) -> str:
+    """Returns the name of a run and its folder, such as 'lr=0.003,steps=500'."""
     texts = (f"{key.rpartition('.')[2]}={value}" for key, value in values.items())
     return ",".join(texts).replace(" ", "").replace("/", "_")
 
 
 def is_finite(summary: dict) -> bool:
-    """Whether all that a run scored on `val` are numbers; a workdir has null for others."""
+    """Returns True if all scores of a run on `val` are finite; others are null in a workdir."""
     return all(value is not None and math.isfinite(value) for value in _val(summary).values())
 
 
 def best(summaries: dict[str, dict | None]) -> str:
-    """The name of the trial with the best score, the first of equals; None is one that diverged."""
+    """Returns the name of the run with the best score, the first of equals; None has diverged."""
     scores = {name: selection_score(_val(found)) for name, found in summaries.items() if found}
     return max(scores, key=scores.get)
 
 
 def _val(summary: dict) -> dict:
-    """What a run scored on `val`."""
+    """Returns the metrics of a run on `val`."""
     found = summary["metrics"]
     return {name[4:]: value for name, value in found.items() if name.startswith("val/")}
 
 
 def combined(summaries: list[dict]) -> dict:
-    """Of runs that differ in their seeds: the mean of each score, and its deviation `_std`.
+    """Returns the mean of each score over runs with different seeds, and its deviation `_std`.
 
-    That is the deviation of a sample, n - 1 in its denominator.
+    This is the sample standard deviation, with n - 1 in the denominator.
     """
     scored, found = [_val(summary) for summary in summaries], {}
     for name, value in scored[0].items():
@@ -146,7 +146,7 @@ def combined(summaries: list[dict]) -> dict:
 
 
 def rows(grid: dict[str, dict | None], chosen: str, finals: dict[str, dict]) -> list[dict]:
-    """What every run was scored on, and how: the table of a sweep."""
+    """Returns the rows of the table of a sweep: every run, its split and its scores."""
     table = [
         {"run": name, "scored on": "dev", **_scores(summary), "": "best" if name == chosen else ""}
         for name, summary in grid.items()

@@ -12,7 +12,7 @@ from vit_jax.checkpoints.signals import SignalRecorder
 from vit_jax.distributed import mesh, multihost
 from vit_jax.errors import DataError, Interrupted
 from vit_jax.training import build
-from vit_jax.training.batches import Feed
+from vit_jax.training.batches import TrainBatches
 from vit_jax.training.in_flight import StepsInFlight
 from vit_jax.training.metrics import TrainingLog
 from vit_jax.training.periodic_eval import Evaluation
@@ -20,7 +20,7 @@ from vit_jax.training.profiler import Profiler, Window
 from vit_jax.training.saver import Saver
 from vit_jax.training.stage import Stage
 from vit_jax.training.stop import StopSignal
-from vit_jax.training.summary import is_finished, summary
+from vit_jax.training.summary import is_finished, make_summary
 
 
 def train_stage(stage: Stage, *, fallback: bool = False, profile: Window | None = None) -> dict:
@@ -38,18 +38,18 @@ def train_stage(stage: Stage, *, fallback: bool = False, profile: Window | None 
     with workdir.lock_on_all(stage.folder), SignalRecorder() as recorder:
         stop = StopSignal(recorder)
         workdir.check_same_run(stage.folder, config)
-        found = multihost.broadcast_from_process_0("summary", lambda: workdir.read_json(path))
-        if not is_finished(found, stage):
+        summary = multihost.broadcast_from_process_0("summary", lambda: workdir.read_json(path))
+        if not is_finished(summary, stage):
             if multihost.is_process_0():
                 workdir.write_json(stage.folder / workdir.CONFIG, config)
-            found = _run(stage, stop, fallback, profile)
+            summary = _run(stage, stop, fallback, profile)
         if received := stop.exchange():
             raise Interrupted(
                 f"{received.name}: {stage.folder} was finished already; the same command resumes "
                 "with the next stage.",
                 received,
             )
-        return found
+        return summary
 
 
 def _run(stage: Stage, stop: StopSignal, fallback: bool, profile: Window | None) -> dict:
@@ -62,8 +62,8 @@ def _run(stage: Stage, stop: StopSignal, fallback: bool, profile: Window | None)
     saver = Saver(stage, programs, log)
     profiler = Profiler(stage.folder, profile)
     evaluation = Evaluation(stage, programs, lambda: stop.is_received_here)
-    feed = Feed(stage, programs.batch_sharding)
-    in_flight = StepsInFlight(stage, log, saver, stop, feed.crc)
+    batches = TrainBatches(stage, programs.batch_sharding)
+    in_flight = StepsInFlight(stage, log, saver, stop, batches.crc)
     init_key, noise_key = jax.random.split(jax.random.key(config.seed))
     with contextlib.ExitStack() as stack:
         for close in (saver.close, log.close, profiler.stop):  # Called in reverse order.
@@ -77,7 +77,7 @@ def _run(stage: Stage, stop: StopSignal, fallback: bool, profile: Window | None)
         if profiler.is_past(first):
             log.say(f"no trace: the run resumes at step {first}, after the first step to trace")
         _evaluate(evaluation, step, state, log, saver, in_flight, stop)
-        for batch in _batches(feed, step, log, stop):
+        for batch in _rows_of_batches(batches, step, log, stop):
             if stop:
                 break
             if profiler.begins_with(step + 1):
@@ -86,7 +86,7 @@ def _run(stage: Stage, stop: StopSignal, fallback: bool, profile: Window | None)
             gathered = multihost.allgather(stop.number, batch["bad"].sum())
             with profiler.step(step + 1):
                 state, metrics = programs.train_step(
-                    state, feed.to_devices(batch), noise_key, hyperparams(step), teacher_params
+                    state, batches.to_devices(batch), noise_key, hyperparams(step), teacher_params
                 )
             step += 1
             in_flight.add(step, metrics, batch["id"], gathered)
@@ -120,14 +120,14 @@ def _run(stage: Stage, stop: StopSignal, fallback: bool, profile: Window | None)
         return _write_summary(stage, programs, step, log, saver)
 
 
-def _batches(
-    feed: Feed, step: int, log: TrainingLog, stop: StopSignal
+def _rows_of_batches(
+    batches: TrainBatches, step: int, log: TrainingLog, stop: StopSignal
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yields this host's rows of every batch after `step`."""
-    batches = feed.batches(step)
+    rows = batches.after(step)
     while True:
         try:
-            batch = next(batches, None)
+            batch = next(rows, None)
         except DataError:
             if not stop:
                 raise
@@ -170,9 +170,9 @@ def _write_summary(stage, programs, step: int, log: TrainingLog, saver: Saver) -
     log.flush()
     log.clock.lap("save")
     params, seconds = programs.abstract_state.params, log.clock.seconds
-    found = multihost.broadcast_from_process_0(
-        "summary", lambda: summary(stage, params, step, seconds, saver.best)
+    summary = multihost.broadcast_from_process_0(
+        "summary", lambda: make_summary(stage, params, step, seconds, saver.best)
     )
     if multihost.is_process_0():
-        workdir.write_json(stage.folder / workdir.SUMMARY, found)
-    return found
+        workdir.write_json(stage.folder / workdir.SUMMARY, summary)
+    return summary
