@@ -154,6 +154,6 @@ def test_images_of_another_size_are_refused():
     ],
 )
 def test_an_option_that_a_resnet_has_not_is_refused(option, value):
-    words = rf"^model\.{option} is {value!r}; bit_r50x1 has no such option\.$"
+    words = rf"^model\.{option} is {value!r}; bit_r50x1 does not have this option\.$"
     with pytest.raises(ConfigError, match=words):
         create_model("bit_r50x1", **{option: value})

@@ -71,8 +71,8 @@ def test_an_unknown_name_is_answered_with_the_pattern_of_names_and_the_nearest(n
         ("vit_b16", {"registers": -1}, r"^model\.registers is -1; it must be at least 0\.$"),
         ("vit_b16", {"layer_scale": -0.1}, r"^model\.layer_scale is -0\.1; it must be at least"),
         ("vit_b16", {"norm_eps": 0}, r"^model\.norm_eps is 0\.0; it must be above 0\.$"),
-        ("r50_b16", {"patch": 16}, r"^model\.patch is 16; that of r50_b16 is in its name\.$"),
-        ("r_ti16", {"patch": 8}, r"^model\.patch is 8; that of r_ti16 is in its name\.$"),
+        ("r50_b16", {"patch": 16}, r"^model\.patch is 16; the name r50_b16 determines it\.$"),
+        ("r_ti16", {"patch": 8}, r"^model\.patch is 8; the name r_ti16 determines it\.$"),
         ("vit_h14", {"image_size": 384}, r"384x384 .* 14x14; nearest sizes: 378 or 392"),
         ("vit_b16", {"image_size": (224, 230)}, "nearest sizes: 224 or 240"),
         ("vit_b16", {"image_size": (10, 32)}, r"10x32 .* nearest sizes: 16\.$"),
@@ -98,7 +98,7 @@ def test_what_cannot_be_built_is_refused_in_one_line(name, options, words):
 )
 def test_a_width_that_a_position_embedding_cannot_part_is_refused(kind, width, parts):
     shape = {"hidden_size": width, "num_heads": 1}
-    words = rf"hidden_size {width} is not divisible by {parts}, as model.pos_embed='{kind}'"
+    words = rf"hidden_size {width} is not divisible by {parts}, which model.pos_embed='{kind}'"
     with pytest.raises(ConfigError, match=words):
         create_model("vit_b16", pos_embed=kind, **shape)
     assert create_model("vit_b16", pos_embed="learned", **shape).size.hidden_size == width

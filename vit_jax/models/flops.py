@@ -1,7 +1,7 @@
-"""Counts the multiply-accumulates of a forward pass: matrix products and convolutions only.
+"""Multiply-accumulates of a forward pass: matrix products and convolutions only.
 
-One multiply-accumulate is two FLOPs; a training step costs three forward passes, one of
-them forward and two backward, as the exaFLOPs of Table 6 count.
+One multiply-accumulate is two FLOPs. A training step counts as three forward passes (one
+forward, two backward), as in the exaFLOPs of Table 6.
 """
 
 from collections.abc import Iterator
@@ -16,11 +16,11 @@ FORWARDS_PER_STEP = 3
 
 
 def forward_macs(model: ViT | BitResNet, *, count_padding: bool = True) -> int:
-    """Multiply-accumulates of one image through a model.
+    """Returns the multiply-accumulates of a model for one image.
 
     Args:
-      count_padding: whether a convolution's products with the zeros around its input count,
-        as the GMACs of timm and torchvision have it; the exaFLOPs of Table 6 leave them out.
+      count_padding: count the products of convolutions with zero padding, as the GMACs of timm
+        and torchvision do; the exaFLOPs of Table 6 do not.
     """
     if isinstance(model, BitResNet):
         features = EXPANSION * ROOT_FEATURES * 2 ** (len(model.units) - 1) * model.width
@@ -29,7 +29,7 @@ def forward_macs(model: ViT | BitResNet, *, count_padding: bool = True) -> int:
 
 
 def training_flops(model: ViT | BitResNet, examples: int) -> int:
-    """FLOPs of training on so many examples, by the rule of Table 6's exaFLOPs."""
+    """Returns the FLOPs of training on a number of examples, counted as in Table 6."""
     return FLOPS_PER_MAC * FORWARDS_PER_STEP * forward_macs(model, count_padding=False) * examples
 
 

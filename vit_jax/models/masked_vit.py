@@ -10,17 +10,17 @@ from vit_jax.models.vit import ViT
 
 
 class MaskedViT(ViT):
-    """Images B H W 3, float32 in [-1, 1] -> predictions B N O, one for every patch.
+    """Images B H W 3, float32 in [-1, 1] -> predictions B N O, one for each patch.
 
-    A ViT whose head is a dense layer over the encoder's output at the patches. Its parameters
-    are those of a ViT, by the same names, with `mask_token` and `patch_head` in place of a head.
+    The head is a dense layer on the encoder's output at the patches. Parameters have the names
+    of a ViT, with `mask_token` and `patch_head` instead of a head.
     """
 
-    num_outputs: int = 512  # O: of one patch.
+    num_outputs: int = 512  # O, outputs for one patch.
 
     @classmethod
     def of(cls, vit: ViT, num_outputs: int) -> "MaskedViT":
-        """The same shape and options as a ViT."""
+        """Returns a model with the shape and options of a ViT."""
         names = {field.name for field in dataclasses.fields(ViT)} - {"parent", "name"}
         return cls(**{name: getattr(vit, name) for name in names}, num_outputs=num_outputs)
 
@@ -28,10 +28,10 @@ class MaskedViT(ViT):
     def __call__(
         self, images: jax.Array, is_masked: jax.Array | None = None, *, train: bool = False
     ) -> jax.Array:
-        """Predictions B N O in float32.
+        """Returns predictions B N O in float32.
 
         Args:
-          is_masked: B N; the mask token stands for the embedding of the patches that are.
+          is_masked: B N; the mask token replaces the embedding of these patches.
         """
         z = self.embed(images)  # B N D
         mask_token = self.param("mask_token", nn.initializers.zeros, (1, 1, z.shape[-1]))

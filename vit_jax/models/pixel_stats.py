@@ -1,4 +1,4 @@
-"""What a model does first with images in [-1, 1]: the pixel statistics of its training."""
+"""Normalisation of pixels by the mean and standard deviation that a model was trained with."""
 
 import jax
 import numpy as np
@@ -13,7 +13,7 @@ PIXEL_STATS = {  # Mean and standard deviation of RGB in [0, 1].
 
 
 def normalize(images: jax.Array, pixel_stats: str) -> jax.Array:
-    """Images B H W 3 in [-1, 1] -> what weights of those statistics were trained on."""
+    """Normalises images B H W 3 in [-1, 1] by one of `PIXEL_STATS`."""
     mean, deviation = np.array(PIXEL_STATS[pixel_stats])
     if pixel_stats == "half":
         return images
@@ -25,9 +25,9 @@ def normalize(images: jax.Array, pixel_stats: str) -> jax.Array:
 
 
 def check_size(images: jax.Array, image_size: tuple[int, int]) -> None:
-    """Raises ConfigError for images of another size than the model's."""
+    """Raises ConfigError if the size of images B H W C is not that of the model."""
     if images.shape[1:3] != image_size:
         raise ConfigError(
-            f"images are {images.shape[1]}x{images.shape[2]}, "
-            f"the model is made for {image_size[0]}x{image_size[1]}."
+            f"images are {images.shape[1]}x{images.shape[2]}; "
+            f"the model expects {image_size[0]}x{image_size[1]}."
         )

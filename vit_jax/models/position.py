@@ -1,4 +1,4 @@
-"""Position embeddings: the E_pos of equation 1 and the alternatives of appendix D.4 (Table 8)."""
+"""Position embeddings: E_pos of equation 1 and the alternatives of appendix D.4 (Table 8)."""
 
 import flax.linen as nn
 import jax
@@ -6,24 +6,24 @@ import jax.numpy as jnp
 import numpy as np
 
 POSITIONS = {
-    "learned": "a vector for each place in the sequence (1-D, the paper's default)",
-    "learned_2d": "halves for row and column, concatenated",
-    "relative": "a key for each offset of two places, in the attention of every layer",
+    "learned": "one vector for each position in the sequence (1-D, the paper's default)",
+    "learned_2d": "one half for the row and one for the column, concatenated",
+    "relative": "one key for each relative offset, in the attention of every layer",
     "sincos": "fixed sines and cosines of row and column (arXiv:2205.01580)",
-    "none": "tokens are a bag",
+    "none": "no position information",
 }
 PLACES = {
     "stem": "added once, before the first layer",
-    "layers": "added before every layer, each with its own",
-    "shared": "the same added before every layer",
+    "layers": "added before every layer, with separate embeddings",
+    "shared": "added before every layer, with the same embedding",
 }
-TEMPERATURE = 10_000.0  # Of the sines and cosines.
+TEMPERATURE = 10_000.0  # Of sincos.
 
-position_init = nn.initializers.normal(0.02)  # The official code's.
+position_init = nn.initializers.normal(0.02)  # As in the official code.
 
 
 class PositionEmbedding(nn.Module):
-    """E_pos, 1 T D, of the class token, if there is one, and the patches row by row."""
+    """E_pos, 1 T D, of the class token, if the model has one, and the patches row by row."""
 
     kind: str
     grid: tuple[int, int]
@@ -48,7 +48,7 @@ class PositionEmbedding(nn.Module):
 
 
 def sincos(grid: tuple[int, int], hidden_size: int) -> np.ndarray:
-    """Fixed embeddings N D: sines and cosines of the column, then those of the row."""
+    """Returns fixed embeddings N D: sines and cosines of the column, then of the row."""
     y, x = (axis.ravel() for axis in np.mgrid[: grid[0], : grid[1]])
     quarter = hidden_size // 4
     frequencies = TEMPERATURE ** -np.linspace(0, 1, quarter)
@@ -58,10 +58,10 @@ def sincos(grid: tuple[int, int], hidden_size: int) -> np.ndarray:
 
 
 class RelativeKeys(nn.Module):
-    """The bias B h T T that relative positions add to the logits of attention.
+    """Bias B h T T that relative positions add to the attention logits.
 
-    The content of a query meets, in place of a key, the embedding of its offset p_q - p_k in
-    the sequence (appendix D.4).
+    It is the product of the query with the embedding of the offset p_q - p_k in the sequence,
+    in place of the key (appendix D.4).
     """
 
     @nn.compact

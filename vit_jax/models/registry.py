@@ -1,4 +1,4 @@
-"""Model names and their constructors."""
+"""Models by name."""
 
 import dataclasses
 import fnmatch
@@ -20,9 +20,9 @@ BIT_OPTIONS = ("name", "pixel_stats", "head_bias", "dtype")
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """Names of the shapes published or in the paper that match a pattern such as `vit_*`.
+    """Returns the names of published models that match a pattern such as `vit_*`.
 
-    Every other pair of size and patch, depth and width is made by `create_model` as well.
+    `create_model` builds any other pair of size and patch, or depth and width, as well.
     """
     return fnmatch.filter(PARAMETERS, pattern)
 
@@ -34,34 +34,35 @@ def create_model(
     image_size: int | tuple[int, int] = 224,
     **options,
 ) -> ViT | BitResNet:
-    """A Flax module by name.
+    """Returns a model, a Flax module, by name.
 
     Names are `vit_<size><patch>`, such as `vit_b16`; `r<depth>_<size><patch>` for the hybrids,
     such as `r50_l32`; `bit_r<depth>x<width>` for the BiT ResNets.
 
     Args:
-      num_classes: size of the head; 0 for features.
+      num_classes: number of classes; 0 for features.
       image_size: side, or (height, width), in pixels.
-      **options: the fields of `vit_jax.config.schema.Model`, where their meanings, defaults and
-        bounds stand: `pool`, `pre_logits`, `pos_embed`, `gelu`, `norm_eps`, `dtype`,
-        `dropout`, `registers`, `layer_scale`, `num_layers`, and more.
+      **options: fields of `vit_jax.config.schema.Model`, which documents them: `pool`,
+        `pos_embed`, `dropout`, `num_layers`, `dtype` and others.
 
-    Raises ConfigError, in one line, for a name or a size that cannot be.
+    Raises ConfigError, in one line, for an unknown name or an invalid size.
     """
     return build(section(name, **options), num_classes=num_classes, image_size=image_size)
 
 
 def section(name: str, **options) -> Model:
-    """A checked `config.model` section: the fields given, and defaults for the rest."""
+    """Returns a checked `config.model` section: the given fields, and defaults for the rest."""
     fields = {field.name: field.default for field in dataclasses.fields(Model)}
     return check_section(Model, fields | {"name": name} | options, "model")
 
 
 def build(config: Model, *, num_classes: int, image_size: int | tuple[int, int]) -> ViT | BitResNet:
-    """The model of a `config.model` section; raises ConfigError for what cannot be built."""
+    """Returns the model of a `config.model` section; raises ConfigError for an invalid one."""
     size = _sides(image_size)
     if type(num_classes) is not int or num_classes < 0:
-        raise ConfigError(f"num_classes is {num_classes!r}; it must be a whole number, 0 for none.")
+        raise ConfigError(
+            f"num_classes is {num_classes!r}; expected a whole number; 0 gives features."
+        )
     if isinstance(shape_of(config), BitShape):
         _check_bit(config)
         return BitResNet(config, num_classes, size)
@@ -83,13 +84,15 @@ def _check_bit(config: Model) -> None:
     for field in dataclasses.fields(Model):
         value = getattr(config, field.name)
         if field.name not in BIT_OPTIONS and value != field.default:
-            raise ConfigError(f"model.{field.name} is {value!r}; {config.name} has no such option.")
+            raise ConfigError(
+                f"model.{field.name} is {value!r}; {config.name} does not have this option."
+            )
 
 
 def _check_vit(model: ViT) -> None:
     config, size = model.config, model.size
     if model.stem and config.patch is not None:
-        raise ConfigError(f"model.patch is {config.patch}; that of {config.name} is in its name.")
+        raise ConfigError(f"model.patch is {config.patch}; the name {config.name} determines it.")
     if size.hidden_size % size.num_heads:
         raise ConfigError(
             f"model.hidden_size {size.hidden_size} is not divisible by "
@@ -99,16 +102,16 @@ def _check_vit(model: ViT) -> None:
     if size.hidden_size % parts:
         raise ConfigError(
             f"model.hidden_size {size.hidden_size} is not divisible by {parts}, "
-            f"as model.pos_embed={config.pos_embed!r} wants it."
+            f"which model.pos_embed={config.pos_embed!r} requires."
         )
     if config.pos_embed_at != "stem" and config.pos_embed in ("none", "relative"):
         raise ConfigError(
             f"model.pos_embed_at is {config.pos_embed_at!r}; with pos_embed="
-            f"{config.pos_embed!r} nothing is added anywhere, so leave it at 'stem'."
+            f"{config.pos_embed!r} no positions are added; use 'stem'."
         )
     if config.scan and config.pos_embed_at == "layers":
         raise ConfigError(
-            "model.scan is True; with pos_embed_at='layers' each layer is another, so set it False."
+            "model.scan is True; pos_embed_at='layers' makes layers different; use scan=False."
         )
 
 
@@ -127,7 +130,7 @@ def _check_sides(image_size: tuple[int, int], patch: int) -> None:
 def make_init(model: ViT | BitResNet) -> Callable[[jax.Array], dict]:
     """Returns `init(key) -> params`, for `jax.jit` or `jax.eval_shape`.
 
-    Tracing a model takes seconds: the same `init`, so that shapes and values need it once.
+    Tracing a model takes seconds; shapes and values share one traced `init`.
     """
 
     def init(key: jax.Array) -> dict:
@@ -137,6 +140,6 @@ def make_init(model: ViT | BitResNet) -> Callable[[jax.Array], dict]:
 
 
 def param_shapes(model: ViT | BitResNet) -> dict[str, tuple[int, ...]]:
-    """Slash name -> shape of every parameter, with no memory taken."""
+    """Returns the shape of every parameter by slash name, without allocating memory."""
     shapes = jax.eval_shape(make_init(model), jax.random.key(0))
     return {name: leaf.shape for name, leaf in trees.flatten(shapes).items()}

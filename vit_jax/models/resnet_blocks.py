@@ -1,10 +1,11 @@
-"""What the ResNet before a hybrid and the BiT ResNet have in common: convolutions."""
+"""Convolutions and stages of the ResNet stem of a hybrid and of the BiT ResNet."""
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-UNITS = {  # Of the four stages, by depth (arXiv:1512.03385, Table 1; arXiv:2106.10270 for 26).
+# Units of the four stages, by depth (arXiv:1512.03385, Table 1; arXiv:2106.10270 for 26).
+UNITS = {
     26: (2, 2, 2, 2),
     50: (3, 4, 6, 3),
     101: (3, 4, 23, 3),
@@ -12,17 +13,17 @@ UNITS = {  # Of the four stages, by depth (arXiv:1512.03385, Table 1; arXiv:2106
     200: (3, 24, 36, 3),
 }
 ROOT_FEATURES = 64
-EXPANSION = 4  # A unit gives so many times the features of its 3x3 convolution.
+EXPANSION = 4  # Output features of a unit, relative to its 3x3 convolution.
 GROUPS = 32
 
 Padding = str | tuple[tuple[int, int], tuple[int, int]]
 
 
 class StdConv(nn.Module):
-    """A convolution with standardised weights (arXiv:1903.10520) and no bias.
+    """Convolution with standardised weights (arXiv:1903.10520) and no bias.
 
-    Mean and deviation are taken over height, width and input of the kernel. `eps` is added to
-    the variance, or to the deviation where `eps_outside_root`.
+    Mean and standard deviation are taken over height, width and input of the kernel. `eps` is
+    added to the variance, or with `eps_outside_root` to the standard deviation.
     """
 
     features: int
@@ -53,14 +54,14 @@ class StdConv(nn.Module):
 
 
 def group_norm(name: str | None, eps: float, dtype: jnp.dtype, **options) -> nn.GroupNorm:
-    """GroupNorm over 32 groups; its variance is taken in two passes, as the weights were."""
+    """Returns a GroupNorm of 32 groups, with the variance computed in two passes as published."""
     return nn.GroupNorm(
         GROUPS, epsilon=eps, dtype=dtype, use_fast_variance=False, name=name, **options
     )
 
 
 class Stage(nn.Module):
-    """Units of one width, the first of which changes resolution."""
+    """Units of one width; the first unit changes the resolution."""
 
     unit: type[nn.Module]
     num_units: int

@@ -1,7 +1,7 @@
-"""The ResNet before the encoder of a hybrid (section 3.1): post-activation units.
+"""The ResNet stem of a hybrid (section 3.1), with post-activation units.
 
-Weights are standardised, and GroupNorm takes the place of BatchNorm. Names count from 1, as
-in the published checkpoints. BiT's ResNet, with activation first, is another network.
+Weights are standardised, and GroupNorm replaces BatchNorm. Names count from 1, as in the
+published checkpoints. The BiT ResNet, with pre-activation units, is a different network.
 """
 
 import dataclasses
@@ -18,13 +18,13 @@ STD_EPS = 1e-5
 
 @dataclasses.dataclass(frozen=True)
 class Stem:
-    """A ResNet's root, and the units in each of its stages."""
+    """The root of a ResNet and the number of units in each of its stages."""
 
     units: tuple[int, ...]
 
     @property
     def stride(self) -> int:
-        """Pixels of the image along one side of a place in the last feature map."""
+        """Pixels of the image per position of the last feature map, along one side."""
         return 4 * 2 ** max(len(self.units) - 1, 0)
 
     @property
@@ -36,11 +36,11 @@ class Stem:
 
 
 def stem_of(depth: int | None, patch: int) -> tuple[Stem, int]:
-    """The stem of `r<depth>_<size><patch>` and the patch side on its feature map.
+    """Returns the stem of `r<depth>_<size><patch>` and the patch side on its feature map.
 
-    /32 has all four stages. /16 has three, the third with the units of the fourth as well
-    (section 4.1). Without depth there is the root alone, with 8x8 patches: what is published
-    as R+Ti/16 takes patches of 32 pixels.
+    /32 has all four stages. /16 has three, and the units of the fourth are added to the third
+    (section 4.1). Without depth the stem is the root alone, with 8x8 patches; the published
+    R+Ti/16 has patches of 32 pixels.
     """
     if depth is None:
         return Stem(()), 8
@@ -74,7 +74,7 @@ def _conv(features: int, kernel_size: int, dtype, **options) -> StdConv:
 
 
 class Unit(nn.Module):
-    """A bottleneck of three convolutions beside a residual, activated after their sum."""
+    """Bottleneck of three convolutions with a residual, activated after the sum."""
 
     features: int
     stride: int
@@ -92,6 +92,6 @@ class Unit(nn.Module):
         y = _conv(F, 3, dtype, stride=self.stride, name="conv2")(y)
         y = nn.relu(group_norm("gn2", NORM_EPS, dtype)(y))
         y = _conv(EXPANSION * F, 1, dtype, name="conv3")(y)
-        # Zero at the start, so that every unit begins as its residual.
+        # Initialised to zero, so that every unit starts as its residual.
         y = group_norm("gn3", NORM_EPS, dtype, scale_init=nn.initializers.zeros)(y)
         return nn.relu(residual + y)

@@ -12,7 +12,7 @@ SHAPE = ("num_layers", "hidden_size", "mlp_size")
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """What Figure 8 scales of a Vision Transformer."""
+    """Dimensions of a Vision Transformer that Figure 8 scales."""
 
     num_layers: int
     hidden_size: int
@@ -21,7 +21,7 @@ class Shape:
 
 
 def title_of(section: Model, image_size: int | tuple[int, int]) -> str:
-    """The paper's name of a `config.model` section, or its depth and width: ViT-3x96/8."""
+    """Returns the paper's name of a `config.model` section, or depth and width: ViT-3x96/8."""
     title = model_title(section.name)
     if section.patch is not None:
         title = re.sub(r"/\d+$", f"/{section.patch}", title)
@@ -40,7 +40,7 @@ def shape_of(section: Model, image_size: int | tuple[int, int]) -> Shape | None:
 
 
 def model_title(name: str) -> str:
-    """vit_b16 -> ViT-B/16, r50_b32 -> R50x1+ViT-B/32, bit_r152x2 -> ResNet152x2."""
+    """Returns the paper's name of a model: ViT-B/16 for vit_b16, R50x1+ViT-B/32 for r50_b32."""
     if found := re.fullmatch(r"bit_r(\d+x\d+)", name):
         return f"ResNet{found[1]}"
     found = re.fullmatch(r"(?:vit|r(\d*))_([a-z0-9]*?[a-z])(\d+)", name)
