@@ -107,7 +107,7 @@ def test_a_width_that_a_position_embedding_cannot_part_is_refused(kind, width, p
 @pytest.mark.parametrize("at", ["layers", "shared"])
 @pytest.mark.parametrize("kind", ["none", "relative"])
 def test_what_is_not_added_cannot_be_added_elsewhere(kind, at):
-    words = rf"^model\.pos_embed_at is '{at}'; with pos_embed='{kind}' nothing is added"
+    words = rf"^model\.pos_embed_at is '{at}'; with pos_embed='{kind}' no positions are added"
     with pytest.raises(ConfigError, match=words):
         create_model("vit_b16", pos_embed=kind, pos_embed_at=at)
 
