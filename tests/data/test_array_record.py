@@ -15,7 +15,7 @@ from vit_jax.data import manifest, subsets
 from vit_jax.data.decode import decode
 from vit_jax.data.sources import make_source, open_training
 from vit_jax.errors import DataError
-from vit_jax.prepare.prepare import prepare
+from vit_jax.prepare.prepare import prepare_dataset
 
 AGAIN = """
 import pickle, sys
@@ -38,7 +38,7 @@ def folder(tmp_path_factory) -> str:
     root = tmp_path_factory.mktemp("prepared")
     write_images(root / "source", "train", {"ant": 40, "bee": 20, "cat": 5})
     write_images(root / "source", "val", {"ant": 3, "bee": 2, "cat": 2})
-    prepare(str(root / "source"), str(root / "set"), workers=1)
+    prepare_dataset(str(root / "source"), str(root / "set"), workers=1)
     return str(root / "set")
 
 
@@ -46,7 +46,7 @@ def folder(tmp_path_factory) -> str:
 def without_val(tmp_path_factory) -> str:
     root = tmp_path_factory.mktemp("train_only")
     write_images(root / "source", "", {"ant": 40, "bee": 20})
-    prepare(str(root / "source"), str(root / "set"), workers=1)
+    prepare_dataset(str(root / "source"), str(root / "set"), workers=1)
     return str(root / "set")
 
 

@@ -30,9 +30,11 @@ def add_flags(parser) -> None:
 
 def run(args, file: str | None, overrides: dict[str, str]) -> int:
     arguments.refuse_config("prepare", file, overrides)
-    from vit_jax.prepare.prepare import prepare
+    from vit_jax.prepare.prepare import prepare_dataset
 
-    line = prepare(args.source, args.destination, excluded=args.exclude, workers=args.workers)
+    line = prepare_dataset(
+        args.source, args.destination, excluded=args.exclude, workers=args.workers
+    )
     print(line, flush=True)
     return 0
 

@@ -1,1 +1,1 @@
-"""The command `prepare`: image folders or tar files to ArrayRecord data sets."""
+"""Conversion of class folders and tar files to ArrayRecord data sets."""

@@ -1,17 +1,17 @@
-"""Near-duplicates of images that training must not have seen.
+"""Detection of near-duplicate images.
 
 The paper's pre-training sets are "de-duplicated with respect to the test sets of the downstream
 tasks following Kolesnikov et al." (section 4.1). Here two images are near-duplicates if
 
-  1. their difference hashes (64 signs of the steps between neighbours on a 9x8 grey copy)
-     differ at no more than 4 of the places where both images have a step worth the name, and
-  2. their 16x16 grey copies differ nowhere by more than an eighth of the range of greys in
-     them, at most 16 of 255 levels and at least 2.
+  1. their difference hashes (64 signs of the differences between horizontal neighbours in a 9x8
+     grey copy) differ in at most 4 of the bits where both differences exceed 4 grey levels, and
+  2. all pixels of their 16x16 grey copies differ by at most 1/8 of the range of grey levels, but
+     by at least 2 and at most 16 of 255 levels.
 
-Of 400 crops of two photos, encoded again as JPEG and resized by 0.5, 1 and 1.7, all are found at
-qualities 50 and 90, and 95 to 100 % at quality 20; no crop is taken for another of the 400, no
-digit for another of 5,000 in MNIST or of 1,797 scanned ones. Copies that were mirrored, cropped
-or recoloured are not found.
+Measured on 400 crops of two photos, encoded again as JPEG and resized by 0.5, 1 and 1.7: all
+copies are found at qualities 50 and 90, and 95 to 100 % at quality 20. There is no false match
+among the 400 crops, 5,000 digits of MNIST and 1,797 scanned digits. Mirrored, cropped and
+recoloured copies are not found.
 """
 
 import dataclasses
@@ -24,68 +24,69 @@ from PIL import Image
 
 MAX_BITS = 4
 MAX_LEVELS, MIN_LEVELS = 16, 2
-LEVELS_OF_RANGE = 1 / 8  # Plain images, such as skies, are alike without being copies.
-MIN_STEP = 4  # Grey levels; on plain areas, smaller steps change sign with every encoding.
+LEVELS_OF_RANGE = 1 / 8  # Uniform images, such as skies, are similar without being copies.
+MIN_DIFFERENCE = 4  # Grey levels; compression changes the signs of smaller differences.
 
 
 @dataclasses.dataclass(frozen=True)
 class Signature:
-    """What is left of an image to know it again by."""
+    """Perceptual hash of an image."""
 
-    signs: np.uint64  # Of steps from left to right.
-    steps: np.uint64  # Bits where the step is above MIN_STEP.
-    grey: np.ndarray  # 256 uint8, of 16x16 pixels.
+    signs: np.uint64  # Bit i: difference i, from left to right, is positive.
+    valid: np.uint64  # Bit i: difference i exceeds MIN_DIFFERENCE.
+    grey: np.ndarray  # 256 uint8: 16x16 pixels.
 
 
-def signature(image: np.ndarray) -> Signature:
-    """The signature of an image H W 3 uint8."""
+def compute_signature(image: np.ndarray) -> Signature:
+    """Returns the signature of an image H W 3 uint8."""
     grey = Image.fromarray(image).convert("L")
     small = np.asarray(grey.resize((9, 8), Image.Resampling.BILINEAR), np.int16)
-    steps = np.diff(small, axis=1)
+    differences = np.diff(small, axis=1)
     thumbnail = np.asarray(grey.resize((16, 16), Image.Resampling.BILINEAR))
-    return Signature(_bits(steps > 0), _bits(abs(steps) > MIN_STEP), thumbnail.ravel())
+    signs, valid = differences > 0, abs(differences) > MIN_DIFFERENCE
+    return Signature(_pack_bits(signs), _pack_bits(valid), thumbnail.ravel())
 
 
-def _bits(places: np.ndarray) -> np.uint64:
-    return np.packbits(places).view(np.uint64)[0]
+def _pack_bits(bits: np.ndarray) -> np.uint64:
+    return np.packbits(bits).view(np.uint64)[0]
 
 
 @dataclasses.dataclass(frozen=True)
-class Index:
-    """Signatures of many images, by name."""
+class SignatureIndex:
+    """Signatures of N named images."""
 
     signs: np.ndarray  # N uint64.
-    steps: np.ndarray  # N uint64.
+    steps: np.ndarray  # N uint64: `Signature.valid`; the name is that in the file.
     greys: np.ndarray  # N 256 uint8.
     names: np.ndarray  # N strings.
 
-    def find(self, image: np.ndarray) -> str | None:
-        """The name of the first near-duplicate of an image, or None."""
-        wanted = signature(image)
-        differing = (self.signs ^ wanted.signs) & self.steps & wanted.steps
+    def find_duplicate(self, image: np.ndarray) -> str | None:
+        """Returns the name of the first near-duplicate of an image, or None."""
+        query = compute_signature(image)
+        differing = (self.signs ^ query.signs) & self.steps & query.valid
         close = np.flatnonzero(np.bitwise_count(differing) <= MAX_BITS)
-        levels = np.abs(self.greys[close].astype(np.int16) - wanted.grey).max(axis=1, initial=0)
-        limit = LEVELS_OF_RANGE * int(np.ptp(wanted.grey))
-        found = close[levels <= np.clip(limit, MIN_LEVELS, MAX_LEVELS)]
-        return str(self.names[found[0]]) if len(found) else None
+        levels = np.abs(self.greys[close].astype(np.int16) - query.grey).max(axis=1, initial=0)
+        limit = LEVELS_OF_RANGE * int(np.ptp(query.grey))
+        matches = close[levels <= np.clip(limit, MIN_LEVELS, MAX_LEVELS)]
+        return str(self.names[matches[0]]) if len(matches) else None
 
     def save(self, file: BinaryIO) -> None:
-        """As an .npz."""
+        """Writes the index as an .npz file."""
         np.savez(file, **vars(self))
 
 
-def build_index(signatures: Iterable[tuple[str, Signature]]) -> Index:
-    """An index of named signatures."""
+def build_index(signatures: Iterable[tuple[str, Signature]]) -> SignatureIndex:
+    """Returns an index of (name, signature) pairs, ordered by name."""
     named = sorted(signatures, key=lambda pair: pair[0])
-    return Index(
-        np.array([one.signs for _, one in named], np.uint64),
-        np.array([one.steps for _, one in named], np.uint64),
-        np.array([one.grey for _, one in named], np.uint8).reshape(-1, 256),
+    return SignatureIndex(
+        np.array([signature.signs for _, signature in named], np.uint64),
+        np.array([signature.valid for _, signature in named], np.uint64),
+        np.array([signature.grey for _, signature in named], np.uint8).reshape(-1, 256),
         np.array([name for name, _ in named], np.str_),
     )
 
 
-def load_index(path: pathlib.Path) -> Index:
-    """The index that `Index.save` wrote."""
+def load_index(path: pathlib.Path) -> SignatureIndex:
+    """Reads an index that `SignatureIndex.save` has written."""
     with np.load(path) as arrays:
-        return Index(**arrays)
+        return SignatureIndex(**arrays)

@@ -1,4 +1,4 @@
-"""Signatures of the images that a data set must not repeat."""
+"""Signatures of the images whose near-duplicates are excluded from a data set."""
 
 import dataclasses
 import pathlib
@@ -7,16 +7,16 @@ from vit_jax.data import manifest
 from vit_jax.data.array_record import open_prepared
 from vit_jax.errors import DataError
 from vit_jax.prepare import duplicates, listing
-from vit_jax.prepare.shards import pixels
+from vit_jax.prepare.shards import decode_image
 
-BATCH = 500  # Images in one piece of work.
+BATCH = 500  # Images per call.
 
 
 @dataclasses.dataclass(frozen=True)
 class FileBatch:
-    """Images of folders or tar files."""
+    """Function that returns the signatures of images in folders or tar files."""
 
-    entries: list[listing.Entry]
+    entries: list[listing.ImageFile]
 
     def __call__(self) -> list[tuple[str, duplicates.Signature]]:
         return _signatures((entry.path, entry.read()) for entry in self.entries)
@@ -24,7 +24,7 @@ class FileBatch:
 
 @dataclasses.dataclass(frozen=True)
 class PreparedBatch:
-    """Records of a set that `prepare` wrote."""
+    """Function that returns the signatures of a slice of a prepared data set."""
 
     dir: str
     split: str
@@ -37,21 +37,21 @@ class PreparedBatch:
 
 
 def _signatures(images) -> list[tuple[str, duplicates.Signature]]:
-    """Names and signatures; what is no image has no duplicates."""
-    found = []
+    """Returns names and signatures, without images that cannot be decoded."""
+    signatures = []
     for name, data in images:
         try:
-            found.append((name, duplicates.signature(pixels(data, name))))
+            signatures.append((name, duplicates.compute_signature(decode_image(data, name))))
         except DataError:
             continue
-    return found
+    return signatures
 
 
-def batches(where: str) -> list[FileBatch] | list[PreparedBatch]:
-    """The images of a folder, tar file or prepared set as pieces of work."""
+def signature_batches(where: str) -> list[FileBatch] | list[PreparedBatch]:
+    """Returns functions that together compute all signatures of a folder, tar or prepared set."""
     folder = pathlib.Path(where)
     if manifest.about(folder) is None:
-        entries = listing.find_images(where)
+        entries = listing.list_images(where)
         return [FileBatch(entries[i : i + BATCH]) for i in range(0, len(entries), BATCH)]
     import tensorflow_datasets as tfds
 
@@ -63,12 +63,15 @@ def batches(where: str) -> list[FileBatch] | list[PreparedBatch]:
     ]
 
 
-def digest(where: str) -> str:
-    """What tells these images from others; raises DataError where there are none."""
+def content_digest(where: str) -> str:
+    """Returns a digest of the images of a folder, tar or prepared set.
+
+    Raises DataError if there are no images.
+    """
     about = manifest.about(pathlib.Path(where))
     if about is not None:
         return about["manifest"]
-    entries = listing.find_images(where)
+    entries = listing.list_images(where)
     if not entries:
-        raise DataError(f"--exclude={where}: no images in it.")
-    return listing.digest((entry.path, entry.size) for entry in entries)
+        raise DataError(f"--exclude={where} contains no images.")
+    return listing.digest_rows((entry.path, entry.size) for entry in entries)

@@ -1,8 +1,8 @@
-"""Class folders or tar files -> an ArrayRecord data set with a manifest.
+"""Converts class folders or tar files to an ArrayRecord data set with a manifest.
 
-Unfinished work lies in `DESTINATION.partial`: a shard takes its name when it is complete, and the
-whole folder takes the name DESTINATION when everything is. A second run does what is missing;
-which image goes into which shard hangs on the names of the images alone.
+Shards are written to `DESTINATION.partial`, which is renamed to DESTINATION when it is complete. A
+second run writes the missing shards only: the assignment of images to shards depends on nothing
+but the names of the images.
 """
 
 import collections
@@ -24,149 +24,158 @@ from vit_jax.checkpoints import workdir
 from vit_jax.data import manifest
 from vit_jax.distributed.progress import Progress, format_duration
 from vit_jax.errors import ConfigError, DataError
-from vit_jax.prepare import duplicates, exclude, listing, processes
+from vit_jax.prepare import duplicates, exclude, listing
+from vit_jax.prepare.processes import run_in_processes
 from vit_jax.prepare.shards import DATA, EXCLUDED, PARTS, Shard, write_info
 
-FORMAT = 1  # Of the folder; another rule for orders or shards is another number.
+FORMAT = 1  # Version of the order of images and their assignment to shards.
 IMAGES_PER_SHARD, BYTES_PER_SHARD = 1000, 64_000_000
-MAX_SHARDS = 512  # Of a split; a reader holds all its files open, and 1,024 is a common limit.
+MAX_SHARDS = 512  # Per split; a reader opens all files, and 1,024 is a common limit.
 PLAN = "plan.json"
-SHOWN = 20  # Lines of long lists.
+MAX_LINES = 20  # Printed lines of a list.
 
 
-def prepare(source: str, destination: str, *, excluded: str = "", workers: int = 0) -> str:
-    """Turns images of class folders into a data set; returns the closing line.
+def prepare_dataset(source: str, destination: str, *, excluded: str = "", workers: int = 0) -> str:
+    """Converts images in class folders to a data set; returns the last line to print.
 
     Args:
-      source: a folder, or a tar file, of class folders or tars, or of `train`, `val`, `test`.
-      destination: the folder to make, for `data.source=prepared` or TFDS.
+      source: a folder or tar file with class folders or tar files, or with `train`, `val`, `test`.
+      destination: folder to create, for `data.source=prepared` or TFDS.
       excluded: a folder, tar or prepared set of images whose near-duplicates are left out.
-      workers: processes; 0 for one per core.
+      workers: number of processes; 0 for one per core.
 
-    Raises DataError for a source that holds no data set, and ConfigError for a destination that
-    holds something else, or was begun from another source.
+    Raises:
+      DataError: the source is not a data set.
+      ConfigError: the destination contains something else, or was created from another source.
     """
     folder = pathlib.Path(destination)
     partial = folder.with_name(f"{folder.name}.partial")
-    _refuse_taken(folder, destination)
+    _check_destination(folder, destination)
     if workers < 0:
         raise ConfigError(f"--workers is {workers}; it must be at least 1, or 0 for all cores.")
     progress = Progress(seconds_between=10)
     progress.print_line(f"listing {source}")
-    found = listing.list_data_set(source)
+    images = listing.list_data_set(source)
     plan = {
         "format": FORMAT,
-        "images": sum(map(len, found.splits.values())),
-        "listing": found.digest(),
-        "excluded": exclude.digest(excluded) if excluded else None,
+        "images": sum(map(len, images.splits.values())),
+        "listing": images.digest(),
+        "excluded": exclude.content_digest(excluded) if excluded else None,
     }
     if folder.is_dir() and any(folder.iterdir()):
-        _refuse_other(manifest.about(folder), plan, folder)
+        _check_same_plan(manifest.about(folder), plan, folder)
     else:
         with workdir.Lock(partial):
-            _begin(partial, plan)
+            _create_partial(partial, plan)
             try:
-                _fill(partial, found, excluded, workers or os.cpu_count() or 1, progress)
+                _write_shards(partial, images, excluded, workers or os.cpu_count() or 1, progress)
             finally:
-                _sweep(partial)
-            _finish(partial, found, plan)
+                _remove_temporary_files(partial)
+            _write_metadata(partial, images, plan)
             os.replace(partial / DATA, folder)
     if partial.is_dir():
         shutil.rmtree(partial)
-    return _tell(folder, found, progress)
+    return _print_summary(folder, images, progress)
 
 
-def _refuse_taken(folder: pathlib.Path, destination: str) -> None:
+def _check_destination(folder: pathlib.Path, destination: str) -> None:
     if not destination or not folder.name:
-        raise ConfigError(f"DESTINATION is {destination!r}; name a new folder.")
+        raise ConfigError(f"DESTINATION is {destination!r}; expected the path of a new folder.")
     is_empty = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
     if not is_empty and (not folder.is_dir() or manifest.about(folder) is None):
-        raise ConfigError(f"{folder} exists and holds no prepared data set; name a new folder.")
+        raise ConfigError(f"{folder} exists and is not a prepared data set; choose a new folder.")
 
 
-def _refuse_other(old: dict | None, plan: dict, where: pathlib.Path) -> None:
-    """Raises ConfigError if the work that is there was another one."""
-    names = {
+def _check_same_plan(old: dict | None, plan: dict, where: pathlib.Path) -> None:
+    """Raises ConfigError if a folder was created from another source or other options."""
+    differences = {
         "format": "by another version",
         "images": "from a source of {old} images, not {new}",
-        "listing": "from a source of other names, sizes or classes",
+        "listing": "from a source with other file names, sizes or classes",
         "excluded": "with another --exclude",
     }
-    for key, words in names.items():
+    for key, text in differences.items():
         if old is not None and old.get(key) != plan[key]:
-            words = words.format(old=old.get(key), new=plan[key])
-            raise ConfigError(f"{where} was begun {words}; remove it, or name another folder.")
+            difference = text.format(old=old.get(key), new=plan[key])
+            raise ConfigError(
+                f"{where} was created {difference}; remove it, or choose another folder."
+            )
 
 
-def _begin(partial: pathlib.Path, plan: dict) -> None:
-    _refuse_other(workdir.read_json(partial / PLAN), plan, partial)
+def _create_partial(partial: pathlib.Path, plan: dict) -> None:
+    _check_same_plan(workdir.read_json(partial / PLAN), plan, partial)
     for name in (DATA, PARTS):
         (partial / name).mkdir(exist_ok=True)
-    _sweep(partial)
+    _remove_temporary_files(partial)
     workdir.write_json(partial / PLAN, plan)
 
 
-def _sweep(partial: pathlib.Path) -> None:
-    """Removes what processes were writing when they were killed."""
+def _remove_temporary_files(partial: pathlib.Path) -> None:
+    """Removes files that processes were writing when they were killed."""
     for path in partial.rglob("*.tmp"):
         path.unlink(missing_ok=True)
 
 
-def _fill(partial: pathlib.Path, found: listing.Listing, excluded: str, workers: int, progress):
-    """Writes the shards that are not there yet."""
+def _write_shards(
+    partial: pathlib.Path, images: listing.Listing, excluded: str, workers: int, progress
+) -> None:
+    """Writes the missing shards."""
     if excluded and not (partial / EXCLUDED).exists():
-        batches = exclude.batches(excluded)
+        batches = exclude.signature_batches(excluded)
         signatures = []
-        for i, batch in enumerate(processes.run(batches, workers), 1):
+        for i, batch in enumerate(run_in_processes(batches, workers), 1):
             signatures += batch
             progress.show(f"excluded: {i}/{len(batches)} batches")
         temporary = partial / f"{EXCLUDED}.tmp"
         with open(temporary, "wb") as file:
             duplicates.build_index(signatures).save(file)
         temporary.replace(partial / EXCLUDED)
-    all_shards = _shards(partial, found)
+    all_shards = _make_shards(partial, images)
     todo = [shard for shard in all_shards if not shard.part.exists()]
     if len(todo) < len(all_shards):
         progress.print_line(
-            f"going on: {len(all_shards) - len(todo)}/{len(all_shards)} shards are there"
+            f"resuming: {len(all_shards) - len(todo)}/{len(all_shards)} shards are complete"
         )
     total, done, start = sum(len(shard.images) for shard in todo), 0, time.monotonic()
-    for count in processes.run([shard.write for shard in todo], workers):
+    for count in run_in_processes([shard.write for shard in todo], workers):
         done += count
         speed = done / (time.monotonic() - start)
         left = format_duration((total - done) / speed)
         progress.show(f"{done:,}/{total:,} images | {speed:,.0f} images/s | {left} left")
 
 
-def _shards(partial: pathlib.Path, found: listing.Listing) -> list[Shard]:
-    """Where every image goes, in an order drawn by its path, so that slices are random."""
+def _make_shards(partial: pathlib.Path, images: listing.Listing) -> list[Shard]:
+    """Returns all shards; a hash of its path orders each image, so that slices are random."""
     shards = []
-    for split, images in found.splits.items():
-        ordered = sorted(images, key=lambda image: _draw(image[0].path))
-        num_bytes = sum(entry.size for entry, _ in images)
-        wanted = max(len(images) / IMAGES_PER_SHARD, num_bytes / BYTES_PER_SHARD)
-        num_shards = min(max(1, round(wanted)), MAX_SHARDS, len(images))
-        cuts = np.linspace(0, len(images), num_shards + 1).round().astype(int)
+    for split, pairs in images.splits.items():
+        ordered = sorted(pairs, key=lambda pair: _order_key(pair[0].path))
+        num_bytes = sum(image.size for image, _ in pairs)
+        target = max(len(pairs) / IMAGES_PER_SHARD, num_bytes / BYTES_PER_SHARD)
+        num_shards = min(max(1, round(target)), MAX_SHARDS, len(pairs))
+        bounds = np.linspace(0, len(pairs), num_shards + 1).round().astype(int)
         for i in range(num_shards):
-            part = [(e, k, found.classes[k]) for e, k in ordered[cuts[i] : cuts[i + 1]]]
-            shards.append(Shard(partial, split, i, num_shards, part))
+            labelled = [
+                (image, label, images.classes[label])
+                for image, label in ordered[bounds[i] : bounds[i + 1]]
+            ]
+            shards.append(Shard(partial, split, i, num_shards, labelled))
     return shards
 
 
-def _draw(path: str) -> tuple[bytes, str]:
+def _order_key(path: str) -> tuple[bytes, str]:
     return hashlib.blake2b(path.encode(errors="surrogateescape"), digest_size=8).digest(), path
 
 
 @dataclasses.dataclass
-class Tally:
-    """Counts over the lines of the manifest's parts."""
+class Counts:
+    """Counts over the lines of all parts of the manifest."""
 
-    of_class: collections.Counter  # By title, and split or what is wrong.
-    lengths: dict[str, list[int]]  # Records in each shard of a split.
-    sizes: dict[str, int]  # Bytes of a split's images.
+    images: collections.Counter  # Key: (class, split), or (class, "damaged" or "duplicate").
+    shard_lengths: dict[str, list[int]]  # Split: number of records in each shard.
+    num_bytes: dict[str, int]  # Split: bytes of its images.
 
     def lines(self, shards: list[Shard]) -> Iterator[tuple[bytes, dict]]:
-        """Every line of the parts with its record, in order, counted on the way."""
+        """Yields every line of the parts with its record, in order, and counts it."""
         for shard in shards:
             kept = 0
             with open(shard.part, "rb") as part:
@@ -174,64 +183,74 @@ class Tally:
                     record = json.loads(line)
                     is_kept = "reason" not in record
                     kind = shard.split if is_kept else record["kind"]
-                    self.of_class[record["class"], kind] += 1
+                    self.images[record["class"], kind] += 1
                     kept += is_kept
-                    self.sizes[shard.split] += record["size"] if is_kept else 0
+                    self.num_bytes[shard.split] += record["size"] if is_kept else 0
                     yield line, record
-            self.lengths[shard.split].append(kept)
+            self.shard_lengths[shard.split].append(kept)
 
 
-def _finish(partial: pathlib.Path, found: listing.Listing, plan: dict) -> None:
-    """Everything beside the shards; `prepared.json` comes last."""
+def _write_metadata(partial: pathlib.Path, images: listing.Listing, plan: dict) -> None:
+    """Writes all files other than the shards; `prepared.json` is the last one."""
     data = partial / DATA
-    tally = Tally(
-        collections.Counter(), {split: [] for split in found.splits}, dict.fromkeys(found.splits, 0)
+    counts = Counts(
+        collections.Counter(),
+        {split: [] for split in images.splits},
+        dict.fromkeys(images.splits, 0),
     )
-    digest = manifest.write(data, tally.lines(_shards(partial, found)))
-    if not sum(map(sum, tally.lengths.values())):
-        raise DataError(f"none of the {plan['images']} images can be used; see {partial / PARTS}.")
-    splits = {split: (tally.lengths[split], tally.sizes[split]) for split in found.splits}
-    write_info(data, found.classes, splits)
-    columns = (*found.splits, "damaged", "duplicate")
+    digest = manifest.write(data, counts.lines(_make_shards(partial, images)))
+    if not sum(map(sum, counts.shard_lengths.values())):
+        raise DataError(
+            f"none of the {plan['images']} images can be used; {partial / PARTS} lists the reasons."
+        )
+    splits = {
+        split: (counts.shard_lengths[split], counts.num_bytes[split]) for split in images.splits
+    }
+    write_info(data, images.classes, splits)
+    columns = (*images.splits, "damaged", "duplicate")
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
     writer.writerow(("class", *columns))
-    for title in found.classes:
-        writer.writerow((title, *(tally.of_class[title, column] for column in columns)))
+    for title in images.classes:
+        writer.writerow((title, *(counts.images[title, column] for column in columns)))
     write_atomically(data / manifest.CLASSES, table.getvalue())
     workdir.write_json(data / manifest.ABOUT, plan | {"manifest": digest})
 
 
-def _tell(folder: pathlib.Path, found: listing.Listing, progress) -> str:
-    """Prints the classes and what was left out; returns the closing line."""
+def _print_summary(folder: pathlib.Path, images: listing.Listing, progress) -> str:
+    """Prints the classes and the images left out; returns the last line to print."""
     with open(folder / manifest.CLASSES, encoding="utf-8", errors="surrogateescape") as file:
         header, *rows = csv.reader(file)
     totals = [sum(int(row[i]) for row in rows) for i in range(1, len(header))]
     width = max(len(row[0]) for row in (header, *rows))
-    for row in (header, *rows[:SHOWN], ("all", *totals)):
+    for row in (header, *rows[:MAX_LINES], ("all", *totals)):
         cells = (str(cell).rjust(max(9, len(name))) for cell, name in zip(row[1:], header[1:]))
         progress.print_line(f"{row[0].ljust(width)}  {'  '.join(cells)}")
-    if len(rows) > SHOWN:
-        progress.print_line(f"... {len(rows) - SHOWN} classes more in {folder / manifest.CLASSES}")
+    if len(rows) > MAX_LINES:
+        progress.print_line(
+            f"... {len(rows) - MAX_LINES} more classes in {folder / manifest.CLASSES}"
+        )
     with open(folder / manifest.LEFT_OUT, "rb") as file:
         for i, line in enumerate(file):
-            if i == SHOWN:
-                progress.print_line(f"... all that were left out: {folder / manifest.LEFT_OUT}")
+            if i == MAX_LINES:
+                progress.print_line(f"... all images left out: {folder / manifest.LEFT_OUT}")
                 break
             record = json.loads(line)
-            progress.print_line(f"left out: {_shown(record['path'])}: {_shown(record['reason'])}")
-    if found.outside:
-        example = _shown(found.outside[0])
+            progress.print_line(
+                f"left out: {_printable(record['path'])}: {_printable(record['reason'])}"
+            )
+    if images.outside:
+        example = _printable(images.outside[0])
         progress.print_line(
-            f"passed over: {len(found.outside)} images in no class folder, as {example}"
+            f"skipped: {len(images.outside)} images outside class folders, such as {example}"
         )
-    *of_splits, damaged, duplicate = totals
+    *split_totals, damaged, duplicate = totals
     return (
-        f"done: images={sum(of_splits)} classes={len(rows)} damaged={damaged} "
+        f"done: images={sum(split_totals)} classes={len(rows)} damaged={damaged} "
         f"duplicates={duplicate} destination={folder}"
     )
 
 
-def _shown(path: str) -> str:
-    """A path whose bytes are not UTF-8, with these written as on a terminal."""
+def _printable(path: str) -> str:
+    """Returns a path with bytes that are not UTF-8 written as escape sequences."""
     return path.encode(errors="backslashreplace").decode()

@@ -1,4 +1,4 @@
-"""Work for a pool of processes that end when, and as soon as, their parent does."""
+"""Pool of worker processes that end as soon as their parent process ends."""
 
 import multiprocessing
 import os
@@ -13,44 +13,50 @@ from vit_jax.checkpoints.signals import SignalRecorder
 from vit_jax.errors import DataError, Interrupted
 
 
-def run(calls: Iterable[Callable], workers: int) -> Iterator:
-    """Yields what the calls return, as they finish.
+def run_in_processes(calls: Iterable[Callable], workers: int) -> Iterator:
+    """Yields the results of calls as they finish, in worker processes.
 
-    Raises Interrupted after a signal, and DataError where a process was killed; no call runs on
-    after an error.
+    All worker processes are terminated after an error.
+
+    Args:
+      calls: picklable functions without arguments.
+      workers: number of processes.
+
+    Raises:
+      Interrupted: this process received SIGTERM or SIGINT.
+      DataError: a worker process was killed.
     """
-    spawn = multiprocessing.get_context("spawn")  # A fork would copy locks that threads hold.
-    others = set(multiprocessing.active_children())
-    pool = futures.ProcessPoolExecutor(workers, mp_context=spawn, initializer=_begin)
-    with SignalRecorder() as interrupts:
+    # Not fork, which would copy locks that other threads hold.
+    spawn = multiprocessing.get_context("spawn")
+    other_children = set(multiprocessing.active_children())
+    pool = futures.ProcessPoolExecutor(workers, mp_context=spawn, initializer=_init_worker)
+    with SignalRecorder() as signals:
         try:
             pending = {pool.submit(call) for call in calls}
             while pending:
                 done, pending = futures.wait(pending, 0.2, futures.FIRST_COMPLETED)
-                if interrupts.received is not None:
-                    raise Interrupted(
-                        "stopped; the same command goes on from here.", interrupts.received
-                    )
+                if signals.received is not None:
+                    raise Interrupted("interrupted; the same command resumes.", signals.received)
                 for future in done:
                     yield future.result()
         except BaseException as error:
-            for process in set(multiprocessing.active_children()) - others:
+            for process in set(multiprocessing.active_children()) - other_children:
                 process.terminate()
             if not isinstance(error, BrokenProcessPool):
                 raise
             raise DataError(
-                "a worker process was killed, perhaps for want of memory; the same command goes "
-                "on from here, and --workers=N takes fewer processes."
+                "a worker process was killed, possibly because memory was exhausted; the same "
+                "command resumes, and --workers=N uses fewer processes."
             ) from error
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-def _begin() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent to answer.
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+def _init_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # The parent handles Ctrl-C.
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
-def _end_with_parent() -> None:
+def _exit_with_parent() -> None:
     connection.wait([multiprocessing.parent_process().sentinel])
     os._exit(1)

@@ -1,4 +1,4 @@
-"""Encoded images -> the files of a data set that TFDS reads without TensorFlow."""
+"""Writes the ArrayRecord shards and metadata of a data set that TFDS reads without TensorFlow."""
 
 import dataclasses
 import functools
@@ -13,78 +13,80 @@ from vit_jax.data import decode
 from vit_jax.data import record_files as records_lib
 from vit_jax.errors import DataError
 from vit_jax.prepare import duplicates
-from vit_jax.prepare.listing import Entry
+from vit_jax.prepare.listing import ImageFile
 
-NAME, VERSION = "images", "1.0.0"  # Of the data set, in TFDS's words.
-DATA, PARTS, EXCLUDED = "data", "parts", "excluded.npz"  # In the folder of unfinished work.
+NAME, VERSION = "images", "1.0.0"  # Name and version of the TFDS data set.
+DATA, PARTS, EXCLUDED = "data", "parts", "excluded.npz"  # In DESTINATION.partial.
 DESCRIPTION = "Images of class folders, encoded as they were, in an order drawn by their names."
 
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """A file to be, and the images that belong in it, with labels and titles of classes."""
+    """One shard of a split, and the images that it contains."""
 
-    folder: pathlib.Path  # Of unfinished work.
+    folder: pathlib.Path  # DESTINATION.partial.
     split: str
     index: int
     num_shards: int
-    images: list[tuple[Entry, int, str]]
+    images: list[tuple[ImageFile, int, str]]  # Image, label and class name.
 
     @property
     def part(self) -> pathlib.Path:
-        """What the manifest says of its images; where this file is, the shard is finished."""
+        """Path of the shard's part of the manifest; it exists once the shard is finished."""
         return self.folder / PARTS / f"{self.split}-{self.index:05}-of-{self.num_shards:05}.jsonl"
 
     def write(self) -> int:
-        """Writes the shard and its part of the manifest, each whole or not at all.
+        """Writes the shard and its part of the manifest, each atomically.
 
-        Returns how many images it has looked at. Left out are those that cannot be decoded, and
-        near-duplicates of excluded ones.
+        Images that cannot be decoded and near-duplicates of excluded images are left out.
+
+        Returns:
+          The number of images, including those left out.
         """
-        index = _excluded(self.folder / EXCLUDED)
+        index = _load_excluded(self.folder / EXCLUDED)
         path = self.folder / DATA / _file_name(self.split, self.index, self.num_shards)
         with records_lib.whole_file(path) as write:
             records = []
-            for entry, label, title in self.images:
-                known = {"path": entry.path, "split": self.split, "class": title}
-                record, data = _examine(entry, index)
-                records.append(known | {"label": label} | record)
-                if "reason" not in record:
-                    write(_serialized(data, label))
+            for image, label, title in self.images:
+                record = {"path": image.path, "split": self.split, "class": title, "label": label}
+                properties, data = _examine(image, index)
+                records.append(record | properties)
+                if "reason" not in properties:
+                    write(_serialize(data, label))
         write_atomically(self.part, "".join(json.dumps(record) + "\n" for record in records))
         return len(records)
 
 
-def _examine(entry: Entry, index: duplicates.Index | None) -> tuple[dict, bytes]:
-    """What there is to say of an image, with a reason if it is to be left out."""
+def _examine(file: ImageFile, index: duplicates.SignatureIndex | None) -> tuple[dict, bytes]:
+    """Returns the manifest fields of an image, with a `reason` if it is left out, and its bytes."""
     try:
-        data = entry.read()
+        data = file.read()
     except OSError as error:
         return {"kind": "damaged", "reason": f"unreadable image ({error.strerror})"}, b""
     record = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     try:
-        image = pixels(data, entry.path)
+        image = decode_image(data, file.path)
     except DataError as error:
-        reason = str(error).removeprefix(f"{entry.path}: ").removesuffix(".")
+        reason = str(error).removeprefix(f"{file.path}: ").removesuffix(".")
         return record | {"kind": "damaged", "reason": reason}, data
     record |= {"width": image.shape[1], "height": image.shape[0]}
-    found = index.find(image) if index is not None else None
-    if found is not None:
-        record |= {"kind": "duplicate", "reason": f"near-duplicate of {found}"}
+    original = index.find_duplicate(image) if index is not None else None
+    if original is not None:
+        record |= {"kind": "duplicate", "reason": f"near-duplicate of {original}"}
     return record, data
 
 
-def pixels(data: bytes, name: str) -> np.ndarray:
-    """H W 3 uint8; raises DataError as every reader of these bytes would."""
+def decode_image(data: bytes, name: str) -> np.ndarray:
+    """Returns an image as H W 3 uint8; raises DataError if it cannot be decoded."""
     return decode.decode(decode.Encoded(data, name))
 
 
 @functools.lru_cache(maxsize=1)
-def _excluded(path: pathlib.Path) -> duplicates.Index | None:
+def _load_excluded(path: pathlib.Path) -> duplicates.SignatureIndex | None:
     return duplicates.load_index(path) if path.exists() else None
 
 
-def _serialized(data: bytes, label: int) -> bytes:
+def _serialize(data: bytes, label: int) -> bytes:
     example = _serializer().get_tf_example({"image": data, "label": label})
     return example.SerializeToString(deterministic=True)
 
@@ -96,7 +98,7 @@ def _serializer():
 
     features = {
         "image": tfds.features.Image(shape=(None, None, 3)),
-        "label": tfds.features.ClassLabel(num_classes=2),  # How many matters to readers only.
+        "label": tfds.features.ClassLabel(num_classes=2),  # The number matters to readers only.
     }
     return ExampleSerializer(tfds.features.FeaturesDict(features).get_serialized_info())
 
@@ -108,10 +110,12 @@ def _file_name(split: str, index: int, num_shards: int) -> str:
 def write_info(
     folder: pathlib.Path, classes: tuple[str, ...], splits: dict[str, tuple[list[int], int]]
 ) -> None:
-    """Writes `features.json` and `dataset_info.json`, which make TFDS know the folder.
+    """Writes `features.json` and `dataset_info.json`, so that TFDS can read the folder.
 
     Args:
-      splits: of each split, how many records each shard has, and the bytes of the images.
+      folder: folder of the data set.
+      classes: names of the classes.
+      splits: {split: (number of records in each shard, bytes of all images)}.
     """
     import tensorflow_datasets as tfds
 
