@@ -131,7 +131,7 @@ def test_convolutions_are_in_bfloat16_and_the_logits_in_float32():
 
 def test_images_of_another_size_are_refused():
     model = small(size=(32, 32))
-    with pytest.raises(ConfigError, match=r"images are 38x45, .* 32x32"):
+    with pytest.raises(ConfigError, match=r"images are 38x45; .* 32x32"):
         model.apply({"params": {}}, some_images(1, 38, 45, 3))
 
 

@@ -81,7 +81,7 @@ def test_an_unknown_name_is_answered_with_the_pattern_of_names_and_the_nearest(n
         ("r_ti16", {"image_size": 240}, r"240x240 .* 32x32; nearest sizes: 224 or 256"),
         ("r26_s32", {"image_size": 16}, r"16x16 .* 32x32; nearest sizes: 32\.$"),
         ("bit_r50x1", {"image_size": (0, 32)}, r"^image_size is \(0, 32\); it must be a side"),
-        ("vit_b16", {"num_classes": -1}, "^num_classes is -1; it must be a whole number"),
+        ("vit_b16", {"num_classes": -1}, "^num_classes is -1; expected a whole number"),
         ("vit_b16", {"image_size": (224,)}, r"^image_size is \(224,\); it must be a side"),
         ("vit_b16", {"image_size": 224.0}, "^image_size is 224.0; it must be a side"),
         ("vit_b016", {}, "^model name 'vit_b016' is unknown"),
