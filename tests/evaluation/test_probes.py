@@ -171,7 +171,7 @@ def test_more_neighbours_than_examples_are_all_and_a_cold_vote_is_the_nearests()
 def merge_programs():
     """How a chunk of 24 examples is merged into the nearest of 16, on eight devices."""
     mesh = fewshot.make_mesh()
-    own, whole = fewshot.over_examples(mesh), fewshot.whole(mesh)
+    own, whole = fewshot.over_examples(mesh), fewshot.replicated(mesh)
     best = (np.zeros((16, 3), np.float32), np.zeros((16, 3), np.int32))
     queries, keys = np.ones((16, 4), np.float16), np.ones((24, 4), np.float16)
     own, whole = (
@@ -203,7 +203,7 @@ def test_wrong_options_and_features_are_refused(digits):
     for options in ({"neighbours": []}, {"neighbours": [0]}, {"temperature": 0.0}):
         with pytest.raises(ConfigError, match=r"neighbours=.* temperature=.* above 0"):
             probes.knn(features, labels, *test, K, **options)
-    with pytest.raises(ConfigError, match=r"l2=\[-1.0\]: all must be finite and above 0"):
+    with pytest.raises(ConfigError, match=r"l2=\[-1.0\]: expected finite numbers above 0"):
         probes.probe(features, labels, *test, K, l2=-1.0)
     with pytest.raises(ConfigError, match="no class has two examples"):
         probes.probe(features[:2], np.array([0, 1]), *test, K)
@@ -212,5 +212,5 @@ def test_wrong_options_and_features_are_refused(digits):
     for protocol in (probes.probe, probes.knn):
         with pytest.raises(DataError, match=r"training set: the features of example 4 are not"):
             protocol(damaged, labels, *test, K)
-        with pytest.raises(DataError, match=r"the label of example .*; it must be 0 to 8"):
+        with pytest.raises(DataError, match=r"the label of example .*; expected 0 to 8"):
             protocol(features, labels, *test, 9)

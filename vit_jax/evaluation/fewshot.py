@@ -1,12 +1,12 @@
-"""Few-shot linear evaluation on frozen features (section 4.1), and how such features are read.
+"""Few-shot linear evaluation on frozen features (section 4.1).
 
-Regularised least squares, in closed form, from the features of k examples of each class to
-targets in {-1, +1}; the constants are those of big_vision (`evaluators/fewshot_lsr.py`), which
-made the paper's figures. Features stay on the host as they are given, float16 or float32 and
-possibly a memory map; devices see `chunk_size` examples at a time. Every process of a run
-computes the same on devices of its own.
+Regularised least squares in closed form, from the features of k examples of each class to
+targets in {-1, +1}. The constants are those of big_vision (`evaluators/fewshot_lsr.py`), with
+which the paper's figures were made. Features stay on the host, as float16, float32 or a memory
+map; devices receive `chunk_size` examples at a time. Every process of a run computes the same
+result on its own devices.
 
-Alphabet: N examples   D features   K classes
+Letters of shapes: N examples   D features   K classes
 """
 
 import dataclasses
@@ -23,53 +23,53 @@ from vit_jax.errors import ConfigError, DataError
 
 SHOTS, SEEDS = (1, 5, 10, 25), 3
 L2 = 2.0**10
-CONSTANT = 100.0  # The feature that carries the bias: its square makes l2 next to nothing.
-EPSILON = 1e-5  # Added to deviations.
-DEV_PARTS = 3  # One part of the shots judges a grid of l2.
-REFINEMENTS = 2  # After Cholesky in float32; the first suffices for l2 = 2^10.
-LARGEST_CHANGE = 1e-3  # Of the weights by the last refinement, relative; or else it diverges.
+CONSTANT = 100.0  # Feature of the bias; l2 is negligible relative to its square.
+EPSILON = 1e-5  # Added to standard deviations.
+DEV_PARTS = 3  # One part of the shots selects l2 from a grid.
+REFINEMENTS = 2  # Steps after Cholesky in float32; one is enough for l2 = 2^10.
+LARGEST_CHANGE = 1e-3  # Relative change of the weights in the last refinement that converges.
 CHUNK = 8192  # Examples: 12 MB of 768 features in float16.
 EXAMPLES = "examples"
 
 
 @dataclasses.dataclass(frozen=True)
 class FewShot:
-    """What one number of shots reached, an entry for each seed."""
+    """Results for one number of shots, with one entry for each seed."""
 
-    n: int  # Test examples.
+    n: int  # Number of test examples.
     correct: tuple[int, ...]
     l2: tuple[float, ...]
 
     @property
     def accuracy(self) -> tuple[float, ...]:
-        """Top-1 of each seed."""
+        """Top-1 accuracy of each seed."""
         return tuple(correct / self.n for correct in self.correct)
 
     @property
     def mean(self) -> float:
-        """Of the accuracies."""
+        """Mean of the accuracies."""
         return float(np.mean(self.accuracy))
 
     @property
     def std(self) -> float:
-        """Sample deviation of the accuracies; 0 of a single one."""
+        """Sample standard deviation of the accuracies; 0 for one seed."""
         return float(np.std(self.accuracy, ddof=1)) if len(self.correct) > 1 else 0.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Linear:
-    """A classifier with logits (features - mean) / deviation @ weights + bias."""
+    """Linear classifier with logits (features - mean) / deviation @ weights + bias."""
 
     mean: np.ndarray  # D
-    deviation: np.ndarray  # D, EPSILON included.
+    deviation: np.ndarray  # D, including EPSILON.
     weights: np.ndarray  # D K
     bias: np.ndarray  # K
 
     def predict(self, features, *, chunk_size: int = CHUNK, devices=None) -> np.ndarray:
-        """The class with the largest logit, the first of several: features N D -> N."""
+        """Returns the class with the largest logit, the first of equal ones: features N D -> N."""
         mesh = make_mesh(devices)
         parameters = [np.asarray(array, np.float32) for array in vars(self).values()]
-        parameters = jax.device_put(parameters, whole(mesh))
+        parameters = jax.device_put(parameters, replicated(mesh))
         chunks = stream(mesh, chunk_size, features)
         found = [np.asarray(_predict(*parameters, chunk)) for chunk in chunks]
         return np.concatenate(found)[: len(features)]
@@ -81,12 +81,12 @@ def _predict(mean, deviation, weights, bias, features):
 
 
 def standardise(features: jax.Array, mean: jax.Array, deviation: jax.Array) -> jax.Array:
-    """Features N D in float32, less the mean D, over the deviation D."""
+    """Returns (features - mean) / deviation in float32: N D, D, D -> N D."""
     return (features.astype(jnp.float32) - mean[None]) / deviation[None]
 
 
 def logits_of(z: jax.Array, weights: jax.Array, bias: jax.Array) -> jax.Array:
-    """N D, D K, K -> N K, in whole float32 on devices that have faster products, too."""
+    """Returns logits: N D, D K, K -> N K, in full float32 precision on every device."""
     return jnp.matmul(z, weights, precision="highest") + bias[None]
 
 
@@ -104,24 +104,24 @@ def fewshot(
     chunk_size: int = CHUNK,
     devices=None,
 ) -> dict[int, FewShot]:
-    """Correct predictions on the whole test set, for every number of shots and seed.
+    """Counts correct predictions on the test set, for every number of shots and every seed.
 
     Args:
-      train_features: N D; `draw_shots` says which are used. test_features alike.
-      train_labels: N, from 0 to num_classes - 1. A class without a training example has
-        targets of -1 alone: it may still be predicted, and hardly ever is.
-      l2: a sequence is a grid: the best on a third of the shots, fitted to the others, is
-        fitted to all. Of equally good ones it is the largest.
-      float64: solve on the host in float64, and not on the devices in float32.
+      train_features: N D; `draw_shots` selects examples. test_features are N D, too.
+      train_labels: N, from 0 to num_classes - 1. A class without training examples has
+        targets of -1 only and is rarely predicted.
+      l2: penalty; a sequence is a grid. Each value is fitted to two thirds of the shots and
+        scored on the rest; the best value, the largest of equal ones, is fitted to all shots.
+      float64: solve on the host in float64 instead of on the devices in float32.
 
-    Raises DataError for features or labels that cannot be, ConfigError for wrong options.
+    Raises DataError for invalid features or labels, ConfigError for invalid options.
     """
     train_labels, test_labels = (np.asarray(each, np.int64) for each in (train_labels, test_labels))
     check(train_features, train_labels, num_classes, "training set")
     check(test_features, test_labels, num_classes, "test set", width=train_features.shape[1])
     grid = check_grid(l2)
     if seeds < 1 or not shots or min(shots) < 1:
-        raise ConfigError(f"shots={list(shots)}, seeds={seeds}: all must be at least 1.")
+        raise ConfigError(f"shots={list(shots)}, seeds={seeds}: expected numbers of at least 1.")
     options = {"float64": float64, "devices": devices}
 
     def run(k: int, seed: int) -> tuple[int, float]:
@@ -142,20 +142,20 @@ def fewshot(
 
 
 def draw_shots(labels: np.ndarray, shots: int, seed: int) -> np.ndarray:
-    """Indices of the first `shots` of every class, in a random order of its examples.
+    """Returns the indices of the first `shots` examples of every class, in random order.
 
-    One generator `numpy.random.default_rng(seed)` permutes the indices, ascending, of the
-    examples of each class in turn, in the order of labels. So fewer shots are a part of more,
-    of the same seed; a class that has fewer gives all.
+    The generator `numpy.random.default_rng(seed)` permutes the ascending indices of each class, in
+    the order of the labels. With the same seed, fewer shots are a subset of more shots. A class
+    with fewer examples gives all of them.
     """
     return np.concatenate([members[:shots] for members in _shuffled_classes(labels, seed)])
 
 
 def hold_out(labels: np.ndarray, parts: int, seed: int) -> np.ndarray:
-    """Whether an example is one of the dev part: N bool.
+    """Returns a mask N of the examples that are held out.
 
-    That is one of `parts` of every class, rounded down but at least one example, drawn as by
-    `draw_shots`; the only example of a class is never taken.
+    They are one of `parts` parts of every class, rounded down but at least one example, in the
+    order of `draw_shots`. The only example of a class is never held out.
     """
     is_dev = np.zeros(len(labels), bool)
     for members in _shuffled_classes(labels, seed):
@@ -172,12 +172,12 @@ def _shuffled_classes(labels: np.ndarray, seed: int) -> list[np.ndarray]:
 
 
 def _choose(features, labels, num_classes: int, grid, shots: int, seed: int, **options) -> float:
-    """The l2 of a grid that does best on a part of the shots."""
+    """Returns the l2 of a grid that is best on the held-out part of the shots."""
     is_dev = hold_out(labels, DEV_PARTS, seed)
     if not is_dev.any():
         raise ConfigError(
-            f"l2={list(grid)}: a grid cannot be judged with {shots} shots, as no class has an "
-            "example to spare; give one l2, or more shots."
+            f"l2={list(grid)}: with {shots} shots no class has an example to select l2 on; "
+            "give one l2 or more shots."
         )
 
     def score(l2: float) -> tuple[int, float]:
@@ -189,10 +189,10 @@ def _choose(features, labels, num_classes: int, grid, shots: int, seed: int, **o
 
 
 def fit(features, labels: np.ndarray, num_classes: int, l2: float, **options) -> Linear:
-    """Least squares from features N D, standardised by themselves, to +1 for the label, else -1.
+    """Fits least squares from standardised features N D to targets +1 for the label and -1 else.
 
     Args:
-      **options: those of `solve_ridge`.
+      **options: options of `solve_ridge`.
     """
     mean, deviation = moments(features)
     targets = np.where(labels[:, None] == np.arange(num_classes), 1.0, -1.0)
@@ -203,17 +203,17 @@ def fit(features, labels: np.ndarray, num_classes: int, l2: float, **options) ->
 def solve_ridge(
     features: np.ndarray, targets: np.ndarray, l2: float, *, float64: bool = False, devices=None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Weights D K and bias K of the least |[X c] W - Y|^2 + l2 |W|^2, where c = 100.
+    """Returns weights D K and bias K that minimise |[X c] W - Y|^2 + l2 |W|^2, c = 100.
 
     Args:
-      features: X, N D, with columns of mean 0: then the constant feature c, whose row of W
-        times c is the bias, is orthogonal to all others and has a solution of its own. It is
-        what made the problem ill-conditioned, c^2 N / l2.
+      features: X, N D, with columns of mean 0. The constant feature c, whose row of W times c is
+        the bias, is then orthogonal to all others and is solved separately; it is what makes the
+        problem ill-conditioned, with c^2 N / l2.
       targets: Y, N K.
-      float64: solve on the host in float64, and not on the devices in float32.
+      float64: solve on the host in float64 instead of on the devices in float32.
     """
     bias = CONSTANT**2 * targets.sum(axis=0) / (CONSTANT**2 * len(targets) + l2)
-    targets = targets - targets.mean(axis=0)  # X has no part in a constant: drop it unrounded.
+    targets = targets - targets.mean(axis=0)  # Orthogonal to X: removed before rounding.
     if float64:
         X, Y = np.asarray(features, np.float64), np.asarray(targets, np.float64)
         M, right = (X, X.T @ Y) if len(X) >= X.shape[1] else (X.T, Y)
@@ -223,40 +223,40 @@ def solve_ridge(
     X = _pad(_pad(np.asarray(features, np.float32), mesh.size).T, mesh.size).T
     Y = _pad(np.asarray(targets, np.float32), mesh.size)
     X, Y = jax.device_put((X, Y), over_examples(mesh))
-    weights, is_settled = jax.device_get(_solve(X, Y, np.float32(l2), mesh))
-    if not is_settled:
-        raise ConfigError(f"l2={l2:g} is too small for these features: take a larger one.")
+    weights, has_converged = jax.device_get(_solve(X, Y, np.float32(l2), mesh))
+    if not has_converged:
+        raise ConfigError(f"l2={l2:g} is too small for these features; use a larger value.")
     return weights[: features.shape[1]], bias.astype(np.float32)
 
 
 @functools.partial(jax.jit, static_argnames="mesh")
 def _solve(X: jax.Array, Y: jax.Array, l2: jax.Array, mesh: Mesh) -> tuple[jax.Array, jax.Array]:
-    """(X'X + l2)^-1 X'Y, or X'(XX' + l2)^-1 Y where that is smaller, and whether it settled.
+    """Returns (X'X + l2)^-1 X'Y, or X'(XX' + l2)^-1 Y if that is smaller, and if it converged.
 
-    Rows of zeros change nothing, and columns of zeros have weights of 0: so X may be padded.
+    X may be padded: rows of zeros change nothing, and columns of zeros get weights of 0.
     """
     with jax.default_matmul_precision("highest"):
         M, right = (X, X.T @ Y) if X.shape[0] >= X.shape[1] else (X.T, Y)
         factor = cho_factor(gram(M, mesh) + l2 * jnp.eye(M.shape[1]))
         solution = cho_solve(factor, right)
-        for _ in range(REFINEMENTS):  # By the residual of M itself, not of its rounded Gram matrix.
+        for _ in range(REFINEMENTS):  # With the residual of M, not of its rounded Gram matrix.
             change = cho_solve(factor, right - M.T @ (M @ solution) - l2 * solution)
             solution += change
-        # Not where Cholesky has failed and all is NaN.
-        is_settled = jnp.linalg.norm(change) <= LARGEST_CHANGE * jnp.linalg.norm(solution)
-        return (solution if M is X else X.T @ solution), is_settled
+        # False if Cholesky has failed and everything is NaN.
+        has_converged = jnp.linalg.norm(change) <= LARGEST_CHANGE * jnp.linalg.norm(solution)
+        return (solution if M is X else X.T @ solution), has_converged
 
 
 def gram(M: jax.Array, mesh: Mesh) -> jax.Array:
-    """M'M, each device with rows of its own."""
+    """Returns M'M, with its rows sharded over the devices."""
     return jax.lax.with_sharding_constraint(M.T @ M, over_examples(mesh))
 
 
 def moments(features, chunk_size: int = CHUNK) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and deviation + EPSILON of each feature, in float64: N D -> D, D.
+    """Returns mean and standard deviation + EPSILON of each feature in float64: N D -> D, D.
 
-    One pass, chunks joined as by Chan, Golub and LeVeque (1983). The deviation of a constant
-    feature is exactly 0, and its standardised values are.
+    One pass; chunks are combined as in Chan, Golub and LeVeque (1983). The deviation of a constant
+    feature is exactly 0, and so are its standardised values.
     """
     count, mean, squares = 0, 0.0, 0.0
     for start in range(0, len(features), chunk_size):
@@ -270,11 +270,11 @@ def moments(features, chunk_size: int = CHUNK) -> tuple[np.ndarray, np.ndarray]:
 
 
 def check(features, labels, num_classes: int, name: str, *, width: int | None = None) -> None:
-    """Raises DataError for what cannot be features N D (D = width) and labels N of them."""
+    """Raises DataError unless features are N D (D = width), finite, with valid labels N."""
     if features.ndim != 2 or labels.shape != features.shape[:1] or not len(labels):
         raise DataError(
             f"{name}: features {list(features.shape)} and labels {list(labels.shape)}; "
-            "they must be N D and N, and N at least 1."
+            "expected N D and N, with N at least 1."
         )
     if width is not None and features.shape[1] != width:
         raise DataError(f"{name}: {features.shape[1]} features; the training set has {width}.")
@@ -282,42 +282,42 @@ def check(features, labels, num_classes: int, name: str, *, width: int | None = 
     if is_wrong.any():
         i = int(is_wrong.argmax())
         raise DataError(
-            f"{name}: the label of example {i} is {labels[i]}; it must be 0 to {num_classes - 1}."
+            f"{name}: the label of example {i} is {labels[i]}; expected 0 to {num_classes - 1}."
         )
     for start in range(0, len(features), CHUNK):
         is_finite = np.isfinite(features[start : start + CHUNK]).all(axis=1)
         if not is_finite.all():
             i = start + int(is_finite.argmin())
-            raise DataError(f"{name}: the features of example {i} are not all finite numbers.")
+            raise DataError(f"{name}: the features of example {i} are not finite.")
 
 
 def check_grid(l2: float | Sequence[float]) -> list[float]:
-    """The values as a list, strong to weak; raises ConfigError where one is not above 0."""
+    """Returns the values in descending order; raises ConfigError unless all are positive."""
     grid = sorted({float(value) for value in np.atleast_1d(l2)}, reverse=True)
     if not grid or not np.isfinite(grid).all() or grid[-1] <= 0:
-        raise ConfigError(f"l2={np.atleast_1d(l2).tolist()}: all must be finite and above 0.")
+        raise ConfigError(f"l2={np.atleast_1d(l2).tolist()}: expected finite numbers above 0.")
     return grid
 
 
 def make_mesh(devices=None) -> Mesh:
-    """All devices of this process, or the given ones, in one row."""
+    """Returns a mesh of one axis over all devices of this process, or over the given ones."""
     return Mesh(np.array(jax.local_devices() if devices is None else devices), (EXAMPLES,))
 
 
 def over_examples(mesh: Mesh) -> NamedSharding:
-    """The first dimension cut among the devices."""
+    """Returns the sharding of the first dimension over the devices."""
     return NamedSharding(mesh, PartitionSpec(EXAMPLES))
 
 
-def whole(mesh: Mesh) -> NamedSharding:
-    """The same on all devices."""
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Returns the sharding that replicates an array on all devices."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def stream(mesh: Mesh, chunk_size: int, array, sharding=None) -> Iterator[jax.Array]:
-    """Chunks of an array on the devices, cut among them; zeros fill the last one.
+    """Yields chunks of an array on the devices; the last chunk is padded with zeros.
 
-    The next one is on its way while one is worked on: two at most are on the devices.
+    The next chunk is transferred while one is in use, so at most two are on the devices.
     """
     sharding = over_examples(mesh) if sharding is None else sharding
     size = -(-min(chunk_size, len(array)) // mesh.size) * mesh.size
@@ -331,6 +331,6 @@ def stream(mesh: Mesh, chunk_size: int, array, sharding=None) -> Iterator[jax.Ar
 
 
 def _pad(array: np.ndarray, multiple: int) -> np.ndarray:
-    """Zeros after the last row, up to a multiple of rows."""
+    """Appends rows of zeros up to a multiple of rows."""
     missing = -len(array) % multiple
     return np.pad(array, ((0, missing), *[(0, 0)] * (array.ndim - 1))) if missing else array

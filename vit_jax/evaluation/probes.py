@@ -1,10 +1,9 @@
 """Linear probe and nearest neighbours on frozen features.
 
-Both stream the features: whatever their number, devices hold chunks of them, and arrays of
-D x K for the probe.
+Both stream the features: devices hold chunks of them, and D x K arrays for the probe.
 
-Alphabet: N examples   D features   K classes   T test examples of a chunk   C training examples
-of a chunk   k neighbours
+Letters of shapes: N examples   D features   K classes   T test examples of a chunk
+C training examples of a chunk   k neighbours
 """
 
 import dataclasses
@@ -22,9 +21,9 @@ from vit_jax.evaluation.fewshot import CHUNK, Linear
 from vit_jax.tasks import losses
 
 L2_GRID = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
-DEV_PARTS = 5  # One part of the training set judges the grid.
-MAX_ITERATIONS = 1000  # Of L-BFGS, for one value of l2.
-# What float32 can tell: the objective is known to 1e-7 of itself, so that progress ends there.
+DEV_PARTS = 5  # One part of the training set selects l2 from the grid.
+MAX_ITERATIONS = 1000  # Of L-BFGS for one value of l2.
+# The objective is known to a relative precision of 1e-7 in float32.
 FUNCTION_TOLERANCE, GRADIENT_TOLERANCE = 1e-10, 1e-6
 
 NEIGHBOURS = (1, 5, 10, 20, 100, 200)
@@ -33,13 +32,13 @@ TEMPERATURE = 0.07  # Of InstDisc (arXiv:1805.01978) and DINO (arXiv:2104.14294)
 
 @dataclasses.dataclass(frozen=True)
 class Probe:
-    """A fitted probe, and how it does on the test set."""
+    """A fitted probe and its results on the test set."""
 
-    n: int  # Test examples.
+    n: int  # Number of test examples.
     correct: int
     l2: float
     dev_n: int
-    dev_correct: dict[float, int]  # Of each l2, fitted to the rest of the training set.
+    dev_correct: dict[float, int]  # By l2, each fitted to the rest of the training set.
     linear: Linear
 
 
@@ -55,17 +54,17 @@ def probe(
     chunk_size: int = CHUNK,
     devices=None,
 ) -> Probe:
-    """Multinomial logistic regression, with the l2 that is best on a part of the training set.
+    """Fits multinomial logistic regression, with the l2 that is best on held-out examples.
 
     Args:
-      train_features: N D, standardised here by their own mean and deviation; all of the
-        training set in both fits. test_features alike.
+      train_features: N D; all features are standardised by the mean and standard deviation of
+        the training set. test_features are N D, too.
       train_labels: N, from 0 to num_classes - 1.
-      l2: the grid, of the objective that `fit` states. Of equally good ones it is the largest;
-        a single one is not judged.
-      seed: draws the dev part, a fifth of every class.
+      l2: penalties of the objective of `fit`; the largest of equally good ones is used. A single
+        value is used as it is.
+      seed: seed of the held-out part, a fifth of every class.
 
-    Raises DataError for features or labels that cannot be, ConfigError for wrong options.
+    Raises DataError for invalid features or labels, ConfigError for invalid options.
     """
     train_labels, test_labels = (np.asarray(each, np.int64) for each in (train_labels, test_labels))
     fewshot.check(train_features, train_labels, num_classes, "training set")
@@ -79,7 +78,7 @@ def probe(
     dev_correct, best = {}, (-1, linear, grid[0])
     if len(grid) > 1:
         if not is_dev.any():
-            raise ConfigError(f"l2={grid}: no class has two examples to judge it by; give one l2.")
+            raise ConfigError(f"l2={grid}: no class has two examples to select l2 on; give one l2.")
         known = np.where(is_dev, -1, train_labels)
         for value in grid:
             linear = fit(train_features, known, linear, value, **options)
@@ -93,16 +92,16 @@ def probe(
 
 
 def fit(features, labels: np.ndarray, start: Linear, l2: float, **options) -> Linear:
-    """The minimum of mean(cross-entropy) + l2 / 2 |weights|^2, by L-BFGS from `start`.
+    """Minimises mean(cross-entropy) + l2 / 2 |weights|^2 by L-BFGS, starting from `start`.
 
-    The bias is free. With N labels it is scikit-learn's LogisticRegression with
-    C = 1 / (l2 N), times l2: a mean, so that l2 keeps its meaning when N changes.
+    The bias has no penalty. For N labels this is scikit-learn's LogisticRegression with
+    C = 1 / (l2 N); the mean makes l2 independent of N.
 
     Args:
-      labels: N; an example of label -1 counts for nothing.
-      **options: those of `make_objective`.
+      labels: N; examples with label -1 are ignored.
+      **options: options of `make_objective`.
     """
-    from scipy import optimize  # Half a second, which every other verb would pay, too.
+    from scipy import optimize  # Takes half a second to import.
 
     objective = make_objective(features, labels, start, l2, **options)
     found = optimize.minimize(
@@ -123,19 +122,19 @@ def fit(features, labels: np.ndarray, start: Linear, l2: float, **options) -> Li
 def make_objective(
     features, labels: np.ndarray, start: Linear, l2: float, *, chunk_size: int, devices=None
 ):
-    """Returns flat weights and bias (D + 1) K -> (objective, gradient), in float64.
+    """Returns the function from flat weights and bias, (D + 1) K, to (objective, gradient).
 
-    Sums over the chunks are made on the devices, in float32, and between losses of chunks, in
-    float64, on the host: L-BFGS compares objectives that differ little.
+    Devices sum over each chunk in float32; the host adds the losses of chunks in float64, because
+    L-BFGS compares objectives that differ little.
     """
     mesh = fewshot.make_mesh(devices)
-    everywhere = fewshot.whole(mesh)
+    everywhere = fewshot.replicated(mesh)
     D, K = start.weights.shape
     stats = jax.device_put(
         [np.asarray(each, np.float32) for each in (start.mean, start.deviation)], everywhere
     )
     count = int((labels >= 0).sum())
-    numbers = labels.astype(np.int32) + 1  # The zeros that fill the last chunk are no class.
+    numbers = labels.astype(np.int32) + 1  # 0 is the padding of the last chunk.
 
     def objective(flat: np.ndarray) -> tuple[float, np.ndarray]:
         weights = jax.device_put(flat.reshape(D + 1, K).astype(np.float32), everywhere)
@@ -146,7 +145,7 @@ def make_objective(
             more, gradient = _add_chunk(gradient, weights, *stats, *each, mesh)
             loss += float(more)
         penalised = flat.copy()
-        penalised[-K:] = 0  # The bias is free.
+        penalised[-K:] = 0  # The bias has no penalty.
         slope = np.asarray(gradient, np.float64).ravel() / count + l2 * penalised
         return loss / count + l2 / 2 * float(penalised @ penalised), slope
 
@@ -155,7 +154,7 @@ def make_objective(
 
 @functools.partial(jax.jit, static_argnames="mesh", donate_argnums=0)
 def _add_chunk(gradient, weights, mean, deviation, features, numbers, mesh: Mesh):
-    """The summed loss of a chunk, and the gradient with its own added: both whole."""
+    """Returns the summed loss of a chunk and the gradient with that of the chunk added."""
     z = fewshot.standardise(features, mean, deviation)
     targets = losses.targets_of(numbers - 1, weights.shape[1])
 
@@ -164,15 +163,15 @@ def _add_chunk(gradient, weights, mean, deviation, features, numbers, mesh: Mesh
         return losses.softmax_cross_entropy(logits, targets).sum()
 
     loss, more = jax.value_and_grad(total)(weights)
-    return jax.lax.with_sharding_constraint((loss, gradient + more), fewshot.whole(mesh))
+    return jax.lax.with_sharding_constraint((loss, gradient + more), fewshot.replicated(mesh))
 
 
 @dataclasses.dataclass(frozen=True)
 class Neighbours:
-    """How votes of the nearest neighbours do on the test set."""
+    """Results of nearest neighbours on the test set."""
 
-    n: int  # Test examples.
-    correct: dict[int, int]  # Of each k.
+    n: int  # Number of test examples.
+    correct: dict[int, int]  # By k.
 
 
 def knn(
@@ -187,9 +186,9 @@ def knn(
     chunk_size: int = CHUNK,
     devices=None,
 ) -> Neighbours:
-    """Correct votes on the test set for every number of neighbours, as `vote` makes them.
+    """Counts correct votes on the test set for every number of neighbours.
 
-    Raises DataError for features or labels that cannot be, ConfigError for wrong options.
+    Raises DataError for invalid features or labels, ConfigError for invalid options.
     """
     train_labels, test_labels = (np.asarray(each, np.int64) for each in (train_labels, test_labels))
     fewshot.check(train_features, train_labels, num_classes, "training set")
@@ -197,8 +196,8 @@ def knn(
     fewshot.check(test_features, test_labels, num_classes, "test set", width=width)
     if not neighbours or min(neighbours) < 1 or not temperature > 0:
         raise ConfigError(
-            f"neighbours={list(neighbours)}, temperature={temperature:g}: each number of "
-            "neighbours must be at least 1, and the temperature above 0."
+            f"neighbours={list(neighbours)}, temperature={temperature:g}: expected "
+            "numbers of neighbours of at least 1 and a temperature above 0."
         )
     found = vote(
         train_features,
@@ -223,22 +222,22 @@ def vote(
     chunk_size: int = CHUNK,
     devices=None,
 ) -> np.ndarray:
-    """The classes that the k nearest training examples vote for: one column for each k.
+    """Returns the classes that the k nearest training examples vote for, one column for each k.
 
-    Nearness is cosine similarity s, and a vote weighs exp(s / temperature). Of equally near
-    examples the first in the training set counts, of equal votes the lowest label; of fewer
-    than k examples all vote.
+    Neighbours have the highest cosine similarity s, and a vote has the weight
+    exp(s / temperature). The first of equally near examples in the training set is used, and the
+    lowest label of equal votes. If there are fewer than k examples, all vote.
     """
     mesh = fewshot.make_mesh(devices)
-    numbers = np.asarray(train_labels, np.int32) + 1  # The zeros that fill the last chunk: none.
+    numbers = np.asarray(train_labels, np.int32) + 1  # 0 is the padding of the last chunk.
     most = min(max(neighbours), len(numbers))
 
     def nearest(queries: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Similarities T k, descending, and the numbers T k of what they are with."""
+        """Returns similarities T k, descending, and the label numbers T k of the neighbours."""
         T = queries.shape[0]
         best = (np.full((T, most), -np.inf, np.float32), np.zeros((T, most), np.int32))
         best = jax.device_put(best, fewshot.over_examples(mesh))
-        everywhere = fewshot.whole(mesh)
+        everywhere = fewshot.replicated(mesh)
         chunks = (
             fewshot.stream(mesh, chunk_size, each, everywhere) for each in (train_features, numbers)
         )
@@ -255,27 +254,27 @@ def vote(
 
 @functools.partial(jax.jit, static_argnames="mesh", donate_argnums=0)
 def _merge(best, queries: jax.Array, keys: jax.Array, numbers: jax.Array, mesh: Mesh):
-    """The nearest so far and those among keys C D with numbers C, for each of queries T D."""
+    """Merges the nearest so far with keys C D of label numbers C, for queries T D."""
 
     def merge(best, queries, keys, numbers):
         near, whose = best
         k = near.shape[1]
         similarity = jnp.matmul(_unit(queries), _unit(keys).T, precision="highest")  # T C
         similarity = jnp.where(numbers[None] > 0, similarity, -jnp.inf)
-        # Of equals `top_k` takes the first: those of earlier chunks.
+        # `top_k` returns the first of equal values, which are those of earlier chunks.
         near, place = jax.lax.top_k(jnp.concatenate([near, similarity], axis=1), k)
         earlier = jnp.take_along_axis(whose, jnp.minimum(place, k - 1), axis=1)
         later = numbers[jnp.maximum(place - k, 0)]
         return near, jnp.where(place < k, earlier, later)
 
-    # Each device for its own queries: left to itself, `top_k` gathers the similarities.
-    own, every = fewshot.over_examples(mesh).spec, fewshot.whole(mesh).spec
+    # Each device handles its own queries; without shard_map `top_k` gathers the similarities.
+    own, every = fewshot.over_examples(mesh).spec, fewshot.replicated(mesh).spec
     specs = {"in_specs": (own, own, every, every), "out_specs": own}
     return jax.shard_map(merge, mesh=mesh, **specs)(best, queries, keys, numbers)
 
 
 def _unit(features: jax.Array) -> jax.Array:
-    """Rows of length 1; a row of zeros is near to nothing and stays."""
+    """Scales rows to length 1; rows of zeros are unchanged."""
     features = features.astype(jnp.float32)
     length = jnp.linalg.norm(features, axis=1, keepdims=True)
     return features / jnp.where(length > 0, length, 1)
@@ -283,11 +282,11 @@ def _unit(features: jax.Array) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnames="neighbours")
 def _vote(near: jax.Array, numbers: jax.Array, neighbours: tuple[int, ...], temperature: float):
-    """The label with most votes of the first k, for each k: T k, T k -> T len(neighbours)."""
-    weights = jnp.exp((near - near[:, :1]) / temperature)  # To one another; the nearest has 1.
+    """Returns the label with most votes of the first k, for each k: T k -> T len(neighbours)."""
+    weights = jnp.exp((near - near[:, :1]) / temperature)  # Relative to the nearest.
 
     def add(j: jax.Array, votes: jax.Array) -> jax.Array:
-        """With the vote of neighbour j: counted by all with its label, and not in a T x K."""
+        """Adds the vote of neighbour j to all neighbours with its label; needs no T x K array."""
         is_for = numbers == numbers[:, j, None]
         return votes + jnp.where(is_for, weights[:, j, None], 0)
 
