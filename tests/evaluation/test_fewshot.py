@@ -231,7 +231,7 @@ def test_features_and_labels_that_cannot_be_are_refused():
     damaged = features.copy()
     damaged[2, 1] = np.nan
     cases = [
-        ((damaged, labels, 2, "test set"), "test set: the features of example 2 are not all fini"),
+        ((damaged, labels, 2, "test set"), "test set: the features of example 2 are not fini"),
         ((features, labels, 1, "x"), "x: the label of example 1 is 1; expected 0 to 0"),
         ((features, labels - 1, 2, "x"), "x: the label of example 0 is -1; expected 0 to 1"),
         ((features, labels[:2], 2, "x"), r"features \[3, 2\] and labels \[2\]"),
