@@ -1,4 +1,4 @@
-"""What figures are drawn from, against loops and libraries that know nothing of it."""
+"""Numbers of the figures against loops, scipy and scikit-learn."""
 
 import dataclasses
 import math
@@ -31,7 +31,9 @@ def vit(name: str = "vit_ti16", **options):
     model = create_model(name, **options)
     images = np.zeros((1, *model.image_size, 3), np.float32)
     params = jax.jit(model.init)(jax.random.key(0), images)["params"]
-    return model, jax.tree.map(lambda p: 3 * np.array(p), params)  # Sharper than at first.
+    return model, jax.tree.map(
+        lambda p: 3 * np.array(p), params
+    )  # Larger than initial values: less uniform attention.
 
 
 def random_weights(num_layers: int, tokens: int, num_images: int = 3, heads: int = 2):
@@ -54,14 +56,14 @@ def random_weights(num_layers: int, tokens: int, num_images: int = 3, heads: int
     ],
     ids=str,
 )
-def test_weights_are_a_distribution_for_each_token_of_each_layer(options):
+def test_attention_weights_sum_to_1_for_each_query(options):
     model, params = vit(**options)
-    layers = list(attention_lib.make_attention(model)(params, IMAGES))
+    layers = list(attention_lib.make_attention_fn(model)(params, IMAGES))
     T = 6 + (options.get("pool") != "gap") + options.get("registers", 0)
     assert [A.shape for A in layers] == [(3, 2, T, T)] * 2
     for A in layers:
         np.testing.assert_allclose(np.array(A).sum(-1), 1, rtol=1e-5)
-        assert np.array(A).std() > 1e-3, "not merely uniform"
+        assert np.array(A).std() > 1e-3, "not uniform"
 
 
 @pytest.mark.parametrize(
@@ -77,32 +79,31 @@ def test_weights_are_a_distribution_for_each_token_of_each_layer(options):
     ],
     ids=str,
 )
-def test_layers_one_by_one_weigh_what_the_whole_model_does(options):
+def test_attention_fn_layer_by_layer_equals_the_full_model(options):
     model, params = vit(**options)
     _, state = model.apply({"params": params}, IMAGES, mutable=["attention"])
-    whole = [
+    expected = [
         state["attention"]["Transformer"][f"encoderblock_{i}"]["MultiHeadDotProductAttention_0"]
         for i in range(2)
     ]
-    attention = attention_lib.make_attention(model)
+    attention_fn = attention_lib.make_attention_fn(model)
     encoder = {k: v for k, v in params["Transformer"].items() if "encoderblock" not in k}
     layers = (params["Transformer"][f"encoderblock_{i}"] for i in range(2))
-    # The relative error of a weight is the absolute error of its logit, and logits reach 300.
-    # The layers are compiled and the whole model is not: from jax 0.11 on, XLA fuses LayerNorm
-    # into loops that round otherwise, 4.5 eps of the largest logit by the second layer. Either way
-    # is 18 eps off float64.
+    # The relative error of a weight is the absolute error of its logit, and logits reach 300. Only
+    # the layers one by one are compiled: from jax 0.11 on, XLA fuses LayerNorm into loops with
+    # other rounding, 4.5 eps of the largest logit in the second layer.
     rtol = 16 * np.finfo(np.float32).eps * 300
-    for found in (
-        attention(params, IMAGES),
-        attention(params | {"Transformer": encoder}, IMAGES, layers),
+    for layer_weights in (
+        attention_fn(params, IMAGES),
+        attention_fn(params | {"Transformer": encoder}, IMAGES, layers),
     ):
-        for told, A in zip(whole, found, strict=True):
-            np.testing.assert_allclose(A, told["A"][0], rtol=rtol, atol=1e-7)
+        for sown, A in zip(expected, layer_weights, strict=True):
+            np.testing.assert_allclose(A, sown["A"][0], rtol=rtol, atol=1e-7)
 
 
-def test_weights_are_the_softmax_of_queries_and_keys():
+def test_attention_weights_are_the_softmax_of_queries_and_keys():
     model, params = vit()
-    A = np.array(next(attention_lib.make_attention(model)(params, IMAGES)))
+    A = np.array(next(attention_lib.make_attention_fn(model)(params, IMAGES)))
     body = model.clone(num_classes=0)
     _, state = body.apply({"params": params}, IMAGES, capture_intermediates=True)
     block = state["intermediates"]["Transformer"]["encoderblock_0"]
@@ -122,134 +123,136 @@ def test_weights_are_the_softmax_of_queries_and_keys():
                 )
 
 
-def test_asking_for_weights_changes_no_output():
+def test_sowing_attention_weights_does_not_change_the_output():
     model, params = vit()
     plain = model.apply({"params": params}, IMAGES)
-    asked, _ = model.apply({"params": params}, IMAGES, mutable=["attention"])
-    np.testing.assert_array_equal(plain, asked)
+    with_weights, _ = model.apply({"params": params}, IMAGES, mutable=["attention"])
+    np.testing.assert_array_equal(plain, with_weights)
     _, state = model.apply({"params": params}, IMAGES, mutable=["intermediates"])
-    assert "attention" not in state, "nobody else pays for it"
+    assert "attention" not in state, "weights are sown only into a mutable collection"
 
 
-def test_a_hybrid_looks_from_places_of_its_feature_map():
+def test_attention_of_a_hybrid_is_over_its_feature_map():
     model, params = vit("r_ti16", patch=None, image_size=(64, 96))
     images = np.zeros((1, 64, 96, 3), np.float32)
     assert model.grid == (2, 3)
-    (A, _) = attention_lib.make_attention(model)(params, images)
+    (A, _) = attention_lib.make_attention_fn(model)(params, images)
     assert A.shape == (1, 2, 7, 7)
     assert model.patch_pixels == 32
-    assert attention_lib.filters(model, params).shape == (7, 7, 3, 64)
+    assert attention_lib.pixel_filters(model, params).shape == (7, 7, 3, 64)
 
 
-def test_a_resnet_has_nothing_to_show():
-    with pytest.raises(ConfigError, match="it has no attention"):
-        attention_lib.refuse_without_attention(create_model("bit_r26x1", image_size=32), "weights")
+def test_require_attention_rejects_a_resnet():
+    with pytest.raises(ConfigError, match="which has no attention"):
+        attention_lib.require_attention(create_model("bit_r26x1", image_size=32), "weights")
 
 
-def test_the_distance_is_that_of_its_definition():
+def test_mean_distance_equals_its_definition_in_loops():
     (A,) = random_weights(1, 7)
-    found = attention_distance.mean_distance(A, GRID, patch_pixels=16)
-    places = [(r, c) for r in range(2) for c in range(3)]
+    distances = attention_distance.mean_distance(A, GRID, patch_pixels=16)
+    patches = [(r, c) for r in range(2) for c in range(3)]
     for head in range(2):
         total = 0.0
         for image in range(3):
-            for i, query in enumerate(places):
+            for i, query in enumerate(patches):
                 row = A[image, head, 1 + i, 1:]  # Without the class token.
-                for weight, key in zip(row / row.sum(), places, strict=True):
+                for weight, key in zip(row / row.sum(), patches, strict=True):
                     total += weight * 16 * math.dist(query, key)
-        np.testing.assert_allclose(found[head], total / (3 * 6), rtol=1e-12)
+        np.testing.assert_allclose(distances[head], total / (3 * 6), rtol=1e-12)
 
 
-def test_who_looks_only_at_itself_looks_no_distance_and_all_look_as_far_as_the_mean():
-    nowhere = np.eye(6)[None, None]
-    np.testing.assert_array_equal(attention_distance.mean_distance(nowhere, GRID, 16), [0])
+def test_mean_distance_is_0_for_identity_and_the_mean_for_uniform_weights():
+    identity = np.eye(6)[None, None]
+    np.testing.assert_array_equal(attention_distance.mean_distance(identity, GRID, 16), [0])
     uniform = np.full((1, 1, 6, 6), 1 / 6)
-    expected = attention_distance.distances(GRID, 16).mean()
+    expected = attention_distance.patch_distances(GRID, 16).mean()
     np.testing.assert_allclose(attention_distance.mean_distance(uniform, GRID, 16), expected)
-    assert attention_distance.distances(GRID, 16)[0].tolist() == [
+    assert attention_distance.patch_distances(GRID, 16)[0].tolist() == [
         *(0, 16, 32),
         *(16, math.hypot(16, 16), math.hypot(16, 32)),
     ]
 
 
-def test_rollout_multiplies_the_layers_with_their_identity():
+def test_rollout_is_the_product_of_layers_with_their_identity():
     layers = random_weights(3, 7)
-    found = attention_rollout.rollout(layers)
+    rollout = attention_rollout.rollout(layers)
     for b in range(3):
         expected = np.eye(7)
-        for A in layers:  # The last layer stands left.
+        for A in layers:  # The last layer is the leftmost factor.
             mixed = 0.5 * (A[b, 0] + A[b, 1]) / 2 + 0.5 * np.eye(7)
             expected = mixed @ expected
-        np.testing.assert_allclose(found[b], expected, rtol=1e-12)
-        np.testing.assert_allclose(found[b].sum(axis=1), 1)
+        np.testing.assert_allclose(rollout[b], expected, rtol=1e-12)
+        np.testing.assert_allclose(rollout[b].sum(axis=1), 1)
 
 
 @pytest.mark.parametrize("has_cls", [True, False])
-def test_the_map_of_the_output_is_its_row_over_the_patches(has_cls):
+def test_output_maps_are_the_rows_of_the_output_token(has_cls):
     joint = attention_rollout.rollout(random_weights(2, 6 + has_cls))
-    masks = attention_rollout.of_output(joint, GRID, has_cls)
+    masks = attention_rollout.output_maps(joint, GRID, has_cls)
     rows = joint[:, 0, 1:] if has_cls else joint.mean(axis=1)
     np.testing.assert_allclose(masks, (rows / rows.max(1, keepdims=True)).reshape(3, 2, 3))
 
 
-def test_a_map_is_enlarged_as_scipy_does_it():
+def test_resize_map_equals_scipy_zoom():
     mask = np.random.default_rng(2).uniform(size=(3, 4))
     expected = ndimage.zoom(mask, (9 / 3, 12 / 4), order=1)
-    np.testing.assert_allclose(attention_rollout.enlarge(mask, (9, 12)), expected, atol=1e-12)
+    np.testing.assert_allclose(attention_rollout.resize_map(mask, (9, 12)), expected, atol=1e-12)
 
 
-def test_heads_are_seen_from_the_output_or_from_a_patch():
+def test_head_maps_are_rows_of_the_class_token_or_a_patch():
     A = random_weights(1, 8)[0][0]  # A class token and a register before six patches.
     np.testing.assert_array_equal(
-        attention_heads.maps(A, GRID, has_cls=True), A[:, 0, 2:].reshape(2, 2, 3)
+        attention_heads.head_maps(A, GRID, has_cls=True), A[:, 0, 2:].reshape(2, 2, 3)
     )
     np.testing.assert_array_equal(
-        attention_heads.maps(A, GRID, has_cls=True, query=4), A[:, 6, 2:].reshape(2, 2, 3)
+        attention_heads.head_maps(A, GRID, has_cls=True, query=4), A[:, 6, 2:].reshape(2, 2, 3)
     )
 
 
-def test_tiles_are_the_cosines_of_scipy():
-    table = np.random.default_rng(3).normal(size=(6, 5))
-    found = position_similarity.similarity(table, GRID)
-    expected = 1 - cdist(table, table, metric="cosine")
-    np.testing.assert_allclose(found.reshape(6, 6), expected, atol=1e-12)
-    mosaic = position_similarity.mosaic(found)
-    assert mosaic.shape == (2 * 2 + 1, 3 * 3 + 2)
-    np.testing.assert_array_equal(mosaic[3:, 4:7], found[1, 1])
-    assert np.isnan(mosaic[2]).all()
-    assert np.isnan(mosaic[:, 3]).all()
+def test_cosine_similarity_equals_scipy_and_tiles_are_in_grid_order():
+    embeddings = np.random.default_rng(3).normal(size=(6, 5))
+    similarities = position_similarity.cosine_similarity(embeddings, GRID)
+    expected = 1 - cdist(embeddings, embeddings, metric="cosine")
+    np.testing.assert_allclose(similarities.reshape(6, 6), expected, atol=1e-12)
+    tiles = position_similarity.tile_similarities(similarities)
+    assert tiles.shape == (2 * 2 + 1, 3 * 3 + 2)
+    np.testing.assert_array_equal(tiles[3:, 4:7], similarities[1, 1])
+    assert np.isnan(tiles[2]).all()
+    assert np.isnan(tiles[:, 3]).all()
 
 
 @pytest.mark.parametrize("kind", ["learned", "learned_2d", "sincos"])
 @pytest.mark.parametrize("pool", ["token", "gap"])
-def test_positions_are_those_added_to_the_patches(kind, pool):
+def test_position_embeddings_are_those_added_to_the_patches(kind, pool):
     model, params = vit(pos_embed=kind, pool=pool)
-    table = attention_lib.positions(model, params)
-    assert table.shape == (6, 16)
+    embeddings = attention_lib.position_embeddings(model, params)
+    assert embeddings.shape == (6, 16)
     own = params["Transformer"].get("posembed_input", {})
     if kind == "learned":
-        np.testing.assert_array_equal(table, own["pos_embedding"][0, -6:])
+        np.testing.assert_array_equal(embeddings, own["pos_embedding"][0, -6:])
     if kind == "learned_2d":
         for i in range(6):
             halves = own["x_embedding"][0, i % 3], own["y_embedding"][0, i // 3]
-            np.testing.assert_allclose(table[i], np.concatenate(halves))
+            np.testing.assert_allclose(embeddings[i], np.concatenate(halves))
 
 
 @pytest.mark.parametrize("kind", ["none", "relative"])
-def test_what_adds_no_positions_has_no_table(kind):
-    assert attention_lib.positions(*vit(pos_embed=kind)) is None
+def test_position_embeddings_are_none_without_added_embeddings(kind):
+    assert attention_lib.position_embeddings(*vit(pos_embed=kind)) is None
 
 
-def test_components_are_those_of_scikit_learn_but_for_their_sign():
+def test_principal_components_equal_scikit_learn_up_to_sign():
     kernel = np.random.default_rng(4).normal(size=(2, 2, 3, 40)).astype(np.float32)
-    found = filters.principal_components(kernel, 5).reshape(5, -1)
-    theirs = PCA(5, svd_solver="full").fit(kernel.reshape(12, 40).T.astype(np.float64)).components_
-    np.testing.assert_allclose(np.abs((found * theirs).sum(1)), 1, rtol=1e-6)
-    for component in found:
+    components = filters.principal_components(kernel, 5).reshape(5, -1)
+    expected = (
+        PCA(5, svd_solver="full").fit(kernel.reshape(12, 40).T.astype(np.float64)).components_
+    )
+    np.testing.assert_allclose(np.abs((components * expected).sum(1)), 1, rtol=1e-6)
+    for component in components:
         assert component[np.abs(component).argmax()] > 0
 
 
-def test_patches_that_answer_most_come_first():
+def test_top_patches_are_sorted_by_response():
     components = np.zeros((2, 1, 2, 3))
     components[0, 0, 0] = components[1, 0, 1] = 1
     patches = np.zeros((4, 1, 2, 3))
@@ -258,10 +261,10 @@ def test_patches_that_answer_most_come_first():
     assert filters.top_patches(patches, components, 2).tolist() == [[2, 1], [3, 0]]
 
 
-def test_the_embedding_of_a_vit_is_its_filters():
+def test_pixel_filters_are_the_patch_embedding_kernel():
     model, params = vit()
-    kernel = attention_lib.filters(model, params)
+    kernel = attention_lib.pixel_filters(model, params)
     assert kernel.shape == (4, 4, 3, 16)
     np.testing.assert_array_equal(kernel, params["embedding"]["kernel"])
     wide = dataclasses.replace(model.config, kernels="plain")
-    assert attention_lib.filters(model.clone(config=wide), params) is not None
+    assert attention_lib.pixel_filters(model.clone(config=wide), params) is not None

@@ -1,4 +1,4 @@
-"""The verb `figures`: what it writes, of which models, in which colours."""
+"""The verb `figures`: files, models, images, themes and errors."""
 
 import xml.etree.ElementTree
 
@@ -9,14 +9,15 @@ from PIL import Image
 from vit_jax import create_model, main, trees
 from vit_jax.errors import CheckpointError, ConfigError, DataError
 from vit_jax.figures import attention_distance, style
+from vit_jax.figures import attention_statistics as statistics_lib
 from vit_jax.figures import draw as draw_lib
 from vit_jax.weights import load
 
 ALL = {"figure6", "figure7", "figure10", "figure11", "figure14", "heads", "patches"}
 
 
-def weights(folder, name: str, size: int):
-    """Random weights of a small model, in the official form, with no data behind them."""
+def write_weights(folder, name: str, size: int):
+    """Writes random weights of a small model in the official npz format."""
     import jax
 
     model = create_model(
@@ -39,8 +40,8 @@ def draw(where, out, *flags: str, capsys) -> str:
     return capsys.readouterr().out.splitlines()[-1]
 
 
-def test_weights_alone_are_drawn_over_two_photos(tmp_path, capsys):
-    where = weights(tmp_path, "vit_ti16", 64)
+def test_figures_of_weights_without_a_run_show_two_photos(tmp_path, capsys):
+    where = write_weights(tmp_path, "vit_ti16", 64)
     line = draw(where, tmp_path / "out", capsys=capsys)
     assert line.endswith(f"images=2 out={tmp_path / 'out'}")
     assert {path.stem for path in (tmp_path / "out").iterdir()} == ALL
@@ -48,111 +49,115 @@ def test_weights_alone_are_drawn_over_two_photos(tmp_path, capsys):
         if path.suffix == ".png":
             with Image.open(path) as image:
                 assert min(image.size) > 150
-                assert np.asarray(image.convert("L")).std() > 5, "something is drawn"
+                assert np.asarray(image.convert("L")).std() > 5, "the image is not blank"
         else:
             text = "".join(xml.etree.ElementTree.parse(path).getroot().itertext())
-            assert text.strip(), "words are words in the vector form"
+            assert text.strip(), "SVG text is text, not paths"
 
 
-def test_a_hybrid_is_drawn_with_the_filters_of_its_root(tmp_path, capsys):
-    line = draw(weights(tmp_path, "r_ti16", 64), tmp_path / "out", capsys=capsys)
+def test_figures_of_a_hybrid_have_no_patches(tmp_path, capsys):
+    line = draw(write_weights(tmp_path, "r_ti16", 64), tmp_path / "out", capsys=capsys)
     assert "figure7" in line
-    assert "patches" not in line, "its patches are of features, not of colours"
+    assert "patches" not in line, "patches of a hybrid are features, not pixels"
 
 
-def test_images_of_ones_own_and_a_layer_can_be_chosen(tmp_path, photo_folder, capsys):
-    where = weights(tmp_path, "vit_ti16", 64)
+def test_figures_take_images_a_layer_and_a_theme(tmp_path, photo_folder, capsys):
+    where = write_weights(tmp_path, "vit_ti16", 64)
     files = [f"--image={path}" for path in sorted(photo_folder.rglob("*.jpg"))[:5]]
     line = draw(where, tmp_path / "out", *files, "--block=0", "--theme=dark", capsys=capsys)
     assert "images=5" in line
     with Image.open(tmp_path / "out" / "figure11.png") as image:
-        assert sum(image.convert("RGB").getpixel((2, 2))) < 100, "the paper is dark"
-    with pytest.raises(ConfigError, match="--block is 2; the layers are 0 to 1"):
+        assert sum(image.convert("RGB").getpixel((2, 2))) < 100, "the background is dark"
+    with pytest.raises(ConfigError, match="--block is 2; expected a layer from 0 to 1"):
         draw(where, tmp_path / "out", "--block=2", capsys=capsys)
     with pytest.raises(DataError, match=r"nothing\.jpg: No such file"):
         draw(where, tmp_path / "out", "--image=nothing.jpg", capsys=capsys)
 
 
-def test_images_and_a_runs_data_are_not_both_taken(tmp_path):
-    where = weights(tmp_path, "vit_ti16", 64)
+def test_figures_reject_images_together_with_a_data_override(tmp_path):
+    where = write_weights(tmp_path, "vit_ti16", 64)
     flags = ["--image=a.jpg", "--config.data.split=val", f"--out={tmp_path / 'out'}"]
-    with pytest.raises(ConfigError, match=r"data\.split amends .* --image=a\.jpg"):
+    with pytest.raises(ConfigError, match=r"data\.split and --image=a\.jpg exclude each other"):
         main.run(["figures", f"--checkpoint={where}", *flags])
 
 
-def test_one_figure_can_be_drawn_alone(tmp_path, capsys):
-    where = weights(tmp_path, "r_ti16", 64)
+def test_only_selects_figures(tmp_path, capsys):
+    where = write_weights(tmp_path, "r_ti16", 64)
     line = draw(where, tmp_path / "out", "--only=figure10", capsys=capsys)
     assert line.startswith("done: figures=figure10 ")
     assert {path.stem for path in (tmp_path / "out").iterdir()} == {"figure10"}
-    with pytest.raises(ConfigError, match=r"--only=patches: no such figure .* it has figure10, "):
+    with pytest.raises(ConfigError, match=r"--only=patches: .* has no such figure; choose from f"):
         draw(where, tmp_path / "out", "--only=patches", capsys=capsys)
 
 
-def test_images_in_several_batches_are_seen_as_all_at_once(tmp_path, monkeypatch):
-    loaded = load.load(weights(tmp_path, "vit_ti16", 64))
+def test_statistics_in_several_batches_equal_those_of_one_batch(tmp_path, monkeypatch):
+    loaded = load.load(write_weights(tmp_path, "vit_ti16", 64))
     images = np.random.default_rng(0).uniform(-1, 1, (5, 64, 64, 3)).astype(np.float32)
-    held = draw_lib.Examined("weights", loaded.model, loaded.params(), None, images)
-    whole = draw_lib._look(held, block=0)
-    monkeypatch.setattr(draw_lib, "HELD", 2 * 4 * 3 * 17**2)  # Two images' weights.
-    read = draw_lib.Examined("weights", loaded.model, *draw_lib._in_parts(loaded), images)
-    parts = draw_lib._look(read, block=0)
-    for name in ("distances", "masks", "heads"):
-        np.testing.assert_allclose(getattr(parts, name), getattr(whole, name), rtol=1e-5)
-    assert whole.distances.shape == (2, 3)
-    assert whole.masks.shape == (5, 4, 4)
+    options = {"images": images, "layer": 0, "num_rollouts": 16}
+    expected = statistics_lib.compute_statistics(loaded.model, loaded.params(), **options)
+    monkeypatch.setattr(statistics_lib, "MAX_ATTENTION_BYTES", 2 * 4 * 3 * 17**2)  # Two images.
+    params, read_layers = draw_lib._params_and_read_layers(loaded)
+    batched = statistics_lib.compute_statistics(
+        loaded.model, params, read_layers=read_layers, **options
+    )
+    for name in ("distances", "rollout_maps", "head_maps"):
+        np.testing.assert_allclose(getattr(batched, name), getattr(expected, name), rtol=1e-5)
+    assert expected.distances.shape == (2, 3)
+    assert expected.rollout_maps.shape == (5, 4, 4)
 
 
 @pytest.mark.parametrize(
-    ("name", "words"),
+    ("name", "message"),
     [
-        ("embedding/kernel", "embedding/kernel holds values that are no numbers"),
+        ("embedding/kernel", "embedding/kernel contains values that are not finite"),
         (
             "Transformer/encoderblock_1/MultiHeadDotProductAttention_0/key/kernel",
-            "attention of layer 1 is no number",
+            "attention weights of layer 1 are not finite",
         ),
     ],
 )
-def test_weights_that_are_no_numbers_are_told_of(tmp_path, name, words):
-    where = weights(tmp_path, "vit_ti16", 64)
+def test_figures_reject_weights_that_are_not_finite(tmp_path, name, message):
+    where = write_weights(tmp_path, "vit_ti16", 64)
     arrays = dict(np.load(where))
     arrays[name].flat[0] = np.nan
     np.savez(where, **arrays)
-    with pytest.raises(CheckpointError, match=words):
+    with pytest.raises(CheckpointError, match=message):
         main.run(["figures", f"--checkpoint={where}", f"--out={tmp_path / 'out'}"])
     assert not (tmp_path / "out").exists()
 
 
-def test_a_damaged_layer_is_told_of_and_nothing_is_written(tmp_path):
-    where = weights(tmp_path, "vit_ti16", 64)
+def test_figures_write_nothing_if_a_layer_is_damaged(tmp_path):
+    where = write_weights(tmp_path, "vit_ti16", 64)
     content = bytearray(where.read_bytes())
-    place = content.index(b"encoderblock_1/MlpBlock_0/Dense_0/kernel.npy") + 1000
-    content[place] ^= 1
+    offset = content.index(b"encoderblock_1/MlpBlock_0/Dense_0/kernel.npy") + 1000
+    content[offset] ^= 1
     where.write_bytes(content)
     with pytest.raises(CheckpointError, match=r"encoderblock_1/MlpBlock_0/Dense_0/kernel is dam"):
         main.run(["figures", f"--checkpoint={where}", f"--out={tmp_path / 'out'}"])
     assert not (tmp_path / "out").exists()
 
 
-def test_figure_10_has_a_panel_for_each_of_several_models(tmp_path, capsys):
+def test_beside_adds_a_panel_to_figure_10(tmp_path, capsys):
     (tmp_path / "short").mkdir()
     (tmp_path / "long").mkdir()
-    first = weights(tmp_path / "short", "vit_ti16", 64)
-    second = weights(tmp_path / "long", "vit_ti16", 48)
+    first = write_weights(tmp_path / "short", "vit_ti16", 64)
+    second = write_weights(tmp_path / "long", "vit_ti16", 48)
     draw(first, tmp_path / "out", f"--beside={second}", capsys=capsys)
     svg = xml.etree.ElementTree.parse(tmp_path / "out" / "figure10.svg").getroot()
-    words = "".join(svg.itertext())
-    assert "short/vit_ti16.npz" in words
-    assert "long/vit_ti16.npz" in words
-    with pytest.raises(ConfigError, match="is there twice"):
+    text = "".join(svg.itertext())
+    assert "short/vit_ti16.npz" in text
+    assert "long/vit_ti16.npz" in text
+    with pytest.raises(ConfigError, match="is given twice"):
         draw(first, tmp_path / "out", f"--beside={first}", capsys=capsys)
 
 
-def test_the_same_figure_is_the_same_file(tmp_path):
-    found = {"model": np.random.default_rng(0).uniform(0, 100, (3, 4))}
+def test_save_figure_is_deterministic(tmp_path):
+    distances = {"model": np.random.default_rng(0).uniform(0, 100, (3, 4))}
     written = []
     for folder in ("a", "b"):
         with style.theme("light"):
-            paths = style.save(attention_distance.plot(found), tmp_path / folder, "figure")
+            paths = style.save_figure(
+                attention_distance.plot_distances(distances), tmp_path / folder, "figure"
+            )
         written.append([path.read_bytes() for path in paths])
     assert written[0] == written[1]

@@ -1,6 +1,6 @@
-"""The figures that look inside (section 4.5, appendices D.4, D.7 and D.8).
+"""Figures that inspect a trained model (section 4.5, appendices D.4, D.7 and D.8).
 
-Each file has the figure's numbers as a function of arrays, and its drawing as a function of these
-numbers, which returns a matplotlib Figure. The alphabet of shapes is that of models/vit.py, with
-L layers and images B H W 3 in [0, 1].
+Each module computes the numbers of one figure from arrays, and plots these numbers with a function
+that returns a matplotlib Figure. Letters for shapes are those of models/vit.py, and L layers; a
+patch grid has r rows and c columns; images are B H W 3 in [0, 1].
 """

@@ -1,4 +1,4 @@
-"""What figures need of a model and its parameters: attention weights, positions, filters."""
+"""Attention weights, position embeddings and patch filters of a model and its parameters."""
 
 import dataclasses
 import pathlib
@@ -14,100 +14,115 @@ from vit_jax.models.registry import ViT
 from vit_jax.models.vit import insert_registers
 from vit_jax.weights import load
 
-FIRST = "encoderblock_0"
+FIRST_LAYER = "encoderblock_0"
 ATTENTION = "MultiHeadDotProductAttention_0"
-ROOT = "conv_root"  # Of a hybrid's ResNet: the filters that see colours.
+STEM_ROOT = "conv_root"  # First convolution of a hybrid's ResNet.
 
 
-def refuse_without_attention(model, where: str) -> None:
-    """Raises ConfigError for a model that has no attention to show."""
+def require_attention(model, where: str) -> None:
+    """Raises ConfigError for a model without attention."""
     if not isinstance(model, ViT):
-        raise ConfigError(f"{where} is a ResNet: it has no attention and no positions to show.")
+        raise ConfigError(
+            f"{where} is a ResNet, which has no attention and no position embeddings; give the "
+            "weights of a Vision Transformer or hybrid."
+        )
 
 
-def make_attention(model: ViT, tell: Callable = lambda A: A) -> Callable[..., Iterator]:
-    """Returns `attention(params, images, layers=None)`, which yields the weights of each layer.
+def make_attention_fn(
+    model: ViT, reduce_fn: Callable = lambda weights: weights
+) -> Callable[..., Iterator]:
+    """Returns a function that yields the attention weights of each layer.
 
-    Images are B H W 3 in [-1, 1], as the model takes them, the weights of a layer B h T T.
-    `layers` are the parameters of each layer in turn, where `params` is without them: no more
-    than two layers' need memory at once.
+    It is called as `attention_fn(params, images, layers=None)` with images B H W 3 in [-1, 1], and
+    yields B h T T per layer. If `layers` yields the parameters of each layer, `params` need not
+    contain them; then at most two layers are in memory at once.
 
     Args:
-      tell: A -> what is told of a layer's weights in their place, on the devices.
+      model: a Vision Transformer or hybrid.
+      reduce_fn: function of a layer's weights B h T T that runs on the device; its result is
+        yielded in place of the weights.
     """
-    plain = dataclasses.replace(model.config, scan=False, remat="none")
-    one = dataclasses.replace(plain, num_layers=1)
-    beginning = model.clone(config=one, num_classes=0)
-    block = Block(plain)
+    config = dataclasses.replace(model.config, scan=False, remat="none")
+    one_layer = model.clone(config=dataclasses.replace(config, num_layers=1), num_classes=0)
+    block = Block(config)
 
     @jax.jit
-    def begin(params, images: jax.Array) -> tuple:
-        """What comes out of the first layer, and what is told of it."""
-        _, state = beginning.apply(
+    def apply_first_layer(params, images: jax.Array) -> tuple:
+        """Returns the tokens B T D after the first layer, and its reduced weights."""
+        _, state = one_layer.apply(
             {"params": params},
             images,
-            capture_intermediates=lambda module, _: module.name == FIRST,
+            capture_intermediates=lambda module, _: module.name == FIRST_LAYER,
             mutable=["intermediates", WEIGHTS],
         )
-        (z,) = state["intermediates"]["Transformer"][FIRST]["__call__"]
-        return z, tell(state[WEIGHTS]["Transformer"][FIRST][ATTENTION]["A"][0])
+        (z,) = state["intermediates"]["Transformer"][FIRST_LAYER]["__call__"]
+        return z, reduce_fn(state[WEIGHTS]["Transformer"][FIRST_LAYER][ATTENTION]["A"][0])
 
     @jax.jit
-    def go_on(params, z: jax.Array) -> tuple:
+    def apply_layer(params, z: jax.Array) -> tuple:
         z, state = block.apply({"params": params}, z, mutable=[WEIGHTS])
-        return z, tell(state[WEIGHTS][ATTENTION]["A"][0])
+        return z, reduce_fn(state[WEIGHTS][ATTENTION]["A"][0])
 
-    def attention(params, images, layers: Iterable[dict] | None = None) -> Iterator:
+    def attention_fn(params, images, layers: Iterable[dict] | None = None) -> Iterator:
         encoder = params["Transformer"]
         names = [f"encoderblock_{i}" for i in range(model.size.num_layers)]
         if layers is None:
             layers = (encoder[name] for name in names)
         layers = iter(layers)
-        others = {name: own for name, own in encoder.items() if name not in names}
-        z, told = begin(params | {"Transformer": others | {FIRST: next(layers)}}, images)
-        for i, own in enumerate(layers, 1):  # One may be read while the one before it computes.
-            yield jax.block_until_ready(told)
-            z, told = go_on(own, _placed(model, encoder, z, i))
-        yield told
+        others = {name: value for name, value in encoder.items() if name not in names}
+        first = params | {"Transformer": others | {FIRST_LAYER: next(layers)}}
+        z, weights = apply_first_layer(first, images)
+        for i, layer in enumerate(layers, 1):  # Reading a layer overlaps with computing the last.
+            yield jax.block_until_ready(weights)
+            z, weights = apply_layer(layer, _add_position_embeddings(model, encoder, z, i))
+        yield weights
 
-    return attention
+    return attention_fn
 
 
-def _placed(model: ViT, encoder: dict, z: jax.Array, layer: int) -> jax.Array:
-    """The tokens as a layer but the first takes them: with positions, where it adds some."""
+def _add_position_embeddings(model: ViT, encoder: dict, z: jax.Array, layer: int) -> jax.Array:
+    """Returns the input of a layer after the first, for models that add embeddings at each."""
     kind, where = model.config.pos_embed, model.config.pos_embed_at
     if kind in ("none", "relative") or where == "stem":
         return z
-    own = encoder.get("posembed_input" if where == "shared" else f"posembed_{layer}", {})
+    params = encoder.get("posembed_input" if where == "shared" else f"posembed_{layer}", {})
     module = PositionEmbedding(kind, model.grid, model.has_cls, model.size.hidden_size)
-    E_pos = insert_registers(module.apply({"params": own}), model.has_cls, model.config.registers)
+    E_pos = insert_registers(
+        module.apply({"params": params}), model.has_cls, model.config.registers
+    )
     return z + E_pos.astype(z.dtype)
 
 
-def positions(model: ViT, params: dict) -> np.ndarray | None:
-    """The position embeddings N D of the patches; None where nothing is added to them."""
+def position_embeddings(model: ViT, params: dict) -> np.ndarray | None:
+    """Returns the position embeddings N D of the patches; None if the model adds none."""
     kind = model.config.pos_embed
     if kind in ("none", "relative"):
         return None
-    D = model.size.hidden_size
-    module = PositionEmbedding(kind, model.grid, model.has_cls, D)
+    module = PositionEmbedding(kind, model.grid, model.has_cls, model.size.hidden_size)
     own = params["Transformer"].get("posembed_input", {})
     return np.array(module.apply({"params": own})[0, int(model.has_cls) :])
 
 
-def filters(model: ViT, params: dict) -> np.ndarray:
-    """The filters that see the image, P P 3 D: of the patches, or of a hybrid's ResNet's root."""
-    kernel = params[ROOT if model.stem else "embedding"]["kernel"]
-    return np.array(kernel, np.float32)
+def read_position_embeddings(
+    where: str | pathlib.Path,
+) -> tuple[load.Model, np.ndarray | None]:
+    """Reads a model and its `position_embeddings`, and no other parameters.
 
-
-def read_positions(where: str | pathlib.Path) -> tuple[load.Model, np.ndarray | None]:
-    """The model behind WHERE and the position embeddings N D of its patches; None without any.
-
-    No other parameters are read.
+    Args:
+      where: a workdir, checkpoint, file of weights or published name.
     """
     loaded = load.load(where)
     if not isinstance(loaded.model, ViT):
         return loaded.model, None
     names = [name for name in loaded.weights.shapes if "posembed_input" in name]
-    return loaded.model, positions(loaded.model, {"Transformer": {}} | loaded.params(names))
+    params = {"Transformer": {}} | loaded.params(names)
+    return loaded.model, position_embeddings(loaded.model, params)
+
+
+def pixel_filters(model: ViT, params: dict) -> np.ndarray:
+    """Returns the filters P P 3 D that are applied to pixels.
+
+    These are the patch embedding's, or those of the first convolution of a hybrid's ResNet.
+    """
+    kernel = params[STEM_ROOT if model.stem else "embedding"]["kernel"]
+    return np.array(kernel, np.float32)

@@ -1,21 +1,21 @@
-"""What each head of a layer looks at: the output token's attention, or a patch's."""
+"""Attention of each head of a layer, from the output token or from one patch."""
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from vit_jax.figures import style
 
-COLUMNS = 6  # Heads in a row, after the image.
+COLUMNS = 6  # Panels in a row.
 
 
-def maps(
+def head_maps(
     weights: np.ndarray, grid: tuple[int, int], has_cls: bool, query: int | None = None
 ) -> np.ndarray:
-    """Attention of one query of one image: h T T -> h r c.
+    """Returns the attention of one query of one image over the patches: h T T -> h r c.
 
     Args:
-      query: the number of a patch, row by row; None for the class token, or, without one, the
-        mean of all patches.
+      query: index of a patch, row by row; None for the class token, or for the mean over all
+        patches if the model has no class token.
     """
     N = grid[0] * grid[1]
     if query is not None:
@@ -25,19 +25,22 @@ def maps(
     return rows[:, -N:].reshape(-1, *grid)
 
 
-def plot(image: np.ndarray, found: np.ndarray, title: str = "") -> Figure:
-    """The image H W 3, and a map r c for every head."""
-    columns = min(len(found) + 1, COLUMNS)
-    rows = -(-(len(found) + 1) // columns)
+def plot_heads(image: np.ndarray, maps: np.ndarray, title: str = "") -> Figure:
+    """Plots an image H W 3 and the attention maps h r c of all heads.
+
+    Args:
+      title: title of the image.
+    """
+    columns = min(len(maps) + 1, COLUMNS)
+    rows = -(-(len(maps) + 1) // columns)
     figure = style.make_figure(1.6 * columns, 1.75 * rows + 0.3)
-    panels = figure.subplots(rows, columns, squeeze=False).flat
-    for panel in panels:
-        style.bare(panel)
+    for panel in figure.subplots(rows, columns, squeeze=False).flat:
+        style.hide_axes(panel)
     panels = iter(figure.axes)
     first = next(panels)
     first.imshow(image)
     first.set_title(title or "Input")
-    for head, (panel, each) in enumerate(zip(panels, found), 1):
-        panel.imshow(each, vmin=0)
+    for head, (panel, attention_map) in enumerate(zip(panels, maps), 1):
+        panel.imshow(attention_map, vmin=0)
         panel.set_title(f"head {head}", fontsize="small")
     return figure

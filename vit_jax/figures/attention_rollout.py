@@ -11,57 +11,62 @@ from vit_jax.weights.resize_grid import interpolation_matrix
 
 
 def rollout(layers: Iterable[np.ndarray]) -> np.ndarray:
-    """Attention rollout (arXiv:2005.00928): weights B h T T of each layer in turn -> B T T.
+    """Returns the attention rollout (arXiv:2005.00928) of all layers: L times B h T T -> B T T.
 
-    Heads are averaged, half of a residual connection's identity is added, rows are made to sum to
-    1, and "the weight matrices of all layers are recursively multiplied": row t of the result is
-    how much of each input token is in output token t.
+    Row t is the contribution of each input token to output token t. Per layer, the weights are
+    averaged over heads, the identity of the residual connection is added with weight 1/2, and rows
+    are normalized to sum to 1; then "the weight matrices of all layers are recursively multiplied".
     """
-    return functools.reduce(deeper, layers, None)
+    return functools.reduce(add_layer, layers, None)
 
 
-def deeper(joint: np.ndarray | None, weights: np.ndarray) -> np.ndarray:
-    """A rollout B T T, or None before the first layer, and the weights B h T T of one more."""
+def add_layer(rollout: np.ndarray | None, weights: np.ndarray) -> np.ndarray:
+    """Returns a rollout B T T extended by the weights B h T T of the next layer.
+
+    Args:
+      rollout: rollout of the layers before, None for the first layer.
+    """
     mean = weights.mean(axis=1, dtype=np.float64)
     mixed = 0.5 * mean + 0.5 * np.eye(mean.shape[-1])
     mixed /= mixed.sum(axis=-1, keepdims=True)
-    return mixed if joint is None else mixed @ joint
+    return mixed if rollout is None else mixed @ rollout
 
 
-def of_output(joint: np.ndarray, grid: tuple[int, int], has_cls: bool) -> np.ndarray:
-    """What the output looks at: B T T -> B r c, the largest of each image being 1.
+def output_maps(rollout: np.ndarray, grid: tuple[int, int], has_cls: bool) -> np.ndarray:
+    """Returns the contribution of each patch to the output, at most 1: B T T -> B r c.
 
-    The row of the class token, or, of a model without, the mean of the patches' rows.
+    The output is the class token, or the mean over patches if the model has no class token.
     """
     N = grid[0] * grid[1]
-    row = joint[:, 0] if has_cls else joint[:, -N:].mean(axis=1)
-    found = row[:, -N:].reshape(-1, *grid)
-    return found / found.max(axis=(1, 2), keepdims=True)
+    row = rollout[:, 0] if has_cls else rollout[:, -N:].mean(axis=1)
+    maps = row[:, -N:].reshape(-1, *grid)
+    return maps / maps.max(axis=(1, 2), keepdims=True)
 
 
-def enlarge(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """A map r c as H W, bilinearly, its corners in the corners."""
-    rows, columns = (interpolation_matrix(old, new) for old, new in zip(mask.shape, size))
-    return rows @ mask @ columns.T
+def resize_map(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Returns a map r c resized to H W by bilinear interpolation with aligned corners."""
+    rows, columns = (interpolation_matrix(old, new) for old, new in zip(values.shape, size))
+    return rows @ values @ columns.T
 
 
-def plot(images: np.ndarray, masks: np.ndarray, titles: Sequence[str] = ()) -> Figure:
-    """Input and attention side by side, a pair for every image, as Figure 6 has them.
+def plot_rollout(images: np.ndarray, maps: np.ndarray, titles: Sequence[str] = ()) -> Figure:
+    """Plots pairs of an image and the same image darkened by attention, as in Figure 6.
 
     Args:
       images: B H W 3 in [0, 1].
-      masks: B r c, from `of_output`.
+      maps: B r c, from `output_maps`.
+      titles: text below each image.
     """
     columns = min(len(images), 4 if len(images) > 3 else 1)  # Pairs in a row.
     rows = -(-len(images) // columns)
     figure = style.make_figure(1.9 * 2 * columns, 2.0 * rows + 0.3)
     panels = figure.subplots(rows, 2 * columns, squeeze=False)
     for panel in panels.flat:
-        style.bare(panel)
-    for i, (image, mask) in enumerate(zip(images, masks, strict=True)):
+        style.hide_axes(panel)
+    for i, (image, values) in enumerate(zip(images, maps, strict=True)):
         left, right = panels[i // columns, 2 * (i % columns) : 2 * (i % columns) + 2]
         left.imshow(image)
-        right.imshow(image * enlarge(mask, image.shape[:2])[..., None])
+        right.imshow(image * resize_map(values, image.shape[:2])[..., None])
         if i < columns:
             left.set_title("Input")
             right.set_title("Attention")

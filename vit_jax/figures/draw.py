@@ -1,10 +1,9 @@
-"""Draws the paper's figures of what a model has learnt, from any weights."""
+"""Draws the paper's Figures 6, 7, 10, 11 and 14 for any weights."""
 
-import collections
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -12,7 +11,6 @@ import numpy as np
 from vit_jax import trees
 from vit_jax.data import packaged
 from vit_jax.data.decode import Encoded
-from vit_jax.distributed.progress import Progress
 from vit_jax.errors import CheckpointError, ConfigError, DataError, nearest
 from vit_jax.evaluation import setup
 from vit_jax.figures import attention as attention_lib
@@ -24,41 +22,38 @@ from vit_jax.figures import (
     position_similarity,
     style,
 )
+from vit_jax.figures.attention_statistics import ReadLayers, compute_statistics
 from vit_jax.models import titles
 from vit_jax.models.registry import ViT
 from vit_jax.models.vit import patchify
 from vit_jax.weights import load
 
-NUM_PAIRS = 3  # Of Figure 6.
-NUM_IMAGES = 128  # That Figure 11 averages over (appendix D.7), where there are as many.
-NUM_SELECTED = 16  # Of Figure 14.
-NUM_ROWS, NUM_PATCHES = 8, 8  # Filters, and the patches that answer most to each.
-HELD = 2**27  # Bytes of the attention weights of one layer.
-
-Layers = Callable[[], Iterable[dict]]  # Gives the parameters of each layer in turn.
+NUM_PAIRS = 3  # Images in Figure 6.
+NUM_IMAGES = 128  # Images that Figure 11 averages over, if there are as many (appendix D.7).
+NUM_SELECTED = 16  # Images in Figure 14.
+NUM_ROWS, NUM_PATCHES = 8, 8  # Filters in `patches`, and patches beside each.
 
 
 @dataclasses.dataclass(frozen=True)
-class Examined:
-    """A model, and the images that it looks at."""
+class FigureInputs:
+    """A model and the images to apply it to.
+
+    Attributes:
+      where: name of the weights, for errors.
+      model: a Vision Transformer or hybrid.
+      params: its parameters; without those of the layers if `read_layers` is given.
+      read_layers: function that reads the parameters of each layer, or None.
+      images: B H W 3 in [-1, 1].
+    """
 
     where: str
     model: ViT
-    params: dict  # Without those of the layers, where `layers` gives them.
-    layers: Layers | None
-    images: np.ndarray  # B H W 3 in [-1, 1].
+    params: dict
+    read_layers: ReadLayers | None
+    images: np.ndarray
 
 
-@dataclasses.dataclass(frozen=True)
-class Seen:
-    """What the attention of a model says of some images."""
-
-    distances: np.ndarray  # L h, in pixels.
-    masks: np.ndarray  # B r c, of the first NUM_SELECTED images.
-    heads: np.ndarray  # h r c, of the first image in one layer.
-
-
-def figures(
+def draw_figures(
     where: str,
     out: str,
     *,
@@ -69,239 +64,203 @@ def figures(
     beside: Sequence[str] = (),
     only: Sequence[str] = (),
 ) -> str:
-    """Writes figures 6, 7, 10, 11 and 14, `heads` and `patches` into `out`, as PNG and SVG.
+    """Writes figures 6, 7, 10, 11 and 14, `heads` and `patches` as PNG and SVG.
 
     Args:
       where: a workdir, checkpoint, file of weights or published name.
-      files: images to look at; without, those of the run's split, and for weights without data
-        two photos that come with scikit-learn.
-      overrides: `data.KEY` and `batch_size`, as texts.
+      out: folder to write into.
+      files: image files. By default images of the run's split, and for weights without a run two
+        photos of scikit-learn.
+      overrides: `data.KEY` and `batch_size` of the run's config -> value as text.
       theme: 'light' or 'dark'.
-      block: the layer whose heads are shown, from 0; None for the last.
-      beside: more weights, whose position embeddings Figure 10 shows, too.
-      only: names of the figures to draw; all of them, where there are none.
+      block: the layer to show the heads of, from 0; the last by default.
+      beside: more weights whose position embeddings to show in Figure 10.
+      only: names of the figures to write; all by default.
 
-    Returns the closing line.
+    Returns:
+      The line to print at the end.
+
+    Raises:
+      ConfigError: an argument is not allowed, or the model has no attention.
+      CheckpointError: the weights are damaged or not finite. Then no file is written.
     """
     overrides = overrides or {}
     loaded = load.load(where)
-    attention_lib.refuse_without_attention(loaded.model, where)
+    attention_lib.require_attention(loaded.model, where)
     num_layers = loaded.model.size.num_layers
     block = num_layers - 1 if block is None else block
     if not 0 <= block < num_layers:
-        raise ConfigError(f"--block is {block}; the layers are 0 to {num_layers - 1}.")
+        raise ConfigError(f"--block is {block}; expected a layer from 0 to {num_layers - 1}.")
     if len(files) > NUM_IMAGES:
-        raise ConfigError(f"--image is there {len(files)} times; at most {NUM_IMAGES} are taken.")
+        raise ConfigError(f"--image is given {len(files)} times; expected at most {NUM_IMAGES}.")
     if files and overrides:
         raise ConfigError(
-            f"--config.{next(iter(overrides))} amends the run's data; --image={files[0]} takes its "
-            "place: give one of the two."
+            f"--config.{next(iter(overrides))} and --image={files[0]} exclude each other: the "
+            "first changes the run's data, the second replaces them. Give one of the two."
         )
-    whole = _examined(where, loaded, files, overrides)
-    title = titles.title_of(loaded.section, whole.model.image_size)
-    drawings = _drawings(whole, title, block)
+    inputs = _load_inputs(where, loaded, files, overrides)
+    title = titles.title_of(loaded.section, inputs.model.image_size)
+    plot_functions = _plot_functions(inputs, title, block)
     if beside:
-        found = _positions([where, *beside])
-        drawings["figure10"] = lambda: position_similarity.plot(found)
+        similarities = _read_similarities([where, *beside])
+        plot_functions["figure10"] = lambda: position_similarity.plot_similarities(similarities)
     for name in only:
-        if name not in drawings:
+        if name not in plot_functions:
             raise ConfigError(
-                f"--only={name}: no such figure of {where}; it has {', '.join(sorted(drawings))}."
-                f"{nearest(name, drawings)}"
+                f"--only={name}: {where} has no such figure; choose from "
+                f"{', '.join(sorted(plot_functions))}.{nearest(name, plot_functions)}"
             )
-    names = sorted(set(only or drawings))
+    names = sorted(set(only or plot_functions))
     with style.theme(theme):
-        drawn = {name: drawings[name]() for name in names}  # Damaged weights leave no file.
-        for name, figure in drawn.items():
-            style.save(figure, pathlib.Path(out), name)
-    return f"done: figures={','.join(names)} images={len(whole.images)} out={out}"
+        figures = {name: plot_functions[name]() for name in names}  # All, before any is written.
+        for name, figure in figures.items():
+            style.save_figure(figure, pathlib.Path(out), name)
+    return f"done: figures={','.join(names)} images={len(inputs.images)} out={out}"
 
 
-def _examined(
+def _load_inputs(
     where: str, loaded: load.Loaded, files: Sequence[str], overrides: Mapping[str, str]
-) -> Examined:
+) -> FigureInputs:
     if overrides or (not files and loaded.config is not None):
-        whole = setup.prepare_setup(where, overrides, "figures")
-        found = Examined(where, whole.model, whole.params, None, _of_split(whole))
+        prepared = setup.prepare_setup(where, overrides, "figures")
+        images = _split_images(prepared)
+        inputs = FigureInputs(where, prepared.model, prepared.params, None, images)
     else:
-        photos = [_read(file) for file in files] or packaged.photos()
+        photos = [_read_image(file) for file in files] or packaged.photos()
         images = np.stack([loaded.recipe(photo) for photo in photos])
-        found = Examined(where, loaded.model, *_in_parts(loaded), images)
-    for name, array in trees.flatten(found.params).items():
+        inputs = FigureInputs(where, loaded.model, *_params_and_read_layers(loaded), images)
+    for name, array in trees.flatten(inputs.params).items():
         if not np.isfinite(array).all():
-            raise CheckpointError(f"{where}: {name} holds values that are no numbers.")
-    return found
+            raise CheckpointError(
+                f"{where}: {name} contains values that are not finite; the weights are damaged or "
+                "of a diverged run."
+            )
+    return inputs
 
 
-def _in_parts(loaded: load.Loaded) -> tuple[dict, Layers | None]:
-    """The parameters of a file but those of the layers, and what reads these, one at a time.
+def _split_images(prepared: setup.EvaluationSetup) -> np.ndarray:
+    """Returns evenly spaced images B H W 3 of the split, in [-1, 1]."""
+    source = prepared.open(prepared.split())
+    if not len(source):
+        raise DataError("the split is empty; choose another by --config.data.split.")
+    indices = np.unique(np.linspace(0, len(source) - 1, NUM_IMAGES).astype(int))
+    return np.stack([prepared.recipe(source[int(i)]["image"]) for i in indices])
 
-    A run's checkpoint is read as a whole.
+
+def _read_image(file: str) -> Encoded:
+    try:
+        return Encoded(pathlib.Path(file).read_bytes(), file)
+    except OSError as error:
+        raise DataError(f"{file}: {error.strerror}.") from error
+
+
+def _params_and_read_layers(loaded: load.Loaded) -> tuple[dict, ReadLayers | None]:
+    """Returns the parameters outside the layers, and a function that reads a layer at a time.
+
+    A run's checkpoint can be read as a whole only; then all parameters, and None.
     """
     if loaded.foreign is None:
         return jax.device_put(loaded.params()), None
     names = list(loaded.weights.shapes)
 
-    def layers() -> Iterator[dict]:
+    def read_layers() -> Iterator[dict]:
         for i in range(loaded.model.size.num_layers):
-            title = f"encoderblock_{i}"
-            own = [name for name in names if name.startswith(f"Transformer/{title}/")]
-            yield jax.device_put(loaded.params(own)["Transformer"][title])
+            layer = f"encoderblock_{i}"
+            own = [name for name in names if name.startswith(f"Transformer/{layer}/")]
+            yield jax.device_put(loaded.params(own)["Transformer"][layer])
 
     others = [name for name in names if not name.startswith("Transformer/encoderblock_")]
-    return jax.device_put(loaded.params(others)), layers
+    return jax.device_put(loaded.params(others)), read_layers
 
 
-def _drawings(whole: Examined, title: str, block: int) -> dict[str, Callable[[], style.Figure]]:
-    """What draws each figure that there is of a model; what several need is found once."""
-    model, params, shown = whole.model, whole.params, (whole.images + 1) / 2
-    seen = functools.cache(lambda: _look(whole, block))
-    components = functools.cache(
-        lambda: filters.principal_components(attention_lib.filters(model, params))
-    )
-    table = attention_lib.positions(model, params)
+def _plot_functions(
+    inputs: FigureInputs, title: str, block: int
+) -> dict[str, Callable[[], style.Figure]]:
+    """Returns name -> function that plots the figure, for all figures that the model has.
 
-    def figure7() -> style.Figure:
-        parts = style.make_figure(13.5 if table is not None else 9.0, 4.2)
-        left, *centre, right = parts.subfigures(1, 3 if table is not None else 2)
-        filters.plot(components(), left)
-        for panel in centre:
-            position_similarity.plot(similarities(), panel)
-        attention_distance.plot({title: seen().distances}, right)
-        return parts
+    Numbers that several figures need are computed once.
+    """
+    model, params = inputs.model, inputs.params
+    images = (inputs.images + 1) / 2
+    embeddings = attention_lib.position_embeddings(model, params)
+
+    @functools.cache
+    def statistics():
+        return compute_statistics(
+            model,
+            params,
+            inputs.images,
+            layer=block,
+            num_rollouts=NUM_SELECTED,
+            read_layers=inputs.read_layers,
+            where=inputs.where,
+        )
+
+    @functools.cache
+    def components() -> np.ndarray:
+        return filters.principal_components(attention_lib.pixel_filters(model, params))
 
     def similarities() -> dict[str, np.ndarray]:
-        return {"Position embedding similarity": position_similarity.similarity(table, model.grid)}
+        cosines = position_similarity.cosine_similarity(embeddings, model.grid)
+        return {"Position embedding similarity": cosines}
 
-    def patches() -> style.Figure:
+    def plot_rollout(count: int) -> style.Figure:
+        return attention_rollout.plot_rollout(images[:count], statistics().rollout_maps[:count])
+
+    def plot_figure7() -> style.Figure:
+        has_similarities = embeddings is not None
+        figure = style.make_figure(13.5 if has_similarities else 9.0, 4.2)
+        left, *centre, right = figure.subfigures(1, 3 if has_similarities else 2)
+        filters.plot_filters(components(), left)
+        for subfigure in centre:
+            position_similarity.plot_similarities(similarities(), subfigure)
+        attention_distance.plot_distances({title: statistics().distances}, right)
+        return figure
+
+    def plot_heads() -> style.Figure:
+        return attention_heads.plot_heads(images[0], statistics().head_maps, f"layer {block + 1}")
+
+    def plot_patches() -> style.Figure:
         P, rows = model.patch_size, components()[:NUM_ROWS]
-        cut = np.concatenate([np.array(patchify(image[None], P))[0] for image in shown])
-        cut = cut.reshape(-1, P, P, 3)
-        return filters.plot_patches(rows, cut[filters.top_patches(cut, rows, NUM_PATCHES)])
+        patches = np.concatenate([np.array(patchify(image[None], P))[0] for image in images])
+        patches = patches.reshape(-1, P, P, 3)
+        top = filters.top_patches(patches, rows, NUM_PATCHES)
+        return filters.plot_top_patches(rows, patches[top])
 
-    found = {
-        "figure6": lambda: attention_rollout.plot(shown[:NUM_PAIRS], seen().masks[:NUM_PAIRS]),
-        "figure7": figure7,
-        "figure11": lambda: attention_distance.plot({title: seen().distances}),
-        "figure14": lambda: attention_rollout.plot(shown[:NUM_SELECTED], seen().masks),
-        "heads": lambda: attention_heads.plot(shown[0], seen().heads, f"layer {block + 1}"),
+    functions = {
+        "figure6": lambda: plot_rollout(NUM_PAIRS),
+        "figure7": plot_figure7,
+        "figure11": lambda: attention_distance.plot_distances({title: statistics().distances}),
+        "figure14": lambda: plot_rollout(NUM_SELECTED),
+        "heads": plot_heads,
     }
-    if table is not None:
-        found["figure10"] = lambda: position_similarity.plot(similarities())
-    if model.stem is None:
-        found["patches"] = patches
-    return found
+    if embeddings is not None:
+        functions["figure10"] = lambda: position_similarity.plot_similarities(similarities())
+    if model.stem is None:  # The patches of a hybrid are features, not pixels.
+        functions["patches"] = plot_patches
+    return functions
 
 
-def _positions(places: Sequence[str]) -> dict[str, np.ndarray]:
-    """Cosines of the position embeddings of several models, by their folders or files."""
-    found = {}
-    for where, title in zip(places, _titles(places), strict=True):
-        model, table = attention_lib.read_positions(where)
-        attention_lib.refuse_without_attention(model, where)
-        if table is None:
+def _read_similarities(weights: Sequence[str]) -> dict[str, np.ndarray]:
+    """Returns title -> similarities r c r c of the position embeddings of several models."""
+    similarities = {}
+    for where, title in zip(weights, _short_titles(weights), strict=True):
+        model, embeddings = attention_lib.read_position_embeddings(where)
+        attention_lib.require_attention(model, where)
+        if embeddings is None:
             raise ConfigError(
-                f"{where} adds nothing to its patches: its pos_embed is {model.config.pos_embed!r}."
+                f"{where} has no position embeddings to show: its pos_embed is "
+                f"{model.config.pos_embed!r}."
             )
-        found[title] = position_similarity.similarity(table, model.grid)
-    return found
+        similarities[title] = position_similarity.cosine_similarity(embeddings, model.grid)
+    return similarities
 
 
-def _titles(places: Sequence[str]) -> list[str]:
-    """The last parts of some paths, as many as tell them apart."""
-    parts = [pathlib.PurePath(where).parts for where in places]
+def _short_titles(paths: Sequence[str]) -> list[str]:
+    """Returns the fewest last parts of each path that make all titles different."""
+    parts = [pathlib.PurePath(path).parts for path in paths]
     for count in range(1, max(map(len, parts)) + 1):
-        titles = ["/".join(each[-count:]) for each in parts]
-        if len(set(titles)) == len(titles):
-            return titles
-    raise ConfigError(f"--beside={places[-1]} is there twice.")
-
-
-def _look(whole: Examined, block: int) -> Seen:
-    """What attention says; the batches go through the layers together, and each is read once."""
-    progress = Progress(seconds_between=10)
-    model, images, walks = whole.model, whole.images, _walks(whole)
-    distances, joints, heads = [], {}, None
-    for layer in range(model.size.num_layers):
-        total = 0.0
-        for first, count, weights in walks:
-            distance, mean, of_first = jax.device_get(next(weights))
-            if not np.isfinite(distance).all():
-                raise CheckpointError(
-                    f"{whole.where}: the attention of layer {layer} is no number everywhere."
-                )
-            total = total + distance[:count].sum(axis=0)
-            if mean is not None:
-                joints[first] = attention_rollout.deeper(joints.get(first), mean[:count])
-            if first == 0 and layer == block:
-                heads = attention_heads.maps(of_first, model.grid, model.has_cls)
-            progress.show(f"layer {layer + 1}: {first + count}/{len(images)} images")
-        distances.append(total / len(images))
-    masks = [
-        attention_rollout.of_output(joint, model.grid, model.has_cls) for joint in joints.values()
-    ]
-    return Seen(np.stack(distances), np.concatenate(masks)[:NUM_SELECTED], heads)
-
-
-def _walks(whole: Examined) -> list[tuple[int, int, Iterator[tuple]]]:
-    """Batches of images: the first, how many, and what is told of each layer in turn.
-
-    That is the distances B h, and of images that are shown the mean of the heads B 1 T T and all
-    heads of the first h T T. A layer's weights take no more than HELD bytes.
-    """
-    model, images, layers = whole.model, whole.images, whole.layers
-    T = int(np.prod(model.grid)) + model.has_cls + model.config.registers
-    size = min(max(1, HELD // (4 * model.size.num_heads * T * T)), NUM_SELECTED, len(images))
-    of_images = jax.vmap(
-        lambda A: attention_distance.mean_distance(A[None], model.grid, model.patch_pixels)
-    )
-    of_shown = attention_lib.make_attention(
-        model, lambda A: (of_images(A), A.mean(axis=1, keepdims=True), A[0])
-    )
-    of_others = attention_lib.make_attention(model, lambda A: (of_images(A), None, None))
-    firsts = range(0, len(images), size)
-    copies = _copies(layers(), len(firsts)) if layers else [None] * len(firsts)
-    walks = []
-    for first, own in zip(firsts, copies, strict=True):
-        part = images[first : first + size]
-        padded = np.concatenate([part, np.zeros((size - len(part), *part.shape[1:]), part.dtype)])
-        attention = of_shown if first < NUM_SELECTED else of_others
-        walks.append((first, len(part), attention(whole.params, padded, own)))
-    return walks
-
-
-def _copies(layers: Iterable[dict], count: int) -> list[Iterator[dict]]:
-    """Iterators over the same layers; what all have had is let go, as `itertools.tee` does not."""
-    layers, waiting = iter(layers), [collections.deque() for _ in range(count)]
-
-    def copy(own: collections.deque) -> Iterator[dict]:
-        while own or _fill(waiting, layers):
-            yield own.popleft()
-
-    return [copy(own) for own in waiting]
-
-
-def _fill(waiting: Sequence[collections.deque], layers: Iterator[dict]) -> bool:
-    """Gives the next layer to all; False after the last."""
-    layer = next(layers, None)
-    if layer is None:
-        return False
-    for each in waiting:
-        each.append(layer)
-    return True
-
-
-def _of_split(whole: setup.EvaluationSetup) -> np.ndarray:
-    """Images B H W 3 of the split, evenly spaced, as the model takes them."""
-    source = whole.open(whole.split())
-    if not len(source):
-        raise DataError("the split is empty; there is nothing to look at.")
-    places = np.unique(np.linspace(0, len(source) - 1, NUM_IMAGES).astype(int))
-    return np.stack([whole.recipe(source[int(i)]["image"]) for i in places])
-
-
-def _read(file: str) -> Encoded:
-    try:
-        return Encoded(pathlib.Path(file).read_bytes(), file)
-    except OSError as error:
-        raise DataError(f"{file}: {error.strerror}.") from error
+        short = ["/".join(path[-count:]) for path in parts]
+        if len(set(short)) == len(short):
+            return short
+    raise ConfigError(f"--beside={paths[-1]} is given twice; remove one.")

@@ -1,4 +1,4 @@
-"""How all figures look: sizes, colours that colour-blind people tell apart, light and dark."""
+"""Style of all figures: themes, a palette for colour-blind readers, and file formats."""
 
 import contextlib
 import io
@@ -12,21 +12,26 @@ from matplotlib.figure import Figure
 
 from vit_jax.atomic_io import write_atomically
 
-# Okabe and Ito's palette, as in https://jfly.uni-koeln.de/color/.
+# Palette of Okabe and Ito, https://jfly.uni-koeln.de/color/.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
-INK = {"light": ("white", "#222222", "#cccccc"), "dark": ("#15181c", "#e6e6e6", "#4a4f55")}
-MAP = "viridis"  # As the paper's; even in lightness.
-KINDS = ("png", "svg")
+THEMES = {  # Name -> colours of background, text and lines.
+    "light": ("white", "#222222", "#cccccc"),
+    "dark": ("#15181c", "#e6e6e6", "#4a4f55"),
+}
+COLOUR_MAP = "viridis"  # As in the paper; perceptually uniform.
+FORMATS = ("png", "svg")
 DPI = 150
 
 
 @contextlib.contextmanager
 def theme(name: str = "light") -> Iterator[None]:
-    """A context whose figures are 'light' or 'dark'."""
-    paper, ink, line = INK[name]
-    settings = dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), paper)
+    """Applies a theme, 'light' or 'dark', to figures made in its context."""
+    background, text, line = THEMES[name]
+    settings = dict.fromkeys(
+        ("figure.facecolor", "axes.facecolor", "savefig.facecolor"), background
+    )
     settings |= dict.fromkeys(
-        ("text.color", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color"), ink
+        ("text.color", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color"), text
     )
     settings |= {"axes.edgecolor": line, "grid.color": line, "legend.edgecolor": line}
     with matplotlib.rc_context(
@@ -37,54 +42,57 @@ def theme(name: str = "light") -> Iterator[None]:
             "axes.axisbelow": True,
             "axes.spines.top": False,
             "axes.spines.right": False,
-            "image.cmap": MAP,
-            "svg.fonttype": "none",  # Text stays text.
-            "svg.hashsalt": "vit_jax",  # The same figure, the same file.
+            "image.cmap": COLOUR_MAP,
+            "svg.fonttype": "none",  # Text instead of paths.
+            "svg.hashsalt": "vit_jax",  # The same figure gives the same file.
         }
     ):
         yield
 
 
 def make_figure(width: float, height: float) -> Figure:
-    """An empty figure of so many inches."""
+    """Returns an empty figure of a size in inches."""
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def bare(panel) -> None:
-    """Takes ticks and frame from a panel that is an image."""
+def hide_axes(panel) -> None:
+    """Removes ticks and frame from a panel that shows an image."""
     panel.set_xticks([])
     panel.set_yticks([])
     panel.spines[:].set_visible(False)
 
 
-def coloured(values: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Numbers H W as pixels H W 4 uint8 of the map; one sees through what is no number."""
-    shares = np.clip((values - low) / (high - low), 0, 1)
-    return matplotlib.colormaps[MAP](np.ma.masked_invalid(shares), bytes=True)
+def to_rgba(values: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Returns values H W as pixels H W 4 uint8 of COLOUR_MAP; NaN is transparent.
 
-
-def mosaic(pictures: np.ndarray, columns: int) -> np.ndarray:
-    """Pictures N P P 3 in [0, 1] row by row as one, RGBA; one sees through what is between.
-
-    One picture is drawn in a hundredth of the time of a hundred panels.
+    Args:
+      low, high: values at the ends of the colour map.
     """
-    N, P = pictures.shape[:2]
+    scaled = np.clip((values - low) / (high - low), 0, 1)
+    return matplotlib.colormaps[COLOUR_MAP](np.ma.masked_invalid(scaled), bytes=True)
+
+
+def tile_images(images: np.ndarray, columns: int) -> np.ndarray:
+    """Returns images N P P 3 in [0, 1], row by row, as one RGBA image with transparent gaps.
+
+    Plotting one image is about a hundred times faster than plotting a hundred panels.
+    """
+    N, P = images.shape[:2]
     gap, rows = -(-P // 8), -(-N // columns)
     tiles = np.zeros((rows * columns, P + gap, P + gap, 4))
-    tiles[:N, :P, :P] = np.concatenate([pictures, np.ones((N, P, P, 1))], axis=-1)
+    tiles[:N, :P, :P] = np.concatenate([images, np.ones((N, P, P, 1))], axis=-1)
     tiles = tiles.reshape(rows, columns, P + gap, P + gap, 4).transpose(0, 2, 1, 3, 4)
     return tiles.reshape(rows * (P + gap), columns * (P + gap), 4)[:-gap, :-gap]
 
 
-def save(figure: Figure, folder: pathlib.Path, name: str) -> list[pathlib.Path]:
-    """Writes NAME.png and NAME.svg; returns their paths."""
+def save_figure(figure: Figure, folder: pathlib.Path, name: str) -> list[pathlib.Path]:
+    """Writes a figure as NAME.png and NAME.svg and returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"{name}.{kind}" for kind in KINDS]
+    paths = [folder / f"{name}.{format}" for format in FORMATS]
     for path in paths:
-        kind, drawn = path.suffix[1:], io.BytesIO()
-        figure.savefig(
-            drawn, format=kind, dpi=DPI, metadata={"Date": None} if kind == "svg" else None
-        )
-        write_atomically(path, drawn.getvalue())
-        figure.set_layout_engine("none")  # It has been laid out; that takes as long as drawing.
+        format, content = path.suffix[1:], io.BytesIO()
+        metadata = {"Date": None} if format == "svg" else None
+        figure.savefig(content, format=format, dpi=DPI, metadata=metadata)
+        write_atomically(path, content.getvalue())
+        figure.set_layout_engine("none")  # Keep the layout; computing it again takes long.
     return paths
