@@ -335,12 +335,12 @@ def test_benchmark_with_timm_prints_the_ratio(tmp_path):
         f"--peer_python={sys.executable}",
     )  # fmt: skip
     assert done.code == 0, done.err
-    records = benchmarks.read(str(out))
+    records = benchmarks.read_records(str(out))
     assert [record["contestant"] for record in records] == [
         "vit_jax", "timm fused", "timm explicit",
     ] * 2  # fmt: skip
     assert [record["env"].get("TIMM_FUSED_ATTN") for record in records[:3]] == [None, "1", "0"]
-    for row in benchmarks.comparison(benchmarks.summaries(records)):
+    for row in benchmarks.compare_with_peers(benchmarks.summarize_records(records)):
         best = max(row["timm fused"], row["timm explicit"])
         assert row["ratio"] == pytest.approx(row["vit_jax"] / best)
         assert f"{row['ratio']:.2f}" in done.out

@@ -6,8 +6,10 @@ from vit_jax import config as config_lib
 from vit_jax.config.schema import Config
 
 
-def write(folder, top1: float, *, flops: float = 2e18, device: float = 43_200, **fields) -> str:
-    """What a finished run leaves; fields as `model__name`."""
+def write_finished_run(
+    folder, top1: float, *, flops: float = 2e18, device: float = 43_200, **fields
+) -> str:
+    """Writes config.json and summary.json of a finished run; fields are given as `model__name`."""
     values = {name.replace("__", "."): value for name, value in fields.items()}
     config = config_lib.replaced(Config(steps=5), values, "config")
     folder.mkdir(parents=True)

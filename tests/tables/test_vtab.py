@@ -1,4 +1,4 @@
-"""Table 9 beside finished runs: which runs count, and means over what is there and no more."""
+"""Table 9 beside finished runs: which runs count, and means over the tasks present."""
 
 import json
 
@@ -10,7 +10,7 @@ from vit_jax.errors import ConfigError
 from vit_jax.tables import paper, render, vtab
 
 L16 = "ViT-L/16, ImageNet-21k"
-# Table 9's last column, and its means over groups (Figure 2), typed anew.
+# Means over task groups (Figure 2) and over all tasks (last column of Table 9), as printed.
 PUBLISHED = {
     "ViT-H/14, JFT-300M": (86.69, 87.00, 65.03, 77.63),
     "ViT-L/16, JFT-300M": (85.56, 86.72, 62.96, 76.29),
@@ -19,7 +19,7 @@ PUBLISHED = {
 
 
 def write_run(folder, task: str, top1: float | None, **data) -> str:
-    """What a run leaves in its folder, as far as the table reads it; unfinished without top1."""
+    """Writes the files of a run that the table reads; without top1 the run is unfinished."""
     folder.mkdir(parents=True)
     protocol = {"source": "vtab", "split": "train800val200", "val_split": "test", "dev": None}
     data = protocol | {"dataset": task} | data
@@ -31,7 +31,7 @@ def write_run(folder, task: str, top1: float | None, **data) -> str:
 
 
 def write_all(folder, accuracies: dict[str, float]) -> str:
-    """A workdir of stages named by task, with the accuracies in percent."""
+    """Writes a workdir with a stage per task, of the given accuracies in percent."""
     for task, percent in accuracies.items():
         write_run(folder / task, task, percent / 100)
     (folder / "config.json").write_text(json.dumps({"stages": {}}))
@@ -40,22 +40,22 @@ def write_all(folder, accuracies: dict[str, float]) -> str:
 
 
 def tables_of(*folders: str) -> tuple[dict[str, dict], dict[str, dict]]:
-    """The rows by task, and those of the means."""
+    """Returns the rows by task, and the mean rows by name."""
     tables = json.loads(render.table("table9", as_json=True, files=folders))
     means = {row["mean"]: row for row in tables["means"]}
     return {row["task"]: row for row in tables["tasks"]}, means
 
 
-def test_the_papers_rows_have_the_papers_means(tmp_path):
+def test_mean_rows_of_the_paper_equal_its_printed_means(tmp_path):
     folder = write_all(tmp_path / "all", dict.fromkeys(TASKS, 50.0))
     _, means = tables_of(folder)
     assert list(means) == ["natural", "specialized", "structured", "VTAB-1k"]
     for title, published in PUBLISHED.items():
-        found = [row[title] for row in means.values()]
-        assert found == pytest.approx(published, abs=0.006)
+        column = [row[title] for row in means.values()]
+        assert column == pytest.approx(published, abs=0.006)
 
 
-def test_a_run_of_all_tasks_has_its_means(tmp_path):
+def test_mean_rows_of_all_tasks_are_means_of_their_groups(tmp_path):
     ours = dict(zip(TASKS, range(19)))  # 0 to 6 natural, 7 to 10 specialized, 11 to 18 structured.
     tasks, means = tables_of(write_all(tmp_path / "all", ours))
     assert list(tasks) == list(TASKS)
@@ -64,7 +64,7 @@ def test_a_run_of_all_tasks_has_its_means(tmp_path):
     assert [row["tasks"] for row in means.values()] == ["7 of 7", "4 of 4", "8 of 8", "19 of 19"]
 
 
-def test_a_mean_over_fewer_tasks_says_so_and_is_of_the_same_tasks_of_the_paper(tmp_path):
+def test_mean_rows_of_some_tasks_use_the_same_tasks_of_the_paper(tmp_path):
     folder = write_all(tmp_path / "some", {"dtd": 60.0, "svhn": 80.0, "kitti_dist": 40.0})
     tasks, means = tables_of(folder)
     assert list(means) == ["natural", "structured", "all present"]
@@ -75,7 +75,7 @@ def test_a_mean_over_fewer_tasks_says_so_and_is_of_the_same_tasks_of_the_paper(t
     assert tasks["pets"]["ours"] is None
 
 
-def test_several_runs_of_a_task_are_one_mean(tmp_path):
+def test_task_rows_average_the_runs_of_a_task(tmp_path):
     folders = [write_run(tmp_path / str(i), "dtd", top1) for i, top1 in enumerate((0.5, 0.6, 0.7))]
     tasks, means = tables_of(*folders)
     assert (tasks["dtd"]["runs"], tasks["pets"]["runs"]) == (3, 0)
@@ -83,24 +83,24 @@ def test_several_runs_of_a_task_are_one_mean(tmp_path):
     assert means["all present"]["tasks"] == "1 of 19"
 
 
-def test_only_finished_runs_on_all_images_scored_on_test_count(tmp_path):
+def test_read_accuracies_uses_only_finished_runs_that_follow_the_protocol(tmp_path):
     root = tmp_path / "mixed"
     write_run(root / "a", "dtd", 0.5)
     write_run(root / "b", "dtd", 0.9, split="train800", val_split="val200")
     write_run(root / "c", "dtd", 0.9, val_split="val200")
     write_run(root / "d", "pets", None)
     write_run(root / "e", "pets", 0.9, source="digits")
-    assert vtab.accuracies([str(root)]) == {"dtd": [50.0]}
+    assert vtab.read_accuracies([str(root)]) == {"dtd": [50.0]}
 
 
-def test_of_a_sweep_its_last_runs_count_once_each(tmp_path):
+def test_read_accuracies_counts_the_seeds_of_a_sweep_once_each(tmp_path):
     folder = tmp_path / "all"
-    for place in (folder, folder / "dtd"):
-        place.mkdir()
+    for path in (folder, folder / "dtd"):
+        path.mkdir()
         config = {"data": {"source": "vtab", "dataset": "dtd", "split": "train800val200",
                            "val_split": "test", "dev": None}}  # fmt: skip
-        (place / "config.json").write_text(json.dumps(config))
-        (place / "summary.json").write_text(json.dumps({"metrics": {"val/top1": 0.9}, "runs": []}))
+        (path / "config.json").write_text(json.dumps(config))
+        (path / "summary.json").write_text(json.dumps({"metrics": {"val/top1": 0.9}, "runs": []}))
     write_run(folder / "dtd" / "grid" / "lr=0.1", "dtd", 0.99, dev=0.2)
     for seed, top1 in enumerate((0.5, 0.6)):
         write_run(folder / "dtd" / f"seed_{seed}", "dtd", top1)
@@ -111,7 +111,7 @@ def test_of_a_sweep_its_last_runs_count_once_each(tmp_path):
         tables_of(str(folder / "dtd" / "grid"))
 
 
-def test_the_table_is_markdown(tmp_path, capsys):
+def test_table_9_with_runs_is_markdown(tmp_path, capsys):
     assert main.run(["tables", "table9", write_run(tmp_path / "run", "pets", 0.91234)]) == 0
     by_task, means = capsys.readouterr().out.strip().split("\n\n")
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in by_task.splitlines()]
@@ -122,14 +122,14 @@ def test_the_table_is_markdown(tmp_path, capsys):
     assert "all present | 1 of 19" in means
 
 
-def test_what_is_no_run_is_refused_in_one_line(tmp_path):
+def test_read_accuracies_rejects_folders_without_a_run_of_the_protocol(tmp_path):
     dev = write_run(tmp_path / "dev", "dtd", 0.5, split="train800", val_split="val200")
     for folder in (dev, str(tmp_path / "dev" / "..")):
-        words = (
+        message = (
             r"no finished run of data\.source=vtab with .*=train800val200 and .*val_split=test\.$"
         )
-        with pytest.raises(ConfigError, match=words):
-            vtab.accuracies([folder])
+        with pytest.raises(ConfigError, match=message):
+            vtab.read_accuracies([folder])
     with pytest.raises(ConfigError, match=r"missing: no such folder\.$"):
-        vtab.accuracies([str(tmp_path / "missing")])
-    assert "mean" in render.table("table9"), "without runs, the paper's alone"
+        vtab.read_accuracies([str(tmp_path / "missing")])
+    assert "mean" in render.table("table9")

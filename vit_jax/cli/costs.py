@@ -205,7 +205,7 @@ def run_benchmark(args, file: str | None, overrides: dict[str, str]) -> int:
         out=args.out,
         print_line=lambda line: print(line, file=sys.stderr, flush=True),
     )
-    print(benchmarks.render(records, args.json), flush=True)
+    print(benchmarks.format_records(records, args.json), flush=True)
     return 0
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 
-from vit_jax.markdown import markdown
+from vit_jax.markdown import markdown_table
 from vit_jax.planning.accelerators import ACCELERATORS, Accelerator
 from vit_jax.planning.memory import Memory
 
@@ -60,7 +60,7 @@ def _format_plan(stage: str, plan: dict) -> str:
     width = max(len(name) for name, _ in rows)
     lines = [f"{name:<{width}}  {text}".rstrip() for name, text in rows]
     if "layout" in plan:
-        lines += ["", markdown(plan["layout"])]
+        lines += ["", markdown_table(plan["layout"])]
     return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""What the verb `benchmark` measured, as tables: ours beside the peer's."""
+"""Tables of measurements by the verb `benchmark`: this package beside a peer such as timm."""
 
 import json
 import pathlib
@@ -6,16 +6,21 @@ import statistics
 from collections.abc import Iterable, Sequence
 
 from vit_jax.errors import ConfigError, DataError
-from vit_jax.markdown import markdown
+from vit_jax.markdown import markdown_table
 
-# Fields of a record whose equality makes two measurements comparable.
-CELL = ("run", "model", "batch", "dtype", "mode", "image_size", "mesh", "options")
-TITLE = CELL[1:5]  # Always columns; the others where they differ, else they stand above the table.
-OURS = "vit_jax"
+# Measurements are compared when these fields of their records are equal.
+CELL_FIELDS = ("run", "model", "batch", "dtype", "mode", "image_size", "mesh", "options")
+ALWAYS_COLUMNS = CELL_FIELDS[1:5]  # The other fields are columns only if their values differ.
+OURS = "vit_jax"  # Prefix of the names of this package's runners.
 
 
-def read(file: str) -> list[dict]:
-    """The records of a file that `benchmark` wrote; DataError names a line that is none."""
+def read_records(file: str) -> list[dict]:
+    """Reads the records of a file that `benchmark --out` wrote.
+
+    Raises:
+      ConfigError: the file cannot be read.
+      DataError: the file is empty or a line of it is not a benchmark record.
+    """
     try:
         lines = pathlib.Path(file).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -24,60 +29,60 @@ def read(file: str) -> list[dict]:
     for number, line in enumerate(lines, 1):
         try:
             record = json.loads(line)
-            record["contestant"], record["step_seconds"][0], [record[name] for name in CELL]
+            record["contestant"], record["step_seconds"][0], [record[name] for name in CELL_FIELDS]
         except (ValueError, TypeError, KeyError, IndexError) as error:
-            raise DataError(f"{file}, line {number}: no record of the verb benchmark.") from error
+            raise DataError(f"{file}, line {number}: not a record of `benchmark`.") from error
         records.append(record)
     if not records:
-        raise DataError(f"{file} holds no records; `benchmark --out={file}` adds some.")
+        raise DataError(f"{file} contains no records; run `benchmark --out={file}` to add some.")
     return records
 
 
-def of_files(files: Sequence[str], as_json: bool = False) -> str:
-    """The tables of everything that stands in the files."""
-    return render([record for file in files for record in read(file)], as_json)
+def format_files(files: Sequence[str], as_json: bool = False) -> str:
+    """Returns the tables of all records in the files, as Markdown or JSON."""
+    return format_records([record for file in files for record in read_records(file)], as_json)
 
 
-def render(records: Sequence[dict], as_json: bool = False) -> str:
-    """The comparison, where there is a peer, and everything measured; Markdown or JSON."""
-    found = summaries(records)
-    compared = comparison(found)
+def format_records(records: Sequence[dict], as_json: bool = False) -> str:
+    """Returns the comparison with a peer, if there is one, and all measurements."""
+    measured = summarize_records(records)
+    compared = compare_with_peers(measured)
     if as_json:
-        return json.dumps({"comparison": compared, "measured": found}, indent=2)
+        return json.dumps({"comparison": compared, "measured": measured}, indent=2)
     parts = [_caption(records)]
     if compared:
-        parts.append(_markdown(compared, _changing(compared)))
-    parts.append(_markdown(_told(found), _changing(found)))
+        parts.append(_format_rows(compared, _cell_columns(compared)))
+    parts.append(_format_rows(_merge_cold_and_warm(measured), _cell_columns(measured)))
     return "\n\n".join(parts)
 
 
-def summaries(records: Iterable[dict]) -> list[dict]:
-    """A row for each cell and contestant, over all its rounds, with the cell's own fields first.
+def summarize_records(records: Iterable[dict]) -> list[dict]:
+    """Returns a row per cell and runner over all rounds; the first columns are CELL_FIELDS.
 
-    Speeds are those of the median and of the fastest step. "MFU %" is of the best peak that was
-    measured in the run, so that one peak serves all contestants.
+    "img/s" is the speed of the median step and "best" that of the fastest. "MFU %" is relative to
+    the highest peak FLOP/s measured in the run, so that all runners share one peak.
     """
     groups: dict[tuple, list[dict]] = {}
     peaks: dict[tuple, float] = {}
     for record in records:
         groups.setdefault((*_cell(record), record["contestant"]), []).append(record)
-        kind = record["run"], record["dtype"]
-        peaks[kind] = max(peaks.get(kind, 0), record.get("peak_flops") or 0)
+        key = record["run"], record["dtype"]
+        peaks[key] = max(peaks.get(key, 0), record.get("peak_flops") or 0)
     rows = []
-    for (*cell, contestant), group in groups.items():
-        row = dict(zip(CELL, cell)) | {"contestant": contestant}
-        rows.append(row | _figures(group, peaks[row["run"], row["dtype"]]))
+    for (*cell, runner), group in groups.items():
+        row = dict(zip(CELL_FIELDS, cell)) | {"contestant": runner}
+        rows.append(row | _measurements(group, peaks[row["run"], row["dtype"]]))
     return rows
 
 
 def _cell(record: dict) -> tuple:
-    values = (record[name] for name in CELL)
+    values = (record[name] for name in CELL_FIELDS)
     return tuple(tuple(value) if isinstance(value, list) else value for value in values)
 
 
-def _figures(group: list[dict], peak_flops: float) -> dict:
-    """Of the measurements of one contestant in one cell."""
-    seconds = [each for record in group for each in record["step_seconds"]]
+def _measurements(group: list[dict], peak_flops: float) -> dict:
+    """Returns speed, memory and compile time of one runner in one cell."""
+    seconds = [step for record in group for step in record["step_seconds"]]
     batch, median = group[0]["batch"], statistics.median(seconds)
     flops = group[0]["step_flops"] / median
     cold = [record for record in group if record["cache"] != "warm"]
@@ -93,7 +98,7 @@ def _figures(group: list[dict], peak_flops: float) -> dict:
         "compile s, warm": _median(warm, "compile_seconds"),
         "first step s": _median(cold, "start_seconds"),
         "first step s, warm": _median(warm, "start_seconds"),
-        "env": " ".join(f"{name}={value}" for name, value in group[0]["env"].items()),
+        "env": _environment(group[0]),
     }
 
 
@@ -102,19 +107,26 @@ def _median(records: list[dict], name: str) -> float | None:
     return statistics.median(values) if values else None
 
 
-def comparison(found: Sequence[dict]) -> list[dict]:
-    """A row for each cell that a peer was timed in: img/s, and ours over the peer's fastest."""
-    names = list(dict.fromkeys(row["contestant"] for row in found))
+def _environment(record: dict) -> str:
+    return " ".join(f"{name}={value}" for name, value in record["env"].items())
+
+
+def compare_with_peers(measured: Sequence[dict]) -> list[dict]:
+    """Returns a row per cell in which a peer was measured.
+
+    The columns are images/s of each runner, and the ratio of ours to the fastest peer.
+    """
+    names = list(dict.fromkeys(row["contestant"] for row in measured))
     ours = [name for name in names if name.startswith(OURS)]
     cells: dict[tuple, dict[str, float]] = {}
-    for row in found:
+    for row in measured:
         cells.setdefault(_cell(row), {})[row["contestant"]] = row["img/s"]
     rows = []
     for cell, speeds in cells.items():
         peers = [speed for name, speed in speeds.items() if name not in ours]
         if not peers:
             continue
-        row = dict(zip(CELL, cell)) | {name: speeds.get(name) for name in names}
+        row = dict(zip(CELL_FIELDS, cell)) | {name: speeds.get(name) for name in names}
         for name in ours:
             ratio = speeds[name] / max(peers) if name in speeds else None
             row[f"ratio{name.removeprefix(OURS)}"] = ratio
@@ -122,15 +134,19 @@ def comparison(found: Sequence[dict]) -> list[dict]:
     return rows
 
 
-def _changing(rows: Sequence[dict]) -> list[str]:
-    """The fields of CELL that are columns."""
-    return [name for name in CELL if name in TITLE or len({str(row[name]) for row in rows}) > 1]
+def _cell_columns(rows: Sequence[dict]) -> list[str]:
+    """Returns the CELL_FIELDS that are columns of the Markdown table."""
+    return [
+        name
+        for name in CELL_FIELDS
+        if name in ALWAYS_COLUMNS or len({str(row[name]) for row in rows}) > 1
+    ]
 
 
-def _told(found: Sequence[dict]) -> list[dict]:
-    """The rows for Markdown: cold and warm in one column, and no environment."""
+def _merge_cold_and_warm(measured: Sequence[dict]) -> list[dict]:
+    """Returns rows for Markdown: "cold / warm" seconds in one column, no environment."""
     rows = []
-    for row in found:
+    for row in measured:
         row = dict(row)
         for name in ("compile s", "first step s"):
             cold, warm = (_seconds(row[key]) for key in (name, f"{name}, warm"))
@@ -145,17 +161,16 @@ def _seconds(value: float | None) -> str:
     return "-" if value is None else f"{value:.1f}"
 
 
-def _markdown(rows: Sequence[dict], columns: Sequence[str]) -> str:
-    hidden = set(CELL) - set(columns)
+def _format_rows(rows: Sequence[dict], columns: Sequence[str]) -> str:
+    hidden = set(CELL_FIELDS) - set(columns)
     shown = [{key: value for key, value in row.items() if key not in hidden} for row in rows]
-    ordered = [{name: row[name] for name in columns} | row for row in shown]
-    return markdown([{k: "-" if v is None else v for k, v in row.items()} for row in ordered])
+    return markdown_table([{name: row[name] for name in columns} | row for row in shown])
 
 
 def _caption(records: Sequence[dict]) -> str:
-    """What the tables were measured on and how, a line each."""
+    """Returns a Markdown list of devices, versions and settings of the measurements."""
 
-    def all_of(name: str) -> str:
+    def distinct(name: str) -> str:
         values = dict.fromkeys(str(record.get(name) or "") for record in records)
         return ", ".join(filter(None, values))
 
@@ -166,20 +181,19 @@ def _caption(records: Sequence[dict]) -> str:
         if package in record["versions"]
     }
     ours = [record for record in records if record["contestant"].startswith(OURS)]
-    steps = dict.fromkeys(f"{len(r['step_seconds'])} after {r['warmup']}" for r in records)
-    told = {
-        "run": all_of("run"),
+    steps = dict.fromkeys(f"{len(r['step_seconds'])} after {r['warmup']} warm-up" for r in records)
+    entries = {
+        "run": distinct("run"),
         "device": ", ".join(dict.fromkeys(record["device"] for record in ours or records)),
         "versions": ", ".join(versions),
-        "image size": all_of("image_size"),
-        "mesh": all_of("mesh"),
-        "options": all_of("options"),
+        "image size": distinct("image_size"),
+        "mesh": distinct("mesh"),
+        "options": distinct("options"),
         "steps": ", ".join(steps),
-        "peak of MFU": all_of("peak_flops_of"),
-        "memory": f"of the {all_of('peak_of')}",
-        "compile, first step": "with an empty cache / from the persistent cache",
+        "peak for MFU": distinct("peak_flops_of"),
+        "memory": f"peak of the {distinct('peak_of')}",
+        "compile, first step": "seconds with an empty cache / with the persistent cache",
     }
     for record in records:
-        env = " ".join(f"{name}={value}" for name, value in record["env"].items())
-        told.setdefault(record["contestant"], env)
-    return "\n".join(f"- {name}: {text}" for name, text in told.items() if text)
+        entries.setdefault(record["contestant"], _environment(record))
+    return "\n".join(f"- {name}: {text}" for name, text in entries.items() if text)

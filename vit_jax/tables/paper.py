@@ -1,17 +1,18 @@
-"""The paper's numbers as data (arXiv:2010.11929v2); accuracies in percent."""
+"""Numbers of the paper's tables (arXiv:2010.11929v2); accuracies in percent."""
 
 import dataclasses
 
 from vit_jax.data.dataset_info import KNOWN
 
-TABLE_1 = {  # Layers, hidden size D, MLP size, heads, parameters in millions.
+TABLE_1 = {  # (layers, hidden size D, MLP size, heads, parameters in millions).
     "ViT-Base": (12, 768, 3072, 12, 86),
     "ViT-Large": (24, 1024, 4096, 16, 307),
     "ViT-Huge": (32, 1280, 5120, 16, 632),
 }
 
-# Mean and deviation of three fine-tuning runs; TPUv3-core-days of pre-training. BiT's and Noisy
-# Student's are of other papers; the latter's second number for ImageNet is of FixEfficientNet.
+# (mean, standard deviation) of three fine-tuning runs, and TPUv3-core-days of pre-training. BiT and
+# Noisy Student are from other papers. Omitted: the second ImageNet number that the paper prints for
+# Noisy Student, which is of FixEfficientNet.
 TASKS_2 = ("ImageNet", "ImageNet ReaL", "CIFAR-10", "CIFAR-100", "Pets", "Flowers", "VTAB")
 TABLE_2 = {
     "ViT-H/14, JFT-300M": (
@@ -35,8 +36,9 @@ TABLE_2 = {
     ),
 }
 
-# Models, data, epochs, base learning rate, its decay, weight decay, dropout. All: batch 4,096,
-# 10,000 steps of warm-up, Adam with 0.9 and 0.999, 224 px; on ImageNet, gradients of norm 1.
+# (models, data, epochs, base learning rate, learning-rate decay, weight decay, dropout). All: batch
+# size 4,096, 10,000 warm-up steps, Adam with betas 0.9 and 0.999, 224 px. On ImageNet: gradients
+# clipped to global norm 1.
 TABLE_3 = (
     ("ViT-B/{16,32}", "JFT-300M", "7", 8e-4, "linear", 0.1, 0.0),
     ("ViT-L/32", "JFT-300M", "7", 6e-4, "linear", 0.1, 0.0),
@@ -53,18 +55,19 @@ TABLE_3 = (
     ("ViT-*", "ImageNet", "300", 3e-3, "cosine", 0.3, 0.1),
 )
 
-# Steps, base learning rates, share of train held out to choose by. All: SGD with momentum 0.9,
-# batch 512, cosine, no weight decay, gradients of norm 1, 384 px.
+# (steps, base learning rates, share of the training split held out for the choice among them). All:
+# SGD with momentum 0.9, batch size 512, cosine decay, no weight decay, gradients clipped to global
+# norm 1, 384 px.
 TABLE_4 = {
     "ImageNet": (20_000, (0.003, 0.01, 0.03, 0.06), 0.01),
     "CIFAR-100": (10_000, (0.001, 0.003, 0.01, 0.03), 0.02),
     "CIFAR-10": (10_000, (0.001, 0.003, 0.01, 0.03), 0.02),
     "Oxford-IIIT Pets": (500, (0.001, 0.003, 0.01, 0.03), 0.1),
     "Oxford Flowers-102": (500, (0.001, 0.003, 0.01, 0.03), 0.1),
-    "VTAB (19 tasks)": (2_500, (0.01,), None),  # Its own 200 of 1,000.
+    "VTAB (19 tasks)": (2_500, (0.01,), None),  # VTAB-1k defines 200 of its 1,000 images for this.
 }
 
-# Figure 3's numbers: fine-tuned at 384 px, without averaged weights.
+# Accuracies of Figure 3, fine-tuned at 384 px, without weight averaging.
 MODELS_5 = ("ViT-B/16", "ViT-B/32", "ViT-L/16", "ViT-L/32", "ViT-H/14")
 TABLE_5 = {
     "ImageNet": {
@@ -99,7 +102,7 @@ class ScalingRow:
     """One row of Table 6: a model pre-trained on JFT-300M; accuracies in percent."""
 
     title: str
-    model: str  # Of `create_model`.
+    model: str  # Name for `create_model`.
     epochs: int
     imagenet: float
     real: float
@@ -127,13 +130,13 @@ TABLE_6 = (
     ScalingRow("R50x1+ViT-B/32", "r50_b32", 7, 84.90, 89.15, 99.01, 92.24, 95.75, 99.46, 106),
     ScalingRow("R50x1+ViT-B/16", "r50_b16", 7, 85.58, 89.65, 99.14, 92.63, 96.65, 99.40, 274),
     ScalingRow("R50x1+ViT-L/32", "r50_l32", 7, 85.68, 89.04, 99.24, 92.93, 96.97, 99.43, 246),
-    # 859 is the paper's; half of the 1668 of the next row would be 834.
+    # 859 as printed; half of the next row's 1668 would be 834.
     ScalingRow("R50x1+ViT-L/16", "r50_l16", 7, 86.60, 89.72, 99.18, 93.64, 97.03, 99.40, 859),
     ScalingRow("R50x1+ViT-L/16", "r50_l16", 14, 87.12, 89.76, 99.31, 93.89, 97.36, 99.11, 1668),
 )
 JFT_CLASSES, JFT_EXAMPLES = KNOWN["jft"]
 
-# Pre-trained on JFT-300M for 7 epochs: Adam, and SGD with the hyper-parameters of BiT.
+# Pre-trained on JFT-300M for 7 epochs with Adam, or with SGD and the hyperparameters of BiT.
 TASKS_7 = ("ImageNet", "CIFAR-10", "CIFAR-100", "Pets", "Flowers")
 TABLE_7 = {
     ("ResNet50", "Adam"): (77.54, 97.67, 86.07, 91.11, 94.26),
@@ -142,8 +145,9 @@ TABLE_7 = {
     ("ResNet152x2", "SGD"): (84.37, 99.07, 91.06, 94.79, 99.32),
 }
 
-# Linear 5-shot ImageNet of ViT-B/16: added at the stem, at every layer, the same at every layer.
-PLACES_8 = ("stem", "layers", "shared")
+# Linear 5-shot ImageNet accuracy of ViT-B/16 by `pos_embed_at`: added once at the input, learned
+# separately for every layer, or shared by all layers.
+POS_EMBED_AT_8 = ("stem", "layers", "shared")
 TABLE_8 = {
     "none": (61.382, None, None),
     "learned": (64.206, 63.964, 64.292),
@@ -151,7 +155,7 @@ TABLE_8 = {
     "relative": (64.032, None, None),
 }
 
-TABLE_9 = {  # Model and pre-training: accuracies on VTAB-1k, in percent, in the order of its tasks.
+TABLE_9 = {  # Model and pre-training data -> VTAB-1k accuracies, in the order of its tasks.
     "ViT-H/14, JFT-300M": (
         *(95.3, 85.5, 75.2, 99.7, 97.2, 65.0, 88.9),
         *(83.3, 96.7, 91.4, 76.6),

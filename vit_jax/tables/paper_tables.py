@@ -1,4 +1,4 @@
-"""The paper's tables as it prints them, and the cells of them that runs of ours belong to."""
+"""The paper's tables as printed, and the cells of these tables that finished runs belong to."""
 
 import statistics
 from collections.abc import Callable, Iterable, Iterator
@@ -6,21 +6,27 @@ from typing import NamedTuple
 
 from vit_jax.models.registry import PARAMETERS
 from vit_jax.tables import paper
-from vit_jax.tables.results import LINEAR, Run
+from vit_jax.tables.results import IMAGENET_5SHOT, FinishedRun
 
-Key = tuple  # What names a cell: such as pre-training, task and model.
+CellKey = tuple  # Identifies a cell, such as (pre-training data, task, model).
 
 
-class Cells(NamedTuple):
-    """A table's cells: what their keys are made of, their values, and those of a run."""
+class TableCells(NamedTuple):
+    """Cells of a table.
+
+    Attributes:
+      columns: names of the parts of a key.
+      values: the paper's value of each cell, in percent.
+      run_scores: function that yields the cells a run belongs to, and its scores in percent.
+    """
 
     columns: tuple[str, ...]
-    values: dict[Key, float]
-    of_run: Callable[[Run], Iterator[tuple[Key, float | None]]]  # Keys, and scores in percent.
+    values: dict[CellKey, float]
+    run_scores: Callable[[FinishedRun], Iterator[tuple[CellKey, float | None]]]
 
 
 def table1() -> list[dict]:
-    """Table 1, with parameters as counted here: of patches of 16 pixels, and of 14 for Huge."""
+    """Returns Table 1, with the parameters of our models: patch size 16, and 14 for Huge."""
     names = ("vit_b16", "vit_l16", "vit_h14")
     rows = []
     for (title, row), name in zip(paper.TABLE_1.items(), names, strict=True):
@@ -41,16 +47,16 @@ def table1() -> list[dict]:
 
 
 def table2() -> list[dict]:
-    """Table 2: mean and deviation over three fine-tuning runs."""
+    """Returns Table 2: mean and standard deviation of three fine-tuning runs."""
     names = (*paper.TASKS_2, "TPUv3-core-days")
     columns = {title: dict(zip(names, row)) for title, row in paper.TABLE_2.items()}
     return [
-        {"": name, **{title: _mean(column[name]) for title, column in columns.items()}}
+        {"": name, **{title: _mean_and_std(column[name]) for title, column in columns.items()}}
         for name in names
     ]
 
 
-def _mean(cell) -> str:
+def _mean_and_std(cell) -> str:
     if cell is None:
         return "-"
     if not isinstance(cell, tuple):
@@ -60,14 +66,14 @@ def _mean(cell) -> str:
 
 
 def table3() -> list[dict]:
-    """Table 3: pre-training."""
+    """Returns Table 3: hyperparameters of pre-training."""
     names = ("Models", "Dataset", "Epochs", "Base LR", "LR decay", "Weight decay", "Dropout")
     rows = [dict(zip(names, row, strict=True)) for row in paper.TABLE_3]
     return [row | {"Base LR": f"{row['Base LR']:.0e}".replace("e-0", "e-")} for row in rows]
 
 
 def table4() -> list[dict]:
-    """Table 4: fine-tuning."""
+    """Returns Table 4: hyperparameters of fine-tuning."""
     return [
         {
             "Dataset": title,
@@ -80,12 +86,12 @@ def table4() -> list[dict]:
 
 
 def table5() -> list[dict]:
-    """Table 5, which Figure 3 draws."""
+    """Returns Table 5: fine-tuning accuracy by pre-training data (Figure 3)."""
     return [
         {
             "Pre-trained on": data,
             "Task": task,
-            **{m: _or_dash(x) for m, x in zip(paper.MODELS_5, row, strict=True)},
+            **{m: _format_value(x) for m, x in zip(paper.MODELS_5, row, strict=True)},
         }
         for data, tasks in paper.TABLE_5.items()
         for task, row in tasks.items()
@@ -93,37 +99,40 @@ def table5() -> list[dict]:
 
 
 def table7() -> list[dict]:
-    """Table 7, with its averages."""
+    """Returns Table 7: ResNets pre-trained with Adam and SGD, and the averages over tasks."""
     columns = {", ".join(key): [*row, statistics.fmean(row)] for key, row in paper.TABLE_7.items()}
     return [
-        {"Dataset": task, **{title: _or_dash(column[i]) for title, column in columns.items()}}
+        {"Dataset": task, **{title: _format_value(column[i]) for title, column in columns.items()}}
         for i, task in enumerate((*paper.TASKS_7, "Average"))
     ]
 
 
 def table8() -> list[dict]:
-    """Table 8: linear 5-shot ImageNet."""
+    """Returns Table 8: linear 5-shot ImageNet accuracy by position embedding."""
     return [
         {"Position embedding": kind}
-        | {place: _or_dash(x, 3) for place, x in zip(paper.PLACES_8, row, strict=True)}
+        | {
+            added_at: _format_value(x, 3)
+            for added_at, x in zip(paper.POS_EMBED_AT_8, row, strict=True)
+        }
         for kind, row in paper.TABLE_8.items()
     ]
 
 
-def _or_dash(value: float | None, digits: int = 2) -> str:
+def _format_value(value: float | None, digits: int = 2) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
-def _fine_tuned(run: Run) -> Iterator[tuple[str, float | None]]:
-    """Task and accuracy of a run: ReaL's too, where it was evaluated."""
+def _task_scores(run: FinishedRun) -> Iterator[tuple[str, float | None]]:
+    """Yields task and accuracy of a run in percent, and ImageNet ReaL if it was evaluated."""
     score = run.metric("val/top1")
-    if run.data is not None and score is not None and run.is_tested:
-        yield run.data, 100 * score
-    if run.real is not None:
-        yield "ImageNet ReaL", 100 * run.real
+    if run.dataset is not None and score is not None and run.is_scored_on_held_out_data:
+        yield run.dataset, 100 * score
+    if run.real_top1 is not None:
+        yield "ImageNet ReaL", 100 * run.real_top1
 
 
-def _cells2() -> Cells:
+def _table2_cells() -> TableCells:
     values = {
         (title, task): cell[0]
         for title, row in paper.TABLE_2.items()
@@ -131,15 +140,15 @@ def _cells2() -> Cells:
         if cell is not None
     }
 
-    def of_run(run: Run) -> Iterator[tuple[Key, float | None]]:
-        for task, score in _fine_tuned(run):  # Its ImageNet column is of averaged weights.
+    def run_scores(run: FinishedRun) -> Iterator[tuple[CellKey, float | None]]:
+        for task, score in _task_scores(run):  # ImageNet: averaged weights only.
             if run.config.optimizer.ema is not None or not task.startswith("ImageNet"):
-                yield (f"{run.model}, {run.pre_training}", task), score
+                yield (f"{run.model}, {run.pretraining_dataset}", task), score
 
-    return Cells(("model", "task"), values, of_run)
+    return TableCells(("model", "task"), values, run_scores)
 
 
-def _cells5() -> Cells:
+def _table5_cells() -> TableCells:
     values = {
         (data, task, model): value
         for data, tasks in paper.TABLE_5.items()
@@ -148,15 +157,15 @@ def _cells5() -> Cells:
         if value is not None
     }
 
-    def of_run(run: Run) -> Iterator[tuple[Key, float | None]]:
+    def run_scores(run: FinishedRun) -> Iterator[tuple[CellKey, float | None]]:
         if run.config.optimizer.ema is None:
-            for task, score in _fine_tuned(run):
-                yield (run.pre_training, task, run.model), score
+            for task, score in _task_scores(run):
+                yield (run.pretraining_dataset, task, run.model), score
 
-    return Cells(("pre-trained on", "task", "model"), values, of_run)
+    return TableCells(("pre-trained on", "task", "model"), values, run_scores)
 
 
-def _cells6() -> Cells:
+def _table6_cells() -> TableCells:
     names = ("imagenet", "real", "cifar10", "cifar100", "pets", "flowers")
     tasks = ("ImageNet", "ImageNet ReaL", "CIFAR-10", "CIFAR-100", "Pets", "Flowers")
     values = {
@@ -165,73 +174,74 @@ def _cells6() -> Cells:
         for name, task in zip(names, tasks, strict=True)
     }
 
-    def of_run(run: Run) -> Iterator[tuple[Key, float | None]]:
-        if run.pre_training == "JFT-300M" and run.before.config.epochs:
-            for task, score in _fine_tuned(run):
-                yield (run.model, round(run.before.config.epochs), task), score
+    def run_scores(run: FinishedRun) -> Iterator[tuple[CellKey, float | None]]:
+        if run.pretraining_dataset == "JFT-300M" and run.pretraining.config.epochs:
+            for task, score in _task_scores(run):
+                yield (run.model, round(run.pretraining.config.epochs), task), score
 
-    return Cells(("model", "epochs", "task"), values, of_run)
+    return TableCells(("model", "epochs", "task"), values, run_scores)
 
 
-def _cells7() -> Cells:
+def _table7_cells() -> TableCells:
     values = {
         (*key, task): value
         for key, row in paper.TABLE_7.items()
         for task, value in zip(paper.TASKS_7, row, strict=True)
     }
-    rules = {"adamw": "Adam", "sgd": "SGD"}
+    optimizers = {"adamw": "Adam", "sgd": "SGD"}
 
-    def of_run(run: Run) -> Iterator[tuple[Key, float | None]]:
-        if run.pre_training == "JFT-300M":
-            rule = rules.get(run.before.config.optimizer.name)
+    def run_scores(run: FinishedRun) -> Iterator[tuple[CellKey, float | None]]:
+        if run.pretraining_dataset == "JFT-300M":
+            optimizer = optimizers.get(run.pretraining.config.optimizer.name)
             model = {"ResNet50x1": "ResNet50"}.get(run.model, run.model)
-            for task, score in _fine_tuned(run):
-                yield (model, rule, task), score
+            for task, score in _task_scores(run):
+                yield (model, optimizer, task), score
 
-    return Cells(("model", "optimizer", "task"), values, of_run)
+    return TableCells(("model", "optimizer", "task"), values, run_scores)
 
 
-def _cells8() -> Cells:
+def _table8_cells() -> TableCells:
     values = {
-        (kind, place): value
+        (kind, added_at): value
         for kind, row in paper.TABLE_8.items()
-        for place, value in zip(paper.PLACES_8, row, strict=True)
+        for added_at, value in zip(paper.POS_EMBED_AT_8, row, strict=True)
         if value is not None
     }
 
-    def of_run(run: Run) -> Iterator[tuple[Key, float | None]]:
-        score = run.metric(LINEAR)
+    def run_scores(run: FinishedRun) -> Iterator[tuple[CellKey, float | None]]:
+        score = run.metric(IMAGENET_5SHOT)
         model = run.config.model
         yield (model.pos_embed, model.pos_embed_at), None if score is None else 100 * score
 
-    return Cells(("position embedding", "added at"), values, of_run)
+    return TableCells(("position embedding", "added at"), values, run_scores)
 
 
-CELLS = {
-    "table2": _cells2,
-    "table5": _cells5,
-    "table6": _cells6,
-    "table7": _cells7,
-    "table8": _cells8,
+CELLS = {  # Tables that finished runs can belong to.
+    "table2": _table2_cells,
+    "table5": _table5_cells,
+    "table6": _table6_cells,
+    "table7": _table7_cells,
+    "table8": _table8_cells,
 }
 
 
-def beside(name: str, runs: Iterable[Run]) -> list[dict]:
-    """A row for each cell of a table that runs belong to, with their mean and the paper's value.
+def compare_with_paper(name: str, runs: Iterable[FinishedRun]) -> list[dict]:
+    """Returns a row per cell of a table with at least one run.
 
-    exaFLOPs and device-days are those of pre-training, where its run is known, or else of the
-    runs themselves: means over them, as all else.
+    A row has the paper's value and mean and standard deviation of the runs' scores. exaFLOPs and
+    device-days are means of the pre-training cost if the pre-training run is known, else of the
+    cost of the runs themselves.
     """
     cells = CELLS[name]()
-    found: dict[Key, list[tuple[float, Run]]] = {}
+    runs_by_cell: dict[CellKey, list[tuple[float, FinishedRun]]] = {}
     for run in runs:
-        for key, score in cells.of_run(run):
+        for key, score in cells.run_scores(run):
             if key in cells.values and score is not None:
-                found.setdefault(key, []).append((score, run))
+                runs_by_cell.setdefault(key, []).append((score, run))
     rows = []
-    for key in (key for key in cells.values if key in found):
-        scores = [score for score, _ in found[key]]
-        spent = [run.before or run for _, run in found[key]]
+    for key in (key for key in cells.values if key in runs_by_cell):
+        scores = [score for score, _ in runs_by_cell[key]]
+        costs = [run.pretraining or run for _, run in runs_by_cell[key]]
         rows.append(
             dict(zip(cells.columns, key, strict=True))
             | {
@@ -240,8 +250,8 @@ def beside(name: str, runs: Iterable[Run]) -> list[dict]:
                 "std": statistics.stdev(scores) if len(scores) > 1 else None,
                 "runs": len(scores),
                 "difference": statistics.fmean(scores) - cells.values[key],
-                "exaFLOPs": statistics.fmean(run.exaflops for run in spent),
-                "device-days": statistics.fmean(run.device_days for run in spent),
+                "exaFLOPs": statistics.fmean(run.exaflops for run in costs),
+                "device-days": statistics.fmean(run.device_days for run in costs),
             }
         )
     return rows

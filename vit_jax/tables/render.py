@@ -1,13 +1,13 @@
-"""The paper's tables as Markdown or JSON, beside what this code computes."""
+"""The paper's tables and figures as Markdown or JSON, beside what this package computes."""
 
 import json
 from collections.abc import Sequence
 
 from vit_jax.errors import ConfigError, nearest
-from vit_jax.markdown import markdown
+from vit_jax.markdown import markdown_table
 from vit_jax.models.flops import training_flops
 from vit_jax.models.registry import create_model
-from vit_jax.tables import benchmarks, communication, paper_tables, plots, results, vtab
+from vit_jax.tables import benchmarks, communication, paper_tables, results, vtab
 from vit_jax.tables.charts import CHARTS
 from vit_jax.tables.paper import JFT_CLASSES, JFT_EXAMPLES, TABLE_6
 from vit_jax.tables.studies import STUDIES
@@ -18,58 +18,61 @@ EXA = 1e18
 def table(
     name: str, as_json: bool = False, files: Sequence[str] = (), out: str | None = None
 ) -> str:
-    """A table by name; raises ConfigError for a name that there is not.
+    """Returns a table by name, as Markdown or JSON.
 
     Args:
-      files: results, for the tables that are made of them: files, or workdirs of runs, which
-        the paper's tables have beside their own numbers.
-      out: a folder for the plots of it, too.
+      name: such as 'table5', 'figure4', 'communication' or 'benchmark'.
+      as_json: return JSON.
+      files: for 'benchmark' and 'figure12', files that `benchmark --out` wrote; for others,
+        workdirs of finished runs.
+      out: folder to write the plot of the table into.
+
+    Raises:
+      ConfigError: there is no such table, or it takes no files or has no plot.
     """
-    drawn = CHARTS | STUDIES
-    names = (*TABLES, *drawn, *OF_RESULTS, *PLOTTED)
+    figures = CHARTS | STUDIES
+    names = (*TABLES, *figures, "benchmark", "communication")
     if name not in names:
         raise ConfigError(
             f"no table {name!r}; choose from {', '.join(names)}.{nearest(name, names)}"
         )
-    if files and name not in (*OF_RESULTS, *paper_tables.CELLS, *drawn, "table9"):
-        raise ConfigError(f"tables {name} reads no {files[0]}.")
-    if not files and name in OF_RESULTS:
-        raise ConfigError(f"tables {name} needs a {OF_RESULTS[name][1]}.")
-    if out and name not in (*PLOTTED, *drawn):
-        plotted = ", ".join((*PLOTTED, *drawn))
-        raise ConfigError(f"tables {name} has no plot; --out goes with {plotted}.")
-    if name in drawn:
-        find, plot = drawn[name]
-        rows = find(files)
+    if files and name not in ("benchmark", *paper_tables.CELLS, *figures, "table9"):
+        raise ConfigError(f"tables {name} takes no files or workdirs, found {files[0]}.")
+    if name == "benchmark" and not files:
+        raise ConfigError("tables benchmark needs a FILE that `benchmark --out` wrote.")
+    if out and name not in ("communication", *figures):
+        plotted = ", ".join(("communication", *figures))
+        raise ConfigError(f"tables {name} has no plot; --out is allowed for {plotted}.")
+    if name in figures:
+        make_rows, plot = figures[name]
+        rows = make_rows(files)
         if out:
             plot(rows, out)
-        return json.dumps(rows, indent=2) if as_json else markdown(_told(rows))
-    if name in OF_RESULTS:
-        render, _ = OF_RESULTS[name]
-        return render(files, as_json)
-    if name in PLOTTED:
-        render, plot = PLOTTED[name]
+        return json.dumps(rows, indent=2) if as_json else markdown_table(_format_numbers(rows))
+    if name == "benchmark":
+        return benchmarks.format_files(files, as_json)
+    if name == "communication":
         if out:
-            plot(out)
-        return render(as_json)
+            communication.plot_communication(out)
+        return communication.format_communication(as_json)
     rows = TABLES[name]()
     if not files:
-        return json.dumps(rows, indent=2) if as_json else markdown(rows)
+        return json.dumps(rows, indent=2) if as_json else markdown_table(rows)
     if name == "table9":
-        return vtab.of_workdirs(files, as_json)
-    ours = paper_tables.beside(name, results.read(files))
+        return vtab.format_workdirs(files, as_json)
+    ours = paper_tables.compare_with_paper(name, results.read_finished_runs(files))
     if as_json:
         return json.dumps({"paper": rows, "ours": ours}, indent=2)
-    told = markdown(_told(ours)) if ours else "No cell of it is of these runs."
-    return f"{markdown(rows)}\n\n{told}"
+    below = markdown_table(_format_numbers(ours)) if ours else f"No run belongs to {name}."
+    return f"{markdown_table(rows)}\n\n{below}"
 
 
-def _told(rows: list[dict]) -> list[dict]:
-    """Rows for people: a sign before a difference, a dash where nothing is known."""
+def _format_numbers(rows: list[dict]) -> list[dict]:
+    """Returns rows with numbers formatted by column: differences signed, costs rounded."""
     formats = {"difference": "{:+.2f}", "exaFLOPs": "{:.4g}", "device-days": "{:.3g}", "lr": "{:g}"}
     return [
         {
-            key: "-" if value is None else formats[key].format(value) if key in formats else value
+            key: formats[key].format(value) if key in formats and value is not None else value
             for key, value in row.items()
         }
         for row in rows
@@ -77,9 +80,9 @@ def _told(rows: list[dict]) -> list[dict]:
 
 
 def exaflops(model: str, epochs: float) -> float:
-    """Of pre-training on JFT-300M at 224 px, as Table 6 counts them.
+    """Returns exaFLOPs of pre-training a model on JFT-300M at 224 px, as counted in Table 6.
 
-    ViTs and hybrids have the hidden layer of pre-training before their head (section 3.1).
+    ViTs and hybrids have the `pre_logits` hidden layer of pre-training (section 3.1).
     """
     options = {} if model.startswith("bit_") else {"pre_logits": True}
     built = create_model(model, num_classes=JFT_CLASSES, **options)
@@ -87,7 +90,7 @@ def exaflops(model: str, epochs: float) -> float:
 
 
 def table6() -> list[dict]:
-    """Table 6: accuracies as published, exaFLOPs as published and as counted here."""
+    """Returns Table 6: published accuracies, and exaFLOPs as published and as counted here."""
     rows = []
     for row in TABLE_6:
         counted = exaflops(row.model, row.epochs)
@@ -109,7 +112,7 @@ def table6() -> list[dict]:
     return rows
 
 
-TABLES = {
+TABLES = {  # Name -> function that returns the rows of the paper's table.
     "table1": paper_tables.table1,
     "table2": paper_tables.table2,
     "table3": paper_tables.table3,
@@ -118,9 +121,5 @@ TABLES = {
     "table6": table6,
     "table7": paper_tables.table7,
     "table8": paper_tables.table8,
-    "table9": vtab.published,
+    "table9": vtab.paper_rows,
 }
-OF_RESULTS = {  # What each is made of.
-    "benchmark": (benchmarks.of_files, "FILE of results"),
-}
-PLOTTED = {"communication": (communication.render, plots.communication)}

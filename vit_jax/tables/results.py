@@ -1,4 +1,4 @@
-"""Finished runs as the paper's tables know them: a model, its data, and what it scored."""
+"""Finished runs as rows of the paper's tables: model, training data, score and cost."""
 
 import dataclasses
 import pathlib
@@ -11,7 +11,7 @@ from vit_jax.data import dataset_info
 from vit_jax.errors import ConfigError
 from vit_jax.models.titles import Shape, shape_of, title_of
 
-DATA = {  # Of `data.known` -> the paper's name.
+DATASET_TITLES = {  # Name in `data.dataset_info` -> the paper's name.
     "jft": "JFT-300M",
     "imagenet21k": "ImageNet-21k",
     "imagenet": "ImageNet",
@@ -21,166 +21,184 @@ DATA = {  # Of `data.known` -> the paper's name.
     "oxford_iiit_pet": "Pets",
     "oxford_flowers102": "Flowers",
 }
-LINEAR = "fewshot/imagenet2012_5shot"  # Of Figures 4, 8 and 9, and Table 8.
-SEEDS = "seed_*"  # Folders of a sweep's last runs.
-EXA, DAY = 1e18, 86_400
+IMAGENET_5SHOT = "fewshot/imagenet2012_5shot"  # Metric of Figures 4, 8 and 9, and of Table 8.
+SEED_FOLDERS = "seed_*"  # Final runs of a sweep.
+EXA, SECONDS_PER_DAY = 1e18, 86_400
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
-    """One finished run."""
+class FinishedRun:
+    """A run whose workdir has a summary.
+
+    Attributes:
+      folder: the run's workdir.
+      config: its resolved config.
+      summary: contents of `summary.json`.
+      pretraining: the run whose weights it started from, if these are in a workdir.
+    """
 
     folder: pathlib.Path
     config: Config
     summary: dict
-    before: "Run | None"  # The run whose weights it began with, where that is a workdir.
+    pretraining: "FinishedRun | None"
 
     @property
     def model(self) -> str:
-        """The paper's name of the model, or its depth and width where it has another shape."""
+        """The paper's name of the model, or its depth and width if it has another shape."""
         return title_of(self.config.model, self.config.data.image_size)
 
     @property
     def shape(self) -> Shape | None:
-        """None for a ResNet."""
+        """Depth, widths and patch size of a Vision Transformer; None for a ResNet."""
         return shape_of(self.config.model, self.config.data.image_size)
 
     @property
-    def judged(self) -> tuple[str, float] | None:
-        """The name and value of the score that studies compare: few-shot, or else on `val`."""
-        known = self.summary["metrics"]
-        few = sorted(name for name in known if re.fullmatch(r"fewshot/.*_\d+shot", name))
-        names = [name for name in few if name == LINEAR] + few + ["val/top1"]
-        return next(((n, known[n]) for n in names if known.get(n) is not None), None)
+    def dataset(self) -> str | None:
+        """The paper's name of the training data; None if the paper does not use them."""
+        return dataset_title(self.config)
 
     @property
-    def data(self) -> str | None:
-        """The paper's name of what it was trained on."""
-        return data_title(self.config)
-
-    @property
-    def pre_training(self) -> str | None:
-        """The paper's name of what its first weights were trained on."""
-        if self.before is not None:
-            return self.before.data
+    def pretraining_dataset(self) -> str | None:
+        """The paper's name of the data that its initial weights were trained on."""
+        if self.pretraining is not None:
+            return self.pretraining.dataset
         published = re.match(r"(imagenet21k|imagenet2012)/", self.config.init.path)
-        return DATA[published[1]] if published else None
+        return DATASET_TITLES[published[1]] if published else None
 
     @property
     def exaflops(self) -> float:
-        """Spent in training."""
+        """ExaFLOPs of its training."""
         return self.summary["flops"] / EXA
 
     @property
     def device_days(self) -> float:
-        return self.summary["seconds"]["device"] / DAY
+        """Device-days of its training."""
+        return self.summary["seconds"]["device"] / SECONDS_PER_DAY
 
     @property
-    def real(self) -> float | None:
-        """Top-1 against sets of labels, where `evaluate` has written one beside the run."""
-        for path in sorted(self.folder.glob("eval-*.json")):
-            sets = (workdir.read_json(path) or {}).get("label_sets")
-            if sets:
-                return sets["top1"]
-        return None
-
-    @property
-    def is_tested(self) -> bool:
-        """Whether what it scored is no part of the training split."""
+    def is_scored_on_held_out_data(self) -> bool:
+        """True if the scored split is not a part of the training split."""
         data = self.config.data
         return data.dev is None and not data.val_split.startswith(f"{data.split.split('[')[0]}[")
 
+    @property
+    def study_score(self) -> tuple[str, float] | None:
+        """Name and value of the score that scaling studies compare.
+
+        Linear few-shot accuracy (ImageNet 5-shot first) if it was measured, else `val/top1`.
+        """
+        metrics = self.summary["metrics"]
+        few_shot = sorted(name for name in metrics if re.fullmatch(r"fewshot/.*_\d+shot", name))
+        names = [name for name in few_shot if name == IMAGENET_5SHOT] + few_shot + ["val/top1"]
+        return next(((n, metrics[n]) for n in names if metrics.get(n) is not None), None)
+
+    @property
+    def real_top1(self) -> float | None:
+        """Top-1 on ImageNet ReaL labels, if `evaluate` wrote it into the run's folder."""
+        for path in sorted(self.folder.glob("eval-*.json")):
+            label_sets = (workdir.read_json(path) or {}).get("label_sets")
+            if label_sets:
+                return label_sets["top1"]
+        return None
+
     def metric(self, name: str) -> float | None:
-        """A score of the summary, or None."""
+        """Returns a metric of the summary, or None."""
         return self.summary["metrics"].get(name)
 
 
-def data_title(config: Config) -> str | None:
-    """The paper's name of a config's training data, by the name of the set or of its folder."""
+def dataset_title(config: Config) -> str | None:
+    """Returns the paper's name of a config's training data, from their name or folder."""
     folder = pathlib.PurePath(config.data.dir).name
     name = dataset_info.find(config.data.dataset, folder)
-    return DATA.get(name)
+    return DATASET_TITLES.get(name)
 
 
-def places(folder: pathlib.Path, *, with_grids: bool = False) -> list[pathlib.Path]:
-    """The folder and those inside where runs may lie: workdirs, their stages in order, seeds.
+def run_folders(folder: pathlib.Path, *, with_grids: bool = False) -> list[pathlib.Path]:
+    """Returns the folder and the folders below it that may contain runs.
 
-    With `with_grids` those of a sweep's grid, too, of which only the best counts as a result.
+    These are workdirs, their stages in order, and the seeds of sweeps.
+
+    Args:
+      with_grids: include the runs of a sweep's grid, of which only the best counts as a result.
     """
-    found: dict[pathlib.Path, pathlib.Path] = {}  # By where they are: links may go in circles.
+    folders: dict[pathlib.Path, pathlib.Path] = {}  # By real path: symbolic links may form cycles.
 
-    def enter(place: pathlib.Path, is_top: bool = False) -> None:
-        if found.setdefault(place.resolve(), place) is not place:
+    def visit(path: pathlib.Path, is_top: bool = False) -> None:
+        if folders.setdefault(path.resolve(), path) is not path:
             return
-        parts = [*_stages(place), *([workdir.GRID] if with_grids else [])]
+        parts = [*_stage_names(path), *([workdir.GRID] if with_grids else [])]
         inside = [
-            each
-            for each in _folders(place)
-            if is_top or each.name in parts or each.match(SEEDS) or (each / workdir.CONFIG).exists()
+            child
+            for child in _subfolders(path)
+            if is_top
+            or child.name in parts
+            or child.match(SEED_FOLDERS)
+            or (child / workdir.CONFIG).exists()
         ]
-        for each in sorted(inside, key=lambda each: (*parts, each.name).index(each.name)):
-            enter(each)
+        for child in sorted(inside, key=lambda child: (*parts, child.name).index(child.name)):
+            visit(child)
 
-    enter(folder, is_top=True)
-    return list(found.values())
+    visit(folder, is_top=True)
+    return list(folders.values())
 
 
-def _folders(place: pathlib.Path) -> list[pathlib.Path]:
+def _subfolders(path: pathlib.Path) -> list[pathlib.Path]:
     try:
-        return sorted(each for each in place.iterdir() if each.is_dir())
-    except OSError:  # Somebody else's.
+        return sorted(child for child in path.iterdir() if child.is_dir())
+    except OSError:  # No permission to list it.
         return []
 
 
-def _stages(folder: pathlib.Path) -> list[str]:
+def _stage_names(folder: pathlib.Path) -> list[str]:
     try:
         stages = (workdir.read_json(folder / workdir.CONFIG) or {}).get("stages")
-    except ConfigError:  # What reads the run, if it is one, tells of it.
+    except ConfigError:  # If the folder is a run, reading the run reports this error.
         return []
     return list(stages) if isinstance(stages, dict) else []
 
 
-def read(folders: Iterable[str]) -> list[Run]:
-    """The finished runs in some folders: each itself, and those of `places`.
+def read_finished_runs(folders: Iterable[str]) -> list[FinishedRun]:
+    """Reads the finished runs in some folders and in their `run_folders`, each once.
 
-    Raises ConfigError for a folder that is none, or that has no finished run.
+    Raises:
+      ConfigError: a folder does not exist or contains no finished run.
     """
-    found = []
+    all_runs = []
     for folder in map(pathlib.Path, folders):
         if not folder.is_dir():
             raise ConfigError(f"{folder}: no such folder.")
-        runs = list(filter(None, map(_read, places(folder))))
+        runs = list(filter(None, map(_read_finished_run, run_folders(folder))))
         if not runs:
-            raise ConfigError(f"{folder}: no finished run in it, nor in its folders.")
-        found += runs
-    return list({run.folder.resolve(): run for run in found}.values())
+            raise ConfigError(f"{folder}: no finished run in it or in its folders.")
+        all_runs += runs
+    return list({run.folder.resolve(): run for run in all_runs}.values())
 
 
-def _read(folder: pathlib.Path) -> Run | None:
-    """The run in a folder; None where there is none, or none that is finished."""
+def _read_finished_run(folder: pathlib.Path) -> FinishedRun | None:
     config = workdir.read_json(folder / workdir.CONFIG)
     summary = workdir.read_summary(folder)
     if config is None or summary is None or config.get("stages"):
         return None
     checked = workdir.read_config(folder)[""]
-    return Run(folder, checked, summary, _before(folder, checked))
+    initial = initial_weights_path(folder, checked)
+    return FinishedRun(folder, checked, summary, initial and _read_finished_run(initial))
 
 
-def _before(folder: pathlib.Path, config: Config) -> Run | None:
-    """The run that a run began with; those of published weights and of files are not known."""
-    place = begun_with(folder, config)
-    return place and _read(place)
+def initial_weights_path(folder: pathlib.Path, config: Config) -> pathlib.Path | None:
+    """Returns the path of a run's initial weights.
 
-
-def begun_with(folder: pathlib.Path, config: Config) -> pathlib.Path | None:
-    """Where the weights lie that a run began with; None where they are not at hand, or new."""
+    None for random weights, and for weights that are not on this disk.
+    """
     if config.init.stage:
-        return stage_beside(folder, config.init.stage)
-    place = pathlib.Path(config.init.path)
-    return place if config.init.path and place.exists() else None
+        return find_stage_folder(folder, config.init.stage)
+    path = pathlib.Path(config.init.path)
+    return path if config.init.path and path.exists() else None
 
 
-def stage_beside(folder: pathlib.Path, name: str) -> pathlib.Path | None:
-    """The stage of this name in the workdir that a run lies in; the runs of a grid lie deep."""
-    found = (parent / name for parent in folder.resolve().parents[:3])
-    return next((place for place in found if (place / workdir.CONFIG).is_file()), None)
+def find_stage_folder(folder: pathlib.Path, name: str) -> pathlib.Path | None:
+    """Returns the folder of a stage of the workdir that contains a run's folder.
+
+    The stage may be up to three levels above, as for the runs of a sweep's grid.
+    """
+    candidates = (parent / name for parent in folder.resolve().parents[:3])
+    return next((path for path in candidates if (path / workdir.CONFIG).is_file()), None)

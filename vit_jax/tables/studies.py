@@ -1,7 +1,7 @@
-"""The paper's figures that print no numbers, drawn from runs and measurements of ours.
+"""Figures 4, 8, 9 and 12, drawn from finished runs and measurements of this package.
 
-Figures 4, 8 and 9 show linear few-shot accuracy (section 4.1), which runs measure by
-`config.fewshot`; a run without it is judged by its accuracy on `val`.
+The paper prints no numbers of these figures. Figures 4, 8 and 9 show linear few-shot accuracy
+(section 4.1), which runs measure if `config.fewshot` is set; for other runs, accuracy on `val`.
 """
 
 import collections
@@ -16,41 +16,38 @@ from vit_jax.errors import ConfigError
 from vit_jax.figures import style
 from vit_jax.models import titles
 from vit_jax.tables import benchmarks, results
-from vit_jax.tables.results import Run
+from vit_jax.tables.results import FinishedRun
 from vit_jax.training import metrics
 
-# What runs of one point may differ in.
-FREE = (
+# Fields in which runs averaged into one point may differ.
+SEED_FIELDS = (
     *("seed", "init.path", "init.stage", "keep_last", "keep_every"),
     *config_lib.FREE_ON_RESUME,
 )
-NO_NUMBERS = "the paper prints no numbers of it"
 
 
-def figure4(folders: Sequence[str]) -> list[dict]:
-    """Figure 4: few-shot accuracy after pre-training on subsets, by model and examples."""
-    found = _read("figure4", folders)
-    cells: dict[tuple, list[Run]] = collections.defaultdict(list)
-    for run in found:
-        cells[run.model, _examples(run)].append(run)
-    for group in cells.values():
-        _refuse_mixture(group)
+def figure4_rows(folders: Sequence[str]) -> list[dict]:
+    """Returns the points of Figure 4: few-shot accuracy by model and number of examples."""
+    points: dict[tuple, list[FinishedRun]] = collections.defaultdict(list)
+    for run in _read_scored_runs("figure4", folders):
+        points[run.model, _num_examples(run)].append(run)
+    for group in points.values():
+        _require_same_config(group)
     return [
-        {"model": model, "examples": examples} | _summary(group)
-        for (model, examples), group in sorted(cells.items(), key=lambda cell: cell[0][::-1])
+        {"model": model, "examples": examples} | _mean_score_and_cost(group)
+        for (model, examples), group in sorted(points.items(), key=lambda point: point[0][::-1])
     ]
 
 
-def _examples(run: Run) -> int:
+def _num_examples(run: FinishedRun) -> int:
     count = run.summary.get("num_examples", {}).get("train")
     if not count:
-        raise ConfigError(f"{run.folder}: its {workdir.SUMMARY} has no number of examples.")
+        raise ConfigError(f"{run.folder}: its {workdir.SUMMARY} has no num_examples of train.")
     return count
 
 
-def _summary(group: Sequence[Run]) -> dict:
-    """What runs of one cell scored, and what they cost."""
-    (name, _), scores = group[0].judged, [100 * run.judged[1] for run in group]
+def _mean_score_and_cost(group: Sequence[FinishedRun]) -> dict:
+    (name, _), scores = group[0].study_score, [100 * run.study_score[1] for run in group]
     return {
         "score": name,
         "ours": statistics.fmean(scores),
@@ -60,43 +57,46 @@ def _summary(group: Sequence[Run]) -> dict:
     }
 
 
-def _refuse_mixture(group: Sequence[Run]) -> None:
-    """Raises ConfigError for runs of one point that differ in more than their seed."""
+def _require_same_config(group: Sequence[FinishedRun]) -> None:
+    """Raises ConfigError if runs of one point differ in more than SEED_FIELDS."""
     first, *others = (config_lib.to_dict({"": run.config}) for run in group)
     for run, other in zip(group[1:], others, strict=True):
         fields = config_lib.differing_fields(first, other)
-        fields = [f for f in fields if f not in FREE and f.partition(".")[0] not in FREE]
-        fields += [] if _beginning(run) == _beginning(group[0]) else ["init"]
+        fields = [
+            f for f in fields if f not in SEED_FIELDS and f.partition(".")[0] not in SEED_FIELDS
+        ]
+        fields += [] if _initial_weights(run) == _initial_weights(group[0]) else ["init"]
         if fields:
             raise ConfigError(
-                f"{group[0].folder} and {run.folder} would be seeds of one point; they differ in "
-                f"{', '.join(fields)}."
+                f"{group[0].folder} and {run.folder} belong to one point, but differ in "
+                f"{', '.join(fields)}; runs of one point may differ in their seed only."
             )
 
 
-def _beginning(run: Run) -> tuple | str:
-    """What a run began with: each seed may have had a copy of its own."""
-    if run.before is None:
+def _initial_weights(run: FinishedRun) -> tuple | str:
+    """Returns what identifies initial weights; each seed may have its own copy of the same run."""
+    if run.pretraining is None:
         return run.config.init.path or run.config.init.stage
-    return run.before.model, run.before.data, run.before.summary["step"]
+    return run.pretraining.model, run.pretraining.dataset, run.pretraining.summary["step"]
 
 
-def _read(figure: str, folders: Sequence[str]) -> list[Run]:
-    """The runs of the folders that are judged by the same score as the first."""
+def _read_scored_runs(figure: str, folders: Sequence[str]) -> list[FinishedRun]:
+    """Reads the runs that have a score; raises ConfigError if they do not have the same one."""
     if not folders:
-        raise ConfigError(f"tables {figure} needs a WORKDIR: {NO_NUMBERS}.")
-    found = [run for run in results.read(folders) if run.judged is not None]
-    if not found:
+        raise ConfigError(f"tables {figure} needs a WORKDIR: the paper prints no numbers of it.")
+    runs = [run for run in results.read_finished_runs(folders) if run.study_score is not None]
+    if not runs:
         raise ConfigError(f"{folders[0]}: no run in it has a few-shot score or an accuracy.")
-    names = {run.judged[0] for run in found}
+    names = {run.study_score[0] for run in runs}
     if len(names) > 1:
         raise ConfigError(
-            f"tables {figure}: these runs have several scores: {', '.join(sorted(names))}."
+            f"tables {figure}: these runs have several scores: {', '.join(sorted(names))}; give "
+            "runs with the same score."
         )
-    return found
+    return runs
 
 
-SCALES = {  # What Figure 8 scales -> the field of a run's shape.
+SCALED_PARTS = {  # Part of the shape that Figure 8 scales -> field of `FinishedRun.shape`.
     "depth": "num_layers",
     "width": "hidden_size",
     "MLP width": "mlp_size",
@@ -104,82 +104,89 @@ SCALES = {  # What Figure 8 scales -> the field of a run's shape.
 }
 
 
-def figure8(folders: Sequence[str]) -> list[dict]:
-    """Figure 8: few-shot accuracy against compute where one part of the shape is scaled, or all.
+def figure8_rows(folders: Sequence[str]) -> list[dict]:
+    """Returns the points of Figure 8: few-shot accuracy by compute, scaling one part or all.
 
-    The lines cross at the shape that most of the others differ from in one part alone.
+    The lines meet at the base shape, the one that most other shapes differ from in one part only.
     """
-    found = _read("figure8", folders)
-    shapes: dict[tuple, list[Run]] = collections.defaultdict(list)
-    for run in found:
+    shapes: dict[tuple, list[FinishedRun]] = collections.defaultdict(list)
+    for run in _read_scored_runs("figure8", folders):
         shapes[tuple(_shape(run).values())].append(run)
-    centre = _crossing([*shapes])
-    base = statistics.fmean(run.exaflops for run in shapes[centre])
-    if not base:
-        raise ConfigError(f"{shapes[centre][0].folder}: its summary counts no FLOPs.")
+    base = _base_shape([*shapes])
+    base_exaflops = statistics.fmean(run.exaflops for run in shapes[base])
+    if not base_exaflops:
+        raise ConfigError(f"{shapes[base][0].folder}: its {workdir.SUMMARY} has no FLOPs.")
     rows = []
     for shape, group in shapes.items():
-        _refuse_mixture(group)
-        changed = [name for name, a, b in zip(SCALES, shape, centre) if a != b]
-        told = _summary(group)
+        _require_same_config(group)
+        changed = [name for name, a, b in zip(SCALED_PARTS, shape, base) if a != b]
+        means = _mean_score_and_cost(group)
+        scaled = "all" if len(changed) == len(SCALED_PARTS) else " + ".join(changed) or "centre"
         rows.append(
             {
-                "scaled": "all" if len(changed) == len(SCALES) else " + ".join(changed) or "centre",
-                **dict(zip(SCALES, shape)),
-                "compute": told["exaFLOPs"] / base,
-                **told,
+                "scaled": scaled,
+                **dict(zip(SCALED_PARTS, shape)),
+                "compute": means["exaFLOPs"] / base_exaflops,
+                **means,
             }
         )
     return sorted(rows, key=lambda row: row["compute"])
 
 
-def _shape(run: Run) -> dict[str, int]:
+def _shape(run: FinishedRun) -> dict[str, int]:
     if run.shape is None:
-        raise ConfigError(f"{run.folder}: a ResNet has no shape of Figure 8.")
-    return {name: getattr(run.shape, field) for name, field in SCALES.items()}
+        raise ConfigError(f"{run.folder}: figure8 needs Vision Transformers; this is a ResNet.")
+    return {name: getattr(run.shape, field) for name, field in SCALED_PARTS.items()}
 
 
-def _crossing(shapes: Sequence[tuple]) -> tuple:
-    def num_near(centre: tuple) -> int:
-        return sum(sum(a != b for a, b in zip(shape, centre)) == 1 for shape in shapes)
+def _base_shape(shapes: Sequence[tuple]) -> tuple:
+    def num_one_part_away(base: tuple) -> int:
+        return sum(sum(a != b for a, b in zip(shape, base)) == 1 for shape in shapes)
 
-    return max(shapes, key=num_near)
+    return max(shapes, key=num_one_part_away)
 
 
-def figure9(folders: Sequence[str]) -> list[dict]:
-    """Figure 9: few-shot accuracy over the epochs of pre-training, by head and learning rate."""
-    cells: dict[tuple, list[float]] = collections.defaultdict(list)
-    lines: dict[tuple, list[Run]] = collections.defaultdict(list)
-    found = _read("figure9", folders)
-    name = found[0].judged[0]
-    for run in found:
+def figure9_rows(folders: Sequence[str]) -> list[dict]:
+    """Returns the points of Figure 9: few-shot accuracy by head, learning rate and epoch."""
+    scores_by_point: dict[tuple, list[float]] = collections.defaultdict(list)
+    lines: dict[tuple, list[FinishedRun]] = collections.defaultdict(list)
+    runs = _read_scored_runs("figure9", folders)
+    name, _ = runs[0].study_score
+    for run in runs:
         lines[run.config.model.pool, run.config.optimizer.lr].append(run)
     for (head, lr), group in lines.items():
-        _refuse_mixture(group)
+        _require_same_config(group)
         for run in group:
             for record in metrics.read(run.folder):
                 if record.get(name) is not None:
-                    epoch = record["step"] * run.config.batch_size / _examples(run)
-                    cells[head, lr, epoch].append(100 * record[name])
-    if not cells:
-        raise ConfigError(f"{found[0].folder}: no {name} in its {metrics.FILE}.")
+                    epoch = record["step"] * run.config.batch_size / _num_examples(run)
+                    scores_by_point[head, lr, epoch].append(100 * record[name])
+    if not scores_by_point:
+        raise ConfigError(f"{runs[0].folder}: no {name} in its {metrics.FILE}.")
     return [
         {"head": head, "lr": lr, "epoch": epoch, "score": name}
         | {"ours": statistics.fmean(scores), "runs": len(scores)}
         | {"std": statistics.stdev(scores) if len(scores) > 1 else None}
-        for (head, lr, epoch), scores in cells.items()
+        for (head, lr, epoch), scores in scores_by_point.items()
     ]
 
 
-def figure12(files: Sequence[str]) -> list[dict]:
-    """Figure 12: speed over input sizes, and the largest batches; from `benchmark --out` files."""
+def figure12_rows(files: Sequence[str]) -> list[dict]:
+    """Returns the points of Figure 12: speed and largest batch size by image size.
+
+    Args:
+      files: files that `benchmark --out` wrote.
+    """
     if not files:
         raise ConfigError(
-            f"tables figure12 needs a FILE that `benchmark --out` wrote: {NO_NUMBERS}."
+            "tables figure12 needs a FILE that `benchmark --out` wrote: the paper prints no "
+            "numbers of it."
         )
-    found = benchmarks.summaries(record for file in files for record in benchmarks.read(file))
+    measured = benchmarks.summarize_records(
+        record for file in files for record in benchmarks.read_records(file)
+    )
     rows = []
-    for row in found:
+    for row in measured:
         size = row["image_size"]
         rows.append(
             {
@@ -198,7 +205,15 @@ def figure12(files: Sequence[str]) -> list[dict]:
 
 @dataclasses.dataclass(frozen=True)
 class Axes:
-    """A panel: what it draws over what, a line for each value of some columns."""
+    """Axes of a panel.
+
+    Attributes:
+      x, y: columns of the rows to plot.
+      lines: columns whose values identify a line.
+      x_label, y_label: axis labels.
+      log: use a logarithmic x axis.
+      ticks: put a tick at every value of x.
+    """
 
     x: str
     y: str
@@ -206,95 +221,99 @@ class Axes:
     x_label: str
     y_label: str
     log: bool = True
-    ticks: bool = False  # At every x, as it is.
+    ticks: bool = False
 
 
-def _draw(panel, rows: Iterable[dict], axes: Axes) -> None:
-    groups: dict[str, list[dict]] = collections.defaultdict(list)
+LINE_STYLES = [
+    {"color": color, "marker": marker, "linestyle": "-"}
+    for color, marker in zip(style.COLOURS, "os^DvP*")
+]
+
+
+def _plot_panel(panel, rows: Iterable[dict], axes: Axes) -> None:
+    lines: dict[str, list[dict]] = collections.defaultdict(list)
     for row in rows:
-        groups[", ".join(f"{row[name]}" for name in axes.lines)].append(row)
-    for i, (label, group) in enumerate(groups.items()):
-        group = sorted(group, key=lambda row: row[axes.x])
-        errors = [row.get("std") or 0.0 for row in group]
-        x, y = ([row[key] for row in group] for key in (axes.x, axes.y))
-        look = STYLES[i % len(STYLES)]
-        panel.errorbar(x, y, errors, label=label, capsize=2 * any(errors), **look)
+        lines[", ".join(f"{row[name]}" for name in axes.lines)].append(row)
+    for i, (label, points) in enumerate(lines.items()):
+        points = sorted(points, key=lambda row: row[axes.x])
+        errors = [row.get("std") or 0.0 for row in points]
+        x, y = ([row[key] for row in points] for key in (axes.x, axes.y))
+        line_style = LINE_STYLES[i % len(LINE_STYLES)]
+        panel.errorbar(x, y, errors, label=label, capsize=2 * any(errors), **line_style)
     panel.set(xlabel=axes.x_label, ylabel=axes.y_label)
     if axes.log:
         panel.set_xscale("log")
     if axes.ticks:
-        places = sorted({row[axes.x] for row in rows})
-        panel.set_xticks(places, places)
+        ticks = sorted({row[axes.x] for row in rows})
+        panel.set_xticks(ticks, ticks)
         panel.minorticks_off()
     panel.legend(fontsize="small")
     panel.grid(alpha=0.4)
 
 
-STYLES = [{"color": c, "marker": m, "linestyle": "-"} for c, m in zip(style.COLOURS, "os^DvP*")]
-
-
-def _plot(name: str, panels: Sequence[Axes], rows: list[dict], folder: str) -> None:
+def _save_plot(name: str, panels: Sequence[Axes], rows: list[dict], folder: str) -> None:
     with style.theme():
         figure = style.make_figure(5.2 * len(panels), 3.8)
         for panel, axes in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels):
-            _draw(panel, rows, axes)
-        style.save(figure, pathlib.Path(folder), name)
+            _plot_panel(panel, rows, axes)
+        style.save_figure(figure, pathlib.Path(folder), name)
 
 
-def _accuracy(rows: list[dict]) -> str:
-    """'fewshot/digits_5shot' as an axis says it."""
-    words = rows[0]["score"].partition("/")[2].replace("_", " ").replace("shot", "-shot")
-    return f"{words} (%)"
+def _score_label(rows: list[dict]) -> str:
+    """Returns the axis label of a score: 'digits 5-shot (%)' for 'fewshot/digits_5shot'."""
+    score = rows[0]["score"].partition("/")[2].replace("_", " ").replace("shot", "-shot")
+    return f"{score} (%)"
 
 
-def plot4(rows: list[dict], folder: str) -> None:
-    """Accuracy over examples, a line for each model, and over compute, one for each share."""
-    y = _accuracy(rows)
+def plot_figure4(rows: list[dict], folder: str) -> None:
+    """Plots accuracy over the number of examples and over compute."""
+    y = _score_label(rows)
     data = Axes("examples", "ours", ("model",), "pre-training examples", y, ticks=True)
     compute = Axes("exaFLOPs", "ours", ("examples",), "pre-training compute (exaFLOPs)", y)
-    _plot("figure4", [data, compute], rows, folder)
+    _save_plot("figure4", [data, compute], rows, folder)
 
 
-def plot8(rows: list[dict], folder: str) -> None:
-    """Accuracy over compute, a line for each part that is scaled; all go through the centre."""
-    lines = dict.fromkeys(row["scaled"] for row in rows if row["scaled"] != "centre")
-    drawn = [
+def plot_figure8(rows: list[dict], folder: str) -> None:
+    """Plots accuracy over compute; the line of each scaled part passes through the base shape."""
+    parts = dict.fromkeys(row["scaled"] for row in rows if row["scaled"] != "centre")
+    points = [
         row | {"scaled": scaled}
-        for scaled in lines
+        for scaled in parts
         for row in rows
         if row["scaled"] in (scaled, "centre")
     ]
-    axes = Axes("compute", "ours", ("scaled",), "relative compute", _accuracy(rows))
-    _plot("figure8", [axes], drawn or rows, folder)
+    axes = Axes("compute", "ours", ("scaled",), "relative compute", _score_label(rows))
+    _save_plot("figure8", [axes], points or rows, folder)
 
 
-def plot9(rows: list[dict], folder: str) -> None:
-    """Accuracy over epochs, a line for each head and learning rate."""
-    axes = Axes("epoch", "ours", ("head", "lr"), "epochs", _accuracy(rows), log=False)
-    _plot("figure9", [axes], rows, folder)
+def plot_figure9(rows: list[dict], folder: str) -> None:
+    """Plots accuracy over epochs, a line per head and learning rate."""
+    axes = Axes("epoch", "ours", ("head", "lr"), "epochs", _score_label(rows), log=False)
+    _save_plot("figure9", [axes], rows, folder)
 
 
-def plot12(rows: list[dict], folder: str) -> None:
-    """Speed over input sizes, and largest batches where they were searched for."""
-    kinds = ("contestant", "mode", "dtype")
-    lines = ("model", *(kind for kind in kinds if len({row[kind] for row in rows}) > 1))
-    speed = Axes("image size", "img/s", lines, "input size (px)", "images a second", ticks=True)
-    batch = dataclasses.replace(speed, y="batch", y_label="largest batch")
+def plot_figure12(rows: list[dict], folder: str) -> None:
+    """Plots speed over image size and, if measured, the largest batch size that fits."""
+    optional = ("contestant", "mode", "dtype")
+    lines = ("model", *(name for name in optional if len({row[name] for row in rows}) > 1))
+    speed = Axes("image size", "img/s", lines, "image size (pixels)", "images/s", ticks=True)
+    batch = dataclasses.replace(speed, y="batch", y_label="largest batch size")
     largest = [row for row in rows if row["is largest"]]
     with style.theme():
         figure = style.make_figure(5.2 * (1 + bool(largest)), 3.8)
         left, *right = figure.subplots(1, 1 + bool(largest), squeeze=False)[0]
-        _draw(left, [row for row in rows if not row["is largest"]] or rows, speed)
+        _plot_panel(left, [row for row in rows if not row["is largest"]] or rows, speed)
         for panel in right:
-            _draw(panel, largest, batch)
+            _plot_panel(panel, largest, batch)
         for panel in figure.axes:
             panel.set_yscale("log")
-        style.save(figure, pathlib.Path(folder), "figure12")
+        style.save_figure(figure, pathlib.Path(folder), "figure12")
 
 
+# Figure -> function that returns its rows, function that plots them.
 STUDIES: dict[str, tuple[Callable, Callable]] = {
-    "figure4": (figure4, plot4),
-    "figure8": (figure8, plot8),
-    "figure9": (figure9, plot9),
-    "figure12": (figure12, plot12),
+    "figure4": (figure4_rows, plot_figure4),
+    "figure8": (figure8_rows, plot_figure8),
+    "figure9": (figure9_rows, plot_figure9),
+    "figure12": (figure12_rows, plot_figure12),
 }

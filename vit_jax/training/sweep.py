@@ -13,7 +13,7 @@ from vit_jax.checkpoints.workdir import GRID
 from vit_jax.config.schema import Config
 from vit_jax.distributed import multihost
 from vit_jax.errors import ConfigError, InUseError, NonFiniteError
-from vit_jax.markdown import markdown
+from vit_jax.markdown import markdown_table
 from vit_jax.training import stage, sweep_runs, train
 from vit_jax.training.profiler import Window
 
@@ -158,7 +158,7 @@ class Sweep:
             "runs": table,
         }
         if multihost.is_process_0():
-            write_atomically(self.folder / TABLE, markdown(table) + "\n")
+            write_atomically(self.folder / TABLE, markdown_table(table) + "\n")
             workdir.write_json(self.folder / workdir.SUMMARY, summary)
         return summary
 

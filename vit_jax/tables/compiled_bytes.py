@@ -1,6 +1,7 @@
-"""Bytes that XLA's modules for CPU devices send: compiled with jax 0.10.2, and kept.
+"""Bytes sent per device in modules that XLA compiled for CPU devices (jax 0.10.2).
 
-Compiling all of them takes a quarter of an hour. One of them, under `compiled`, `bytes_sent`:
+Recorded here because compiling all of them takes a quarter of an hour. To measure one again, see
+`bytes_sent` under `compiled` in the output of:
 
   python -m vit_jax.main plan --config=configs/pretrain.py:data=imagenet,model=MODEL \\
     --config.model.dropout=0 --devices=DEVICES --mesh=MESH --compile --json
@@ -8,7 +9,8 @@ Compiling all of them takes a quarter of an hour. One of them, under `compiled`,
 MESH is data:DEVICES; or data:1,fsdp:DEVICES; or data:1,fsdp:DEVICES/2,tensor:2.
 """
 
-COMPILED = {  # Model, mesh, devices -> bytes that a device sends in a step, by kind.
+# (model, mesh, devices) -> kind of collective -> bytes that a device sends per training step.
+COMPILED_BYTES = {
     ("vit_b16", "data", 2): {"all-reduce": 348633008},
     ("vit_b16", "data", 8): {"all-reduce": 610107764},
     ("vit_b16", "data", 32): {"all-reduce": 675476453},
