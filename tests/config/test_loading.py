@@ -346,3 +346,19 @@ def test_a_mistake_in_a_config_file_is_one_line_that_names_it(text, tmp_path):
 def test_a_missing_config_file_is_answered_with_the_nearest():
     with pytest.raises(ConfigError, match=r"quikstart\.py: no such file\. Did .*/quickstart\.py\?"):
         load(f"{ROOT}/configs/quikstart.py:smoke")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("[1]", "no config"), ("{", "no config"), ('{"sed": 1}', "Did you mean seed")],
+)
+def test_load_rejects_json_that_is_not_a_config(text, message, tmp_path):
+    (tmp_path / "c.json").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        load(str(tmp_path / "c.json"))
+
+
+def test_load_rejects_arguments_of_a_json_config(tmp_path):
+    (tmp_path / "c.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"takes no arguments; 'smoke'"):
+        load(f"{tmp_path / 'c.json'}:smoke")

@@ -1,4 +1,4 @@
-"""Pages, read as a browser's parser reads them, and the run whose pages they are."""
+"""HTML pages as a browser's parser reads them, and the runs that they describe."""
 
 import base64
 import html.parser
@@ -6,6 +6,7 @@ import io
 import json
 import pathlib
 import re
+import shutil
 
 import numpy as np
 from PIL import Image
@@ -13,17 +14,27 @@ from PIL import Image
 from tests.support.runs import ROOT
 from vit_jax import main
 
+ALWAYS = {"reproduce", "curves", "inputs", "parameters", "config", "environment"}
+WITH_MODEL = {"predictions", "attention", "position-embeddings"}
+
 
 class Page(html.parser.HTMLParser):
-    """The tags of a page, its words, and the numbers of its plots."""
+    """A parsed page.
+
+    Attributes:
+      html: the file's text.
+      tags: (tag, attributes) of all elements.
+      texts: visible texts.
+      plots: data of the plots.
+    """
 
     def __init__(self, path: pathlib.Path):
         super().__init__()
-        self.text = path.read_text()
+        self.html = path.read_text()
         self.tags: list[tuple[str, dict]] = []
-        self.words: list[str] = []
+        self.texts: list[str] = []
         self.plots: list[dict] = []
-        self.feed(self.text)
+        self.feed(self.html)
         self.close()
 
     def handle_starttag(self, tag, attrs):
@@ -34,31 +45,36 @@ class Page(html.parser.HTMLParser):
         if attributes.get("type") == "application/json":
             self.plots.append(json.loads(data))
         elif tag not in ("script", "style"):
-            self.words.append(data)
+            self.texts.append(data)
 
     @property
-    def said(self) -> str:
-        return " ".join(self.words)
+    def text(self) -> str:
+        """The visible text."""
+        return " ".join(self.texts)
 
     @property
     def sections(self) -> set[str]:
+        """The ids of the sections."""
         return {attributes["id"] for tag, attributes in self.tags if tag == "section"}
 
+    @property
+    def links(self) -> list[str]:
+        """The targets of the links."""
+        return [attributes["href"] for tag, attributes in self.tags if tag == "a"]
+
     def images(self, alt: str | None = None) -> list[np.ndarray]:
-        """The pictures, decoded, of a certain `alt` or all."""
-        found = []
+        """Returns the pixels of all images, or of those with a certain `alt` text."""
+        images = []
         for tag, attributes in self.tags:
             if tag == "img" and alt in (None, attributes["alt"]):
-                kind, data = re.fullmatch(
-                    r"data:image/(\w+);base64,(.*)", attributes["src"]
-                ).groups()
-                with Image.open(io.BytesIO(base64.b64decode(data))) as image:
-                    assert image.format == kind.upper()
-                    found.append(np.asarray(image))
-        return found
+                match = re.fullmatch(r"data:image/(\w+);base64,(.*)", attributes["src"])
+                with Image.open(io.BytesIO(base64.b64decode(match[2]))) as image:
+                    assert image.format == match[1].upper()
+                    images.append(np.asarray(image))
+        return images
 
     def charts(self) -> dict[str, dict]:
-        """Title -> label -> step -> value of the plots."""
+        """Returns title -> label -> step -> value of the plots."""
         return {
             chart["title"]: {
                 series["label"]: {
@@ -73,8 +89,29 @@ class Page(html.parser.HTMLParser):
         }
 
 
-def train(folder: pathlib.Path) -> pathlib.Path:
-    """The stages of a small quickstart, with the pages that training leaves."""
+def train_quickstart(folder: pathlib.Path) -> pathlib.Path:
+    """Trains the stages of the smoke-test quickstart."""
     config = f"--config={ROOT / 'configs' / 'quickstart.py'}:smoke"
     assert main.run([config, f"--workdir={folder}"]) == 0
     return folder
+
+
+def copy_as_killed(
+    run: pathlib.Path, folder: pathlib.Path, *, keep_checkpoints: bool = True
+) -> pathlib.Path:
+    """Copies a run as if it had been killed while writing a line of `metrics.jsonl`."""
+    shutil.copytree(run, folder)
+    for name in ("summary.json", "report.html"):
+        (folder / name).unlink()
+    if not keep_checkpoints:
+        shutil.rmtree(folder / "checkpoints")
+    lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (folder / "metrics.jsonl").write_text("".join(lines[:2]) + lines[2][:20])
+    return folder
+
+
+def change_config(folder: pathlib.Path, section: str, **fields) -> None:
+    """Changes fields of a section in a run's `config.json`."""
+    config = json.loads((folder / "config.json").read_text())
+    config[section].update(fields)
+    (folder / "config.json").write_text(json.dumps(config))

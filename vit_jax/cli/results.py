@@ -32,7 +32,7 @@ def run_report(args, file: str | None, overrides: dict[str, str]) -> int:
 
     keep_compiled_programs()
     show = Progress(seconds_between=10).show
-    line = write.report(args.workdirs, args.out, with_model=not args.no_model, show=show)
+    line = write.write_reports(args.workdirs, args.out, with_model=not args.no_model, show=show)
     print(line, flush=True)
     return 0
 
@@ -77,10 +77,10 @@ def run_figures(args, file: str | None, overrides: dict[str, str]) -> int:
     arguments.check_weights_file(args.checkpoint)
     arguments.refuse_config("figures", file)
     from vit_jax.distributed.compilation_cache import keep_compiled_programs
-    from vit_jax.figures.draw import figures
+    from vit_jax.figures.draw import draw_figures
 
     keep_compiled_programs()
-    line = figures(
+    line = draw_figures(
         args.checkpoint,
         args.out,
         files=args.image,

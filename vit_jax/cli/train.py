@@ -86,7 +86,7 @@ def run(args, file: str | None, overrides: dict[str, str]) -> int:
         print(closing_line(summary, folder), flush=True)
     multihost.shutdown()
     if is_process_0:  # The other processes need not wait for the report.
-        write.after_training(folder)
+        write.write_reports_after_training(folder)
     return 0
 
 

@@ -9,61 +9,77 @@ from collections.abc import Mapping, Sequence
 from vit_jax import config as config_lib
 from vit_jax.atomic_io import ERRORS
 from vit_jax.report import curves as curves_lib
-from vit_jax.report import sections as h
-from vit_jax.report.page import HOW_TO_ZOOM, field, state
-from vit_jax.report.run_record import PAGE, Record
+from vit_jax.report import sections as html
+from vit_jax.report.page import PLOT_NOTE, config_value, state_badge
+from vit_jax.report.run_record import REPORT_FILE, RunRecord
 
-HEADER = ("run", "", "model", "score", "", "step", "images/s", "minutes", "exaFLOPs")
+HEADER = (
+    *("run", "state", "model", "score", "metric", "step", "images per second", "minutes"),
+    "exaFLOPs",
+)
 
 
-def of_runs(title: str, runs: Sequence[Record], page: pathlib.Path) -> str:
-    """The page that compares several runs; it lies at `page`, and links to theirs."""
-    named = _named(runs)
-    rows = [(_link(name, run, page), state(run), *_cells(run)) for name, run in named.items()]
-    curves = curves_lib.of_runs(named)
-    return h.page(
+def render_comparison_page(title: str, runs: Sequence[RunRecord], page: pathlib.Path) -> str:
+    """Returns the HTML page that compares several runs.
+
+    Args:
+      title: title of the page.
+      runs: the runs, in the order to show them.
+      page: path of the page, which its links to the pages of the runs are relative to.
+    """
+    runs_by_name = _shortest_names(runs)
+    rows = [
+        (_link(name, run, page), state_badge(run), *_cells(run))
+        for name, run in runs_by_name.items()
+    ]
+    charts = curves_lib.comparison_charts(runs_by_name)
+    return html.document(
         title,
-        h.element("h1", title),
-        h.element("p", f"{len(runs)} runs", class_="lead"),
-        h.section("Runs", h.table(rows, HEADER)),
-        h.section("Curves", h.plots(curves, "runs"), note=HOW_TO_ZOOM),
-        h.section("What differs", _differences(named)),
+        html.element("h1", title),
+        html.element("p", f"{len(runs)} runs", class_="lead"),
+        html.section("Runs", html.table(rows, HEADER)),
+        html.section("Curves", html.plots(charts, "runs"), note=PLOT_NOTE),
+        html.section("Config differences", _differences(runs_by_name)),
     )
 
 
-def _named(runs: Sequence[Record]) -> dict[str, Record]:
-    """Runs by the shortest of their names that tells them apart."""
-    for kind in (lambda run: run.name, lambda run: run.title, lambda run: str(run.folder)):
-        named = {kind(run): run for run in runs}
-        if len(named) == len(runs) and all(named):
+def _shortest_names(runs: Sequence[RunRecord]) -> dict[str, RunRecord]:
+    """Returns name -> run with the shortest kind of name that is unique."""
+    for name_of in (lambda run: run.name, lambda run: run.title, lambda run: str(run.folder)):
+        runs_by_name = {name_of(run): run for run in runs}
+        if len(runs_by_name) == len(runs) and all(runs_by_name):
             break
-    return named
+    return runs_by_name
 
 
-def _link(name: str, run: Record, page: pathlib.Path) -> h.Raw:
-    place = os.path.relpath(run.folder / PAGE, page.parent)
-    place = pathlib.PurePath(place).as_posix()
-    return h.element("a", name, href=urllib.parse.quote(place, errors=ERRORS))
+def _link(name: str, run: RunRecord, page: pathlib.Path) -> html.Html:
+    path = os.path.relpath(run.folder / REPORT_FILE, page.parent)
+    path = pathlib.PurePath(path).as_posix()
+    return html.element("a", name, href=urllib.parse.quote(path, errors=ERRORS))
 
 
-def _cells(run: Record) -> tuple:
-    """Of a row: model, score and its name, step, speed, minutes, exaFLOPs."""
-    name, score = run.headline() or ("", None)
+def _cells(run: RunRecord) -> tuple:
+    """Returns the cells of a run from `model` in HEADER on; unknown values are empty."""
+    name, score = run.main_score() or ("", None)
     numbers = (
         run.step,
-        run.scores.get("train/img_per_sec"),
+        run.metrics.get("train/img_per_sec"),
         sum(run.seconds.values()) / 60 or None,
         run.summary and run.summary.get("flops", 0) / 1e18,
     )
-    told = ("" if value is None else value for value in numbers)
-    return (run.config.model.name, "" if score is None else score, name, *told)
+    cells = ("" if value is None else value for value in numbers)
+    return (run.config.model.name, "" if score is None else score, name, *cells)
 
 
-def _differences(named: Mapping[str, Record]) -> h.Raw:
-    """A row for every field of the configs that is not the same in all runs."""
-    first, *others = configs = [config_lib.to_dict({"": run.config}) for run in named.values()]
+def _differences(runs_by_name: Mapping[str, RunRecord]) -> html.Html:
+    """Returns a table with a row per config field that differs between runs."""
+    configs = [config_lib.to_dict({"": run.config}) for run in runs_by_name.values()]
+    first, *others = configs
     fields = {name for other in others for name in config_lib.differing_fields(first, other)}
     if not fields:
-        return h.element("p", "Nothing: all runs have the same config.")
-    rows = [(name, *(json.dumps(field(each, name)) for each in configs)) for name in sorted(fields)]
-    return h.table(rows, ("field", *named))
+        return html.element("p", "All runs have the same config.")
+    rows = [
+        (name, *(json.dumps(config_value(config, name)) for config in configs))
+        for name in sorted(fields)
+    ]
+    return html.table(rows, ("field", *runs_by_name))

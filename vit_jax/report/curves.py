@@ -1,22 +1,28 @@
-"""The courses of a run's metrics, as the page's plots take them."""
+"""Curves of logged metrics over steps, as data of the plots in a page."""
 
 import dataclasses
 import re
 from collections.abc import Mapping
 
-from vit_jax.report.run_record import Record
+from vit_jax.report.run_record import RunRecord
 
-MOST_POINTS = 1500  # Of one chart; of longer ones the extremes of half as many stretches.
-DIGITS = 6  # Significant ones of a number in the page.
+MAX_POINTS = 1500  # Per chart; longer curves are reduced to the extremes of intervals.
+SIGNIFICANT_DIGITS = 6
 
 
 @dataclasses.dataclass(frozen=True)
 class Chart:
-    """A plot: its title, which metrics it shows, and how its numbers are written."""
+    """A plot of some metrics.
+
+    Attributes:
+      title: title of the plot.
+      metrics: regular expression that the names of the metrics match.
+      unit: format of the values: 'number', 'share' (1 is shown as 100 %) or 'rate'.
+    """
 
     title: str
-    metrics: str  # A regular expression of their names.
-    unit: str = "number"  # 'number', 'share' (1 is 100 %) or 'rate'.
+    metrics: str
+    unit: str = "number"
 
 
 CHARTS = (
@@ -24,46 +30,56 @@ CHARTS = (
     Chart("Accuracy", r"(train|val|dev)/top1|fewshot/.*shot", "share"),
     Chart("Learning rate", r"train/lr"),
     Chart("Gradient norm", r"train/grad_norm"),
-    Chart("Images a second", r"train/img_per_sec", "rate"),
-    Chart("Where the time goes", r"train/(data_wait|device|host)", "share"),
+    Chart("Images per second", r"train/img_per_sec", "rate"),
+    Chart("Share of step time", r"train/(data_wait|device|host)", "share"),
 )
 
 
-def of_run(run: Record) -> list[dict]:
-    """Each chart with a curve for every metric of the run; those without one are left out."""
-    found = (_chart(chart, {name: (run, name) for name in _names(run, chart)}) for chart in CHARTS)
-    return list(filter(None, found))
+def run_charts(run: RunRecord) -> list[dict]:
+    """Returns the charts of one run, with a curve per metric; charts without data are left out."""
+    charts = (
+        _chart_data(chart, {name: (run, name) for name in _metric_names(run, chart)})
+        for chart in CHARTS
+    )
+    return list(filter(None, charts))
 
 
-def of_runs(runs: Mapping[str, Record]) -> list[dict]:
-    """A chart for each metric that there is, with a curve for every run."""
-    found = []
+def comparison_charts(runs: Mapping[str, RunRecord]) -> list[dict]:
+    """Returns a chart per metric, with a curve per run.
+
+    Args:
+      runs: label of a curve -> run.
+    """
+    charts = []
     for chart in CHARTS:
-        names = dict.fromkeys(name for run in runs.values() for name in _names(run, chart))
+        names = dict.fromkeys(name for run in runs.values() for name in _metric_names(run, chart))
         for name in names:
             single = dataclasses.replace(chart, title=f"{chart.title}: {name}")
-            found.append(_chart(single, {title: (run, name) for title, run in runs.items()}))
-    return list(filter(None, found))
+            charts.append(_chart_data(single, {label: (run, name) for label, run in runs.items()}))
+    return list(filter(None, charts))
 
 
-def _names(run: Record, chart: Chart) -> list[str]:
-    """The run's metrics that a chart shows."""
+def _metric_names(run: RunRecord, chart: Chart) -> list[str]:
     names = {name for record in run.history for name in record}
     return sorted(name for name in names if re.fullmatch(chart.metrics, name))
 
 
-def _chart(chart: Chart, curves: Mapping[str, tuple[Record, str]]) -> dict | None:
-    """A chart's numbers, of label -> run and metric; None where nothing is known."""
-    lines = {label: _points(run.history, name) for label, (run, name) in curves.items()}
+def _chart_data(chart: Chart, curves: Mapping[str, tuple[RunRecord, str]]) -> dict | None:
+    """Returns the data of a chart as page.js reads it, or None if no value was logged.
+
+    Args:
+      curves: label -> run and name of the metric.
+    """
+    lines = {label: _values_by_step(run.history, name) for label, (run, name) in curves.items()}
     lines = {label: line for label, line in lines.items() if line}
     if not lines:
         return None
     steps = sorted({step for line in lines.values() for step in line})
-    if len(steps) > MOST_POINTS:
-        size = -(-2 * len(steps) // MOST_POINTS)
-        stretches = [steps[first : first + size] for first in range(0, len(steps), size)]
-        lines = {label: _extremes(line, stretches) for label, line in lines.items()}
-        steps = sorted({step for part in stretches for step in (part[0], part[-1])})
+    if len(steps) > MAX_POINTS:
+        size = -(-2 * len(steps) // MAX_POINTS)
+        intervals = [steps[first : first + size] for first in range(0, len(steps), size)]
+        lines = {label: _extremes(line, intervals) for label, line in lines.items()}
+        steps = sorted({step for interval in intervals for step in (interval[0], interval[-1])})
     series = [
         {"label": label, "values": [line.get(step) for step in steps]}
         for label, line in lines.items()
@@ -71,23 +87,23 @@ def _chart(chart: Chart, curves: Mapping[str, tuple[Record, str]]) -> dict | Non
     return {"title": chart.title, "unit": chart.unit, "steps": steps, "series": series}
 
 
-def _points(history: list[dict], name: str) -> dict[int, float]:
-    """Step -> value of a metric."""
-    known = {each["step"]: each[name] for each in history if each.get(name) is not None}
-    return {step: float(f"{value:.{DIGITS}g}") for step, value in known.items()}
+def _values_by_step(history: list[dict], name: str) -> dict[int, float]:
+    values = {line["step"]: line[name] for line in history if line.get(name) is not None}
+    return {step: float(f"{value:.{SIGNIFICANT_DIGITS}g}") for step, value in values.items()}
 
 
-def _extremes(line: dict[int, float], stretches: list[list[int]]) -> dict[int, float]:
-    """The lowest and highest value of each stretch, in their order, at its first and last step.
+def _extremes(line: dict[int, float], intervals: list[list[int]]) -> dict[int, float]:
+    """Returns the minimum and maximum of each interval, at its first and last step.
 
-    Spikes are seen, and all curves of a chart have the same steps. A curve's last value is kept.
+    They are in the order in which they occur. Spikes remain visible, all curves of a chart have
+    the same steps, and the last value of a curve is kept.
     """
-    found, last = {}, max(line)
-    for stretch in stretches:
-        known = [step for step in stretch if step in line]
-        if known:
-            first, second = sorted([min(known, key=line.get), max(known, key=line.get)])
-            found |= {stretch[0]: line[first], stretch[-1]: line[second]}
-            if last in known:
-                found[stretch[-1]] = line[last]
-    return found
+    extremes, last = {}, max(line)
+    for interval in intervals:
+        logged = [step for step in interval if step in line]
+        if logged:
+            first, second = sorted([min(logged, key=line.get), max(logged, key=line.get)])
+            extremes |= {interval[0]: line[first], interval[-1]: line[second]}
+            if last in logged:
+                extremes[interval[-1]] = line[last]
+    return extremes

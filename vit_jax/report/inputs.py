@@ -1,4 +1,4 @@
-"""What the training of a run begins with."""
+"""Training inputs of the first step of a run."""
 
 import numpy as np
 
@@ -8,13 +8,14 @@ from vit_jax.data.preprocess import from_unit_range
 from vit_jax.data.sources import open_training
 from vit_jax.training import build
 
-COUNT = 12
+NUM_INPUTS = 12
 
 
-def first_inputs(config: Config) -> list[tuple[str, np.ndarray]]:
-    """Class and pixels H W 3 uint8 of the first training examples, augmented as in step 1.
+def first_training_inputs(config: Config) -> list[tuple[str, np.ndarray]]:
+    """Returns class and pixels H W 3 uint8 of the first training examples, augmented as in step 1.
 
-    Raises DataError where the data cannot be read.
+    Raises:
+      DataError: the data cannot be read.
     """
     data, size = config.data, config.data.image_size
     source = open_training(data)
@@ -28,5 +29,5 @@ def first_inputs(config: Config) -> list[tuple[str, np.ndarray]]:
         stop=1,
         on_bad_image=data.on_bad_image,
     )
-    shown = (rows[row] for row in range(min(COUNT, len(rows))))
-    return [(source.classes[row["label"]], from_unit_range(row["image"])) for row in shown]
+    examples = (rows[i] for i in range(min(NUM_INPUTS, len(rows))))
+    return [(source.classes[row["label"]], from_unit_range(row["image"])) for row in examples]

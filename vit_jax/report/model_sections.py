@@ -1,119 +1,123 @@
-"""The parts of a page for which the model is run."""
+"""Sections of a page that need the run's model."""
 
 import math
 
 from vit_jax.evaluation import setup
-from vit_jax.report import predictions
-from vit_jax.report import sections as h
-from vit_jax.report.run_record import Record
+from vit_jax.report import predictions as predictions_lib
+from vit_jax.report import sections as html
+from vit_jax.report.run_record import RunRecord
 
-MOST_CLASSES = 20  # Of a confusion matrix; of more classes, the pairs most often confused.
-NUM_PAIRS = 15
+MAX_CLASSES = 20  # Of a confusion matrix; for more classes, the most frequent confusions.
+NUM_CONFUSIONS = 15
+ATTENTION_NOTE = (
+    "Examples of the scored split, and their attention rollout from the output token to the input "
+    "(Figure 6 of the paper). Dark areas contribute little to the output."
+)
+POSITIONS_NOTE = (
+    "One tile per patch: the cosine similarity of its position embedding with those of all "
+    "patches, from -1 (dark) to 1 (bright); Figure 7, centre, of the paper."
+)
 
 
-def sections(run: Record) -> list[h.Raw]:
-    """Sections for which the model is run, or one that says why it is not."""
+def model_sections(run: RunRecord) -> list[html.Html]:
+    """Returns predictions, attention and position embeddings, or why they are unavailable."""
     if not run.config.data.val_split and run.config.data.dev is None:
-        note = "This run is scored on nothing: its data.val_split is empty."
-        return [h.section("What the model sees", note=note), _of_positions(run)]
+        note = "Unavailable: this run has no split to score; its data.val_split is empty."
+        return [html.section("Model outputs", note=note), _position_section(run)]
     try:
-        whole = setup.prepare_setup(str(run.folder), {}, "report")
-    except h.FAULTS as error:
-        return [h.section("What the model sees", note=f"Not to be had: {error}")]
+        run_setup = setup.prepare_setup(str(run.folder), {}, "report")
+    except html.SECTION_ERRORS as error:
+        return [html.section("Model outputs", note=f"Unavailable: {error}")]
     parts = []
     if run.config.task.name == "classification":
-        parts.append(h.attempt("Predictions", lambda: _predictions(whole)))
-    parts.append(h.attempt("Attention", lambda: _attention(whole), ATTENTION))
-    return [*parts, _of_positions(run)]
+        parts.append(html.section_or_error("Predictions", lambda: _predictions(run_setup)))
+    parts.append(html.section_or_error("Attention", lambda: _attention(run_setup), ATTENTION_NOTE))
+    return [*parts, _position_section(run)]
 
 
-ATTENTION = (
-    "Examples of the split that the run is scored on, and attention rollout from the output token "
-    "to the input (Figure 6 of the paper): dark is what the output hardly depends on."
-)
-POSITIONS = (
-    "A tile for each patch: the cosine of its position embedding with those of all patches, from "
-    "-1 (dark) to 1 (bright); Figure 7, centre, of the paper."
-)
-
-
-def _predictions(whole: setup.EvaluationSetup) -> list:
-    found = predictions.predictions(whole)
-    part = f"{found.n:,} evenly spaced ones of" if found.n < found.size else "all"
-    told = f"top-1 {100 * found.top1:.2f} % of {part} {found.size:,} examples of {found.split}."
-    shown = [h.element("p", told)]
+def _predictions(run_setup: setup.EvaluationSetup) -> list:
+    predictions = predictions_lib.predict_split(run_setup)
+    n, size = predictions.n, predictions.size
+    part = f"{n:,} evenly spaced examples of the {size:,}" if n < size else f"all {size:,} examples"
+    text = f"Top-1 accuracy {100 * predictions.top1:.2f} % on {part} of {predictions.split}."
+    content = [html.element("p", text)]
     for title, examples in (
-        ("Wrong, the surest first", found.wrong),
-        ("Right, the least sure first", found.right),
+        ("Incorrect, highest probability first", predictions.incorrect),
+        ("Correct, lowest probability first", predictions.correct),
     ):
         if examples:
-            shown += [h.element("h3", title), h.grid(map(_prediction, examples))]
-    return [*shown, h.element("h3", "Confusion"), _confusion(found)]
+            content += [html.element("h3", title), html.grid(map(_prediction_figure, examples))]
+    return [*content, html.element("h3", "Confusion"), _confusion(predictions)]
 
 
-def _prediction(each: predictions.Prediction) -> h.Raw:
-    says = h.element("b", each.prediction)
-    words = f" {100 * each.probability:.0f} %"
-    if each.prediction != each.label:
-        words += f", is {each.label}"
-    return h.picture(each.image, h.element("span", says, words, title=each.name), each.label)
+def _prediction_figure(example: predictions_lib.Prediction) -> html.Html:
+    text = f" {100 * example.probability:.0f} %"
+    if example.prediction != example.label:
+        text += f", label {example.label}"
+    prediction = html.element("b", example.prediction)
+    caption = html.element("span", prediction, text, title=example.name)
+    return html.image_figure(example.image, caption, example.label)
 
 
-def _confusion(found: predictions.Predictions) -> h.Raw:
-    """Counts of label (row) against prediction (column), or the largest off the diagonal."""
-    classes, counts = found.classes, found.confusion
-    if len(classes) > MOST_CLASSES:
-        wrong = [(n, classes[i], classes[j]) for (i, j), n in sorted(counts.items()) if i != j]
-        rows = sorted(wrong, key=lambda each: -each[0])[:NUM_PAIRS]
-        return (
-            h.table(rows, ("times", "label", "prediction"))
-            if rows
-            else h.element("p", "None: no example is wrong.")
-        )
-    lines = []
+def _confusion(predictions: predictions_lib.Predictions) -> html.Html:
+    """Returns a table of counts, labels in rows and predictions in columns.
+
+    For many classes, a list of the most frequent incorrect pairs.
+    """
+    classes, counts = predictions.classes, predictions.confusion
+    if len(classes) > MAX_CLASSES:
+        pairs = [(n, classes[i], classes[j]) for (i, j), n in sorted(counts.items()) if i != j]
+        if not pairs:
+            return html.element("p", "All predictions are correct.")
+        rows = sorted(pairs, key=lambda pair: -pair[0])[:NUM_CONFUSIONS]
+        return html.table(rows, ("count", "label", "prediction"))
+    rows = []
     for i, title in enumerate(classes):
         row = [counts.get((i, j), 0) for j in range(len(classes))]
         total = max(1, sum(row))
         cells = [
-            h.element(
+            html.element(
                 "td",
                 n or "",
-                class_="hit" if i == j else "miss",
+                class_="correct" if i == j else "incorrect",
                 style=f"--share: {math.ceil(100 * n / total)}%",
             )
             for j, n in enumerate(row)
         ]
-        lines.append(h.element("tr", h.element("th", title), *cells))
-    head = (h.element("th", title) for title in ("label \\ said", *classes))
-    table = h.element("table", h.element("tr", *head), *lines, class_="confusion")
-    return h.element("div", table, class_="scroll")
+        rows.append(html.element("tr", html.element("th", title), *cells))
+    header = (html.element("th", title) for title in ("label \\ prediction", *classes))
+    table = html.element("table", html.element("tr", *header), *rows, class_="confusion")
+    return html.element("div", table, class_="scroll")
 
 
-def _attention(whole: setup.EvaluationSetup) -> list:
+def _attention(run_setup: setup.EvaluationSetup) -> list:
     pairs = (
-        h.element(
+        html.element(
             "figure",
-            h.element(
-                "div", h.picture(image, alt=name), h.picture(seen, alt="attention"), class_="pair"
+            html.element(
+                "div",
+                html.image_figure(image, alt=name),
+                html.image_figure(darkened, alt="attention"),
+                class_="pair",
             ),
-            h.element("figcaption", name),
+            html.element("figcaption", name),
         )
-        for name, image, seen in predictions.attention(whole)
+        for name, image, darkened in predictions_lib.attention_images(run_setup)
     )
-    return [h.grid(pairs, "pairs")]
+    return [html.grid(pairs, "pairs")]
 
 
-def _of_positions(run: Record) -> h.Raw:
-    return h.attempt("Position embeddings", lambda: _positions(run), POSITIONS)
+def _position_section(run: RunRecord) -> html.Html:
+    return html.section_or_error("Position embeddings", lambda: _positions(run), POSITIONS_NOTE)
 
 
-def _positions(run: Record) -> list:
-    found = predictions.positions(run)
-    if not found:
-        return [h.element("p", "This model adds no position embeddings to its patches.")]
-    names = {"before": "with the weights that the run began with", "after": "after this run"}
-    pictures = (
-        h.picture(pixels, names[title] if len(found) > 1 else "", title, "map")
-        for title, pixels in found.items()
+def _positions(run: RunRecord) -> list:
+    images = predictions_lib.position_embedding_images(run)
+    if not images:
+        return [html.element("p", "This model adds no position embeddings to its patches.")]
+    captions = {"before": "initial weights of the run", "after": "after training"}
+    figures = (
+        html.image_figure(pixels, captions[title] if len(images) > 1 else "", title, "map")
+        for title, pixels in images.items()
     )
-    return [h.grid(pictures, "wide")]
+    return [html.grid(figures, "wide")]

@@ -1,4 +1,4 @@
-"""The page of one run, from its headline to its environment."""
+"""The page of one run."""
 
 import functools
 import json
@@ -12,215 +12,222 @@ from vit_jax import config as config_lib
 from vit_jax.checkpoints import workdir
 from vit_jax.distributed.progress import format_duration
 from vit_jax.report import curves
-from vit_jax.report import sections as h
-from vit_jax.report.inputs import first_inputs
-from vit_jax.report.run_record import Record
+from vit_jax.report import sections as html
+from vit_jax.report.inputs import first_training_inputs
+from vit_jax.report.run_record import RunRecord
 from vit_jax.tables import results
 from vit_jax.weights import load
 
-TIMES = {  # What the seconds of each book were spent with, and a colour of page.js.
+TIME_TITLES = {  # Time category -> title, colour of page.js.
     "start": ("start and compilation", "#999999"),
     "data": ("waiting for data", "#D55E00"),
     "train": ("training", "#0072B2"),
     "eval": ("evaluation", "#009E73"),
     "save": ("saving", "#E69F00"),
 }
+PLOT_NOTE = (
+    "Drag over a plot to zoom in, double-click to reset the zoom; click a name to hide its curve."
+)
 
 
-def of_run(run: Record, with_model: bool = True) -> str:
-    """The page of one run.
+def render_run_page(run: RunRecord, with_model: bool = True) -> str:
+    """Returns the HTML page of one run.
 
     Args:
-      with_model: show what the model makes of some examples, too, for which it is run.
+      with_model: include predictions, attention and position embeddings, for which the model is
+        applied to examples.
     """
-    parts = [_head(run), _command(run), _curves(run), _inputs(run)]
+    parts = [_header(run), _command(run), _curves(run), _inputs(run)]
     if with_model:
-        from vit_jax.report import model_sections  # With matplotlib: half a second.
+        from vit_jax.report import model_sections  # Imports matplotlib, which takes half a second.
 
-        parts += model_sections.sections(run)
+        parts += model_sections.model_sections(run)
     else:
-        parts.append(_left_out(run))
-    return h.page(run.title, *parts, _parameters(run), _config(run), _environment(run))
+        parts.append(_command_for_model_sections(run))
+    return html.document(run.title, *parts, _parameters(run), _config(run), _environment(run))
 
 
-HOW_TO_ZOOM = "Drag over a plot to zoom, double-click to go back; click a name to hide its curve."
+def state_badge(run: RunRecord) -> html.Html:
+    """Returns 'finished', 'running' or 'stopped' as a badge."""
+    return html.element("span", run.state, class_=f"state {run.state}")
 
 
-def state(run: Record) -> h.Raw:
-    """'finished', 'running' or 'stopped', as a badge."""
-    return h.element("span", run.state, class_=f"state {run.state}")
-
-
-def field(config: dict, name: str) -> object:
-    """The value of a dotted field of a config's dictionary."""
+def config_value(config: dict, name: str) -> object:
+    """Returns the value of a dotted field name of a config dictionary."""
     return functools.reduce(lambda section, part: section[part], name.split("."), config)
 
 
-def _head(run: Record) -> h.Raw:
+def _header(run: RunRecord) -> html.Html:
     data = run.config.data
-    words = " ".join(filter(None, (data.source, data.dataset, data.dir)))
+    source = " ".join(filter(None, (data.source, data.dataset, data.dir)))
     cards = (
-        h.element("div", h.element("b", value), h.element("span", name), class_="card")
+        html.element("div", html.element("b", value), html.element("span", name), class_="card")
         for value, name in _cards(run)
     )
-    return h.element(
+    return html.element(
         "header",
-        h.element("h1", run.title, state(run)),
-        h.element("p", f"{run.config.model.name} on {words}, {data.split}", class_="lead"),
-        h.element("div", *cards, class_="cards"),
+        html.element("h1", run.title, state_badge(run)),
+        html.element("p", f"{run.config.model.name} on {source}, {data.split}", class_="lead"),
+        html.element("div", *cards, class_="cards"),
     )
 
 
-def _cards(run: Record) -> list[tuple[str, str]]:
-    """The key figures and what they are."""
-    cards, scores = [], run.scores
-    if (headline := run.headline()) is not None:
-        name, value = headline
-        shown = f"{100 * value:.2f} %" if name.endswith("top1") else f"{value:.4f}"
-        n = scores.get(f"{name.partition('/')[0]}/n")
-        cards.append((shown, f"{name}, n={n:,}" if n else name))
-    of = f"of {run.total_steps:,} steps" if run.total_steps else "steps"
-    cards.append((f"{run.step:,}", of))
-    cards.append((f"{run.config.batch_size:,}", "images a step"))
-    if scores.get("train/img_per_sec"):
-        cards.append((f"{scores['train/img_per_sec']:,.0f}", "images a second"))
+def _cards(run: RunRecord) -> list[tuple[str, str]]:
+    """Returns the most important numbers of a run, each with its name."""
+    cards, metrics = [], run.metrics
+    if (score := run.main_score()) is not None:
+        name, value = score
+        text = f"{100 * value:.2f} %" if name.endswith("top1") else f"{value:.4f}"
+        n = metrics.get(f"{name.partition('/')[0]}/n")
+        cards.append((text, f"{name}, n={n:,}" if n else name))
+    total = f"of {run.total_steps:,} steps" if run.total_steps else "steps"
+    cards.append((f"{run.step:,}", total))
+    cards.append((f"{run.config.batch_size:,}", "batch size"))
+    if metrics.get("train/img_per_sec"):
+        cards.append((f"{metrics['train/img_per_sec']:,.0f}", "images per second"))
     if run.seconds:
-        cards.append((format_duration(sum(run.seconds.values())), "in all"))
+        cards.append((format_duration(sum(run.seconds.values())), "total time"))
     if run.summary:
         cards.append((f"{run.summary.get('parameters', 0) / 1e6:,.2f} M", "parameters"))
-        cards.append(_flops(run.summary.get("flops", 0)))
+        cards.append(_flops_and_unit(run.summary.get("flops", 0)))
     return cards
 
 
-def _flops(flops: float) -> tuple[str, str]:
-    """A number of them, and its unit."""
+def _flops_and_unit(flops: float) -> tuple[str, str]:
     units = {"exaFLOPs": 1e18, "petaFLOPs": 1e15, "teraFLOPs": 1e12, "gigaFLOPs": 1e9}
     unit = next((unit for unit, size in units.items() if flops >= size), "gigaFLOPs")
     return f"{flops / units[unit]:,.4g}", unit
 
 
-def _command(run: Record) -> h.Raw:
-    """What to type to have another run like it."""
+def _command(run: RunRecord) -> html.Html:
+    """Returns the command that repeats the run in a new workdir."""
     folder, init = run.folder, run.config.init
-    again = [f"--config={folder}/{workdir.CONFIG}", f"--workdir={_beside(folder)}"]
-    if before := init.stage and results.stage_beside(folder, init.stage):
-        again += ["--config.init.stage=", f"--config.init.path={_as_given(before, folder)}"]
+    flags = [f"--config={folder}/{workdir.CONFIG}", f"--workdir={_new_workdir(folder)}"]
+    if stage := init.stage and results.find_stage_folder(folder, init.stage):
+        flags += ["--config.init.stage=", f"--config.init.path={_relative_like(stage, folder)}"]
     teacher = run.config.task.teacher
-    if before := teacher and results.stage_beside(folder, teacher):
-        again += [f"--config.task.teacher={_as_given(before, folder)}"]
-    line = " \\\n  ".join(["python -m vit_jax.main", *map(shlex.quote, again)])
-    note = f"{workdir.CONFIG} holds every field of this run, those of the command line included."
+    if stage := teacher and results.find_stage_folder(folder, teacher):
+        flags += [f"--config.task.teacher={_relative_like(stage, folder)}"]
+    command = " \\\n  ".join(["python -m vit_jax.main", *map(shlex.quote, flags)])
+    note = (
+        f"This command trains the run again. {workdir.CONFIG} contains all fields of its config, "
+        "including those set on the command line."
+    )
     if revision := (run.summary or {}).get("git_revision"):
-        note += f" The code was that of commit {revision}."
-    return h.section("Repeat it", h.element("pre", line), note=note)
+        note += f" The run used the code of commit {revision}."
+    return html.section("Reproduce", html.element("pre", command), note=note)
 
 
-def _beside(folder: pathlib.Path) -> str:
-    """A place for another run like one: beside the whole workdir, whose runs are counted."""
-    place = pathlib.Path(os.path.abspath(folder))
-    tops = [top for top in place.parents[:3] if (top / workdir.CONFIG).is_file()]
-    top = tops[-1] if tops else place
-    words = "_".join([top.name, *place.relative_to(top).parts, "again"])
-    return _as_given(top.parent / words, folder)
+def _new_workdir(folder: pathlib.Path) -> str:
+    """Returns a workdir for a repeated run: beside the top workdir, whose runs tables count."""
+    path = pathlib.Path(os.path.abspath(folder))
+    workdirs = [parent for parent in path.parents[:3] if (parent / workdir.CONFIG).is_file()]
+    top = workdirs[-1] if workdirs else path
+    name = "_".join([top.name, *path.relative_to(top).parts, "again"])
+    return _relative_like(top.parent / name, folder)
 
 
-def _as_given(place: pathlib.Path, folder: pathlib.Path) -> str:
-    """A place as seen from here, if the run's folder is."""
-    return str(place) if folder.is_absolute() else os.path.relpath(place)
+def _relative_like(path: pathlib.Path, folder: pathlib.Path) -> str:
+    """Returns a path relative to the current folder if the run's folder is relative."""
+    return str(path) if folder.is_absolute() else os.path.relpath(path)
 
 
-def _curves(run: Record) -> h.Raw:
-    found = curves.of_run(run)
-    if not found:
-        return h.section("Curves", note="No step has been logged yet.")
-    return h.section("Curves", h.plots(found, "run"), note=HOW_TO_ZOOM)
+def _curves(run: RunRecord) -> html.Html:
+    charts = curves.run_charts(run)
+    if not charts:
+        return html.section("Curves", note="No step has been logged yet.")
+    return html.section("Curves", html.plots(charts, "run"), note=PLOT_NOTE)
 
 
-def _inputs(run: Record) -> h.Raw:
+def _inputs(run: RunRecord) -> html.Html:
     def content() -> list:
-        shown = first_inputs(run.config)
-        return [h.grid(h.picture(image, label, label) for label, image in shown)]
+        inputs = first_training_inputs(run.config)
+        return [html.grid(html.image_figure(image, label, label) for label, image in inputs)]
 
     data = run.config.data
-    note = "The first training images, as the first step has them."
+    note = "The first training images as augmented in step 1."
     if data.mixup or data.cutmix:
-        note += " Mixup and CutMix come after this."
-    return h.attempt("Inputs", content, note)
+        note += " Mixup and CutMix, which follow, are not shown."
+    return html.section_or_error("Inputs", content, note)
 
 
-def _left_out(run: Record) -> h.Raw:
-    line = shlex.join(["python", "-m", "vit_jax.main", "report", str(run.folder)])
-    note = "Predictions, confusion, attention and position embeddings are added by:"
-    return h.section("What the model sees", h.element("pre", line), note=note)
+def _command_for_model_sections(run: RunRecord) -> html.Html:
+    command = shlex.join(["python", "-m", "vit_jax.main", "report", str(run.folder)])
+    note = (
+        "To add predictions, the confusion matrix, attention and position embeddings, which need "
+        "the model, run:"
+    )
+    return html.section("Model outputs", html.element("pre", command), note=note)
 
 
-def _parameters(run: Record) -> h.Raw:
+def _parameters(run: RunRecord) -> html.Html:
     def content() -> list:
         shapes = load.load(run.folder).weights.shapes
-        parts: dict[str, list[int]] = {}
-        for name, shape in sorted(shapes.items(), key=_by_number):
-            parts.setdefault("/".join(name.split("/")[:2]), []).append(math.prod(shape))
-        total = sum(map(sum, parts.values()))
-        rows = [(part, len(sizes), sum(sizes)) for part, sizes in parts.items()]
-        whole = h.table([*rows, ("all", len(shapes), total)], ("part", "arrays", "parameters"))
-        each = [
-            (name, " x ".join(map(str, shape)) or "1", math.prod(shape))
-            for name, shape in sorted(shapes.items(), key=_by_number)
+        arrays = sorted(shapes.items(), key=_natural_order)
+        sizes: dict[str, list[int]] = {}
+        for name, shape in arrays:
+            sizes.setdefault("/".join(name.split("/")[:2]), []).append(math.prod(shape))
+        rows = [(module, len(part), sum(part)) for module, part in sizes.items()]
+        total = ("total", len(shapes), sum(map(sum, sizes.values())))
+        array_rows = [
+            (name, " x ".join(map(str, shape)) or "1", math.prod(shape)) for name, shape in arrays
         ]
-        listed = h.table(each, ("array", "shape", "parameters"))
-        return [whole, h.element("details", h.element("summary", "every array"), listed)]
+        all_arrays = html.table(array_rows, ("array", "shape", "parameters"))
+        return [
+            html.table([*rows, total], ("module", "arrays", "parameters")),
+            html.element("details", html.element("summary", "All arrays"), all_arrays),
+        ]
 
-    return h.attempt("Parameters", content)
+    return html.section_or_error("Parameters", content)
 
 
-def _by_number(item: tuple[str, object]) -> list:
-    """What sorts layer 2 before layer 10."""
+def _natural_order(item: tuple[str, object]) -> list:
+    """Sort key of (name, value) that puts layer 2 before layer 10."""
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", item[0])]
 
 
-def _config(run: Record) -> h.Raw:
+def _config(run: RunRecord) -> html.Html:
     values = config_lib.to_dict({"": run.config})
     default = config_lib.to_dict({"": type(run.config)()})
-    changed = config_lib.differing_fields(default, values)
     rows = [
-        (name, json.dumps(field(values, name)), json.dumps(field(default, name)))
-        for name in changed
+        (name, json.dumps(config_value(values, name)), json.dumps(config_value(default, name)))
+        for name in config_lib.differing_fields(default, values)
     ]
-    whole = h.element("pre", json.dumps(values, indent=2))
-    return h.section(
+    all_fields = html.element("pre", json.dumps(values, indent=2))
+    return html.section(
         "Config",
-        h.table(rows, ("field", "value", "default")),
-        h.element("details", h.element("summary", "every field"), whole),
+        html.table(rows, ("field", "value", "default")),
+        html.element("details", html.element("summary", "All fields"), all_fields),
+        note="Fields that differ from their default.",
     )
 
 
-def _environment(run: Record) -> h.Raw:
+def _environment(run: RunRecord) -> html.Html:
     source = run.summary or run.meta
     rows = list(source.get("versions", {}).items())
     if devices := source.get("devices"):
         rows.append(("devices", f"{len(devices)}: {', '.join(devices[:8])}"))
-    parts = [h.table(rows)] if rows else [h.element("p", "Nothing was saved yet.")]
-    return h.section("Environment", *_times(run.seconds), *parts)
+    parts = [html.table(rows)] if rows else [html.element("p", "No checkpoint has been saved yet.")]
+    return html.section("Environment", *_time_bar(run.seconds), *parts)
 
 
-def _times(seconds: dict[str, float]) -> list[h.Raw]:
-    """A bar of what the time went into, and its numbers."""
+def _time_bar(seconds: dict[str, float]) -> list[html.Html]:
+    """Returns a bar and a table of the time by category."""
     if not seconds:
         return []
-    known = [
-        (*TIMES[book], spent, spent / sum(seconds.values())) for book, spent in seconds.items()
-    ]
-    pieces = (
-        h.element("span", style=f"width: {share:.2%}; background: {colour}", title=name)
-        for name, colour, _, share in known
+    total = sum(seconds.values())
+    shares = [(*TIME_TITLES[name], spent, spent / total) for name, spent in seconds.items()]
+    segments = (
+        html.element("span", style=f"width: {share:.2%}; background: {colour}", title=title)
+        for title, colour, _, share in shares
     )
     rows = (
         (
-            h.element("span", "\u25a0", style=f"color: {colour}"),
-            name,
+            html.element("span", "\u25a0", style=f"color: {colour}"),
+            title,
             f"{spent:,.1f} s",
             f"{share:.1%}",
         )
-        for name, colour, spent, share in known
+        for title, colour, spent, share in shares
     )
-    return [h.element("div", *pieces, class_="bar"), h.table(rows)]
+    return [html.element("div", *segments, class_="bar"), html.table(rows)]

@@ -1,4 +1,4 @@
-"""What a run's model makes of some examples."""
+"""Predictions, attention and position embeddings of a run's model."""
 
 import collections
 import dataclasses
@@ -13,22 +13,30 @@ from vit_jax.errors import CheckpointError, ConfigError
 from vit_jax.evaluation import accuracy, scoring, setup
 from vit_jax.figures import attention as attention_lib
 from vit_jax.figures import attention_rollout, position_similarity, style
-from vit_jax.report.run_record import Record
+from vit_jax.report.run_record import RunRecord
 from vit_jax.tables import results
 
-NUM_SHOWN = 8  # Right and wrong predictions, each.
-NUM_SCORED = 1000  # Examples of the split that the page is about, at most.
-NUM_ATTENDED = 6
-MOST_TILES = 14  # Patches in a row of the picture of position embeddings.
-TILE = 32  # Pixels of the tile of a small grid.
+NUM_SHOWN = 8  # Correct predictions, and as many incorrect ones.
+MAX_SCORED = 1000  # Examples of the split.
+NUM_ATTENTION_IMAGES = 6
+MAX_TILES = 14  # Tiles in a row of the image of position embeddings.
+TILE_SIZE = 32  # Pixels of a tile, if the grid is smaller.
 
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """One example and what the model says of it."""
+    """An example and its most probable class.
+
+    Attributes:
+      name: name of the example, such as its path.
+      image: model input H W 3 uint8.
+      label: class name of the label.
+      prediction: class name of the prediction.
+      probability: probability of the prediction.
+    """
 
     name: str
-    image: np.ndarray  # H W 3 uint8, as the model sees it.
+    image: np.ndarray
     label: str
     prediction: str
     probability: float
@@ -36,47 +44,60 @@ class Prediction:
 
 @dataclasses.dataclass(frozen=True)
 class Predictions:
-    """Of evenly spaced examples of the split that a run is scored on."""
+    """Predictions of evenly spaced examples of the split that a run is scored on.
+
+    Attributes:
+      split: name of the split.
+      n: number of scored examples.
+      size: number of examples of the split.
+      top1: share of correct predictions.
+      incorrect: incorrect predictions with the highest probability, in descending order.
+      correct: correct predictions with the lowest probability, in ascending order.
+      classes: class names.
+      confusion: (label, prediction) -> count.
+    """
 
     split: str
     n: int
-    size: int  # Of the split.
+    size: int
     top1: float
-    wrong: list[Prediction]  # The surest first.
-    right: list[Prediction]  # The least sure first.
+    incorrect: list[Prediction]
+    correct: list[Prediction]
     classes: tuple[str, ...]
-    confusion: dict[tuple[int, int], int]  # Label and prediction -> how often, where it is.
+    confusion: dict[tuple[int, int], int]
 
 
-def predictions(whole: setup.EvaluationSetup) -> Predictions:
-    """Scores the run's split, or an evenly spaced part of it.
+def predict_split(run_setup: setup.EvaluationSetup) -> Predictions:
+    """Scores the run's split, or MAX_SCORED evenly spaced examples of it.
 
-    Raises ConfigError or CheckpointError for a run that predicts no classes.
+    Raises:
+      ConfigError: the run does not predict classes.
+      CheckpointError: the weights cannot be read.
     """
-    whole.loaded.refuse_without_head()
-    classes, split = whole.loaded.classes, whole.split()
-    source = whole.open(split)
+    run_setup.loaded.refuse_without_head()
+    classes, split = run_setup.loaded.classes, run_setup.split()
+    source = run_setup.open(split)
     if source.classes != classes:
         source = relabelled(source, classes)
-    part = subsets.Subset(source, _spaced(len(source), NUM_SCORED))
-    recipe = dataclasses.replace(whole.recipe, crops=whole.config.data.eval_crops)
-    score = scoring.make_score(whole.model, whole.mesh, whole.task)
-    options = whole.options
-    most = -(-len(part) // whole.mesh.size) * whole.mesh.size
-    options["batch_size"] = min(options["batch_size"], most)
-    scores = accuracy.score_examples(score, whole.params, part, recipe, **options)
-    surest = np.argsort(-scores.probability, kind="stable")
+    subset = subsets.Subset(source, _evenly_spaced(len(source), MAX_SCORED))
+    recipe = dataclasses.replace(run_setup.recipe, crops=run_setup.config.data.eval_crops)
+    score = scoring.make_score(run_setup.model, run_setup.mesh, run_setup.task)
+    options = run_setup.options
+    num_devices = run_setup.mesh.size
+    options["batch_size"] = min(options["batch_size"], -(-len(subset) // num_devices) * num_devices)
+    scores = accuracy.score_examples(score, run_setup.params, subset, recipe, **options)
+    by_probability = np.argsort(-scores.probability, kind="stable")
 
-    def show(places) -> list[Prediction]:
+    def make_predictions(indices) -> list[Prediction]:
         return [
             Prediction(
-                name=part.name(i),
-                image=from_unit_range(whole.recipe(part[int(i)]["image"])),
+                name=subset.name(i),
+                image=from_unit_range(run_setup.recipe(subset[int(i)]["image"])),
                 label=classes[scores.label[i]],
                 prediction=classes[scores.prediction[i]],
                 probability=float(scores.probability[i]),
             )
-            for i in places[:NUM_SHOWN]
+            for i in indices[:NUM_SHOWN]
         ]
 
     return Predictions(
@@ -84,8 +105,8 @@ def predictions(whole: setup.EvaluationSetup) -> Predictions:
         n=scores.n,
         size=len(source),
         top1=scores.means()["top1"],
-        wrong=show(surest[~scores.top1[surest]]),
-        right=show(surest[scores.top1[surest]][::-1]),
+        incorrect=make_predictions(by_probability[~scores.top1[by_probability]]),
+        correct=make_predictions(by_probability[scores.top1[by_probability]][::-1]),
         classes=classes,
         confusion=collections.Counter(
             zip(scores.label.tolist(), scores.prediction.tolist(), strict=True)
@@ -93,59 +114,64 @@ def predictions(whole: setup.EvaluationSetup) -> Predictions:
     )
 
 
-def attention(whole: setup.EvaluationSetup) -> list[tuple[str, np.ndarray, np.ndarray]]:
-    """Name, image and attention rollout over it (Figure 6), H W 3 uint8, of some examples.
+def attention_images(run_setup: setup.EvaluationSetup) -> list[tuple[str, np.ndarray, np.ndarray]]:
+    """Returns name, image and image darkened by attention rollout of some examples (Figure 6).
 
-    Raises ConfigError for a ResNet, which has none.
+    Images are H W 3 uint8.
+
+    Raises:
+      ConfigError: the model is a ResNet.
     """
-    attention_lib.refuse_without_attention(whole.model, "this model")
-    source = whole.open(whole.split())
-    places = _spaced(len(source), NUM_ATTENDED)
-    attention = attention_lib.make_attention(whole.model)
-    found = []
-    for i in places:
-        image = whole.recipe(source[int(i)]["image"])
-        joint = attention_rollout.rollout(map(np.asarray, attention(whole.params, image[None])))
-        (mask,) = attention_rollout.of_output(joint, whole.model.grid, whole.model.has_cls)
-        light = attention_rollout.enlarge(mask, image.shape[:2])[..., None]
-        found.append(
-            (source.name(int(i)), from_unit_range(image), from_unit_range((image + 1) * light - 1))
-        )
-    return found
+    model = run_setup.model
+    attention_lib.require_attention(model, "this model")
+    source = run_setup.open(run_setup.split())
+    attention_fn = attention_lib.make_attention_fn(model)
+    images = []
+    for i in _evenly_spaced(len(source), NUM_ATTENTION_IMAGES):
+        image = run_setup.recipe(source[int(i)]["image"])
+        layers = attention_fn(run_setup.params, image[None])
+        rollout = attention_rollout.rollout(map(np.asarray, layers))
+        (values,) = attention_rollout.output_maps(rollout, model.grid, model.has_cls)
+        brightness = attention_rollout.resize_map(values, image.shape[:2])[..., None]
+        darkened = from_unit_range((image + 1) * brightness - 1)
+        images.append((source.name(int(i)), from_unit_range(image), darkened))
+    return images
 
 
-def positions(run: Record) -> dict[str, np.ndarray]:
-    """Pictures of the similarity of position embeddings (Figure 7, centre), RGBA uint8.
+def position_embedding_images(run: RunRecord) -> dict[str, np.ndarray]:
+    """Returns images RGBA uint8 of the similarity of position embeddings (Figure 7, centre).
 
-    'after' training, and, where the run began with weights that are at hand, 'before'.
+    'after' is after training; 'before' is of the initial weights, if these are on this disk. Empty
+    for a model without position embeddings.
     """
-    found = {}
-    before = results.begun_with(run.folder, run.config)
+    images = {}
+    before = results.initial_weights_path(run.folder, run.config)
     for title, where in (("before", before), ("after", run.folder)):
         try:
-            cosines = _cosines(where) if where else None
+            cosines = _read_similarities(where) if where else None
         except (CheckpointError, ConfigError):
             if title == "after":
                 raise
-            continue  # What it began with is damaged; its own weights are not.
+            continue  # The initial weights are damaged; show the run's own.
         if cosines is not None:
-            found[title] = _tiles(cosines)
-    return found if "after" in found else {}
+            images[title] = _similarity_image(cosines)
+    return images if "after" in images else {}
 
 
-def _cosines(where: pathlib.Path) -> np.ndarray | None:
-    """Of the position embeddings of a checkpoint or file; None where there are none."""
-    model, table = attention_lib.read_positions(where)
-    return None if table is None else position_similarity.similarity(table, model.grid)
+def _read_similarities(where: pathlib.Path) -> np.ndarray | None:
+    model, embeddings = attention_lib.read_position_embeddings(where)
+    if embeddings is None:
+        return None
+    return position_similarity.cosine_similarity(embeddings, model.grid)
 
 
-def _tiles(cosines: np.ndarray) -> np.ndarray:
-    """Cosines r c r c as one picture RGBA, of large grids every k-th tile."""
+def _similarity_image(cosines: np.ndarray) -> np.ndarray:
+    """Returns similarities r c r c as an image; of a large grid, every k-th tile."""
     side = max(cosines.shape)
-    step, size = -(-side // MOST_TILES), max(1, TILE // side)
+    step, size = -(-side // MAX_TILES), max(1, TILE_SIZE // side)
     tiles = cosines[::step, ::step].repeat(size, axis=2).repeat(size, axis=3)
-    return style.coloured(position_similarity.mosaic(tiles), -1, 1)
+    return style.to_rgba(position_similarity.tile_similarities(tiles), -1, 1)
 
 
-def _spaced(size: int, count: int) -> np.ndarray:
+def _evenly_spaced(size: int, count: int) -> np.ndarray:
     return np.unique(np.linspace(0, size - 1, count).astype(int))

@@ -1,4 +1,4 @@
-"""What a run has written into its folder so far, finished or not."""
+"""Files that a finished, running or stopped run has written into its workdir."""
 
 import dataclasses
 import pathlib
@@ -11,91 +11,106 @@ from vit_jax.errors import CheckpointError, ConfigError, InUseError
 from vit_jax.tables import results as results_lib
 from vit_jax.training import build, metrics, sweep_runs
 
-PAGE = "report.html"  # In a run's folder.
-BOOKS = ("start", "data", "train", "eval", "save")  # What a clock's seconds are booked as.
+REPORT_FILE = "report.html"  # In a run's folder.
+TIME_CATEGORIES = ("start", "data", "train", "eval", "save")
 State = typing.Literal["finished", "running", "stopped"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Record:
-    """One run."""
+class RunRecord:
+    """A run as its workdir describes it.
+
+    Attributes:
+      folder: the run's workdir.
+      name: path of a stage or a sweep run below the given workdir; '' for the workdir itself.
+      config: resolved config.
+      summary: contents of `summary.json`, None if the run is not finished.
+      history: lines of `metrics.jsonl`.
+      state: 'finished', 'running' or 'stopped'.
+      meta: metadata of the newest checkpoint, {} if there is none.
+      total_steps: steps to train for; None if it depends on data that are not available.
+    """
 
     folder: pathlib.Path
-    name: str  # Of the stage or the sweep's run; '' for a run that is alone.
+    name: str
     config: Config
-    summary: dict | None  # Of a finished run.
-    history: list[dict]  # The lines of `metrics.jsonl`.
+    summary: dict | None
+    history: list[dict]
     state: State
-    meta: dict  # What its newest checkpoint tells of it; {} without one.
-    total_steps: int | None  # None where that needs data that are not known.
+    meta: dict
+    total_steps: int | None
 
     @property
     def title(self) -> str:
+        """Name of the folder; for a stage or a sweep run, with that of the workdir."""
         folder = self.folder.resolve()
         is_part = (folder.parent / workdir.CONFIG).is_file()
         return f"{folder.parent.name}/{folder.name}" if is_part else folder.name
 
     @property
-    def has_page(self) -> bool:
-        """Whether there is one, and none of the results is younger."""
-        page, results = self.folder / PAGE, self.folder / workdir.SUMMARY
-        if not (page.exists() and results.exists()):
+    def has_current_page(self) -> bool:
+        """True if the run is finished and its page is not older than its summary."""
+        page, summary = self.folder / REPORT_FILE, self.folder / workdir.SUMMARY
+        if not (page.exists() and summary.exists()):
             return False
-        return page.stat().st_mtime >= results.stat().st_mtime
+        return page.stat().st_mtime >= summary.stat().st_mtime
 
     @property
     def step(self) -> int:
-        """The last one that was logged."""
+        """The last logged step."""
         return self.history[-1]["step"] if self.history else 0
 
     @property
-    def scores(self) -> dict:
-        """The last value of every metric; of a finished run those it is judged by."""
+    def metrics(self) -> dict:
+        """Metrics of the summary, or the last logged value of each metric."""
         return self.summary["metrics"] if self.summary else metrics.last_values(self.history)
 
     @property
     def seconds(self) -> dict[str, float]:
-        """What the time went into, until the end or the newest checkpoint."""
+        """Seconds by time category, up to the end or the newest checkpoint."""
         seconds = (self.summary or self.meta).get("seconds", {})
-        return {book: seconds[book] for book in BOOKS if seconds.get(book)}
+        return {name: seconds[name] for name in TIME_CATEGORIES if seconds.get(name)}
 
-    def headline(self) -> tuple[str, float] | None:
-        """The name and value of the score that matters most, or None before the first."""
+    def main_score(self) -> tuple[str, float] | None:
+        """Returns name and value of the most important metric; None if none was logged."""
         for name in ("val/top1", "dev/top1", "val/loss", "dev/loss", "train/loss"):
-            if self.scores.get(name) is not None:
-                return name, self.scores[name]
+            if self.metrics.get(name) is not None:
+                return name, self.metrics[name]
         return None
 
 
-def find(folder: pathlib.Path, passed_over: Callable[[str], None] = lambda _: None) -> list[Record]:
-    """The runs in a folder: itself, its stages, all runs of its sweeps, and whole workdirs.
+def read_run_records(
+    folder: pathlib.Path, on_skip: Callable[[str], None] = lambda _: None
+) -> list[RunRecord]:
+    """Reads the runs in a folder: itself, its stages, all runs of its sweeps, and workdirs in it.
 
     Args:
-      passed_over: told why of what looks like a run and cannot be read.
+      on_skip: called with the reason if a folder below looks like a run but cannot be read.
 
-    Raises ConfigError where there are none.
+    Raises:
+      ConfigError: the folder does not exist, cannot be read or contains no run.
     """
-    if folder.name in ("", ".."):  # A page and its commands say what it is called.
+    if folder.name in ("", ".."):  # Pages and the commands in them need the folder's name.
         folder = folder.resolve()
     if not folder.is_dir():
         raise ConfigError(f"{folder}: no such folder.")
-    inside = results_lib.places(folder, with_grids=True)[1:]
-    named = {folder: "", **{place: str(place.relative_to(folder)) for place in inside}}
-    found = []
-    for place, name in named.items():
+    below = results_lib.run_folders(folder, with_grids=True)[1:]
+    names = {folder: "", **{path: str(path.relative_to(folder)) for path in below}}
+    runs = []
+    for path, name in names.items():
         try:
-            found += filter(None, [_read(place, name)])
-        except ConfigError as error:  # Or weights in Hugging Face's form.
+            runs += filter(None, [_read_run_record(path, name)])
+        except ConfigError as error:  # Such as the config.json of Hugging Face weights.
             if not name:
                 raise
-            passed_over(str(error))
-    if not found:
-        raise ConfigError(f"{folder}: no run in it; a run's folder holds {workdir.CONFIG}.")
-    return found
+            on_skip(str(error))
+    if not runs:
+        raise ConfigError(f"{folder}: no run in it; a run's folder contains {workdir.CONFIG}.")
+    return runs
 
 
-def _read(folder: pathlib.Path, name: str) -> Record | None:
-    """The run in a folder; None where there is none."""
+def _read_run_record(folder: pathlib.Path, name: str) -> RunRecord | None:
+    """Reads the run in a folder; returns None for folders of stages or of a sweep."""
     values = workdir.read_json(folder / workdir.CONFIG)
     if values is None or values.get("stages"):
         return None
@@ -103,22 +118,23 @@ def _read(folder: pathlib.Path, name: str) -> Record | None:
     if sweep_runs.is_sweep(config):
         return None
     summary = workdir.read_summary(folder)
-    meta, num_examples = _newest(folder)
-    total = summary["step"] if summary else config.steps
-    if total is None and num_examples:
-        total = build.num_steps(config, num_examples)
+    meta, num_examples = _read_newest_checkpoint(folder)
+    total_steps = summary["step"] if summary else config.steps
+    if total_steps is None and num_examples:
+        total_steps = build.num_steps(config, num_examples)
     history = metrics.read(folder)
-    if config.data.dev is not None:  # What was scored is a part of the training split.
-        history = [_as_dev(record) for record in history]
-        summary = summary and summary | {"metrics": _as_dev(summary["metrics"])}
-    return Record(folder, name, config, summary, history, _state(folder, summary), meta, total)
+    if config.data.dev is not None:  # The scored images are a part of the training split.
+        history = [_rename_val_to_dev(line) for line in history]
+        summary = summary and summary | {"metrics": _rename_val_to_dev(summary["metrics"])}
+    state = _run_state(folder, summary)
+    return RunRecord(folder, name, config, summary, history, state, meta, total_steps)
 
 
-def _as_dev(values: dict) -> dict:
+def _rename_val_to_dev(values: dict) -> dict:
     return {name.replace("val/", "dev/", 1): value for name, value in values.items()}
 
 
-def _state(folder: pathlib.Path, summary: dict | None) -> State:
+def _run_state(folder: pathlib.Path, summary: dict | None) -> State:
     try:
         workdir.check_not_in_use(folder)
     except InUseError:
@@ -126,11 +142,11 @@ def _state(folder: pathlib.Path, summary: dict | None) -> State:
     return "finished" if summary else "stopped"
 
 
-def _newest(folder: pathlib.Path) -> tuple[dict, int | None]:
-    """What the newest checkpoint tells of the run, and the number of training examples."""
+def _read_newest_checkpoint(folder: pathlib.Path) -> tuple[dict, int | None]:
+    """Returns metadata of the newest checkpoint, and the number of training examples."""
     try:
         step = checkpoint.find_step_folder(folder / checkpoint.FOLDER)
         data = checkpoint.read_item(step, "data")
         return checkpoint.read_item(step, "meta"), data.get("num_examples")
-    except CheckpointError:  # None yet, or a damaged one: the rest is to be seen all the same.
+    except CheckpointError:  # None yet, or damaged; the page shows everything else.
         return {}, None

@@ -1,4 +1,4 @@
-"""Pieces of HTML: whatever comes from a run is escaped here."""
+"""Pieces of HTML pages; all text from runs is escaped here."""
 
 import base64
 import html
@@ -13,120 +13,131 @@ from vit_jax.data.preprocess import resize
 from vit_jax.errors import VitJaxError
 
 ASSETS = pathlib.Path(__file__).parent
-EDGE = 160  # Pixels of a picture's longer side, at most.
-PIXELATED = 64  # Pixels: smaller pictures are shown with their pixels as squares.
-START = "<!doctype html>"  # Of every page.
-# Nothing is fetched from anywhere, whatever stands in the page.
+MAX_IMAGE_SIZE = 160  # Pixels of the longer side.
+MAX_PIXELATED_SIZE = 64  # Pixels; smaller images are shown with square pixels.
+DOCTYPE = "<!doctype html>"  # Beginning of every page.
+# A page loads nothing from the network, whatever it contains.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
-
-# RuntimeError is XLA's, too: a device that another process holds, or no memory on it.
-FAULTS = (VitJaxError, OSError, RuntimeError, MemoryError)
-
-
-class Raw(str):
-    """HTML as it stands."""
+# Errors that a section shows instead of its content. XLA raises RuntimeError if a device is in use
+# by another process or out of memory.
+SECTION_ERRORS = (VitJaxError, OSError, RuntimeError, MemoryError)
 
 
-def text(value: object) -> str:
-    """A value as HTML."""
-    if isinstance(value, Raw):
+class Html(str):
+    """Text that is already HTML and is not escaped again."""
+
+
+def to_html(value: object) -> str:
+    """Returns a value as HTML: numbers formatted, text escaped."""
+    if isinstance(value, Html):
         return value
     if isinstance(value, float):
         value = f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
-    words = f"{value:,}" if type(value) is int else str(value)
-    return html.escape(words.encode("utf-8", "replace").decode())
+    text = f"{value:,}" if type(value) is int else str(value)
+    return html.escape(text.encode("utf-8", "replace").decode())
 
 
-def element(tag: str, *content: object, **attributes: object) -> Raw:
-    """<tag ...>content</tag>; `class_` is `class`, and an attribute that is None is left out."""
+def element(tag: str, *content: object, **attributes: object) -> Html:
+    """Returns `<tag attributes>content</tag>`.
+
+    Args:
+      attributes: `class_` stands for `class`; attributes with value None are left out.
+    """
     pairs = ((name.rstrip("_"), value) for name, value in attributes.items() if value is not None)
-    words = "".join(f' {name.replace("_", "-")}="{text(value)}"' for name, value in pairs)
-    return Raw(f"<{tag}{words}>{''.join(map(text, content))}</{tag}>")
+    text = "".join(f' {name.replace("_", "-")}="{to_html(value)}"' for name, value in pairs)
+    return Html(f"<{tag}{text}>{''.join(map(to_html, content))}</{tag}>")
 
 
-def table(rows: Iterable[Sequence], header: Sequence = (), **attributes: object) -> Raw:
-    """Rows of cells; numbers stand to the right."""
+def table(rows: Iterable[Sequence], header: Sequence = (), **attributes: object) -> Html:
+    """Returns a table; cells with numbers are aligned to the right."""
     lines = [
-        element("tr", *(element("td", cell, class_=_kind(cell)) for cell in row)) for row in rows
+        element("tr", *(element("td", cell, class_=_cell_class(cell)) for cell in row))
+        for row in rows
     ]
     head = element("thead", element("tr", *(element("th", cell) for cell in header)))
-    whole = element("table", *([head] if header else []), element("tbody", *lines), **attributes)
-    return element("div", whole, class_="scroll")
+    parts = [*([head] if header else []), element("tbody", *lines)]
+    return element("div", element("table", *parts, **attributes), class_="scroll")
 
 
-def _kind(cell: object) -> str | None:
+def _cell_class(cell: object) -> str | None:
     return "number" if isinstance(cell, int | float) else None
 
 
-def section(title: str, *content: object, note: str = "") -> Raw:
-    """A part of the page that a link can lead to."""
-    name = title.lower().replace(" ", "-")
-    told = [element("p", note, class_="note")] if note else []
-    return element("section", element("h2", title), *told, *content, id=name)
+def section(title: str, *content: object, note: str = "") -> Html:
+    """Returns a section of the page; its id for links is the title in lower case with hyphens."""
+    notes = [element("p", note, class_="note")] if note else []
+    section_id = title.lower().replace(" ", "-")
+    return element("section", element("h2", title), *notes, *content, id=section_id)
 
 
-def attempt(title: str, content: Callable[[], Sequence], note: str = "") -> Raw:
-    """A section, or why there is nothing in it."""
+def section_or_error(title: str, content: Callable[[], Sequence], note: str = "") -> Html:
+    """Returns a section with the result of `content`, or with the reason why it is unavailable."""
     try:
         return section(title, *content(), note=note)
-    except FAULTS as error:
-        return section(title, note=f"Not to be had: {error}")
+    except SECTION_ERRORS as error:
+        return section(title, note=f"Unavailable: {error}")
 
 
-def picture(pixels: np.ndarray, caption: object = "", alt: str = "", class_: str = "") -> Raw:
-    """Pixels H W 3 uint8 as a figure that holds them, no side longer than EDGE.
+def image_figure(pixels: np.ndarray, caption: object = "", alt: str = "", class_: str = "") -> Html:
+    """Returns pixels H W 3 uint8 as a figure with the image embedded.
 
-    Of the class `map` they are shown as they are, and may have a fourth channel, of opacity.
+    Args:
+      class_: CSS class. Images are reduced to MAX_IMAGE_SIZE, except those of the class `map`,
+        which may have a fourth channel, opacity.
     """
     if class_ != "map":
-        pixels = _smaller(pixels)
-    is_exact = class_ == "map" or max(pixels.shape) <= PIXELATED
-    kind = "png" if is_exact else "jpeg"
-    data = base64.b64encode(decode.encode(pixels, kind)).decode()
-    source = f"data:image/{kind};base64,{data}"
-    classes = f"{class_} pixels" if is_exact else class_
-    image = f'<img src="{source}" alt="{text(alt)}" class="{classes.strip()}">'
-    caption = [element("figcaption", caption)] if caption else []
-    return element("figure", Raw(image), *caption)
+        pixels = _shrink(pixels)
+    is_pixelated = class_ == "map" or max(pixels.shape) <= MAX_PIXELATED_SIZE
+    format = "png" if is_pixelated else "jpeg"
+    data = base64.b64encode(decode.encode(pixels, format)).decode()
+    source = f"data:image/{format};base64,{data}"
+    classes = f"{class_} pixels" if is_pixelated else class_
+    image = f'<img src="{source}" alt="{to_html(alt)}" class="{classes.strip()}">'
+    captions = [element("figcaption", caption)] if caption else []
+    return element("figure", Html(image), *captions)
 
 
-def _smaller(pixels: np.ndarray) -> np.ndarray:
+def _shrink(pixels: np.ndarray) -> np.ndarray:
     height, width, _ = pixels.shape
-    scale = min(1.0, EDGE / max(height, width))
+    scale = min(1.0, MAX_IMAGE_SIZE / max(height, width))
     return resize(pixels, (max(1, round(height * scale)), max(1, round(width * scale))))
 
 
-def grid(pictures: Iterable[Raw], class_: str = "") -> Raw:
-    return element("div", *pictures, class_=f"grid {class_}".strip())
+def grid(figures: Iterable[Html], class_: str = "") -> Html:
+    """Returns figures arranged in rows."""
+    return element("div", *figures, class_=f"grid {class_}".strip())
 
 
-def plots(charts: list[dict], group: str) -> Raw:
-    """Places for the curves of `charts.of_run`, and their numbers; cursors of a group are one."""
-    numbers = json.dumps({"group": group, "charts": charts}).replace("<", "\\u003c")
-    places = [element("div", class_="plot") for _ in charts]
-    data = Raw(f'<script type="application/json">{numbers}</script>')
-    return element("div", data, *places, class_="plots")
+def plots(charts: list[dict], group: str) -> Html:
+    """Returns the charts of `curves` as data, and an element for page.js to plot each into.
+
+    Args:
+      group: plots of the same group show the cursor at the same step.
+    """
+    data = json.dumps({"group": group, "charts": charts}).replace("<", "\\u003c")
+    script = Html(f'<script type="application/json">{data}</script>')
+    return element("div", script, *(element("div", class_="plot") for _ in charts), class_="plots")
 
 
-def page(title: str, *content: object) -> str:
-    """A whole document, self-contained."""
-    styles = "".join(_asset(name) for name in ("uplot.css", "page.css"))
-    licence = _asset("uplot.LICENSE.txt")
-    scripts = f"/* uPlot. {licence} */\n{_asset('uplot.js')}\n{_asset('page.js')}"
+def document(title: str, *content: object) -> str:
+    """Returns a complete, self-contained HTML document."""
+    styles = "".join(_read_asset(name) for name in ("uplot.css", "page.css"))
+    licence = _read_asset("uplot.LICENSE.txt")
+    scripts = f"/* uPlot. {licence} */\n{_read_asset('uplot.js')}\n{_read_asset('page.js')}"
     head = (
         '<meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta name="color-scheme" content="light dark">'
-        f"<title>{text(title)}</title><style>{styles}</style>"
+        f"<title>{to_html(title)}</title><style>{styles}</style>"
     )
-    body = "".join(map(text, content))
+    body = "".join(map(to_html, content))
     return (
-        f'{START}\n<html lang="en"><head>{head}</head><body><main>{body}</main>'
+        f'{DOCTYPE}\n<html lang="en"><head>{head}</head><body><main>{body}</main>'
         f"<script>{scripts}</script></body></html>\n"
     )
 
 
-def _asset(name: str) -> str:
+def _read_asset(name: str) -> str:
     return (ASSETS / name).read_text(encoding="utf-8")

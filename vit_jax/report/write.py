@@ -1,4 +1,4 @@
-"""Turns workdirs, finished or running, into self-contained HTML pages."""
+"""Writes self-contained HTML pages of workdirs."""
 
 import pathlib
 import sys
@@ -6,96 +6,103 @@ from collections.abc import Callable, Sequence
 
 from vit_jax.atomic_io import write_atomically
 from vit_jax.errors import ConfigError
-from vit_jax.report import compare, page, run_record
-from vit_jax.report import sections as h
-from vit_jax.report.run_record import PAGE
+from vit_jax.report import compare, page
+from vit_jax.report.run_record import REPORT_FILE, RunRecord, read_run_records
+from vit_jax.report.sections import DOCTYPE
 
-COMPARISON = "comparison.html"  # In a folder whose report.html is that of its own run.
+COMPARISON_FILE = "comparison.html"  # In a folder whose report.html is the page of a run.
 
 
-def report(
+def write_reports(
     folders: Sequence[str],
     out: str | None = None,
     *,
     with_model: bool = True,
     show: Callable[[str], None] = lambda _: None,
 ) -> str:
-    """Writes the page of every run in the folders, and one that compares them if there are several.
+    """Writes the page of every run in the folders, and a comparison if there are several.
 
     Args:
-      folders: workdirs; stages and the runs of sweeps lie inside them.
-      out: where the page that compares goes, or that of a single run; without, into the one
-        folder, or here.
-      with_model: show predictions and attention, for which the model is run.
-      show: called with the state of affairs.
+      folders: workdirs; their stages and the runs of their sweeps are included.
+      out: path of the comparison, or of the page of a single run. The default is the folder, or
+        the current folder if several are given.
+      with_model: include predictions, attention and position embeddings, for which the model is
+        applied to examples.
+      show: called with the progress.
 
-    Returns the closing line. Raises ConfigError for a folder without a run.
+    Returns:
+      The line to print at the end.
+
+    Raises:
+      ConfigError: a folder contains no run, or `out` must not be overwritten.
+      OSError: a page cannot be written; raised after all others are written.
     """
-    found = [run_record.find(pathlib.Path(folder), _pass_over) for folder in folders]
-    runs = list({run.folder.resolve(): run for group in found for run in group}.values())
-    is_one = len({pathlib.Path(folder).resolve() for folder in folders}) == 1
-    top = pathlib.Path(folders[0] if is_one else ".")
-    is_single = len(runs) == 1
-    place = runs[0].folder / PAGE if is_single else top / _comparison(top, runs)
-    place = pathlib.Path(out) if out else place
-    is_own = not is_single and place.resolve() in {_page(run) for run in runs}
-    if place.is_dir() or (out and is_own):
-        raise ConfigError(f"{place} is a folder, or a run's own page; name another file by --out.")
-    if not _is_free(place):
-        raise ConfigError(f"{place} is there and is no page; name another file by --out.")
-    faults = []
+    groups = [read_run_records(pathlib.Path(folder), _print_skipped) for folder in folders]
+    runs = list({run.folder.resolve(): run for group in groups for run in group}.values())
+    is_one_folder = len({pathlib.Path(folder).resolve() for folder in folders}) == 1
+    top = pathlib.Path(folders[0] if is_one_folder else ".")
+    is_single_run = len(runs) == 1
+    default = runs[0].folder / REPORT_FILE if is_single_run else top / _comparison_name(top, runs)
+    target = pathlib.Path(out) if out else default
+    is_page_of_run = not is_single_run and target.resolve() in {_page_path(run) for run in runs}
+    if target.is_dir() or (out and is_page_of_run):
+        raise ConfigError(f"{target} is a folder or the page of a run; give another file by --out.")
+    if not _may_overwrite(target):
+        raise ConfigError(f"{target} exists and is not an HTML page; give another file by --out.")
+    errors = []
     for number, run in enumerate(runs, 1):
         show(f"{number}/{len(runs)}  {run.folder}")
-        file = place if is_single else run.folder / PAGE
+        file = target if is_single_run else run.folder / REPORT_FILE
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(file, page.of_run(run, with_model))
-        except OSError as error:  # The other runs have their pages all the same.
-            faults.append(error)
-    if not is_single:
-        title = top.resolve().name if is_one else "Comparison"
-        place.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(place, compare.of_runs(title, runs, place))
-    if faults:
-        raise faults[0]
-    return f"done: {place}"
+            write_atomically(file, page.render_run_page(run, with_model))
+        except OSError as error:
+            errors.append(error)
+    if not is_single_run:
+        title = top.resolve().name if is_one_folder else "Comparison"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(target, compare.render_comparison_page(title, runs, target))
+    if errors:
+        raise errors[0]
+    return f"done: {target}"
 
 
-def _pass_over(why: str) -> None:
-    print(f"passed over: {why}", file=sys.stderr)
+def write_reports_after_training(folder: pathlib.Path) -> None:
+    """Writes the pages of a workdir whose training has ended, without applying the models.
 
-
-def _is_free(place: pathlib.Path) -> bool:
-    """Whether a page may stand there: in the place of an older one, or of nothing."""
-    if not place.is_file():
-        return not place.exists()
-    with place.open("rb") as file:
-        return file.read(len(h.START)) == h.START.encode()
-
-
-def _page(run: run_record.Record) -> pathlib.Path:
-    return run.folder.resolve() / PAGE
-
-
-def _comparison(folder: pathlib.Path, runs: Sequence[run_record.Record]) -> str:
-    """The name in a folder of the page that compares runs: that of a run's own stays its own."""
-    is_taken = (folder.resolve() / PAGE) in {_page(run) for run in runs}
-    return COMPARISON if is_taken and len(runs) > 1 else PAGE
-
-
-def after_training(folder: pathlib.Path) -> None:
-    """Writes the pages of a workdir whose runs are at their end, without running their models.
-
-    Pages that are younger than the results of their runs stay. One that cannot be written is told
-    of; it is no reason for a run to fail.
+    Pages that are newer than the results of their runs are kept. Errors are printed, not raised,
+    so that they do not fail the run.
     """
     try:
-        runs = run_record.find(folder)
-        old = [run for run in runs if not run.has_page]
-        for run in old:
-            write_atomically(run.folder / PAGE, page.of_run(run, with_model=False))
-        if old and len(runs) > 1:
-            place = folder / _comparison(folder, runs)
-            write_atomically(place, compare.of_runs(folder.resolve().name, runs, place))
-    except Exception as error:  # Whatever it is, the run is done and its weights are saved.
-        print(f"{folder / PAGE} is not written: {error}", file=sys.stderr)
+        runs = read_run_records(folder)
+        outdated = [run for run in runs if not run.has_current_page]
+        for run in outdated:
+            write_atomically(run.folder / REPORT_FILE, page.render_run_page(run, with_model=False))
+        if outdated and len(runs) > 1:
+            target = folder / _comparison_name(folder, runs)
+            title = folder.resolve().name
+            write_atomically(target, compare.render_comparison_page(title, runs, target))
+    except Exception as error:  # The run is done and its weights are saved.
+        print(f"{folder / REPORT_FILE} cannot be written: {error}", file=sys.stderr)
+
+
+def _print_skipped(reason: str) -> None:
+    print(f"Skipped: {reason}", file=sys.stderr)
+
+
+def _may_overwrite(target: pathlib.Path) -> bool:
+    """Returns True if nothing or an HTML page exists at a path."""
+    if not target.is_file():
+        return not target.exists()
+    with target.open("rb") as file:
+        return file.read(len(DOCTYPE)) == DOCTYPE.encode()
+
+
+def _page_path(run: RunRecord) -> pathlib.Path:
+    return run.folder.resolve() / REPORT_FILE
+
+
+def _comparison_name(folder: pathlib.Path, runs: Sequence[RunRecord]) -> str:
+    """Returns the file name of a comparison, which must not replace the page of a run."""
+    is_taken = (folder.resolve() / REPORT_FILE) in {_page_path(run) for run in runs}
+    return COMPARISON_FILE if is_taken and len(runs) > 1 else REPORT_FILE
