@@ -350,7 +350,11 @@ def test_a_missing_config_file_is_answered_with_the_nearest():
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("[1]", "no config"), ("{", "no config"), ('{"sed": 1}', "Did you mean seed")],
+    [
+        ("[1]", "is not the config of a run"),
+        ("{", "is not the config of a run"),
+        ('{"sed": 1}', "Did you mean seed"),
+    ],
 )
 def test_load_rejects_json_that_is_not_a_config(text, message, tmp_path):
     (tmp_path / "c.json").write_text(text)
@@ -360,5 +364,11 @@ def test_load_rejects_json_that_is_not_a_config(text, message, tmp_path):
 
 def test_load_rejects_arguments_of_a_json_config(tmp_path):
     (tmp_path / "c.json").write_text("{}")
-    with pytest.raises(ConfigError, match=r"takes no arguments; 'smoke'"):
+    with pytest.raises(ConfigError, match=r"accepts no arguments; found 'smoke'"):
         load(f"{tmp_path / 'c.json'}:smoke")
+
+
+def test_resolve_keeps_the_order_of_the_stages_of_a_config_dict():
+    config = load(f"{ROOT / 'configs' / 'quickstart.py'}:smoke")
+    assert list(config_lib.resolve(config)) == ["pretrain", "finetune", "scratch"]
+    assert list(config.stages) == ["pretrain", "finetune", "scratch"]
