@@ -13,10 +13,7 @@ from vit_jax.report import sections as html
 from vit_jax.report.page import PLOT_NOTE, config_value, state_badge
 from vit_jax.report.run_record import REPORT_FILE, RunRecord
 
-HEADER = (
-    *("run", "state", "model", "score", "metric", "step", "images per second", "minutes"),
-    "exaFLOPs",
-)
+HEADER = ("run", "state", "model", "score", "metric", "step", "images/s", "minutes", "exaFLOPs")
 
 
 def render_comparison_page(title: str, runs: Sequence[RunRecord], page: pathlib.Path) -> str:

@@ -47,7 +47,7 @@ def _predictions(run_setup: setup.EvaluationSetup) -> list:
     ):
         if examples:
             content += [html.element("h3", title), html.grid(map(_prediction_figure, examples))]
-    return [*content, html.element("h3", "Confusion"), _confusion(predictions)]
+    return [*content, html.element("h3", "Confusion matrix"), _confusion(predictions)]
 
 
 def _prediction_figure(example: predictions_lib.Prediction) -> html.Html:

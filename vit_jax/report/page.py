@@ -84,7 +84,7 @@ def _cards(run: RunRecord) -> list[tuple[str, str]]:
     cards.append((f"{run.step:,}", total))
     cards.append((f"{run.config.batch_size:,}", "batch size"))
     if metrics.get("train/img_per_sec"):
-        cards.append((f"{metrics['train/img_per_sec']:,.0f}", "images per second"))
+        cards.append((f"{metrics['train/img_per_sec']:,.0f}", "images/s"))
     if run.seconds:
         cards.append((format_duration(sum(run.seconds.values())), "total time"))
     if run.summary:
