@@ -77,7 +77,7 @@ class Scenario:
             examples = config.batch_size / shards / config.accumulate
             activation_bytes = examples * memory.num_tokens(model) * width
         return expected_collectives(
-            memory.in_use(model, self.state.params),
+            memory.cast_layer_kernels(model, self.state.params),
             num_layers=num_layers,
             activation_bytes=activation_bytes,
             remat=config.model.remat,
@@ -116,7 +116,7 @@ class Scenario:
 
 @functools.lru_cache(maxsize=16)
 def _sharded_state(config: Config, num_classes: int, mesh: AbstractMesh) -> TrainState:
-    return memory.place_state(_state_shapes(config, num_classes), mesh)
+    return memory.add_shardings(_state_shapes(config, num_classes), mesh)
 
 
 @functools.lru_cache(maxsize=4)
