@@ -79,6 +79,6 @@ def get_config(arg: str | None = None):
     config.optimizer.update(lr=1e-3, weight_decay=wd, warmup_steps=10_000)
     # big_vision decays kernels only, and keeps the first moment in bfloat16.
     config.optimizer.decay_factors = ((".*kernel", 1.0), (".*", 0.0))
-    config.optimizer.moment_dtype = "bfloat16"
+    config.optimizer.kwargs.mu_dtype = "bfloat16"
     config.update(batch_size=4096, epochs=arg.epochs, eval_every=5_000)
     return smoke(config) if arg.smoke else config

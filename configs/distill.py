@@ -31,6 +31,6 @@ def get_config(arg: str | None = None):
     # configs/proj/distill of big_vision; its 3e-4 at a rate of 0.03 is 0.01 here.
     config.optimizer.update(lr=0.03, weight_decay=0.01, warmup_steps=5_000)
     config.optimizer.update(decay_factors=((".*kernel", 1.0), (".*", 0.0)))
-    config.optimizer.moment_dtype = "bfloat16"
+    config.optimizer.kwargs.mu_dtype = "bfloat16"
     config.update(batch_size=4096, epochs=arg.epochs, eval_every=5_000)
     return smoke(config) if arg.smoke else config

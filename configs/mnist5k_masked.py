@@ -28,7 +28,7 @@ def get_config(arg: str | None = None):
     pretrain = config.stages.pretrain
     pretrain.task.update(name="masked_patches", targets=arg.targets)
     pretrain.update(batch_size=64, epochs=30.0, log_every=250)
-    pretrain.optimizer.update(lr=2e-3, warmup_steps=100, beta2=0.98)
+    pretrain.optimizer.update(lr=2e-3, warmup_steps=100, kwargs={"b2": 0.98})
 
     for name in ("finetune", "scratch"):
         stage = config.stages[name]

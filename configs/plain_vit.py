@@ -33,7 +33,7 @@ def get_config(arg: str | None = None):
     # big_vision's 1e-4 at a rate of 1e-3 is 0.1 here, of kernels only.
     config.optimizer.update(lr=1e-3, warmup_steps=10_000, weight_decay=0.1)
     config.optimizer.update(decay_factors=((".*kernel", 1.0), (".*", 0.0)))
-    config.optimizer.moment_dtype = "bfloat16"
+    config.optimizer.kwargs.mu_dtype = "bfloat16"
     config.update(batch_size=1024, epochs=arg.epochs, eval_every=2_500)
     config.update_from_flattened_dict(ROWS[arg.row])
     return smoke(config) if arg.smoke else config

@@ -30,6 +30,6 @@ def get_config(arg: str | None = None):
         stage.model.update(mlp_size=4 * width, num_heads=width // HEAD_SIZE)
         stage.data.update(source="mnist5k", image_size=24, crop_area=(0.6, 1.0), flip=False)
         stage.data.fraction = share if share < 1 else None
-        stage.optimizer.update(lr=2e-3, warmup_steps=50, weight_decay=0.1, beta2=0.98)
+        stage.optimizer.update(lr=2e-3, warmup_steps=50, weight_decay=0.1, kwargs={"b2": 0.98})
         stage.update(batch_size=64, steps=arg.steps, log_every=100, checkpoint_every=arg.steps)
     return smoke(config) if arg.smoke else config

@@ -28,7 +28,8 @@ def get_config(arg: str | None = None):
     if arg.dataset:
         config.data.update(split="train[:99%]", val_split="train[99%:]")
     config.data.eval_crop = "center"
-    config.optimizer.update(name="adafactor", lr=8e-4, moment_dtype="bfloat16")
+    config.optimizer.update(name="adafactor", lr=8e-4)
+    config.optimizer.kwargs.dtype_momentum = "bfloat16"
     config.optimizer.update(schedule="rsqrt", timescale=10_000, warmup_steps=10_000)
     config.optimizer.cooldown_steps = 50_000
     # 0.03 for the body and 3 for the head, of kernels only.

@@ -67,7 +67,8 @@ def get_config(arg: str | None = None):
     config.data.resample = "tf_bilinear"  # As the published numbers were made.
     # Table 4: SGD with momentum 0.9 (in bfloat16, as in the official code), cosine, no weight
     # decay, global norm 1.
-    config.optimizer.update(name="sgd", lr=arg.lr, warmup_steps=warmup, moment_dtype="bfloat16")
+    config.optimizer.update(name="sgd", lr=arg.lr, warmup_steps=warmup)
+    config.optimizer.kwargs.accumulator_dtype = "bfloat16"
     config.optimizer.ema = 0.9999 if arg.polyak else None
     config.update(batch_size=512, steps=steps)
     config.init.update(path=arg.init or INIT[arg.model], new_head=True, resize=True)

@@ -7,10 +7,10 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from vit_jax import create_model, trees
+from vit_jax.config.schema import Optimizer
 from vit_jax.distributed import mesh as mesh_lib
 from vit_jax.errors import ConfigError
 from vit_jax.models.registry import make_init
-from vit_jax.training.optimizer import make_optimizer, make_schedule
 from vit_jax.training.train_step import make_abstract_state
 
 
@@ -101,8 +101,8 @@ def test_sharding_table_has_one_row_for_equal_parameters_of_all_layers():
     model = create_model(
         "vit_ti16", patch=4, image_size=8, num_layers=3, hidden_size=32, mlp_size=64, num_heads=4
     )
-    tx = make_optimizer(make_schedule(0.1, total_steps=9), name="sgd")
-    state = make_abstract_state(make_init(model), tx, mesh_lib.make_mesh(2, 2, 2))
+    mesh = mesh_lib.make_mesh(2, 2, 2)
+    state = make_abstract_state(make_init(model), Optimizer(name="sgd"), mesh)
     rows = {row["array"]: row for row in mesh_lib.sharding_table(state.params)}
     assert len(rows) == 16 + 8  # A layer; embedding, class token, positions, norm and head.
     row = rows["Transformer/encoderblock_*/MlpBlock_0/Dense_1/kernel"]
@@ -180,8 +180,8 @@ def test_tree_shardings_of_an_optimizer_state_follow_its_parameters(name):
     model = create_model(
         "vit_ti16", patch=4, image_size=8, num_layers=1, hidden_size=32, mlp_size=64, num_heads=2
     )
-    tx = make_optimizer(make_schedule(0.1, total_steps=9), name=name, weight_decay=0.1)
-    state = make_abstract_state(make_init(model), tx, mesh_lib.make_mesh(1, 8))
+    config = Optimizer(name=name, weight_decay=0.1)
+    state = make_abstract_state(make_init(model), config, mesh_lib.make_mesh(1, 8))
     params, moments = trees.flatten(state.params), trees.flatten(state.opt_state)
     owners = {
         moment: max((p for p in params if moment.endswith(f"/{p}")), key=len, default=None)

@@ -1,4 +1,6 @@
-"""Schedules at their corners, and update rules against hand-written numpy."""
+"""Clipping, weight decay, factors by name, freezing, and optimizers of the user."""
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -6,168 +8,160 @@ import numpy as np
 import optax
 import pytest
 
-from vit_jax.training.optimizer import make_optimizer, make_schedule
+from vit_jax import trees
+from vit_jax.config.fields import Kwargs
+from vit_jax.config.schema import Optimizer
+from vit_jax.errors import ConfigError
+from vit_jax.training.optimizer import OPTIMIZERS, UpdateRule, factor_of, layer_of, make_optimizer
 
-STEPS = 100
-START = {"kernel": np.array([[1.0, -2.0], [0.5, 3.0]]), "bias": np.array([0.1, -0.2])}
+START = {
+    "kernel": np.array([[1.0, -2.0], [0.5, 3.0]]),
+    "narrow": np.array([[2.0, 0.3]]),
+    "bias": np.array([0.1, -0.2]),
+}
+RANDOM = np.random.default_rng(0)
+GRADIENTS = [{n: RANDOM.normal(size=p.shape) for n, p in START.items()} for _ in range(3)]
+ZEROS = jax.tree.map(np.zeros_like, START)
+RATE = 0.1
 
 
-def gradients():
-    """Norms of about 0.3 to 5: some are clipped to 1, some are not."""
-    random = np.random.default_rng(0)
-    sizes = np.geomspace(0.3, 5, STEPS)
-    drawn = [{name: random.normal(size=p.shape) for name, p in START.items()} for _ in range(STEPS)]
-    norms = [np.sqrt(sum((g**2).sum() for g in grads.values())) for grads in drawn]
-    return [
-        {name: g * size / norm for name, g in grads.items()}
-        for grads, size, norm in zip(drawn, sizes, norms)
-    ]
-
-
-def trace(tx, grads):
-    """Parameters after each step of the optimiser under test."""
-    params = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), START)
-    state, seen = tx.init(params), []
-    update = jax.jit(tx.update)
-    for each in grads:
-        updates, state = update(jax.tree.map(jnp.float32, each), state, params)
+def after(config, *grads, start=START, lr=RATE):
+    """Parameters after a step with each of the gradients, and the optimizer state."""
+    tx, params = make_optimizer(config, lr), jax.tree.map(jnp.float32, start)
+    state = tx.init(params)
+    for step_grads in grads:
+        updates, state = tx.update(jax.tree.map(jnp.float32, step_grads), state, params)
         params = optax.apply_updates(params, updates)
-        seen.append(params)
-    return seen
-
-
-def clipped(grads, norm):
-    if norm is None:
-        return grads
-    length = np.sqrt(sum((g**2).sum() for g in grads.values()))
-    return {name: g * min(1, norm / length) for name, g in grads.items()}
-
-
-def adamw_by_hand(grads, rates, *, decay, beta1, beta2, clip):
-    params = {name: p.copy() for name, p in START.items()}
-    m = {name: np.zeros_like(p) for name, p in START.items()}
-    v = {name: np.zeros_like(p) for name, p in START.items()}
-    for t, (each, rate) in enumerate(zip(grads, rates), start=1):
-        for name, g in clipped(each, clip).items():
-            m[name] = beta1 * m[name] + (1 - beta1) * g
-            v[name] = beta2 * v[name] + (1 - beta2) * g**2
-            direction = m[name] / (1 - beta1**t) / (np.sqrt(v[name] / (1 - beta2**t)) + 1e-8)
-            params[name] = params[name] - rate * direction - rate * decay * params[name]
-        yield dict(params)
-
-
-def sgd_by_hand(grads, rates, *, decay, momentum, clip):
-    params = {name: p.copy() for name, p in START.items()}
-    velocity = {name: np.zeros_like(p) for name, p in START.items()}
-    for each, rate in zip(grads, rates):
-        for name, g in clipped(each, clip).items():
-            velocity[name] = momentum * velocity[name] + g
-            params[name] = params[name] - rate * velocity[name] - rate * decay * params[name]
-        yield dict(params)
-
-
-def cosine_rates(lr, warmup):
-    """Linear from 0 at step 0, then half a cosine to 0 at step STEPS."""
-    t = np.arange(STEPS)
-    return np.where(
-        t < warmup,
-        lr * t / max(warmup, 1),
-        lr * (1 + np.cos(np.pi * (t - warmup) / (STEPS - warmup))) / 2,
-    )
-
-
-def assert_same_trace(actual, expected):
-    expected = list(expected)
-    assert len(actual) == len(expected) == STEPS
-    for step, (a, e) in enumerate(zip(actual, expected)):
-        for name in START:
-            np.testing.assert_allclose(
-                a[name], e[name], rtol=1e-5, atol=1e-6, err_msg=f"{name} after step {step}"
-            )
-
-
-@pytest.mark.parametrize("clip", [1.0, None])
-@pytest.mark.parametrize(("decay", "warmup"), [(0.3, 4), (0.0, 0)])
-def test_adamw_follows_its_equations(decay, warmup, clip):
-    schedule = make_schedule(0.05, total_steps=STEPS, warmup_steps=warmup)
-    tx = make_optimizer(schedule, weight_decay=decay, beta1=0.8, beta2=0.99, clip_norm=clip)
-    expected = adamw_by_hand(
-        gradients(), cosine_rates(0.05, warmup), decay=decay, beta1=0.8, beta2=0.99, clip=clip
-    )
-    assert_same_trace(trace(tx, gradients()), expected)
-
-
-@pytest.mark.parametrize("clip", [1.0, None])
-@pytest.mark.parametrize("decay", [0.3, 0.0])
-def test_sgd_follows_its_equations(decay, clip):
-    schedule = make_schedule(0.05, total_steps=STEPS, warmup_steps=4)
-    tx = make_optimizer(schedule, name="sgd", weight_decay=decay, momentum=0.8, clip_norm=clip)
-    expected = sgd_by_hand(gradients(), cosine_rates(0.05, 4), decay=decay, momentum=0.8, clip=clip)
-    assert_same_trace(trace(tx, gradients()), expected)
-
-
-def test_the_defaults_are_the_papers_betas_momentum_and_clipping():
-    rates = np.full(STEPS, 0.01)
-    schedule = make_schedule(0.01, total_steps=STEPS, schedule="constant")
-    expected = adamw_by_hand(gradients(), rates, decay=0, beta1=0.9, beta2=0.999, clip=1)
-    assert_same_trace(trace(make_optimizer(schedule), gradients()), expected)
-    expected = sgd_by_hand(gradients(), rates, decay=0, momentum=0.9, clip=1)
-    assert_same_trace(trace(make_optimizer(schedule, name="sgd"), gradients()), expected)
+    return jax.tree.map(np.array, params), state
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd"])
-def test_without_gradients_all_parameters_shrink_by_rate_times_decay(name):
-    zeros = jax.tree.map(np.zeros_like, START)
-    schedule = make_schedule(0.1, total_steps=2, schedule="constant")
-    after = trace(make_optimizer(schedule, name=name, weight_decay=0.3), [zeros])[0]
-    for each in START:  # Biases too.
-        np.testing.assert_allclose(after[each], START[each] * (1 - 0.1 * 0.3), rtol=1e-6)
-
-
-def test_adams_first_step_is_the_rate_whatever_the_gradients_size():
-    grads = jax.tree.map(lambda p: 1e-3 * np.sign(p), START)
-    schedule = make_schedule(0.1, total_steps=2, schedule="constant")
-    after = trace(make_optimizer(schedule), [grads])[0]
+def test_weight_decay_without_gradients_shrinks_every_parameter_by_rate_times_decay(name):
+    params, _ = after(Optimizer(name=name, weight_decay=0.3), ZEROS)
     for each in START:
-        np.testing.assert_allclose(START[each] - after[each], 0.1 * np.sign(START[each]), 1e-4)
+        np.testing.assert_allclose(params[each], START[each] * (1 - RATE * 0.3), rtol=1e-6)
 
 
-def test_clipping_looks_at_all_parameters_together():
-    grads = {"kernel": np.full((2, 2), 1.5), "bias": np.array([4.0, 0.0])}  # 3 and 4: norm 5.
-    schedule = make_schedule(1.0, total_steps=2, schedule="constant")
-    after = trace(make_optimizer(schedule, name="sgd", clip_norm=1.0), [grads])[0]
+def test_first_step_of_adam_is_the_rate_for_gradients_of_any_size():
+    params, _ = after(Optimizer(), jax.tree.map(lambda p: 1e-3 * np.sign(p), START))
     for each in START:
-        np.testing.assert_allclose(START[each] - after[each], grads[each] / 5, atol=1e-6)
+        np.testing.assert_allclose(START[each] - params[each], RATE * np.sign(START[each]), 1e-4)
 
 
-@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
-def test_warm_up_rises_from_zero_and_ends_at_the_rate(schedule):
-    rate = make_schedule(0.8, total_steps=100, schedule=schedule, warmup_steps=10)
-    assert rate(0) == 0
-    np.testing.assert_allclose(rate(1), 0.08, rtol=1e-6)
-    np.testing.assert_allclose(rate(5), 0.4, rtol=1e-6)
-    np.testing.assert_allclose(rate(10), 0.8, rtol=1e-6)
+def test_clipping_uses_the_norm_of_all_gradients_together():
+    grads = ZEROS | {"kernel": np.full((2, 2), 1.5), "bias": np.array([4.0, 0.0])}  # Norm 5.
+    params, _ = after(Optimizer(name="sgd", clip_norm=1.0), grads, lr=1.0)
+    for each in START:
+        np.testing.assert_allclose(START[each] - params[each], grads[each] / 5, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("schedule", "warmup", "values"),
-    [
-        # The updates of a run of 100 steps take their rates at 0 to 99; at 100 it is over.
-        ("linear", 10, {11: 0.8 * 89 / 90, 55: 0.4, 99: 0.8 / 90, 100: 0}),
-        ("linear", 0, {0: 0.8, 50: 0.4, 99: 0.008, 100: 0}),
-        ("cosine", 0, {0: 0.8, 25: 0.4 * (1 + 2**-0.5), 50: 0.4, 100: 0}),
-        ("cosine", 10, {55: 0.4, 99: 0.4 * (1 + np.cos(np.pi * 89 / 90)), 100: 0}),
-        ("constant", 10, {11: 0.8, 55: 0.8, 99: 0.8, 100: 0.8}),
-        ("constant", 0, {0: 0.8, 100: 0.8}),
-    ],
-)
-def test_rates_decay_to_zero_at_the_end_of_the_run(schedule, warmup, values):
-    rate = make_schedule(0.8, total_steps=100, schedule=schedule, warmup_steps=warmup)
-    for step, expected in values.items():
-        np.testing.assert_allclose(rate(step), expected, rtol=1e-4, atol=1e-7)
+def test_learning_rate_can_be_a_schedule():
+    config = Optimizer(name="sgd")
+    falling, _ = after(config, GRADIENTS[0], ZEROS, lr=lambda step: RATE / (1 + step))
+    first, _ = after(config, GRADIENTS[0])
+    second, _ = after(config, GRADIENTS[0], ZEROS, lr=RATE / 2)
+    for each in START:
+        half_steps = second[each] - START[each]  # Momentum 0.9: shares 1 and 0.9 of the velocity.
+        expected = first[each] + half_steps * 0.9 / 1.9
+        np.testing.assert_allclose(falling[each], expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
-def test_a_run_may_be_all_warm_up(schedule):
-    rate = make_schedule(0.8, total_steps=4, schedule=schedule, warmup_steps=4)
-    np.testing.assert_allclose([rate(t) for t in range(4)], [0, 0.2, 0.4, 0.6], rtol=1e-6)
+def test_factor_of_is_that_of_the_first_pattern_found():
+    factors = ((r"^head/", 100.0), (r"kernel$", 1.0), (r"", 0.0))
+    names = ("head/kernel", "head/bias", "Dense_0/kernel", "Dense_0/bias")
+    assert [factor_of(name, factors) for name in names] == [100.0, 100.0, 1.0, 0.0]
+    assert factor_of("anything", ()) == 1.0
+
+
+def test_decay_factors_multiply_the_weight_decay_of_a_parameter():
+    config = Optimizer(weight_decay=0.03, decay_factors=(("kernel", 100.0), ("bias", 0.0)))
+    params, _ = after(config, ZEROS)
+    for each, decay in (("kernel", 3.0), ("narrow", 0.03), ("bias", 0.0)):
+        np.testing.assert_allclose(params[each], START[each] * (1 - RATE * decay), rtol=1e-5)
+
+
+def test_lr_factors_multiply_the_step_with_its_weight_decay():
+    config = Optimizer(name="sgd", weight_decay=0.5, clip_norm=None)
+    plain, _ = after(config, GRADIENTS[0])
+    scaled, _ = after(dataclasses.replace(config, lr_factors=(("kernel", 0.1),)), GRADIENTS[0])
+    for name, factor in (("kernel", 0.1), ("narrow", 1.0), ("bias", 1.0)):
+        step = factor * (plain[name] - START[name])
+        np.testing.assert_allclose(scaled[name] - START[name], step, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_frozen_parameters_keep_their_bits_and_have_no_optimizer_state(name):
+    frozen = Optimizer(name=name, weight_decay=0.1, lr_factors=(("kernel|narrow", 0.0),))
+    params, state = after(frozen, *GRADIENTS)
+    for each in ("kernel", "narrow"):
+        assert (params[each] == START[each].astype(np.float32)).all()
+    assert not (params["bias"] == START["bias"].astype(np.float32)).any()
+    assert not [each for each in trees.flatten(state) if "kernel" in each or "narrow" in each]
+
+
+def test_gradients_of_frozen_parameters_are_not_part_of_the_norm():
+    grads = ZEROS | {"kernel": np.full((2, 2), 1e6), "bias": np.array([0.3, 0.4])}
+    config = Optimizer(name="sgd", clip_norm=1.0, lr_factors=(("kernel", 0.0),))
+    params, _ = after(config, grads, start=ZEROS, lr=1.0)
+    np.testing.assert_allclose(params["bias"], [-0.3, -0.4], rtol=1e-6)
+
+
+def test_layer_decay_divides_the_rate_for_each_layer_above():
+    names = {
+        "embedding/kernel": 0,
+        "cls": 0,
+        "Transformer/posembed_input/pos_embedding": 0,
+        "Transformer/encoderblock_0/LayerNorm_0/scale": 1,
+        "Transformer/encoderblock_1/MlpBlock_0/Dense_0/kernel": 2,
+        "Transformer/encoder_norm/scale": 3,
+        "head/kernel": 3,
+    }
+    assert {name: layer_of(name, num_layers=2) for name in names} == names
+    start = trees.unflatten({name: np.zeros(2) for name in names})
+    grads = trees.unflatten({name: np.ones(2) for name in names})
+    config = Optimizer(name="sgd", layer_decay=0.5, clip_norm=None)
+    params = trees.flatten(after(config, grads, start=start, lr=1.0)[0])
+    for name, layer in names.items():
+        np.testing.assert_allclose(params[name], -(0.5 ** (3 - layer)), rtol=1e-6)
+
+
+def sign_descent(scale: float = 1.0):
+    return optax.stateless(lambda grads, _: jax.tree.map(lambda g: scale * jnp.sign(g), grads))
+
+
+def sign_descent_without_decay():
+    return UpdateRule(sign_descent(), after_decay=sign_descent())
+
+
+def learning_rate():
+    return RATE
+
+
+def test_optimizer_of_the_user_gives_the_direction():
+    config = Optimizer(name=f"{__name__}:sign_descent", kwargs=Kwargs(scale=2.0), weight_decay=0.3)
+    params, _ = after(config, GRADIENTS[0])
+    for each, start in START.items():
+        expected = start - RATE * (2 * np.sign(GRADIENTS[0][each]) + 0.3 * start)
+        np.testing.assert_allclose(params[each], expected, rtol=1e-5)
+
+
+def test_after_decay_is_applied_to_parameters_that_decay():
+    name = f"{__name__}:sign_descent_without_decay"
+    config = Optimizer(name=name, weight_decay=9.0, decay_factors=(("bias", 0.0),))
+    params, _ = after(config, ZEROS)
+    for each in ("kernel", "narrow"):
+        np.testing.assert_allclose(params[each], START[each] - RATE * np.sign(START[each]), 1e-5)
+    np.testing.assert_allclose(params["bias"], START["bias"], rtol=1e-6)
+
+
+def test_rule_of_optax_is_an_optimizer():
+    config = Optimizer(name="optax:scale_by_sign", clip_norm=None)
+    params, _ = after(config, GRADIENTS[0])
+    for each in START:
+        expected = START[each] - RATE * np.sign(GRADIENTS[0][each])
+        np.testing.assert_allclose(params[each], expected, rtol=1e-5)
+
+
+def test_optimizer_of_the_user_that_is_no_transformation_is_refused():
+    with pytest.raises(ConfigError, match=r"returns float; expected an optax\."):
+        make_optimizer(Optimizer(name=f"{__name__}:learning_rate"), RATE)

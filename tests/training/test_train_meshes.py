@@ -8,15 +8,17 @@ import numpy as np
 import pytest
 
 from vit_jax import create_model, trees
+from vit_jax.config.schema import Optimizer
 from vit_jax.distributed import mesh as mesh_lib
 from vit_jax.models.registry import make_init
 from vit_jax.tasks import classification
-from vit_jax.training.optimizer import make_optimizer, make_schedule
+from vit_jax.training.optimizer import make_schedule
 from vit_jax.training.train_step import make_abstract_state, make_init_state, make_train_step
 
 BATCH, STEPS = 16, 50
 MESHES = [(1, 1, 1), (8, 1, 1), (1, 8, 1), (2, 2, 2)]
-SCHEDULE = make_schedule(1e-3, total_steps=STEPS)
+ADAMW = Optimizer(lr=1e-3, weight_decay=0.1)
+SCHEDULE = make_schedule(ADAMW, STEPS)
 SHAPE = {"num_layers": 2, "hidden_size": 32, "mlp_size": 64, "num_heads": 4, "patch": 4}
 
 
@@ -38,12 +40,10 @@ def step_on(sizes, model):
     """The mesh, the state's shapes and the jitted step."""
     num_devices = int(np.prod(sizes))
     mesh = mesh_lib.make_mesh(*sizes, devices=jax.devices()[:num_devices])
-    make_tx = functools.partial(make_optimizer, name="adamw", weight_decay=0.1)
-    tx = make_tx(SCHEDULE)
-    abstract_state = make_abstract_state(make_init(model), tx, mesh)
+    abstract_state = make_abstract_state(make_init(model), ADAMW, mesh)
     loss = classification.make_loss(model)
-    step = make_train_step(loss, make_tx, abstract_state, mesh_lib.batch_sharding(mesh))
-    init_state = make_init_state(make_init(model), tx, abstract_state)
+    step = make_train_step(loss, ADAMW, abstract_state, mesh_lib.batch_sharding(mesh))
+    init_state = make_init_state(make_init(model), ADAMW, abstract_state)
     return mesh, abstract_state, init_state, step
 
 

@@ -1,6 +1,4 @@
-"""Accumulation, averaged weights, SAM and GSAM, each against the same thing done by hand."""
-
-import functools
+"""Accumulation, averaged weights, SAM and GSAM, each against numpy."""
 
 import jax
 import jax.numpy as jnp
@@ -8,10 +6,11 @@ import numpy as np
 import pytest
 
 from vit_jax import create_model, trees
+from vit_jax.config.schema import Optimizer
 from vit_jax.distributed import mesh as mesh_lib
 from vit_jax.models.registry import make_init
 from vit_jax.tasks import classification
-from vit_jax.training.optimizer import make_optimizer, make_schedule
+from vit_jax.training.optimizer import make_schedule
 from vit_jax.training.train_step import make_abstract_state, make_init_state, make_train_step
 
 STEPS, RATE, MOMENTUM = 100, 0.02, 0.9
@@ -26,31 +25,30 @@ def loss_of(w):
 
 
 def gradient_of(w):
-    """By hand, so that SAM's two gradients are."""
+    """Derivative of `loss_of`."""
     return X.T @ (2 * (X @ w - Y) + 0.4 * (X @ w) ** 3) / len(X)
 
 
 def toy_loss(params, batch, key):
     del key
-    found = batch["x"] @ params["w"]
-    return jnp.mean((found - batch["y"]) ** 2 + 0.1 * found**4), {}
+    outputs = batch["x"] @ params["w"]
+    return jnp.mean((outputs - batch["y"]) ** 2 + 0.1 * outputs**4), {}
 
 
-def trace(rho=None, **options):
+def toy_init(key):
+    del key
+    return {"w": jnp.float32(W)}
+
+
+def trace(rho=None, accumulate=1, **fields):
     """States after each of 100 steps of SGD with momentum; with `rho(step)`, of SAM."""
     mesh = mesh_lib.make_mesh()
-    schedule = make_schedule(RATE, total_steps=STEPS, schedule="linear")
-    make_tx = functools.partial(make_optimizer, name="sgd", momentum=MOMENTUM, clip_norm=None)
-    tx = make_tx(schedule)
-
-    def init(key):
-        del key
-        return {"w": jnp.float32(W)}
-
-    abstract_state = make_abstract_state(init, tx, mesh, has_ema="ema" in options)
-    state = make_init_state(init, tx, abstract_state)(jax.random.key(0))
+    config = Optimizer(name="sgd", lr=RATE, schedule="linear", clip_norm=None, **fields)
+    schedule = make_schedule(config, STEPS)
+    abstract_state = make_abstract_state(toy_init, config, mesh)
+    state = make_init_state(toy_init, config, abstract_state)(jax.random.key(0))
     batches = mesh_lib.batch_sharding(mesh)
-    step = make_train_step(toy_loss, make_tx, abstract_state, batches, **options)
+    step = make_train_step(toy_loss, config, abstract_state, batches, accumulate=accumulate)
     for i in range(STEPS):
         hyperparams = {"lr": schedule(i)} | ({"rho": rho(i)} if rho else {})
         state, metrics = step(state, {"x": X, "y": Y}, jax.random.key(0), hyperparams)
@@ -58,7 +56,7 @@ def trace(rho=None, **options):
 
 
 def momentum_by_hand(gradient):
-    """w after each step; `gradient(w, step)` is what is followed."""
+    """w after each step along `gradient(w, step)`."""
     w, velocity = W.copy(), np.zeros(3)
     for t in range(STEPS):
         velocity = MOMENTUM * velocity + gradient(w, t)
@@ -75,18 +73,18 @@ def worst_gradient(w, rho, alpha=0.0):
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.6])
-def test_sam_follows_its_equations(alpha):
+def test_sam_equals_numpy(alpha):
     expected = momentum_by_hand(lambda w, t: worst_gradient(w, 0.1, alpha))
     before = W
-    found = trace(lambda step: 0.1, gsam_alpha=alpha)
-    for (state, metrics), w in zip(found, expected, strict=True):
+    actual = trace(lambda step: 0.1, gsam_alpha=alpha)
+    for (state, metrics), w in zip(actual, expected, strict=True):
         np.testing.assert_allclose(state.params["w"], w, rtol=1e-4, atol=1e-5)
-        # The loss told is that of the parameters, not of the worst ones near them.
+        # The logged loss is that of the parameters, not of the worst ones near them.
         np.testing.assert_allclose(metrics["loss"], loss_of(before), rtol=1e-3)
         before = w
 
 
-def test_the_radius_of_sam_may_follow_the_step():
+def test_radius_of_sam_can_change_with_the_step():
     def radius(step):
         return 0.2 - 0.001 * step
 
@@ -95,7 +93,7 @@ def test_the_radius_of_sam_may_follow_the_step():
         np.testing.assert_allclose(state.params["w"], w, rtol=1e-4, atol=1e-5)
 
 
-def test_averaged_weights_follow_their_equation_and_are_those_judged():
+def test_averaged_weights_equal_numpy_and_are_evaluated():
     average = W.copy()
     path = momentum_by_hand(lambda w, t: gradient_of(w))
     for (state, _), w in zip(trace(ema=0.95), path, strict=True):
@@ -108,54 +106,45 @@ def test_averaged_weights_follow_their_equation_and_are_those_judged():
 
 
 @pytest.mark.parametrize("accumulate", [2, 4, 8])
-def test_micro_batches_take_the_same_hundred_steps_as_the_whole_batch(accumulate):
+def test_micro_batches_give_the_steps_of_the_whole_batch(accumulate):
     whole = list(trace())
-    for (a, told), (b, expected) in zip(trace(accumulate=accumulate), whole, strict=True):
+    for (a, metrics), (b, expected) in zip(trace(accumulate=accumulate), whole, strict=True):
         np.testing.assert_allclose(a.params["w"], b.params["w"], rtol=1e-6, atol=1e-6)
-        np.testing.assert_allclose(told["loss"], expected["loss"], rtol=1e-6)
+        np.testing.assert_allclose(metrics["loss"], expected["loss"], rtol=1e-6)
 
 
 @pytest.mark.parametrize("sizes", [(8, 1), (2, 4)])
-def test_a_vit_accumulates_to_the_gradient_of_the_whole_batch_on_any_mesh(sizes):
+def test_vit_accumulates_the_gradient_of_the_whole_batch_on_any_mesh(sizes):
     model = create_model(
         "vit_ti16", num_classes=4, image_size=8, patch=4, num_layers=2, hidden_size=32, num_heads=2
     )
     images = np.random.default_rng(1).uniform(-1, 1, (32, 8, 8, 3)).astype(np.float32)
     batch = {"image": images, "label": np.arange(32) % 4, "mask": np.ones(32, np.float32)}
-    schedule = make_schedule(0.1, total_steps=4)
-    make_tx = functools.partial(make_optimizer, name="sgd", clip_norm=None)
-    tx = make_tx(schedule)
-    moved = {}
+    config = Optimizer(name="sgd", lr=0.1, clip_norm=None)
+    schedule, init = make_schedule(config, 4), make_init(model)
+    results = {}
     for accumulate, mesh in ((1, mesh_lib.make_mesh(1, 1, devices=jax.devices()[:1])), (4, None)):
         mesh = mesh or mesh_lib.make_mesh(*sizes)
-        abstract_state = make_abstract_state(make_init(model), tx, mesh)
-        state = make_init_state(make_init(model), tx, abstract_state)(jax.random.key(0))
+        abstract_state = make_abstract_state(init, config, mesh)
+        state = make_init_state(init, config, abstract_state)(jax.random.key(0))
         loss, batches = classification.make_loss(model), mesh_lib.batch_sharding(mesh)
-        step = make_train_step(loss, make_tx, abstract_state, batches, accumulate=accumulate)
+        step = make_train_step(loss, config, abstract_state, batches, accumulate=accumulate)
         for i in range(2):
             state, metrics = step(state, batch, jax.random.key(0), {"lr": schedule(i)})
-        moved[accumulate] = trees.flatten(jax.tree.map(np.array, state.params)), metrics
-    (whole, expected), (parts, told) = moved[1], moved[4]
+        results[accumulate] = trees.flatten(jax.tree.map(np.array, state.params)), metrics
+    (whole, expected), (parts, metrics) = results[1], results[4]
     for name in whole:
         np.testing.assert_allclose(parts[name], whole[name], rtol=1e-6, atol=1e-6, err_msg=name)
-    np.testing.assert_allclose(told["loss"], expected["loss"], rtol=1e-6)
-    assert float(told["top1"]) == float(expected["top1"])
+    np.testing.assert_allclose(metrics["loss"], expected["loss"], rtol=1e-6)
+    assert float(metrics["top1"]) == float(expected["top1"])
 
 
-def test_a_step_of_no_number_leaves_the_average_as_it_was():
+def test_non_finite_step_keeps_the_bits_of_the_average():
     mesh = mesh_lib.make_mesh(1, 1, devices=jax.devices()[:1])
-    make_tx = functools.partial(make_optimizer, name="sgd")
-    tx = make_tx(make_schedule(RATE, total_steps=STEPS))
-
-    def init(key):
-        del key
-        return {"w": jnp.float32(W)}
-
-    abstract_state = make_abstract_state(init, tx, mesh, has_ema=True)
-    state = make_init_state(init, tx, abstract_state)(jax.random.key(0))
-    step = make_train_step(
-        toy_loss, make_tx, abstract_state, mesh_lib.batch_sharding(mesh), ema=0.5
-    )
+    config = Optimizer(name="sgd", ema=0.5)
+    abstract_state = make_abstract_state(toy_init, config, mesh)
+    state = make_init_state(toy_init, config, abstract_state)(jax.random.key(0))
+    step = make_train_step(toy_loss, config, abstract_state, mesh_lib.batch_sharding(mesh))
     before = np.array(state.ema["w"])
     state, _ = step(state, {"x": X, "y": np.full_like(Y, np.nan)}, jax.random.key(0), {"lr": RATE})
     assert np.array(state.ema["w"]).tobytes() == before.tobytes()

@@ -9,6 +9,7 @@ import dataclasses
 import importlib.util
 import json
 import pathlib
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from collections.abc import Mapping
 from ml_collections import config_dict
 from ml_collections.config_dict import ConfigDict
 
+from vit_jax.config.fields import Kwargs
 from vit_jax.config.schema import Config
 from vit_jax.config.upgrade import hint, upgrade
 from vit_jax.config.validate import DURATIONS, TYPE_NAMES, check_run
@@ -36,7 +38,8 @@ FREE_ON_RESUME = (
 def base_config(*stages: str) -> ConfigDict:
     """Returns a locked ConfigDict of all defaults; with names, one such section per stage.
 
-    Stages share `seed` and `mesh`; every other field belongs to one stage.
+    Stages share `seed` and `mesh`; every other field belongs to one stage. Sections of keyword
+    arguments, such as `optimizer.kwargs`, accept any name until `check`.
     """
     config = _section(Config)
     config.stages = ConfigDict(sort_keys=False)  # They run in the order given.
@@ -48,7 +51,10 @@ def base_config(*stages: str) -> ConfigDict:
                 config.stages[name].mesh[axis] = config.mesh.get_ref(axis)
         for name in set(config) - {"seed", "mesh", "stages"}:
             del config[name]
-    return config.lock()
+    config.lock()
+    for run in config.stages.values() if stages else (config,):
+        _unlock_kwargs(run, Config)
+    return config
 
 
 def _section(cls) -> ConfigDict:
@@ -56,12 +62,22 @@ def _section(cls) -> ConfigDict:
     for each in dataclasses.fields(cls):
         if dataclasses.is_dataclass(each.type):
             section[each.name] = _section(each.type)
+        elif each.type is Kwargs:
+            section[each.name] = ConfigDict(type_safe=False)
         elif isinstance(each.type, types.UnionType) or typing.get_origin(each.type) is tuple:
             # ml_collections has no such types; `check` validates them.
             section[each.name] = config_dict.FieldReference(each.default, field_type=object)
         else:
             section[each.name] = each.default
     return section
+
+
+def _unlock_kwargs(section: ConfigDict, cls) -> None:
+    for each in dataclasses.fields(cls):
+        if dataclasses.is_dataclass(each.type):
+            _unlock_kwargs(section[each.name], each.type)
+        elif each.type is Kwargs:
+            section[each.name].unlock()
 
 
 def parse_arg(arg: str | None, **defaults) -> ConfigDict:
@@ -173,6 +189,8 @@ def load(file_and_arg: str) -> ConfigDict:
         raise ConfigError(f"--config={path}: {error}") from error
     except (Exception, SystemExit) as error:  # A config file can raise anything.
         words = " ".join(str(error).split())
+        if key := re.search(r'Key "(\w+)" does not exist', words):  # Message of ml_collections.
+            words = f"no field {key[1]!r}.{hint(key[1])}"
         raise ConfigError(f"--config={path}: {type(error).__name__}: {words}") from error
     if not isinstance(config, ConfigDict):
         raise ConfigError(f"--config={path}: get_config must return a ConfigDict.")
@@ -227,25 +245,38 @@ def _copied(config: ConfigDict) -> ConfigDict:
 def override(config: ConfigDict, key: str, value: object) -> None:
     """Sets `config.KEY` to a value; texts are parsed as in `--config.KEY=TEXT`."""
     *sections, last = key.split(".")
-    node, names = config, "config"
-    for name in [*sections, last]:
-        if not isinstance(node, ConfigDict) or name not in node:
-            raise ConfigError(
-                f"--config.{key}: {names} has no field {name!r}.{_hint(node, key, name)}"
-            )
-        parent, node, names = node, node[name], f"{names}.{name}"
-    if isinstance(node, ConfigDict):
-        raise ConfigError(f"--config.{key} is a section; set one of its fields: {sorted(node)}.")
-    text = value
-    if isinstance(text, str) and not isinstance(node, str):
+    parent, text = _member(config, sections, key), value
+    if sections[-1:] == ["kwargs"]:  # Any name is allowed until `check`.
+        with parent.unlocked(), parent.ignore_type():
+            parent[last] = _literal(text) if isinstance(text, str) else value
+        return
+    old = _member(config, [*sections, last], key)
+    if isinstance(text, str) and not isinstance(old, str):
         value = _literal(text)
+    if last == "kwargs" and isinstance(value, dict):
+        parent[last] = ConfigDict(value, type_safe=False)
+        return
+    if isinstance(old, ConfigDict):
+        raise ConfigError(f"--config.{key} is a section; set one of its fields: {sorted(old)}.")
     try:
         parent[last] = value
         if last in DURATIONS and value is not None:  # One length takes the place of another.
             parent.update({other: None for other in DURATIONS if other != last})
     except (TypeError, ValueError) as error:
-        wanted = TYPE_NAMES.get(type(node), type(node).__name__)
+        wanted = TYPE_NAMES.get(type(old), type(old).__name__)
         raise ConfigError(f"config.{key} is {text!r}; it must be {wanted}.") from error
+
+
+def _member(config: ConfigDict, names: list[str], key: str):
+    """Returns the section or value at these names; raises ConfigError that quotes `key`."""
+    node, path = config, "config"
+    for name in names:
+        if not isinstance(node, ConfigDict) or name not in node:
+            raise ConfigError(
+                f"--config.{key}: {path} has no field {name!r}.{_hint(node, key, name)}"
+            )
+        node, path = node[name], f"{path}.{name}"
+    return node
 
 
 def _hint(node, key: str, name: str) -> str:
@@ -319,9 +350,9 @@ def to_config_dict(stages: dict[str, Config]) -> ConfigDict:
 
 def _update(config: ConfigDict, values: dict, where: str) -> None:
     for name, value in values.items():
-        if name not in config:
+        if name not in config and not where.endswith(".kwargs"):
             raise ConfigError(f"{where} has no field {name!r}.{nearest(name, list(config))}")
-        if isinstance(config[name], ConfigDict):
+        if isinstance(config.get(name), ConfigDict):
             if not isinstance(value, dict):
                 raise ConfigError(f"{where}.{name} is {value!r}; expected a section of fields.")
             _update(config[name], value, f"{where}.{name}")
@@ -329,7 +360,7 @@ def _update(config: ConfigDict, values: dict, where: str) -> None:
         try:
             config[name] = tuple(value) if isinstance(value, list) else value
         except (TypeError, ValueError) as error:
-            wanted = TYPE_NAMES.get(type(config[name]), type(config[name]).__name__)
+            wanted = TYPE_NAMES.get(type(config.get(name)), type(config.get(name)).__name__)
             raise ConfigError(f"{where}.{name} is {value!r}; it must be {wanted}.") from error
 
 

@@ -2,38 +2,9 @@
 
 import dataclasses
 
+from vit_jax.config.fields import Kwargs, field
+
 SOURCES = ("mnist5k", "digits", "folder", "prepared", "tfds", "vtab", "fake")
-
-
-def field(
-    default,
-    meaning: str,
-    *,
-    choices=(),
-    table: str = "",
-    above=None,
-    least=None,
-    most=None,
-    is_traced: bool = False,
-):
-    """A dataclass field with its meaning and its bounds.
-
-    Args:
-      choices: allowed values.
-      table: `package.module:TABLE` that implements the values, by name (`config/registry.py`).
-      above, least, most: bounds of numbers; `above` excludes the bound.
-      is_traced: the value is an argument of the compiled train step, so that runs which differ
-        in it alone share one program.
-    """
-    metadata = {"meaning": meaning, "choices": choices, "table": table, "is_traced": is_traced}
-    bounds = {"above": above, "least": least, "most": most}
-    return dataclasses.field(default=default, metadata=metadata | bounds)
-
-
-def without_traced(section):
-    """Returns a section whose traced fields are None: equal for runs that share a program."""
-    traced = [each.name for each in dataclasses.fields(section) if each.metadata["is_traced"]]
-    return dataclasses.replace(section, **dict.fromkeys(traced))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -234,48 +205,59 @@ class Task:
 class Optimizer:
     """config.optimizer (Tables 3 and 4)."""
 
-    name: str = field("adamw", "Update rule.", choices=("adamw", "sgd", "adafactor", "lamb"))
+    name: str = field("adamw", "Optimizer.", table="vit_jax.training.optimizer:OPTIMIZERS")
+    kwargs: Kwargs = field(  # noqa: RUF009
+        Kwargs(), "Options of the optimizer that differ from its defaults.", kwargs_of="name"
+    )
     lr: float = field(1e-3, "Peak learning rate.", above=0, is_traced=True)
     schedule: str = field(
         "cosine",
-        "After warm-up.",
-        choices=("linear", "cosine", "rsqrt", "stair", "constant"),
+        "Learning rate after the warm-up.",
+        table="vit_jax.training.optimizer:SCHEDULES",
         is_traced=True,
     )
     warmup_steps: int = field(0, "Steps of linear warm-up from zero.", least=0, is_traced=True)
-    end_lr: float = field(0.0, "Where linear and cosine end.", least=0, is_traced=True)
+    end_lr: float = field(
+        0.0, "Final learning rate of `linear` and `cosine`.", least=0, is_traced=True
+    )
     timescale: int = field(
-        10_000, "Of rsqrt, in steps (arXiv:2106.04560).", least=1, is_traced=True
+        10_000, "Time scale of `rsqrt` in steps (arXiv:2106.04560).", least=1, is_traced=True
     )
     cooldown_steps: int = field(
-        0, "Last steps, linearly to zero (arXiv:2106.04560).", least=0, is_traced=True
+        0,
+        "Last steps, in which the learning rate falls linearly to zero (arXiv:2106.04560).",
+        least=0,
+        is_traced=True,
     )
     stair_at: tuple[float, ...] = field(
         (),
-        "Shares of the run after which `stair` goes down by 10.",
+        "Fractions of the run after which `stair` divides the learning rate by 10.",
         above=0,
         most=1,
         is_traced=True,
     )
     weight_decay: float = field(
-        0.0, "Decoupled, times the learning rate: the unit of Table 3.", least=0
+        0.0, "Decoupled weight decay, in units of the learning rate (Table 3).", least=0
     )
     decay_factors: tuple[tuple[str, float], ...] = field(
-        (), "(regex, factor) of weight decay by name; the first that matches counts, else 1."
+        (),
+        "Weight-decay factors: (regex, factor) pairs; the first regex found in a parameter's name "
+        "counts, and without one the factor is 1.",
     )
     lr_factors: tuple[tuple[str, float], ...] = field(
-        (), "(regex, factor) of the learning rate, likewise; 0 freezes, without optimiser state."
+        (),
+        "Learning-rate factors: (regex, factor) pairs, as in `decay_factors`; factor 0 freezes the "
+        "parameter, which then has no optimizer state.",
     )
     layer_decay: float | None = field(
-        None, "Learning rate of a layer, of that above it (arXiv:2111.06377).", above=0, most=1
+        None,
+        "Learning rate of a layer divided by that of the layer above (arXiv:2111.06377).",
+        above=0,
+        most=1,
     )
-    beta1: float = field(0.9, "Adam's (Table 3); Adafactor's momentum.", least=0, most=0.9999)
-    beta2: float = field(0.999, "Adam's (Table 3); Adafactor's limit.", least=0, most=0.99999)
-    momentum: float = field(0.9, "SGD's (Table 4).", least=0, most=0.9999)
-    moment_dtype: str = field(
-        "float32", "Of the first moment or momentum.", choices=("float32", "bfloat16")
+    clip_norm: float | None = field(
+        1.0, "Largest global norm of the gradients; None does not clip.", above=0
     )
-    clip_norm: float | None = field(1.0, "Global norm of the gradients; None for any.", above=0)
     ema: float | None = field(
         None,
         "Decay of averaged weights, which are then evaluated (Table 2: 0.9999).",
@@ -287,11 +269,11 @@ class Optimizer:
     )
     sam_rho_min: float | None = field(
         None,
-        "Radius at the smallest learning rate (GSAM, arXiv:2203.08065); None for sam_rho.",
+        "Radius of GSAM at the smallest learning rate (arXiv:2203.08065); None for sam_rho.",
         least=0,
         is_traced=True,
     )
-    gsam_alpha: float = field(0.0, "Of GSAM (arXiv:2203.08065); 0 is SAM.", least=0)
+    gsam_alpha: float = field(0.0, "Alpha of GSAM (arXiv:2203.08065); 0 is SAM.", least=0)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,13 +1,15 @@
 """Checks of config values, from mappings to the frozen dataclasses of `schema.py`."""
 
 import dataclasses
+import inspect
 import math
 import re
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from vit_jax.config import registry, upgrade
+from vit_jax.config.fields import Kwargs, bounds
 from vit_jax.config.schema import Config, Data, Optimizer, Task
 from vit_jax.errors import ConfigError, nearest
 
@@ -201,9 +203,69 @@ def check_section(cls, values, where: str):
         value, place = values[name], f"{where}.{name}"
         if dataclasses.is_dataclass(each.type):
             built[name] = check_section(each.type, value, place)
+        elif each.type is Kwargs:
+            chooser = known[each.metadata["kwargs_of"]]
+            chosen = built[chooser.name]
+            if not value and chosen == chooser.default:  # Importing the table may take a second.
+                built[name] = Kwargs()
+                continue
+            table = registry.load_object(chooser.metadata["table"])
+            entry = registry.find(table, chosen, f"{where}.{chooser.name}")
+            built[name] = check_kwargs(entry, value, place, chosen)
         else:
-            built[name] = _check_value(value, each, place)
+            built[name] = _check_value(value, each.type, each.metadata, place, each.default)
     return cls(**built)
+
+
+def check_kwargs(entry: Callable, values, where: str, name: str) -> Kwargs:
+    """Returns the keyword arguments of a table's entry that differ from its defaults.
+
+    Each value is checked against the entry's signature: the annotation, which is a type or
+    `Annotated[type, bounds(...)]`, or else the type of the default.
+
+    Args:
+      values: a mapping of options.
+      where: prefix of error messages, such as 'config.optimizer.kwargs'.
+      name: of the entry.
+
+    Raises ConfigError that names the option, or if the entry itself rejects the values.
+    """
+    if not hasattr(values, "items"):
+        raise ConfigError(f"{where} is {values!r}; expected a dictionary of options.")
+    try:
+        parameters = inspect.signature(entry).parameters
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{where}: {name} takes no options: {error}.") from error
+    checked = {}
+    for option, value in sorted(values.items()):
+        if option not in parameters:
+            options = ", ".join(parameters) or "no options"
+            raise ConfigError(
+                f"{where} has no option {option!r}; {name} has {options}."
+                f"{nearest(option, parameters)}"
+            )
+        default = parameters[option].default
+        value = _check_value(value, *_type_of(parameters[option]), f"{where}.{option}")
+        if type(value) is not type(default) or value != default:
+            checked[option] = value
+    try:
+        entry(**checked)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{where} is {checked}: {' '.join(str(error).split())}") from error
+    return Kwargs(checked)
+
+
+def _type_of(parameter: inspect.Parameter) -> tuple[type | types.UnionType, dict]:
+    """Returns the type and the bounds of a parameter's values."""
+    annotation = parameter.annotation
+    if typing.get_origin(annotation) is typing.Annotated:
+        return typing.get_args(annotation)
+    is_known = annotation in TYPE_NAMES or typing.get_origin(annotation) is tuple
+    if is_known or isinstance(annotation, types.UnionType):
+        return annotation, bounds()
+    if type(parameter.default) in (bool, int, float, str, tuple):
+        return type(parameter.default), bounds()
+    return bool | int | float | str | tuple | None, bounds()
 
 
 _MISFIT = object()
@@ -238,16 +300,15 @@ def _type_name(kind) -> str:
     return f"({', '.join(_type_name(item).removeprefix('a ') for item in items)})"
 
 
-def _check_value(value, each: dataclasses.Field, place: str):
+def _check_value(value, kind, limits: Mapping, place: str, default=None):
     """Returns the value in its declared type; raises ConfigError if it is out of bounds."""
-    kinds = typing.get_args(each.type) if isinstance(each.type, types.UnionType) else (each.type,)
+    kinds = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
     fitting = [_as_kind(value, kind) for kind in kinds]
     if all(fit is _MISFIT for fit in fitting):
         wanted = " or ".join(map(_type_name, kinds))
         raise ConfigError(f"{place} is {value!r}; it must be {wanted}.")
     value = next(fit for fit in fitting if fit is not _MISFIT)
-    limits = each.metadata
-    if limits["table"] and value != each.default:  # Importing the table may take a second.
+    if limits.get("table") and value != default:  # As above.
         registry.find(registry.load_object(limits["table"]), value, place)
     if limits["choices"] and value not in limits["choices"]:
         hint = nearest(str(value), map(str, limits["choices"]))

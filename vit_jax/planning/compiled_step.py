@@ -43,15 +43,8 @@ def compile_step(config: Config, model, devices) -> CompiledStep:
     model, options = memory.with_scan(model), config.optimizer
     state = memory.add_shardings(memory.state_shapes(config, model), mesh)
     sharding = mesh_lib.batch_sharding(mesh)
-    step = make_train_step(
-        task_registry.make_loss(config.task, model),
-        memory.optimizer_factory(options),
-        state,
-        sharding,
-        accumulate=config.accumulate,
-        ema=options.ema,
-        gsam_alpha=options.gsam_alpha,
-    )
+    loss = task_registry.make_loss(config.task, model)
+    step = make_train_step(loss, options, state, sharding, accumulate=config.accumulate)
     hyperparams = {"lr": options.lr}
     hyperparams |= {"rho": options.sam_rho} if options.sam_rho is not None else {}
     batch = memory.abstract_batch(config, model, config.batch_size, sharding)

@@ -11,7 +11,6 @@ Shapes are in the alphabet of models/vit.py.
 
 import dataclasses
 import functools
-import inspect
 import math
 from collections.abc import Callable
 
@@ -19,14 +18,13 @@ import jax
 import jax.numpy as jnp
 import jaxlib.version
 import numpy as np
-import optax
 
 from vit_jax import trees
-from vit_jax.config.schema import Config, Optimizer
+from vit_jax.config.schema import Config
 from vit_jax.distributed import mesh as mesh_lib
 from vit_jax.models.registry import ViT, make_init
 from vit_jax.tasks import registry as task_registry
-from vit_jax.training import optimizer
+from vit_jax.training.optimizer import make_optimizer
 from vit_jax.training.train_step import TrainState
 
 # From jax 0.11 on, tanh stores one residual instead of two, so that GELU stores one array B T M
@@ -133,7 +131,7 @@ def estimate(config: Config, model, state: TrainState, *, widened: bool = False)
 def state_shapes(config: Config, model) -> TrainState:
     """Returns ShapeDtypeStructs of the state without shardings; traces only one of the layers."""
     params = _param_shapes(model)
-    tx = optimizer_factory(config.optimizer)(optax.constant_schedule(config.optimizer.lr))
+    tx = make_optimizer(config.optimizer, config.optimizer.lr)
     opt_state = jax.eval_shape(tx.init, params)
     step = jax.ShapeDtypeStruct((), jnp.int32)
     return TrainState(step, params, opt_state, None if config.optimizer.ema is None else params)
@@ -154,15 +152,6 @@ def _param_shapes(model) -> dict:
     layer = params["Transformer"]["encoderblock_0"]
     layers = {f"encoderblock_{i}": layer for i in range(model.size.num_layers)}
     return params | {"Transformer": params["Transformer"] | layers}
-
-
-def optimizer_factory(
-    options: Optimizer,
-) -> Callable[[optax.Schedule], optax.GradientTransformation]:
-    """Returns a function that makes the optimizer for a learning-rate schedule."""
-    names = inspect.getfullargspec(optimizer.make_optimizer).kwonlyargs
-    fields = {name: getattr(options, name) for name in names}
-    return functools.partial(optimizer.make_optimizer, **fields)
 
 
 def abstract_batch(config: Config, model, num_examples: int, sharding=None) -> dict:

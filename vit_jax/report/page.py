@@ -53,8 +53,8 @@ def state_badge(run: RunRecord) -> html.Html:
 
 
 def config_value(config: dict, name: str) -> object:
-    """Returns the value of a dotted field name of a config dictionary."""
-    return functools.reduce(lambda section, part: section[part], name.split("."), config)
+    """Returns the value of a dotted field name of a config dictionary, None for an unset option."""
+    return functools.reduce(lambda section, part: section.get(part), name.split("."), config)
 
 
 def _header(run: RunRecord) -> html.Html:
