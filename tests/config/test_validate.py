@@ -46,14 +46,17 @@ def checked(**overrides: str):
             {"optimizer__sam_rho": "0.1", "optimizer__sam_rho_min": "0.2"},
             "optimizer.sam_rho is 0.1; sam_rho_min (0.2) must be at most that",
         ),
-        ({"task__mask_share": "0.95"}, "task.mask_share and random_share are 0.95 and 0.1;"),
+        (
+            {"task__name": "masked_patches", "task__mask_share": "0.95"},
+            "task.mask_share and random_share are 0.95 and 0.1;",
+        ),
         (
             {"task__name": "masked_patches", "data__mixup": "0.2"},
-            "mixup, cutmix, random_erasing and teacher are for classification.",
+            "data.mixup is 0.2; it must be 0.0 with task.name='masked_patches'.",
         ),
         (
             {"task__loss": "binary", "task__label_smoothing": "0.1"},
-            "label_smoothing must be 0.",
+            "task.label_smoothing is 0.1; it must be 0 with task.loss='binary'.",
         ),
         ({"accumulate": "3"}, "accumulate is 3; it must divide batch_size, 512."),
         ({"select": "best"}, "select is 'best'; that needs data.val_split and eval_every."),

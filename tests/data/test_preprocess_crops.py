@@ -4,10 +4,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vit_jax.config.schema import Config, Data
+from vit_jax.config.schema import Config, Data, Task
 from vit_jax.data.preprocess import EvalRecipe
 from vit_jax.errors import ConfigError
-from vit_jax.tasks.classification import make_scorer
+from vit_jax.tasks.classification import Classification
 
 
 def crops_of(pixels: np.ndarray, num: int, size=(2, 2), fraction=0.5) -> np.ndarray:
@@ -51,7 +51,7 @@ class Mean:
 def test_probabilities_of_crops_are_averaged(loss):
     images = np.random.default_rng(1).normal(size=(6, 5, 2, 2, 3)).astype(np.float32)
     label = np.arange(6) % 3
-    found = make_scorer(Mean, loss=loss)(3.0, {"image": images, "label": label})
+    found = Classification(Task(loss=loss), Mean).score(3.0, {"image": images, "label": label})
     logits = 3.0 * images.mean((2, 3)).astype(np.float64)
     if loss == "softmax":
         p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
@@ -76,6 +76,7 @@ def test_several_crops_need_a_central_one():
 def test_crops_of_which_a_sigmoid_is_certain_have_a_finite_loss():
     images = np.ones((2, 5, 2, 2, 3), np.float32)
     label = np.array([0, 1])
-    found = make_scorer(Mean, loss="sigmoid")(40.0, {"image": images, "label": label})
+    task = Classification(Task(loss="sigmoid"), Mean)
+    found = task.score(40.0, {"image": images, "label": label})
     np.testing.assert_allclose(found["loss"], 80.0, rtol=1e-5)  # Two classes too many.
     np.testing.assert_allclose(found["probability"], 1.0)

@@ -7,12 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vit_jax.config.schema import Task
 from vit_jax.data.preprocess import EvalRecipe
 from vit_jax.data.sources import ArraySource
 from vit_jax.distributed import mesh as mesh_lib
 from vit_jax.errors import DataError
 from vit_jax.evaluation import masked_accuracy
-from vit_jax.tasks.masked_patches import draw_corruption, make_scorer
+from vit_jax.tasks.masked_patches import MaskedPatches, draw_corruption
 
 B, SIZE = 16, (8, 12)
 
@@ -35,13 +36,13 @@ class Written:
 @functools.cache
 def compiled_score(targets, devices):
     mesh = mesh_lib.make_mesh(devices=jax.devices()[:devices])
-    score = make_scorer(Written, targets=targets)
+    score = MaskedPatches(Task(targets=targets), Written).score
     return jax.jit(score, out_shardings=mesh_lib.replicated(mesh)), mesh
 
 
 def evaluate(source, guesses, targets="pixels", devices=1, batch_size=B, **options):
     score, mesh = compiled_score(targets, devices)
-    return masked_accuracy.evaluate(
+    return masked_accuracy.score_examples(
         score,
         jax.device_put(guesses, mesh_lib.replicated(mesh)),
         source,
@@ -59,7 +60,9 @@ def some_guesses(size=48):
 def expected_losses(source, guesses):
     """Of every example by itself, corrupted as its number tells."""
     key, losses = jax.random.key(0, impl="threefry2x32"), []
-    draw = jax.jit(lambda number: draw_corruption(jax.random.fold_in(key, number), 6).is_corrupted)
+    draw = jax.jit(
+        lambda number: draw_corruption(jax.random.fold_in(key, number), 6, Task()).is_corrupted
+    )
     for number in range(len(source)):
         patches = source[number]["image"].reshape(2, 4, 3, 4, 3).swapaxes(1, 2).reshape(6, 48)
         errors = np.square(guesses - (patches / 127.5 - 1))

@@ -15,13 +15,14 @@ from sklearn.metrics import (
     top_k_accuracy_score,
 )
 
+from vit_jax.config.schema import Task
 from vit_jax.data.preprocess import EvalRecipe
 from vit_jax.data.sources import ArraySource
 from vit_jax.distributed import mesh as mesh_lib
 from vit_jax.errors import DataError
 from vit_jax.evaluation import accuracy as accuracy_lib
 from vit_jax.evaluation.evaluate import Relabelled, write_tables
-from vit_jax.tasks.classification import make_scorer
+from vit_jax.tasks.classification import Classification
 
 K, B, SIZE = 7, 16, (2, 3)
 CLASSES = tuple("abcdefg")
@@ -47,7 +48,8 @@ class Table:
 
 @functools.cache
 def scorer(mesh, **options):
-    return jax.jit(make_scorer(Table, **options), out_shardings=mesh_lib.replicated(mesh))
+    score = functools.partial(Classification(Task(), Table).score, **options)
+    return jax.jit(score, out_shardings=mesh_lib.replicated(mesh))
 
 
 def evaluate(source, logits, devices: int = 1, batch_size: int = B, *, only=None, **options):

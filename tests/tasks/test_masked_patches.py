@@ -8,31 +8,29 @@ import numpy as np
 import pytest
 
 from vit_jax import trees
-from vit_jax.config.schema import Task
+from vit_jax.config.schema import Config, Data, Task
 from vit_jax.data.preprocess import to_unit_range
 from vit_jax.errors import ConfigError
 from vit_jax.models.registry import param_shapes, section
 from vit_jax.models.vit import patchify
 from vit_jax.tasks.masked_patches import (
-    build_model,
-    colours,
+    MaskedPatches,
+    colour_classes,
     draw_corruption,
-    make_loss,
-    make_scorer,
-    put_together,
+    unpatchify,
 )
 
 SHAPE = {"patch": 4, "num_layers": 1, "hidden_size": 8, "mlp_size": 8, "num_heads": 2}
 
 
-def some_pixels(*shape, seed=0):
+def random_pixels(*shape, seed=0):
     return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
 
 
-def classes_of(pixels, patch, side):
-    """Classes N S of an image H W 3 uint8, in whole numbers from beginning to end."""
+def expected_classes(pixels, patch, side):
+    """Classes N S of an image H W 3 uint8, in integers only."""
     H, W, _ = pixels.shape
-    cell, found = patch // side, []
+    cell, classes = patch // side, []
     for top in range(0, H, patch):
         for left in range(0, W, patch):
             cells = []
@@ -41,43 +39,43 @@ def classes_of(pixels, patch, side):
                     total = pixels[y : y + cell, x : x + cell].astype(int).sum((0, 1))
                     r, g, b = total * 8 // (256 * cell * cell)
                     cells.append(64 * r + 8 * g + b)
-            found.append(cells)
-    return np.array(found)
+            classes.append(cells)
+    return np.array(classes)
 
 
-def colours_of(pixels, patch, side):
-    return np.asarray(colours(patchify(to_unit_range(pixels)[None], patch), side))[0]
+def classes_of(pixels, patch, side):
+    return np.asarray(colour_classes(patchify(to_unit_range(pixels)[None], patch), side))[0]
 
 
 # Targets.
 
 
-def test_the_class_of_a_patch_is_its_mean_colour_in_three_bits_a_channel():
+def test_colour_classes_are_mean_colours_in_three_bits_per_channel():
     pixels = np.zeros((8, 8, 3), np.uint8)
     pixels[:4, 4:] = 255
     pixels[4:, :4] = (32, 64, 96)
     pixels[4:, 4:6] = (250, 0, 31)
     pixels[4:, 6:] = (0, 0, 31)  # With its other half: (125, 0, 31).
-    assert colours_of(pixels, 4, 1).tolist() == [[0], [511], [64 * 1 + 8 * 2 + 3], [64 * 3]]
+    assert classes_of(pixels, 4, 1).tolist() == [[0], [511], [64 * 1 + 8 * 2 + 3], [64 * 3]]
 
 
-def test_every_level_falls_into_its_bin_and_none_is_rounded_below():
+def test_colour_classes_put_every_grey_level_into_its_bin():
     for level in range(256):
         grey = np.full((14, 14, 3), level, np.uint8)
-        assert colours_of(grey, 14, 1) == 73 * (level // 32), level
+        assert classes_of(grey, 14, 1) == 73 * (level // 32), level
 
 
 @pytest.mark.parametrize(("patch", "side"), [(4, 1), (8, 1), (4, 4), (8, 4), (16, 4)])
-def test_colours_equal_those_of_whole_numbers(patch, side):
-    pixels = some_pixels(2 * patch, 3 * patch, 3)
-    expected = classes_of(pixels, patch, side)
+def test_colour_classes_equal_those_of_integer_arithmetic(patch, side):
+    pixels = random_pixels(2 * patch, 3 * patch, 3)
+    expected = expected_classes(pixels, patch, side)
     assert expected.shape == (6, side * side)
-    np.testing.assert_array_equal(colours_of(pixels, patch, side), expected)
+    np.testing.assert_array_equal(classes_of(pixels, patch, side), expected)
 
 
-def test_patches_are_put_together_as_they_were_cut():
-    images = some_pixels(2, 8, 12, 3)
-    np.testing.assert_array_equal(put_together(patchify(images, 4), (2, 3)), images)
+def test_unpatchify_is_the_inverse_of_patchify():
+    images = random_pixels(2, 8, 12, 3)
+    np.testing.assert_array_equal(unpatchify(patchify(images, 4), (2, 3)), images)
 
 
 # Corruption.
@@ -88,31 +86,31 @@ COUNT = 4000
 
 @functools.cache
 def corruptions(N, **shares):
-    """Of so many images: what is corrupted, what is masked, and what stands there."""
+    """Returns is_corrupted, is_masked and source of COUNT images."""
     keys = jax.random.split(jax.random.key(0), COUNT)
-    draw = jax.jit(jax.vmap(lambda key: draw_corruption(key, N, **shares)))
+    draw = jax.jit(jax.vmap(lambda key: draw_corruption(key, N, Task(**shares))))
     return [np.asarray(part) for part in draw(keys)]
 
 
 @pytest.mark.parametrize(("N", "corrupted", "num"), [(2, 0.5, 1), (9, 0.4, 4), (196, 0.15, 29)])
-def test_every_image_has_exactly_its_share_of_corrupted_patches(N, corrupted, num):
+def test_draw_corruption_corrupts_exactly_the_share_of_patches(N, corrupted, num):
     is_corrupted, is_masked, source = corruptions(N, corrupted=corrupted)
     assert set(is_corrupted.sum(1)) == {num}
-    is_moved = source != np.arange(N)
-    assert not np.any((is_masked | is_moved) & ~is_corrupted | is_masked & is_moved)
+    is_replaced = source != np.arange(N)
+    assert not np.any((is_masked | is_replaced) & ~is_corrupted | is_masked & is_replaced)
     assert 0 <= source.min() <= source.max() < N
 
 
-def test_by_default_half_is_corrupted_of_which_80_percent_masked_and_10_moved():
+def test_draw_corruption_by_default_masks_80_and_replaces_10_percent_of_half_the_patches():
     is_corrupted, is_masked, source = corruptions(196)
-    is_moved = source != np.arange(196)
+    is_replaced = source != np.arange(196)
     assert set(is_corrupted.sum(1)) == {98}
     # Of 392,000 draws: five deviations are 0.0032 and 0.0024.
     assert is_masked.sum() / is_corrupted.sum() == pytest.approx(0.8, abs=0.0032)
-    assert is_moved.sum() / is_corrupted.sum() == pytest.approx(0.1, abs=0.0024)
+    assert is_replaced.sum() / is_corrupted.sum() == pytest.approx(0.1, abs=0.0024)
 
 
-def test_every_patch_is_as_often_corrupted_and_meets_all_others_as_often():
+def test_draw_corruption_is_uniform_over_patches_and_their_replacements():
     is_corrupted, _, source = corruptions(5, corrupted=0.4, mask_share=0.0, random_share=1.0)
     np.testing.assert_allclose(is_corrupted.mean(0), 0.4, atol=0.04)
     own = np.broadcast_to(np.arange(5), source.shape)
@@ -121,7 +119,7 @@ def test_every_patch_is_as_often_corrupted_and_meets_all_others_as_often():
     np.testing.assert_allclose(list(pairs.values()), 2 * COUNT / 20, rtol=0.25)
 
 
-def test_no_two_images_are_corrupted_alike():
+def test_draw_corruption_differs_for_every_key():
     for part in corruptions(196):
         assert len({row.tobytes() for row in part}) == COUNT
 
@@ -133,8 +131,8 @@ def quick_key(seed):
     return jax.random.key(seed, impl="rbg")  # Quicker to compile than the default.
 
 
-class Written:
-    """A model that predicts what it is given, and says with what it was called."""
+class Predictions:
+    """A model whose predictions are its parameters; it records its last call."""
 
     patch_size, grid = 4, (2, 3)
 
@@ -143,7 +141,7 @@ class Written:
         return variables["params"]
 
 
-ALL_MASKED = {"mask_share": 1.0, "random_share": 0.0}  # Then the mask tells what is corrupted.
+ALL_MASKED = {"mask_share": 1.0, "random_share": 0.0}  # The mask is then what is corrupted.
 
 
 def batch_of(pixels, **more):
@@ -153,38 +151,38 @@ def batch_of(pixels, **more):
 
 @functools.cache
 def compiled_loss(targets, **shares):
-    model = Written()
-    loss = make_loss(model, targets=targets, **shares)
-    return jax.jit(lambda *inputs: (*loss(*inputs), model.called))
+    model = Predictions()
+    task = MaskedPatches(Task(targets=targets, **shares), model)
+    return jax.jit(lambda *inputs: (*task.loss(*inputs), model.called))
 
 
-def measured(predictions, pixels, targets, make_key=quick_key, seed=0, mask=(1, 1, 1), **shares):
-    """Loss, metrics, and how the model was called."""
+def loss_of(predictions, pixels, targets, make_key=quick_key, seed=0, mask=(1, 1, 1), **shares):
+    """Returns loss, metrics, and the call of the model."""
     batch = batch_of(pixels, mask=np.float32(mask))
     return compiled_loss(targets, **shares)(predictions, batch, make_key(seed))
 
 
 def cross_entropy(logits, labels):
-    log_shares = logits - np.log(np.exp(np.float64(logits)).sum(-1, keepdims=True))
-    return -np.take_along_axis(log_shares, labels[..., None], -1)[..., 0]
+    log_probabilities = logits - np.log(np.exp(np.float64(logits)).sum(-1, keepdims=True))
+    return -np.take_along_axis(log_probabilities, labels[..., None], -1)[..., 0]
 
 
-def some_predictions(size):
+def random_predictions(size):
     return np.random.default_rng(1).normal(size=(3, 6, size)).astype(np.float32)
 
 
-def square_errors(guesses, pixels):
+def squared_errors(predictions, pixels):
     cut = pixels.reshape(3, 2, 4, 3, 4, 3).swapaxes(2, 3).reshape(3, 6, 48)
-    return np.square(guesses - (cut / 127.5 - 1))
+    return np.square(predictions - (cut / 127.5 - 1))
 
 
 @pytest.mark.parametrize(("targets", "side"), [("mean", 1), ("downsized", 4)])
-def test_the_loss_is_the_mean_cross_entropy_of_the_corrupted_patches(targets, side):
-    pixels, S = some_pixels(3, 8, 12, 3), side * side
-    labels = np.stack([classes_of(image, 4, side) for image in pixels])
-    rows = some_predictions(S * 512).reshape(3, 6, S, 512)
-    rows[:, ::2, 0] += 20 * np.eye(512)[labels[:, ::2, 0]]  # Some are right.
-    loss, metrics, called = measured(rows.reshape(3, 6, -1), pixels, targets, **ALL_MASKED)
+def test_loss_is_the_mean_cross_entropy_of_the_corrupted_patches(targets, side):
+    pixels, S = random_pixels(3, 8, 12, 3), side * side
+    labels = np.stack([expected_classes(image, 4, side) for image in pixels])
+    rows = random_predictions(S * 512).reshape(3, 6, S, 512)
+    rows[:, ::2, 0] += 20 * np.eye(512)[labels[:, ::2, 0]]  # Some predictions are right.
+    loss, metrics, called = loss_of(rows.reshape(3, 6, -1), pixels, targets, **ALL_MASKED)
     is_masked = np.asarray(called["is_masked"])
     assert is_masked.sum(1).tolist() == [3, 3, 3]
     expected = cross_entropy(rows, labels)[is_masked].mean()
@@ -195,51 +193,51 @@ def test_the_loss_is_the_mean_cross_entropy_of_the_corrupted_patches(targets, si
     np.testing.assert_allclose(metrics["top1"], hits, rtol=1e-6)
 
 
-def test_the_loss_of_pixels_is_their_mean_squared_error_and_has_no_top1():
-    pixels, guesses = some_pixels(3, 8, 12, 3), some_predictions(48)
-    loss, metrics, called = measured(guesses, pixels, "pixels", **ALL_MASKED)
-    expected = square_errors(guesses, pixels)[np.asarray(called["is_masked"])].mean()
+def test_loss_of_pixels_is_the_mean_squared_error_without_top1():
+    pixels, predictions = random_pixels(3, 8, 12, 3), random_predictions(48)
+    loss, metrics, called = loss_of(predictions, pixels, "pixels", **ALL_MASKED)
+    expected = squared_errors(predictions, pixels)[np.asarray(called["is_masked"])].mean()
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
     assert metrics == {}
 
 
 @pytest.mark.parametrize(("targets", "size"), [("mean", 512), ("pixels", 48)])
-def test_what_is_predicted_of_the_other_patches_counts_for_nothing(targets, size):
-    pixels, predictions = some_pixels(3, 8, 12, 3), some_predictions(size)
-    *_, called = measured(predictions, pixels, targets, **ALL_MASKED)
-    loss = make_loss(Written(), targets=targets)  # Of those not masked, too.
-    gradient = jax.jit(jax.grad(loss, has_aux=True))
+def test_loss_has_no_gradient_at_patches_that_are_not_corrupted(targets, size):
+    pixels, predictions = random_pixels(3, 8, 12, 3), random_predictions(size)
+    *_, called = loss_of(predictions, pixels, targets, **ALL_MASKED)
+    task = MaskedPatches(Task(targets=targets), Predictions())
+    gradient = jax.jit(jax.grad(task.loss, has_aux=True))
     grads, _ = gradient(predictions, batch_of(pixels), quick_key(0))
     np.testing.assert_array_equal(np.any(np.asarray(grads) != 0, axis=-1), called["is_masked"])
 
 
-def test_a_padded_example_counts_for_nothing():
-    pixels, guesses = some_pixels(3, 8, 12, 3), some_predictions(48)
-    loss, _, called = measured(guesses, pixels, "pixels", mask=(1, 1, 0), **ALL_MASKED)
+def test_loss_ignores_padded_examples():
+    pixels, predictions = random_pixels(3, 8, 12, 3), random_predictions(48)
+    loss, _, called = loss_of(predictions, pixels, "pixels", mask=(1, 1, 0), **ALL_MASKED)
     is_masked = np.asarray(called["is_masked"])
-    expected = square_errors(guesses, pixels)[:2][is_masked[:2]].mean()
+    expected = squared_errors(predictions, pixels)[:2][is_masked[:2]].mean()
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
 
 
-def test_the_model_sees_other_patches_where_they_are_moved_and_targets_stay():
+def test_loss_replaces_patches_of_the_input_but_not_of_the_targets():
     levels = np.arange(6, dtype=np.uint8) * 40
     pixels = np.tile(levels.reshape(2, 3).repeat(4, 0).repeat(4, 1)[None, :, :, None], (3, 1, 1, 3))
     target = to_unit_range(levels)
-    guesses = np.broadcast_to(target[None, :, None], (3, 6, 48))
+    predictions = np.broadcast_to(target[None, :, None], (3, 6, 48))
     shares = {"mask_share": 0.0, "random_share": 1.0}
-    loss, _, called = measured(guesses, pixels, "pixels", **shares)
-    assert loss < 1e-12  # Of the images as they were.
+    loss, _, called = loss_of(predictions, pixels, "pixels", **shares)
+    assert loss < 1e-12  # Targets are those of the original images.
     assert not np.any(called["is_masked"])
-    seen = np.asarray(patchify(called["images"], 4))
-    assert np.all(seen == seen[:, :, :1])  # Whole patches.
-    assert set(np.round((seen[:, :, 0] + 1) * 127.5).ravel()) <= set(levels)
-    is_moved = np.abs(seen[:, :, 0] - target) > 0.1
-    assert is_moved.sum(1).tolist() == [3, 3, 3]
+    inputs = np.asarray(patchify(called["images"], 4))
+    assert np.all(inputs == inputs[:, :, :1])  # Whole patches.
+    assert set(np.round((inputs[:, :, 0] + 1) * 127.5).ravel()) <= set(levels)
+    is_replaced = np.abs(inputs[:, :, 0] - target) > 0.1
+    assert is_replaced.sum(1).tolist() == [3, 3, 3]
 
 
-def test_training_asks_for_dropout_and_draws_anew_with_every_key_and_image():
-    pixels, guesses = np.repeat(some_pixels(1, 8, 12, 3), 3, axis=0), some_predictions(48)
-    act = functools.partial(measured, guesses, pixels, "pixels", jax.random.key, **ALL_MASKED)
+def test_loss_uses_dropout_and_a_corruption_per_key_and_image():
+    pixels, predictions = np.repeat(random_pixels(1, 8, 12, 3), 3, axis=0), random_predictions(48)
+    act = functools.partial(loss_of, predictions, pixels, "pixels", jax.random.key, **ALL_MASKED)
     calls = [act(seed=seed)[2] for seed in (0, 0, 1)]
     assert all(called["train"] and set(called["rngs"]) == {"dropout"} for called in calls)
     one, same, other = (called["rngs"]["dropout"] for called in calls)
@@ -256,10 +254,11 @@ def test_training_asks_for_dropout_and_draws_anew_with_every_key_and_image():
 def small(image_size=(8, 12), targets="mean", corrupted=0.5, name="vit_ti16", **changes):
     options = (SHAPE if name == "vit_ti16" else {}) | changes
     task = Task(name="masked_patches", targets=targets, corrupted=corrupted)
-    return build_model(section(name, **options), image_size=image_size, task=task)
+    config = Config(model=section(name, **options), data=Data(image_size=image_size), task=task)
+    return MaskedPatches.build_model(config, num_classes=3)
 
 
-def some_params(model, seed=0):
+def random_params(model, seed=0):
     random = np.random.default_rng(seed)
     return trees.unflatten(
         {
@@ -270,44 +269,44 @@ def some_params(model, seed=0):
 
 
 def headless(model):
-    """Parameters of a model that predicts zeros, as a new one does."""
-    params = some_params(model)
+    """Returns parameters with which a model predicts zeros, as a new model does."""
+    params = random_params(model)
     return params | {"patch_head": jax.tree.map(np.zeros_like, params["patch_head"])}
 
 
-def test_a_new_model_knows_nothing_of_512_colours():
-    model, pixels = small(), some_pixels(3, 8, 12, 3)
-    loss = jax.jit(make_loss(model, corrupted=1.0))
+def test_loss_of_a_new_model_is_the_log_of_512():
+    model, pixels = small(), random_pixels(3, 8, 12, 3)
+    loss = jax.jit(MaskedPatches(Task(corrupted=1.0), model).loss)
     loss, _ = loss(headless(model), batch_of(pixels), quick_key(0))
     np.testing.assert_allclose(loss, np.log(512), rtol=1e-6)
 
 
 @pytest.mark.parametrize(("targets", "size"), [("mean", 512), ("downsized", 8192), ("pixels", 48)])
-def test_a_model_predicts_what_the_targets_ask_of_every_patch(targets, size):
+def test_build_model_has_the_outputs_of_the_targets(targets, size):
     assert param_shapes(small(targets=targets))["patch_head/kernel"] == (8, size)
 
 
-def test_targets_are_of_the_images_whatever_pixel_statistics_the_model_gives_them():
-    pixels, zeros = some_pixels(3, 8, 12, 3), np.zeros((3, 6, 48), np.float32)
+def test_targets_do_not_depend_on_pixel_stats():
+    pixels, zeros = random_pixels(3, 8, 12, 3), np.zeros((3, 6, 48), np.float32)
     model = small(targets="pixels", pixel_stats="imagenet")
-    loss = jax.jit(make_loss(model, targets="pixels"))
+    loss = jax.jit(MaskedPatches(Task(targets="pixels"), model).loss)
     loss, _ = loss(headless(model), batch_of(pixels), quick_key(0))
-    expected, *_ = measured(zeros, pixels, "pixels")
+    expected, *_ = loss_of(zeros, pixels, "pixels")
     np.testing.assert_allclose(loss, expected, rtol=1e-6)
 
 
-def test_every_parameter_learns_and_the_mask_token_too():
-    model, pixels = small(registers=1), some_pixels(3, 8, 12, 3)
-    loss = make_loss(model)
-    grads = jax.jit(jax.grad(lambda p: loss(p, batch_of(pixels), quick_key(0))[0]))
-    for name, grad in trees.flatten(grads(some_params(model))).items():
+def test_loss_has_a_gradient_for_every_parameter():
+    model, pixels = small(registers=1), random_pixels(3, 8, 12, 3)
+    task = MaskedPatches(Task(), model)
+    grads = jax.jit(jax.grad(lambda p: task.loss(p, batch_of(pixels), quick_key(0))[0]))
+    for name, grad in trees.flatten(grads(random_params(model))).items():
         assert np.all(np.isfinite(grad)), name
         assert np.any(grad != 0), name
 
 
-def test_a_score_follows_the_number_of_the_example_and_nothing_else():
-    model, pixels = small(dropout=0.5), some_pixels(5, 8, 12, 3)
-    params, score = some_params(model), jax.jit(make_scorer(model))
+def test_score_depends_on_the_number_of_an_example_only():
+    model, pixels = small(dropout=0.5), random_pixels(5, 8, 12, 3)
+    params, score = random_params(model), jax.jit(MaskedPatches(Task(), model).score)
     batch = batch_of(pixels, number=np.array([7, 0, 3, 2**31 - 1, -1], np.int32))
     scores = score(params, batch)
     assert set(scores) == {"loss", "top1", "mask"}
@@ -323,13 +322,19 @@ def test_a_score_follows_the_number_of_the_example_and_nothing_else():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"name": "r50_b32", "image_size": 64}, "model.name is 'r50_b32'; masked patches are cut"),
-        ({"name": "bit_r50x1"}, "model.name is 'bit_r50x1'; masked patches are cut"),
-        ({"pool": "map"}, "model.pool is 'map'; masked patches are not pooled: take 'gap'"),
+        (
+            {"name": "r50_b32", "image_size": 64},
+            "model.name is 'r50_b32'; masked patches need a model",
+        ),
+        (
+            {"name": "bit_r50x1"},
+            "model.name is 'bit_r50x1'; masked patches need a model",
+        ),
+        ({"pool": "map"}, "model.pool is 'map'; masked patches need 'token', 'gap' or 'token_gap'"),
         ({"pre_logits": True}, "model.pre_logits is True; masked patches have no classification"),
         ({"head_bias": -10.0}, "model.head_bias is -10.0; masked patches have no classification"),
         ({"image_size": 4}, "data.image_size gives 1 patch of 4x4; .* at least 2"),
-        ({"corrupted": 0.08}, "task.corrupted is 0.08; of 6 patches that is none"),
+        ({"corrupted": 0.08}, "task.corrupted is 0.08, which is no patch out of 6"),
         (
             {"patch": 2, "targets": "downsized"},
             "task.targets is 'downsized'; a patch of 2x2 pixels does not divide into 4x4",
@@ -339,13 +344,13 @@ def test_a_score_follows_the_number_of_the_example_and_nothing_else():
     ],
     ids=str,
 )
-def test_targets_that_would_mean_nothing_are_refused_before_training(options, words):
+def test_build_model_rejects_what_cannot_predict_patches(options, words):
     with pytest.raises(ConfigError, match=words) as caught:
         small(**options)
     assert "\n" not in str(caught.value)
 
 
-def test_the_smallest_that_make_sense_are_built():
+def test_build_model_accepts_the_smallest_possible_models():
     assert small(image_size=(4, 8), targets="downsized").num_outputs == 16 * 512
     assert small(image_size=28, name="vit_s14").num_outputs == 512
     assert small(corrupted=0.09).grid == (2, 3)

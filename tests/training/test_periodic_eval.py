@@ -91,7 +91,7 @@ def test_what_was_missed_at_the_end_is_measured_by_the_same_command(measured, tm
         (("fewshot.test_split=train",), "it needs two splits"),
         (("fewshot.shots=()",), "and a number of shots"),
         (("fewshot.source=digits", "fewshot.sets=('x',)"), "has no names of sets"),
-        (("task.name=masked_patches",), "masked patches give no features"),
+        (("task.name=masked_patches",), "which has no features of an image"),
     ],
 )
 def test_an_evaluator_that_cannot_be_is_refused_before_the_run(tmp_path, fields, words):

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from vit_jax import create_model, trees
-from vit_jax.config.schema import Optimizer
+from vit_jax.config.schema import Optimizer, Task
 from vit_jax.distributed import mesh as mesh_lib
 from vit_jax.models.registry import make_init
-from vit_jax.tasks import classification
+from vit_jax.tasks.classification import Classification
 from vit_jax.training.optimizer import make_schedule
 from vit_jax.training.train_step import make_abstract_state, make_init_state, make_train_step
 
@@ -41,7 +41,7 @@ def step_on(sizes, model):
     num_devices = int(np.prod(sizes))
     mesh = mesh_lib.make_mesh(*sizes, devices=jax.devices()[:num_devices])
     abstract_state = make_abstract_state(make_init(model), ADAMW, mesh)
-    loss = classification.make_loss(model)
+    loss = Classification(Task(), model).loss
     step = make_train_step(loss, ADAMW, abstract_state, mesh_lib.batch_sharding(mesh))
     init_state = make_init_state(make_init(model), ADAMW, abstract_state)
     return mesh, abstract_state, init_state, step

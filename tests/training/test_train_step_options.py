@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from vit_jax import create_model, trees
-from vit_jax.config.schema import Optimizer
+from vit_jax.config.schema import Optimizer, Task
 from vit_jax.distributed import mesh as mesh_lib
 from vit_jax.models.registry import make_init
-from vit_jax.tasks import classification
+from vit_jax.tasks.classification import Classification
 from vit_jax.training.optimizer import make_schedule
 from vit_jax.training.train_step import make_abstract_state, make_init_state, make_train_step
 
@@ -127,7 +127,7 @@ def test_vit_accumulates_the_gradient_of_the_whole_batch_on_any_mesh(sizes):
         mesh = mesh or mesh_lib.make_mesh(*sizes)
         abstract_state = make_abstract_state(init, config, mesh)
         state = make_init_state(init, config, abstract_state)(jax.random.key(0))
-        loss, batches = classification.make_loss(model), mesh_lib.batch_sharding(mesh)
+        loss, batches = Classification(Task(), model).loss, mesh_lib.batch_sharding(mesh)
         step = make_train_step(loss, config, abstract_state, batches, accumulate=accumulate)
         for i in range(2):
             state, metrics = step(state, batch, jax.random.key(0), {"lr": schedule(i)})

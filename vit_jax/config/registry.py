@@ -5,6 +5,7 @@ table, a mapping from names to classes or functions, is the one place that lists
 with a colon, such as `my_package.my_module:blur`, is an object of the user's own.
 """
 
+import dataclasses
 import importlib
 from collections.abc import Mapping
 
@@ -37,3 +38,9 @@ def find(table: Mapping[str, object], name: str, field: str) -> object:
         return load_object(name)
     except ConfigError as error:
         raise ConfigError(f"{field} is {name!r}; {error}") from error
+
+
+def chosen(section, name: str) -> object:
+    """Returns what a field of a section names, from the table of the field."""
+    (field,) = (each for each in dataclasses.fields(section) if each.name == name)
+    return find(load_object(field.metadata["table"]), getattr(section, name), name)

@@ -94,21 +94,19 @@ class Data:
     split: str = field("train", "Split trained on.")
     val_split: str = field("val", "Split evaluated while training; '' for none.")
     dev: float | None = field(
-        None, "Share of the training examples that is scored, not trained on.", above=0, most=0.9
+        None, "Share of the training examples that is scored instead.", above=0, most=0.9
     )
     val_fraction: float = field(
-        0.1, "Share kept for `val` where the source has no such split.", least=0, most=0.9
+        0.1, "Share held out as `val` if the data has no such split.", least=0, most=0.9
     )
-    per_class: int | None = field(
-        None, "Train on so many examples of each class; None for all.", least=1
-    )
+    per_class: int | None = field(None, "Training examples per class; None for all.", least=1)
     fraction: float | None = field(
-        None, "Train on this share of the examples; None for all.", above=0, most=1
+        None, "Share of the examples that is trained on; None for all.", above=0, most=1
     )
-    count: int | None = field(None, "Train on so many examples; None for all.", least=1)
-    subset_seed: int = field(0, "Draws per_class, fraction or count.", least=0, most=2**32 - 1)
-    num_classes: int = field(10, "Classes of the fake source.", least=2)
-    num_examples: int = field(256, "Examples in each split of the fake source.", least=1)
+    count: int | None = field(None, "Number of training examples; None for all.", least=1)
+    subset_seed: int = field(0, "Seed of these draws and of dev.", least=0, most=2**32 - 1)
+    num_classes: int = field(10, "Classes of source 'fake'.", least=2)
+    num_examples: int = field(256, "Examples per split of source 'fake'.", least=1)
     image_size: int | tuple[int, int] = field(224, "Side, or (height, width).", least=1)
     decoder: str = field(
         "pillow",
@@ -170,35 +168,35 @@ class Data:
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """config.task: what is learnt from a batch."""
+    """config.task: the training objective."""
 
     name: str = field(
         "classification",
-        "Labels, or masked patch prediction (appendix B.1.2).",
-        choices=("classification", "masked_patches"),
+        "Classification, or masked patch prediction (appendix B.1.2).",
+        table="vit_jax.tasks.registry:TASKS",
     )
     loss: str = field(
         "softmax",
-        "Cross-entropy; binary is sigmoid with each class of a mixed image counted whole.",
-        choices=("softmax", "sigmoid", "binary"),
+        "Loss; 'binary' is 'sigmoid' with target 1 for every class of a mixed image.",
+        table="vit_jax.tasks.losses:LOSSES",
     )
-    label_smoothing: float = field(0.0, "Share of the label spread evenly.", least=0, most=0.99)
-    teacher: str = field("", "Weights to distil from: what init.path takes; '' for none.")
+    label_smoothing: float = field(0.0, "Share of all classes.", least=0, most=0.99)
+    teacher: str = field("", "Weights of a teacher to distil from, as for init.path; '' for none.")
     distill: str = field(
         "soft",
-        "From the teacher's probabilities, or from its best class (arXiv:2012.12877).",
-        choices=("soft", "hard"),
+        "Distillation from the teacher's probabilities, or from its best class (arXiv:2012.12877).",
+        table="vit_jax.tasks.losses:DISTILLATIONS",
     )
-    distill_weight: float = field(0.5, "Share of the teacher in the loss.", least=0, most=1)
-    temperature: float = field(1.0, "Of soft distillation.", above=0)
+    distill_weight: float = field(0.5, "Weight of distillation in the loss.", least=0, most=1)
+    temperature: float = field(1.0, "Temperature of soft distillation.", above=0)
     targets: str = field(
         "mean",
-        "Of masked patches: mean 3-bit colour, 4x4 of them, or all pixels (appendix B.1.2).",
+        "Targets of masked patches: mean 3-bit colour, 4x4 colours, or pixels (appendix B.1.2).",
         choices=("mean", "downsized", "pixels"),
     )
     corrupted: float = field(0.5, "Share of patches corrupted (appendix B.1.2).", above=0, most=1)
-    mask_share: float = field(0.8, "Of the corrupted: mask token instead.", least=0, most=1)
-    random_share: float = field(0.1, "Of the corrupted: another patch instead.", least=0, most=1)
+    mask_share: float = field(0.8, "Share of these that is masked.", least=0, most=1)
+    random_share: float = field(0.1, "Share of these replaced by another.", least=0, most=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -309,20 +307,18 @@ class Init:
 class FewShot:
     """config.fewshot: few-shot linear evaluation of a run as it trains (section 4.1)."""
 
-    every: int | None = field(
-        None, "Steps between evaluations, the end being one; None for none.", least=1
-    )
+    every: int | None = field(None, "Steps between evaluations, and at the end.", least=1)
     source: str = field(
         "",
         "Kind of source, as in config.data; '' for the run's own data.",
         choices=("", *SOURCES),
     )
-    sets: tuple[str, ...] = field((), "Data sets, or folders, of that source: each is evaluated.")
-    dir: str = field("", "TFDS's data folder, where `source` is not the run's.")
+    sets: tuple[str, ...] = field((), "Data sets, or folders, each of which is evaluated.")
+    dir: str = field("", "TFDS's data folder, if `source` is not that of config.data.")
     split: str = field("train", "Split that the shots are drawn from.")
-    test_split: str = field("val", "Split scored.")
-    shots: tuple[int, ...] = field((1, 5, 10, 25), "Examples of each class.", least=1)
-    seeds: int = field(3, "Draws of them, whose mean is told.", least=1)
+    test_split: str = field("val", "Split that is scored.")
+    shots: tuple[int, ...] = field((1, 5, 10, 25), "Numbers of examples per class.", least=1)
+    seeds: int = field(3, "Number of draws, over which accuracies are averaged.", least=1)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from vit_jax.config import registry, upgrade
 from vit_jax.config.fields import Kwargs, bounds
-from vit_jax.config.schema import Config, Data, Optimizer, Task
+from vit_jax.config.schema import Config, Data, Optimizer
 from vit_jax.errors import ConfigError, nearest
 
 DURATIONS = ("steps", "epochs", "examples")  # Ways to give a run's length.
@@ -60,7 +60,8 @@ def _rules(config: Config) -> Iterator[tuple[bool, str]]:
     mesh = config.mesh
     yield from _data_rules(config.data)
     yield from _optimizer_rules(config.optimizer)
-    yield from _task_rules(config.task, config.data)
+    task = registry.chosen(config.task, "name")
+    yield from task.rules(config)
     yield (
         config.batch_size % config.accumulate == 0,
         f"accumulate is {config.accumulate}; it must divide batch_size, {config.batch_size}",
@@ -97,12 +98,9 @@ def _rules(config: Config) -> Iterator[tuple[bool, str]]:
         "it needs two splits, and a number of shots",
     )
     yield (
-        config.task.name == "classification" or config.data.eval_crops == 1,
-        f"data.eval_crops is {config.data.eval_crops}; masked patches are of one crop",
-    )
-    yield (
-        fewshot.every is None or config.task.name == "classification",
-        "fewshot.every is set; masked patches give no features of an image",
+        fewshot.every is None or task.has_classes,
+        f"fewshot.every is {fewshot.every}; it must be None with task.name={config.task.name!r}, "
+        "which has no features of an image",
     )
     sizes = (mesh.data, mesh.fsdp, mesh.tensor)
     yield (
@@ -152,25 +150,6 @@ def _optimizer_rules(optimizer: Optimizer) -> Iterator[tuple[bool, str]]:
         or (rho_min is None and not optimizer.gsam_alpha),
         f"optimizer.sam_rho is {rho}; sam_rho_min ({rho_min}) must be at most that, "
         "and gsam_alpha needs it",
-    )
-
-
-def _task_rules(task: Task, data: Data) -> Iterator[tuple[bool, str]]:
-    yield (
-        task.mask_share + task.random_share <= 1,
-        f"task.mask_share and random_share are {task.mask_share} and {task.random_share}; "
-        "they must be at most 1 together",
-    )
-    yield (
-        not (task.loss == "binary" and task.label_smoothing),
-        "task.loss is 'binary', which counts every class that has a share; "
-        "label_smoothing must be 0",
-    )
-    masked = task.name == "masked_patches"
-    yield (
-        not (masked and (data.mixup or data.cutmix or data.random_erasing or task.teacher)),
-        "task.name is 'masked_patches'; mixup, cutmix, random_erasing and teacher are for "
-        "classification",
     )
 
 

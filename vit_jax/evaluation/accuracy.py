@@ -95,7 +95,7 @@ def score_examples(
     """Scores every example of a source once; returns None if it was stopped.
 
     Args:
-      score: the jitted function of `tasks.classification.make_scorer`, replicated on every host.
+      score: the jitted function of `scoring.make_score`, replicated on every host.
       **options: options of `scoring.score_all`.
     """
     columns = score_all(score, params, source, recipe, **options)

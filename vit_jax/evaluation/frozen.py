@@ -1,7 +1,7 @@
 """Protocols on frozen features, from images on: what is fitted on which, and what is told of it.
 
-Each takes `see(source) -> {"features": N D, "label": N}`, which sees every image once, the
-source that is fitted on, the source that is scored, and the number of classes of both; it
+Each takes `features_of(source) -> {"features": N D, "label": N}`, which reads every image once,
+the source that is fitted on, the source that is scored, and the number of classes of both; it
 returns a report of plain numbers, counts being integers.
 """
 
@@ -21,17 +21,17 @@ class Stopped(Exception):
     """A signal came while images were seen."""
 
 
-def make_seer(extract: Callable, params, recipe, **options) -> Callable:
-    """Returns `see(source)`; features of more than a gigabyte are kept in float16.
+def make_feature_function(extract: Callable, params, recipe, **options) -> Callable:
+    """Returns `features_of(source)`; features of more than a gigabyte are kept in float16.
 
     So those of ImageNet's 1.28 million images, 768 of each, take 2 GB.
 
     Args:
       extract: jitted, of `evaluators.features.make_extractor`.
-      **options: those of `score_all`; `see` raises Stopped where one stops it.
+      **options: those of `score_all`; `features_of` raises Stopped where one stops it.
     """
 
-    def see(source) -> dict[str, np.ndarray]:
+    def features_of(source) -> dict[str, np.ndarray]:
         features, labels = [], []
         for batch in scored_batches(extract, params, source, recipe, **options):
             found = batch["features"]
@@ -42,7 +42,7 @@ def make_seer(extract: Callable, params, recipe, **options) -> Callable:
             raise Stopped
         return {"features": np.concatenate(features), "label": np.concatenate(labels)}
 
-    return see
+    return features_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Rows:
 
 
 def few_shot(
-    see: Callable,
+    features_of: Callable,
     train,
     test,
     num_classes: int,
@@ -85,8 +85,8 @@ def few_shot(
     labels = train.labels
     draws = [fewshot.draw_shots(labels, max(shots), seed) for seed in range(seeds)]
     places = np.unique(np.concatenate(draws))
-    rows = Rows(len(labels), places, see(Subset(train, places))["features"])
-    scored = see(test)
+    rows = Rows(len(labels), places, features_of(Subset(train, places))["features"])
+    scored = features_of(test)
     found = fewshot.fewshot(
         rows,
         labels,
@@ -106,9 +106,9 @@ def few_shot(
     return report
 
 
-def linear_probe(see: Callable, train, test, num_classes: int, **options) -> dict:
+def linear_probe(features_of: Callable, train, test, num_classes: int, **options) -> dict:
     """Logistic regression on all of the training set; options are those of `probes.probe`."""
-    found = probes.probe(*_sides(see, train, test), num_classes, **options)
+    found = probes.probe(*_sides(features_of, train, test), num_classes, **options)
     return {
         "n": found.n,
         "correct": found.correct,
@@ -119,12 +119,13 @@ def linear_probe(see: Callable, train, test, num_classes: int, **options) -> dic
     }
 
 
-def nearest_neighbours(see: Callable, train, test, num_classes: int, **options) -> dict:
+def nearest_neighbours(features_of: Callable, train, test, num_classes: int, **options) -> dict:
     """Votes of the nearest of all training examples; options are those of `probes.knn`."""
-    found = probes.knn(*_sides(see, train, test), num_classes, **options)
+    found = probes.knn(*_sides(features_of, train, test), num_classes, **options)
     top1 = {f"{k}nn": correct / found.n for k, correct in found.correct.items()}
     return {"n": found.n, "correct": found.correct, **top1}
 
 
-def _sides(see: Callable, train, test) -> list[np.ndarray]:
-    return [found[name] for found in map(see, (train, test)) for name in ("features", "label")]
+def _sides(features_of: Callable, train, test) -> list[np.ndarray]:
+    sides = [features_of(train), features_of(test)]
+    return [side[name] for side in sides for name in ("features", "label")]

@@ -9,19 +9,19 @@ from vit_jax.evaluation.scoring import score_all
 
 
 @dataclasses.dataclass(frozen=True)
-class Scores:
-    """Per-example means over corrupted patches, in the order of the split."""
+class ImageScores:
+    """Means over the corrupted patches of each example, in the order of the split."""
 
     loss: np.ndarray
-    top1: np.ndarray | None = None  # Of colours only.
+    top1: np.ndarray | None = None  # None if targets are pixels.
 
     @property
     def n(self) -> int:
-        """Examples counted."""
+        """Number of examples."""
         return len(self.loss)
 
     def means(self) -> dict:
-        """n, and loss and, where targets are colours, top1 as means."""
+        """Returns `n`, and the means of loss and, if targets are colours, top1."""
         means = {
             name: float(values.mean(dtype=np.float64))
             for name, values in vars(self).items()
@@ -30,14 +30,16 @@ class Scores:
         return {"n": self.n, **means}
 
 
-def evaluate(score: Callable, params, source, recipe: Callable, **options) -> Scores | None:
-    """Scores every example of a source once; None when it was stopped.
+def score_examples(
+    score: Callable, params, source, recipe: Callable, **options
+) -> ImageScores | None:
+    """Scores every example of a source once; returns None if it was stopped.
 
     Args:
-      score: the jitted function of `tasks.masked_patches.make_scorer`, whole on every host.
-      **options: those of `score_all`.
+      score: the jitted function of `scoring.make_score`, replicated on every host.
+      **options: options of `scoring.score_all`.
     """
     columns = score_all(score, params, source, recipe, **options)
     if columns is None:
         return None
-    return Scores(columns["loss"], columns.get("top1"))
+    return ImageScores(columns["loss"], columns.get("top1"))

@@ -156,7 +156,7 @@ def make_objective(
 def _add_chunk(gradient, weights, mean, deviation, features, numbers, mesh: Mesh):
     """Returns the summed loss of a chunk and the gradient with that of the chunk added."""
     z = fewshot.standardise(features, mean, deviation)
-    targets = losses.targets_of(numbers - 1, weights.shape[1])
+    targets = losses.smooth_labels(numbers - 1, weights.shape[1])
 
     def total(weights):
         logits = fewshot.logits_of(z, weights[:-1], weights[-1])

@@ -43,7 +43,7 @@ def evaluate_features(
     folder = prepared.folder(out)
     train = prepared.open(data.split)
     test = relabelled(prepared.open(data.val_split), train.classes)
-    see = frozen.make_seer(
+    features_of = frozen.make_feature_function(
         scoring.make_extract(prepared.model, prepared.mesh, layer),
         prepared.params,
         prepared.recipe,
@@ -51,7 +51,7 @@ def evaluate_features(
         **prepared.options,
     )
     run, format_scores = PROTOCOLS[protocol]
-    report = run(see, train, test, len(train.classes), **options)
+    report = run(features_of, train, test, len(train.classes), **options)
     settings = {
         "checkpoint": prepared.loaded.weights.where,
         "layer": layer,

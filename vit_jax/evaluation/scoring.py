@@ -96,13 +96,15 @@ def _replicate(sharding: jax.sharding.Sharding) -> Callable:
 
 
 def make_score(model: ViT, mesh: Mesh, task: Task, only: Sequence[int] | None = None) -> Callable:
-    """Returns the jitted per-example scores, replicated on every host.
+    """Returns the jitted scores of a task, replicated on every host.
 
     Args:
       only: classes that can be predicted; None for all.
     """
-    scorer = task_registry.make_scorer(task, model, only=only)
-    return jax.jit(scorer, out_shardings=mesh_lib.replicated(mesh))
+    score = task_registry.make_task(task, model).score
+    if only is not None:
+        score = functools.partial(score, only=only)
+    return jax.jit(score, out_shardings=mesh_lib.replicated(mesh))
 
 
 def make_extract(model: ViT, mesh: Mesh, layer: str = "pre_logits") -> Callable:

@@ -43,7 +43,7 @@ def compile_step(config: Config, model, devices) -> CompiledStep:
     model, options = memory.with_scan(model), config.optimizer
     state = memory.add_shardings(memory.state_shapes(config, model), mesh)
     sharding = mesh_lib.batch_sharding(mesh)
-    loss = task_registry.make_loss(config.task, model)
+    loss = task_registry.make_task(config.task, model).loss
     step = make_train_step(loss, options, state, sharding, accumulate=config.accumulate)
     hyperparams = {"lr": options.lr}
     hyperparams |= {"rho": options.sam_rho} if options.sam_rho is not None else {}

@@ -216,7 +216,7 @@ def _traced_shapes(model) -> dict:
 def residuals(config: Config, model, num_examples: int) -> list[jax.ShapeDtypeStruct]:
     """Returns the arrays that the forward pass stores for the backward pass."""
     params = _init_shapes(model)
-    loss_fn = task_registry.make_loss(config.task, model)
+    loss_fn = task_registry.make_task(config.task, model).loss
 
     def vjp(params, batch: dict, key: jax.Array) -> Callable:
         _, pullback, _ = jax.vjp(lambda params: loss_fn(params, batch, key), params, has_aux=True)

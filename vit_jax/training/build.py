@@ -95,8 +95,10 @@ def _programs(
     batches = mesh_lib.batch_sharding(mesh)
     init = make_init(model)
     abstract_state = make_abstract_state(init, optimizer, mesh)
-    loss = task_registry.make_loss(task, model)
-    step = make_train_step(loss, optimizer, abstract_state, batches, accumulate=accumulate)
+    objective = task_registry.make_task(task, model)
+    step = make_train_step(
+        objective.loss, optimizer, abstract_state, batches, accumulate=accumulate
+    )
     mix = mixup_lib.make_mixer(mixup, cutmix, model.num_classes)
     prepare = _make_prepare(mix, teacher, batches)
     return Programs(
@@ -110,7 +112,7 @@ def _programs(
             ),
         ),
         score=_on(mesh, make_score(model, mesh, task)),
-        extract=_on(mesh, make_extract(model, mesh)) if task.name == "classification" else None,
+        extract=_on(mesh, make_extract(model, mesh)) if objective.has_classes else None,
     )
 
 

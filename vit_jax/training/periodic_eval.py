@@ -1,28 +1,24 @@
-"""What a run is measured by as it trains: on `val`, and few-shot on other data.
+"""Evaluation during training: scores on `val`, and few-shot accuracy on other data.
 
-Each has a schedule of its own, and both come at the end. They read data of their own and draw no
-number of the training's, so that training goes on as it would have without them.
+Each has its own schedule, and both also run at the last step. They read their own data and draw
+no random numbers of training, so training is the same with and without them.
 """
 
 import dataclasses
 from collections.abc import Callable
 
-from vit_jax.evaluation import accuracy, frozen, masked_accuracy
+from vit_jax.evaluation import frozen
+from vit_jax.evaluation.evaluators import find_evaluator
 from vit_jax.training.build import Programs
 from vit_jax.training.stage import Stage
 from vit_jax.weights import load
 
-EVALUATORS = {
-    "classification": accuracy.score_examples,
-    "masked_patches": masked_accuracy.evaluate,
-}
-
 
 class Evaluation:
-    """The evaluators of a stage."""
+    """The evaluations of a stage."""
 
     def __init__(self, stage: Stage, programs: Programs, is_stopped: Callable[[], bool]):
-        """`is_stopped` is asked between batches."""
+        """`is_stopped` is called between batches."""
         self.stage, self.programs = stage, programs
         config = stage.config
         self.recipe = load.eval_recipe(config, stage.model)
@@ -34,7 +30,7 @@ class Evaluation:
         }
 
     def due(self, step: int) -> list[str]:
-        """What is measured after a step: 'val', 'fewshot', both or nothing."""
+        """Returns the evaluations that follow a step: 'val', 'fewshot', both or none."""
         config, total = self.stage.config, self.stage.total_steps
         names = []
         if self.stage.val_source is not None and _is_due(step, config.eval_every, total):
@@ -44,30 +40,32 @@ class Evaluation:
         return names
 
     def measure(self, name: str, params) -> dict | None:
-        """Metrics by their names in `metrics.jsonl`, or None where it was stopped."""
+        """Returns metrics by their names in `metrics.jsonl`, or None if it is stopped."""
         try:
             return self._val(params) if name == "val" else self._fewshot(params)
         except frozen.Stopped:
             return None
 
     def _val(self, params) -> dict | None:
-        score, task = self.programs.score, self.stage.config.task.name
-        recipe = dataclasses.replace(self.recipe, crops=self.stage.config.data.eval_crops)
-        scores = EVALUATORS[task](score, params, self.stage.val_source, recipe, **self.options)
+        evaluate, config = find_evaluator(self.stage.config.task), self.stage.config
+        recipe = dataclasses.replace(self.recipe, crops=config.data.eval_crops)
+        score, source = self.programs.score, self.stage.val_source
+        scores = evaluate(score, params, source, recipe, **self.options)
         return scores and {f"val/{name}": value for name, value in scores.means().items()}
 
     def _fewshot(self, params) -> dict:
-        stage, rule = self.stage, self.stage.config.fewshot
-        see = frozen.make_seer(self.programs.extract, params, self.recipe, **self.options)
-        draws, found = {"shots": rule.shots, "seeds": rule.seeds}, {}
+        stage, section = self.stage, self.stage.config.fewshot
+        extract = self.programs.extract
+        features_of = frozen.make_feature_function(extract, params, self.recipe, **self.options)
+        draws, metrics = {"shots": section.shots, "seeds": section.seeds}, {}
         for title, (train, test) in stage.fewshot_sources.items():
-            report = frozen.few_shot(see, train, test, len(train.classes), **draws)
-            found[f"fewshot/{title}_n"] = report["n"]
-            for shots in rule.shots:
-                told = report[f"{shots}shot"]
-                found[f"fewshot/{title}_{shots}shot"] = told["mean"]
-                found[f"fewshot/{title}_{shots}shot_std"] = told["std"]
-        return found
+            report = frozen.few_shot(features_of, train, test, len(train.classes), **draws)
+            metrics[f"fewshot/{title}_n"] = report["n"]
+            for shots in section.shots:
+                accuracy = report[f"{shots}shot"]
+                metrics[f"fewshot/{title}_{shots}shot"] = accuracy["mean"]
+                metrics[f"fewshot/{title}_{shots}shot_std"] = accuracy["std"]
+        return metrics
 
     def format(self, step: int, metrics: dict) -> str:
         """Returns the line of an evaluation: accuracies, loss on `val`, and numbers of examples."""

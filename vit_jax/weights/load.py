@@ -16,6 +16,7 @@ from vit_jax.data.preprocess import EvalRecipe
 from vit_jax.errors import CheckpointError, ConfigError
 from vit_jax.models import registry as model_registry
 from vit_jax.models.registry import BitResNet, ViT, build, param_shapes
+from vit_jax.tasks import registry as task_registry
 from vit_jax.weights import adapt, download, metadata, published
 from vit_jax.weights.archive import open_archive
 from vit_jax.weights.infer_model import model_options
@@ -157,7 +158,7 @@ def _model(step_folder: pathlib.Path, meta: dict) -> Model:
 
 def _is_masked(config: Config) -> bool:
     """Whether a run predicted masked patches: its classes are the data's, not the model's."""
-    return config.task.name == "masked_patches"
+    return not task_registry.find_task(config.task).has_classes
 
 
 def _body(found: Weights) -> Weights:
