@@ -1,7 +1,4 @@
-"""A folder in which what the pages say can be done: with small things in place of large ones.
-
-All that differs from a user's machine stands here.
-"""
+"""A working folder in which the commands of the documents run, with small models and short runs."""
 
 import functools
 import pathlib
@@ -24,19 +21,20 @@ from vit_jax.models.sizes import SIZES, Size
 from vit_jax.training import build
 from vit_jax.weights import published
 
-# Every size is this one: published weights have their names, their form and their classes.
+# Replaces every size. Published weights of this size keep their names, format and classes.
 SMALL = Size(num_layers=2, hidden_size=32, mlp_size=64, num_heads=4)
-READY = {  # Runs that pages take for done, where they do not do them.
+FINISHED_RUNS = {  # Workdirs that documents use without training them, and their configs.
     "runs/photos": "configs/finetune.py:data=photos,init=imagenet21k/ViT-B_16",
     "runs/quickstart": "configs/quickstart.py",
 }
-FEW = {"NUM_IMAGES": 8, "NUM_SELECTED": 3, "NUM_ROWS": 2, "NUM_PATCHES": 2}  # In figures.
-TRIAL = ("steps=2", "model.num_layers=1")  # Most of the time is compiling.
+# Fewer images in figures.
+FIGURE_COUNTS = {"NUM_IMAGES": 8, "NUM_SELECTED": 3, "NUM_ROWS": 2, "NUM_PATCHES": 2}
+TRIAL = ("steps=2", "model.num_layers=1")  # Compiling takes most of the time.
 
 
 @pytest.fixture
-def desk(tmp_path, monkeypatch, photos, photo_folder):
-    """The working folder of a page, with all that its commands read."""
+def working_folder(tmp_path, monkeypatch, photos, photo_folder):
+    """Makes a folder with all files that the commands of documents read the current folder."""
     monkeypatch.chdir(tmp_path)
     for folder in ("configs", "benchmarks"):
         pathlib.Path(folder).symlink_to(ROOT / folder)
@@ -48,10 +46,10 @@ def desk(tmp_path, monkeypatch, photos, photo_folder):
         Image.fromarray(photos[1]).save(pathlib.Path(folder) / "flower.jpg")
     Image.fromarray(photos[0]).save("new.jpg")
     write_tars(photo_folder / "train")
-    monkeypatch.setattr(published, "fetch_published", small_weights)
+    monkeypatch.setattr(published, "fetch_published", write_small_weights)
     monkeypatch.setattr(published, "class_names", lambda entry: None)
     monkeypatch.setattr(style, "DPI", 30)
-    for name, number in FEW.items():
+    for name, number in FIGURE_COUNTS.items():
         monkeypatch.setattr(draw, name, number)
     jax.config.update("jax_disable_most_optimizations", True)
     yield
@@ -59,19 +57,19 @@ def desk(tmp_path, monkeypatch, photos, photo_folder):
 
 
 @pytest.fixture
-def small(monkeypatch):
-    """Small models under the names of large ones."""
+def small_models(monkeypatch):
+    """Gives every model the size SMALL."""
     for size in SIZES:
         monkeypatch.setitem(SIZES, size, SMALL)
 
 
 def write_tars(classes: pathlib.Path) -> None:
-    """ImageNet's form, a tar of one tar for each class, and ImageNet-21k's, a folder of them."""
+    """Writes a tar file of tar files, as of ImageNet, and a folder of them, as of ImageNet-21k."""
     folder = pathlib.Path("winter21_whole")
     folder.mkdir()
-    for place in sorted(classes.iterdir()):
-        with tarfile.open(folder / f"{place.name}.tar", "w") as tar:
-            for file in sorted(place.iterdir())[:4]:
+    for class_folder in sorted(classes.iterdir()):
+        with tarfile.open(folder / f"{class_folder.name}.tar", "w") as tar:
+            for file in sorted(class_folder.iterdir())[:4]:
                 tar.add(file, file.name)
     with tarfile.open("ILSVRC2012_img_train.tar", "w") as tar:
         for file in sorted(folder.iterdir()):
@@ -79,8 +77,8 @@ def write_tars(classes: pathlib.Path) -> None:
 
 
 @functools.cache
-def small_weights(entry: published.Published) -> pathlib.Path:
-    """An official `.npz` of random numbers for a published name."""
+def write_small_weights(entry: published.Published) -> pathlib.Path:
+    """Returns the path of an official `.npz` file of random numbers for a published name."""
     model = model_registry.create_model(
         entry.model,
         num_classes=entry.num_classes,
@@ -96,21 +94,21 @@ def small_weights(entry: published.Published) -> pathlib.Path:
     return path
 
 
-def set_ready(text: str, made: set[str]) -> None:
-    """Puts the finished runs that a page speaks of into the desk, but for those it trains."""
-    for folder, config in READY.items():
-        if folder in text and folder not in made:
+def add_finished_runs(text: str, trained: set[str]) -> None:
+    """Trains the workdirs of FINISHED_RUNS that a text uses and its commands do not train."""
+    for folder, config in FINISHED_RUNS.items():
+        if folder in text and folder not in trained:
             train([f"--config={config}"], folder)
 
 
 def train(arguments: list[str], workdir: str) -> None:
-    """Trains by a page's command, as a trial of two steps; what was trained before is copied."""
-    shutil.copytree(trained(tuple(arguments)), workdir)
+    """Runs a training command as a trial of two steps, or copies the workdir of an equal one."""
+    shutil.copytree(trial_workdir(tuple(arguments)), workdir)
 
 
 @functools.cache
-def trained(arguments: tuple[str, ...]) -> pathlib.Path:
-    """The workdir of a training command without --workdir, made into a trial."""
+def trial_workdir(arguments: tuple[str, ...]) -> pathlib.Path:
+    """Returns the workdir of a trial of a training command without --workdir."""
     file = next(text for text in arguments if text.startswith("--config=")).partition("=")[2]
     if not file.endswith("smoke"):
         file += ",smoke" if ":" in file else ":smoke"
@@ -120,7 +118,7 @@ def trained(arguments: tuple[str, ...]) -> pathlib.Path:
     workdir = pathlib.Path(tempfile.mkdtemp()) / "run"
     with pytest.MonkeyPatch.context() as patch:
         if not any("mesh" in text for text in rest):
-            one = mesh.make_mesh(devices=jax.devices()[:1])
-            patch.setattr(build, "build_mesh", lambda config: one)
+            one_device = mesh.make_mesh(devices=jax.devices()[:1])
+            patch.setattr(build, "build_mesh", lambda config: one_device)
         assert main.run([f"--config={file}", f"--workdir={workdir}", *trial, *rest]) == 0
     return workdir
