@@ -195,9 +195,12 @@ START = ("--config.init.new_head=True", "--config.init.resize=True")
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["model.hidden_size=32"], "cls is (1, 1, 16) there, (1, 1, 32) here"),
-        (["model.num_layers=2"], "Transformer/encoderblock_1/LayerNorm_0/bias is missing there"),
-        (["data.image_size=42", "init.resize=False"], "position grid 4x4 there, 6x6 here"),
+        (["model.hidden_size=32"], "cls is (1, 1, 16) in the weights and (1, 1, 32) in the model"),
+        (["model.num_layers=2"], "Transformer/encoderblock_1/LayerNorm_0/bias is missing"),
+        (
+            ["data.image_size=42", "init.resize=False"],
+            "position grid is 4x4 in the weights and 6x6 in the model",
+        ),
         (["data.num_classes=5", "init.new_head=False"], "init.new_head=True permits a new one"),
     ],
     ids=["width", "depth", "grid", "classes"],

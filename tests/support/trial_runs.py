@@ -77,7 +77,7 @@ def write_tars(classes: pathlib.Path) -> None:
 
 
 @functools.cache
-def write_small_weights(entry: published.Published) -> pathlib.Path:
+def write_small_weights(entry: published.PublishedWeights) -> pathlib.Path:
     """Returns the path of an official `.npz` file of random numbers for a published name."""
     model = model_registry.create_model(
         entry.model,

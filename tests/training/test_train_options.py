@@ -36,7 +36,7 @@ def test_averaged_weights_are_saved_evaluated_and_used(tmp_path):
     summary = run(tmp_path, "optimizer.ema=0.5", "optimizer.lr=0.05")
     average, last = stored(tmp_path, "ema"), stored(tmp_path, "params")
     assert not np.array_equal(average["head/kernel"], last["head/kernel"])
-    used = dict(load.weights(tmp_path).read(None))
+    used = dict(load.open_weights(tmp_path).read(None))
     for name, array in average.items():
         np.testing.assert_array_equal(used[name], array)
     assert main.run(["evaluate", f"--workdir={tmp_path}"]) == 0

@@ -7,7 +7,7 @@ hand, and the forward pass is written in numpy after the ecosystems' own code.
 import numpy as np
 import pytest
 
-from tests.support.foreign_weights import (
+from tests.support.peer_weights import (
     COLUMNS,
     HF_CONFIG,
     IMAGES,
@@ -26,23 +26,24 @@ from tests.support.foreign_weights import (
     some,
     timm_weights,
 )
+from tests.support.tiny import assert_same_model
 from vit_jax import create_model
-from vit_jax.weights.infer_model import model_options
-from vit_jax.weights.metadata import of_model
-from vit_jax.weights.reader import open_foreign
+from vit_jax.weights.infer_model import infer_model_options
+from vit_jax.weights.metadata import from_model
+from vit_jax.weights.reader import open_weights_file
 
 
 @pytest.mark.parametrize("root", ["", "module.", "backbone.", "model.", "teacher.backbone."])
-def test_timms_files_and_dinos_give_numpys_logits(tmp_path, root):
+def test_timm_and_dino_logits_equal_numpy(tmp_path, root):
     w = timm_weights()
     path = save(tmp_path / "timm.safetensors", {root + name: a for name, a in w.items()})
     assert_outputs(path, outputs(w, IMAGES))
 
 
-def test_query_key_and_value_are_the_thirds_and_heads_are_rows_in_order(tmp_path):
+def test_qkv_is_split_into_thirds_and_heads(tmp_path):
     w = timm_weights()
     save(tmp_path / "model.safetensors", w, TIMM_CONFIG)
-    arrays = dict(open_foreign(tmp_path).read())
+    arrays = dict(open_weights_file(tmp_path).read())
     x = some(5, D)
     for i in range(L):
         rows = w[f"blocks.{i}.attn.qkv.weight"].reshape(3, H, D // H, D)
@@ -58,7 +59,7 @@ def test_query_key_and_value_are_the_thirds_and_heads_are_rows_in_order(tmp_path
 
 
 @pytest.mark.parametrize("pool", ["gap", "map"])
-def test_timms_pooling_without_a_class_token_gives_numpys_logits(tmp_path, pool):
+def test_timm_pooling_without_class_token_equals_numpy(tmp_path, pool):
     w = timm_weights(positions=ROWS * COLUMNS)
     del w["cls_token"]
     if pool == "map":
@@ -71,28 +72,28 @@ def test_timms_pooling_without_a_class_token_gives_numpys_logits(tmp_path, pool)
     assert_outputs(path, outputs(w, IMAGES, pool=pool), pool=pool)
 
 
-def test_in_timms_files_with_registers_patches_alone_have_positions(tmp_path):
+def test_timm_registers_have_positions_of_patches_alone(tmp_path):
     w = timm_weights(registers=4, positions=ROWS * COLUMNS, scales=True)
     path = save(tmp_path / "reg4.safetensors", w)
     assert_outputs(path, outputs(w, IMAGES), registers=4, layer_scale=1.0)
 
 
-def test_in_dinov2s_own_files_with_registers_the_class_token_has_one_too(tmp_path):
+def test_dinov2_registers_have_a_position_of_the_class_token(tmp_path):
     w = timm_weights(registers=4, scales=True)
-    theirs = {name.replace("reg_token", "register_tokens"): a for name, a in w.items()}
-    path = save(tmp_path / "dino.safetensors", theirs | {"mask_token": some(1, D)})
+    stored = {name.replace("reg_token", "register_tokens"): a for name, a in w.items()}
+    path = save(tmp_path / "dino.safetensors", stored | {"mask_token": some(1, D)})
     model, _ = assert_outputs(path, outputs(w, IMAGES), registers=4, layer_scale=1.0)
-    assert open_foreign(path, of_model(model)).left_out == ("mask_token",)
+    assert open_weights_file(path, from_model(model)).ignored == ("mask_token",)
 
 
-def test_deit_3_gives_the_class_token_no_position(tmp_path):
+def test_deit_3_has_no_position_of_the_class_token(tmp_path):
     w = timm_weights(positions=ROWS * COLUMNS, scales=True)
     folder = save(tmp_path / "deit3" / "model.safetensors", w, TIMM_CONFIG).parent
     model, _ = assert_outputs(folder, outputs(w, IMAGES), layer_scale=1.0)
-    assert create_model(**model_options(open_foreign(folder))) == model
+    assert_same_model(create_model(**infer_model_options(open_weights_file(folder))), model)
 
 
-def test_layer_scale_that_the_model_has_not_is_folded_without_a_trace(tmp_path, capsys):
+def test_folded_layer_scale_gives_equal_logits(tmp_path, capsys):
     w = timm_weights(scales=True)
     path = save(tmp_path / "scaled.safetensors", w)
     _, params = assert_outputs(path, outputs(w, IMAGES))
@@ -105,52 +106,52 @@ def test_layer_scale_that_the_model_has_not_is_folded_without_a_trace(tmp_path, 
 @pytest.mark.parametrize("head", [D, 0], ids=["with a head", "without"])
 @pytest.mark.parametrize("root", ["vit.", ""])
 @pytest.mark.parametrize("version", [4, 5])
-def test_hugging_faces_vit_gives_numpys_logits(tmp_path, version, root, head):
+def test_huggingface_vit_logits_equal_numpy(tmp_path, version, root, head):
     w = timm_weights(head=head)
-    theirs = as_huggingface(w, version, root=root)
-    folder = save(tmp_path / "vit" / "model.safetensors", theirs, HF_CONFIG).parent
+    stored = as_huggingface(w, version, root=root)
+    folder = save(tmp_path / "vit" / "model.safetensors", stored, HF_CONFIG).parent
     expected = outputs(w, IMAGES, eps=1e-12)
     options = {"norm_eps": 1e-12, "num_classes": K if head else 0}
     model, _ = assert_outputs(folder, expected, **options)
-    assert create_model(**model_options(open_foreign(folder))) == model
-    bare = save(tmp_path / "bare.safetensors", theirs)  # Without a config beside it.
-    assert open_foreign(bare, of_model(model)).facts.norm_eps == 1e-12
+    assert_same_model(create_model(**infer_model_options(open_weights_file(folder))), model)
+    bare = save(tmp_path / "bare.safetensors", stored)  # Without a config beside it.
+    assert open_weights_file(bare, from_model(model)).metadata.norm_eps == 1e-12
 
 
 @pytest.mark.parametrize("registers", [0, 4])
 @pytest.mark.parametrize("version", [4, 5])
-def test_hugging_faces_dinov2_gives_numpys_logits(tmp_path, version, registers):
+def test_huggingface_dinov2_logits_equal_numpy(tmp_path, version, registers):
     w = timm_weights(registers=registers, scales=True, head=2 * D)
     mask = {"dinov2.embeddings.mask_token": some(1, D)}
     kind = "dinov2_with_registers" if registers else "dinov2"
     config = HF_CONFIG | {"model_type": kind, "architectures": ["Dinov2ForImageClassification"]}
-    theirs = as_huggingface(w, version, is_dino=True) | mask
-    folder = save(tmp_path / "dino" / "model.safetensors", theirs, config).parent
+    stored = as_huggingface(w, version, is_dino=True) | mask
+    folder = save(tmp_path / "dino" / "model.safetensors", stored, config).parent
     options = {"layer_scale": 1.0, "registers": registers, "pool": "token_gap"}
     model, params = assert_outputs(folder, outputs(w, IMAGES, pool="token_gap"), **options)
-    found = open_foreign(folder)
-    assert create_model(**model_options(found)) == model
-    assert found.left_out == ("dinov2.embeddings.mask_token",)
+    found = open_weights_file(folder)
+    assert_same_model(create_model(**infer_model_options(found)), model)
+    assert found.ignored == ("dinov2.embeddings.mask_token",)
     scale = params["Transformer"]["encoderblock_1"]["LayerScale_0"]["scale"]
     np.testing.assert_array_equal(scale, w["blocks.1.ls1.gamma"])
 
 
 @pytest.mark.parametrize("is_scanned", [False, True], ids=["unrolled", "scanned"])
-def test_official_and_big_vision_files_give_numpys_logits(tmp_path, is_scanned):
+def test_official_and_big_vision_logits_equal_numpy(tmp_path, is_scanned):
     w = timm_weights()
     np.savez(tmp_path / "official.npz", **as_official(w))
     assert_outputs(tmp_path / "official.npz", outputs(w, IMAGES))
     # big_vision: positions beside the encoder, and none for the class token.
     linen = ("MultiHeadDotProductAttention_0", "LayerNorm_1", "MlpBlock_0")
-    theirs = as_official(w, linen)
-    positions = theirs.pop("Transformer/posembed_input/pos_embedding")
-    theirs["pos_embedding"] = positions[:, 1:]
-    theirs["cls"] = theirs["cls"] + positions[:, :1]
+    stored = as_official(w, linen)
+    positions = stored.pop("Transformer/posembed_input/pos_embedding")
+    stored["pos_embedding"] = positions[:, 1:]
+    stored["cls"] = stored["cls"] + positions[:, :1]
     if is_scanned:
-        for name in [name for name in theirs if "encoderblock_0" in name]:
-            layers = [theirs.pop(name.replace("_0/", f"_{i}/", 1)) for i in range(L)]
-            theirs[name.replace("encoderblock_0", "encoderblock")] = np.stack(layers)
-    np.savez(tmp_path / "bv.npz", **{f"params/{name}": a for name, a in theirs.items()})
+        for name in [name for name in stored if "encoderblock_0" in name]:
+            layers = [stored.pop(name.replace("_0/", f"_{i}/", 1)) for i in range(L)]
+            stored[name.replace("encoderblock_0", "encoderblock")] = np.stack(layers)
+    np.savez(tmp_path / "bv.npz", **{f"params/{name}": a for name, a in stored.items()})
     _, params = assert_outputs(tmp_path / "bv.npz", outputs(w, IMAGES))
     place = params["Transformer"]["posembed_input"]["pos_embedding"]
     assert place.shape == (1, 1 + ROWS * COLUMNS, D)

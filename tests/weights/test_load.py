@@ -1,4 +1,4 @@
-"""WHERE -> weights: what is permitted, what is refused, and where each array is put."""
+"""Loading weights: permissions, shardings, invalid metadata, and locations."""
 
 import functools
 import http.server
@@ -11,18 +11,19 @@ import pytest
 import safetensors.numpy
 
 import vit_jax
+from tests.support.tiny import assert_same_model
 from vit_jax import create_model, main, trees
 from vit_jax.distributed import mesh as mesh_lib
 from vit_jax.errors import CheckpointError, ConfigError, VitJaxError
 from vit_jax.models.registry import param_shapes
 from vit_jax.weights import load, writer
 from vit_jax.weights.archive import write_npz, write_safetensors
-from vit_jax.weights.metadata import Facts, of_model, to_metadata
+from vit_jax.weights.metadata import WeightsMetadata, from_model, to_json
 
 TINY = {"image_size": 8, "num_layers": 1, "hidden_size": 8, "mlp_size": 16, "num_heads": 2}
 TINY |= {"num_classes": 3}
 HEAD = ("head/kernel", "head/bias")
-PLACE = "Transformer/posembed_input/pos_embedding"
+POSITIONS = "Transformer/posembed_input/pos_embedding"
 
 
 def tiny(name="vit_b4", **changes):
@@ -38,16 +39,16 @@ def some_arrays(model, seed=0):
 
 
 def plain_npz(path, model):
-    """As the official code writes: nothing but arrays."""
+    """A file without metadata, as the official code writes it."""
     np.savez(path, **some_arrays(model))
     return path
 
 
-def told(path, model, said=Facts(), **changes):  # noqa: B008
-    """A file of ours, which tells what its model is."""
-    metadata = to_metadata(of_model(model).over(said)) | changes
+def with_metadata(path, model, extra=None, **changes):
+    """A file with the metadata of this package, and changes to it."""
+    metadata = to_json(from_model(model).with_defaults(extra or WeightsMetadata())) | changes
     plan = writer.plan_export(path.suffix[1:], model, param_shapes(model))
-    stored = dict(writer.tensors(plan, some_arrays(model)))
+    stored = dict(writer.export_tensors(plan, some_arrays(model)))
     if path.suffix == ".npz":
         write_npz(path, stored.items(), metadata)
     else:
@@ -59,9 +60,9 @@ def flat(path, model, **permissions):
     return trees.flatten(vit_jax.load_params(path, model, **permissions))
 
 
-def refused(act, *args, **kwargs):
+def error_of(function, *args, **kwargs):
     with pytest.raises(VitJaxError) as caught:
-        act(*args, **kwargs)
+        function(*args, **kwargs)
     assert caught.value.exit_code in (2, 4)
     assert "\n" not in str(caught.value)
     return str(caught.value)
@@ -77,118 +78,130 @@ def assert_same(actual, expected):
 
 
 @pytest.mark.parametrize(
-    ("changes", "permission", "words"),
+    ("changes", "permission", "text"),
     [
-        ({"num_classes": 5}, "new_head", "head/kernel is (8, 3) there, (8, 5) here"),
-        ({"num_classes": 0}, "new_head", "head/bias has no place here"),
-        ({"image_size": 16}, "resize", "position grid 2x2 there, 4x4 here"),
-        ({"pool": "gap"}, "drop_token", "cls has no place here"),
+        (
+            {"num_classes": 5},
+            "new_head",
+            "head/kernel is (8, 3) in the weights and (8, 5) in the model",
+        ),
+        ({"num_classes": 0}, "new_head", "head/bias is not in the model"),
+        ({"image_size": 16}, "resize", "grid is 2x2 in the weights and 4x4 in the model"),
+        ({"pool": "gap"}, "drop_token", "cls is not in the model"),
     ],
     ids=["classes", "features", "grid", "token"],
 )
-def test_each_change_needs_its_own_permission(tmp_path, changes, permission, words):
+def test_load_params_needs_the_permission_of_each_change(tmp_path, changes, permission, text):
     path, wanted = plain_npz(tmp_path / "x.npz", tiny()), tiny(**changes)
     permissions = {"new_head", "resize", "drop_token"}
     others = dict.fromkeys(permissions - {permission}, True)
-    message = refused(vit_jax.load_params, path, wanted, **others, allow_numerics=True)
-    assert words in message
+    message = error_of(vit_jax.load_params, path, wanted, **others, allow_numerics=True)
+    assert text in message
     assert f"init.{permission}=True permits" in message
     loaded = flat(path, wanted, **{permission: True})
     assert {name: array.shape for name, array in loaded.items()} == param_shapes(wanted)
     stored = some_arrays(tiny())
-    touched = {"new_head": HEAD, "resize": (PLACE,), "drop_token": (PLACE,)}[permission]
+    touched = {"new_head": HEAD, "resize": (POSITIONS,), "drop_token": (POSITIONS,)}[permission]
     for name in set(loaded) - set(touched):
         np.testing.assert_array_equal(loaded[name], stored[name])
     if permission == "drop_token":
-        np.testing.assert_array_equal(loaded[PLACE], stored[PLACE][:, 1:])
+        np.testing.assert_array_equal(loaded[POSITIONS], stored[POSITIONS][:, 1:])
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("changes", "text"),
     [
-        ({"gelu": "erf"}, "gelu is 'tanh' there, 'erf' here: set model.gelu='tanh'"),
-        ({"norm_eps": 1e-5}, "norm_eps is 1e-06 there, 1e-05 here"),
-        ({"pixel_stats": "clip"}, "pixel_stats is 'half' there, 'clip' here"),
-        ({"pos_embed_at": "shared"}, "pos_embed_at is 'stem' there, 'shared' here"),
+        (
+            {"gelu": "erf"},
+            "'tanh' in the weights and 'erf' in the model (set model.gelu='tanh'",
+        ),
+        ({"norm_eps": 1e-5}, "norm_eps is 1e-06 in the weights and 1e-05 in the model"),
+        ({"pixel_stats": "clip"}, "pixel_stats is 'half' in the weights and 'clip' in the model"),
+        (
+            {"pos_embed_at": "shared"},
+            "pos_embed_at is 'stem' in the weights and 'shared' in",
+        ),
     ],
     ids=lambda value: str(value)[:12],
 )
 @pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
-def test_other_numerics_are_refused_where_the_file_tells_them(tmp_path, suffix, changes, words):
-    path, other = told(tmp_path / f"x{suffix}", tiny()), tiny(**changes)
-    message = refused(vit_jax.load_params, path, other)
-    assert words in message
+def test_load_params_rejects_other_numerics_than_the_files(tmp_path, suffix, changes, text):
+    path, other = with_metadata(tmp_path / f"x{suffix}", tiny()), tiny(**changes)
+    message = error_of(vit_jax.load_params, path, other)
+    assert text in message
     assert "init.allow_numerics=True permits it" in message
-    assert words in refused(
+    assert text in error_of(
         vit_jax.load_params, path, other, new_head=True, resize=True, drop_token=True
     )
     assert_same(flat(path, other, allow_numerics=True), some_arrays(tiny()))
 
 
-def test_a_plain_npz_tells_no_numerics_and_timms_files_do(tmp_path):
+def test_numerics_of_plain_npz_are_unknown_and_of_timm_are_known(tmp_path):
     path = plain_npz(tmp_path / "x.npz", tiny())
     other = tiny(gelu="erf", norm_eps=1e-5, pixel_stats="clip", pos_embed_at="shared")
     assert_same(flat(path, other), some_arrays(tiny()))
-    path = told(tmp_path / "timm.safetensors", tiny())
-    safetensors.numpy.save_file(safetensors.numpy.load_file(path), path)  # Without metadata.
-    message = refused(vit_jax.load_params, path, tiny(norm_eps=1e-5))
-    assert "gelu is 'erf' there" in message
-    assert "norm_eps is 1e-06 there" in message
+    path = with_metadata(tmp_path / "timm.safetensors", tiny())
+    safetensors.numpy.save_file(safetensors.numpy.load_file(path), path)  # Removes the metadata.
+    message = error_of(vit_jax.load_params, path, tiny(norm_eps=1e-5))
+    assert "gelu is 'erf' in the weights" in message
+    assert "norm_eps is 1e-06 in the weights" in message
     assert_same(flat(path, tiny(gelu="erf")), some_arrays(tiny()))
 
 
-def test_all_differences_are_one_line(tmp_path):
-    path = told(tmp_path / "x.npz", tiny(pre_logits=True))
+def test_load_params_lists_all_differences_in_one_line(tmp_path):
+    path = with_metadata(tmp_path / "x.npz", tiny(pre_logits=True))
     other = tiny(gelu="erf", num_classes=5, image_size=16, mlp_size=12, pool="gap")
-    message = refused(vit_jax.load_params, path, other)
-    for words in (
-        "gelu is 'tanh' there",
-        "head/kernel is (8, 3) there, (8, 5) here",
-        "Dense_0/kernel is (8, 16) there, (8, 12) here",
-        "cls has no place here",
-        "pre_logits/kernel has no place here",
-        f"{PLACE} is (1, 5, 8) there, (1, 16, 8) here",
+    message = error_of(vit_jax.load_params, path, other)
+    for text in (
+        "gelu is 'tanh' in the weights",
+        "head/kernel is (8, 3) in the weights and (8, 5) in the model",
+        "Dense_0/kernel is (8, 16) in the weights and (8, 12) in the model",
+        "cls is not in the model",
+        "pre_logits/kernel is not in the model",
+        f"{POSITIONS} is (1, 5, 8) in the weights and (1, 16, 8) in the model",
     ):
-        assert words in message
+        assert text in message
 
 
 @pytest.mark.parametrize("kind", ["learned_2d", "sincos", "none", "relative", "learned"])
-def test_every_kind_of_position_goes_into_an_npz_and_comes_back(tmp_path, kind):
+def test_npz_round_trip_of_every_pos_embed(tmp_path, kind):
     model = tiny(pos_embed=kind, image_size=(8, 12))
-    path = told(tmp_path / "x.npz", model)
-    assert load.load(path).model == model
+    path = with_metadata(tmp_path / "x.npz", model)
+    assert_same_model(load.load(path).model, model)
     assert_same(flat(path, model), some_arrays(model))
     larger = tiny(pos_embed=kind, image_size=(12, 20))
     if kind in ("sincos", "none"):  # Nothing is learned, nothing resized.
         assert_same(flat(path, larger), some_arrays(model))
     elif kind == "relative":
-        assert "relative_embedding is" in refused(flat, path, larger, resize=True)
+        assert "relative_embedding is" in error_of(flat, path, larger, resize=True)
     else:
-        assert "position grid 2x3 there, 3x5 here" in refused(flat, path, larger)
+        assert "grid is 2x3 in the weights and 3x5 in the model" in error_of(flat, path, larger)
         shapes = {n: array.shape for n, array in flat(path, larger, resize=True).items()}
         assert shapes == param_shapes(larger)
 
 
-def test_positions_that_no_file_tells_are_the_models(tmp_path):
+def test_load_params_takes_fixed_positions_from_the_model(tmp_path):
     model = tiny(pos_embed="sincos")
     path = plain_npz(tmp_path / "bv.npz", model)
     assert_same(flat(path, model), some_arrays(model))
-    assert "nothing says whether they are fixed (sincos) or none" in refused(load.load, path)
+    assert "pos_embed (sincos or none) and image_size cannot be inferred" in error_of(
+        load.load, path
+    )
 
 
-def test_layer_scales_of_another_width_are_refused(tmp_path):
+def test_load_params_rejects_layer_scale_of_another_width(tmp_path):
     scale = "Transformer/encoderblock_0/LayerScale_1/scale"
     np.savez(tmp_path / "x.npz", **some_arrays(tiny()), **{scale: np.ones(4, np.float32)})
-    assert f"{scale} is (4,) there" in refused(flat, tmp_path / "x.npz", tiny())
+    assert f"{scale} is (4,) and cannot be folded" in error_of(flat, tmp_path / "x.npz", tiny())
 
 
-# Each array in its place.
+# Shardings.
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
-def test_arrays_are_put_where_they_are_wanted_and_are_the_same(tmp_path, suffix):
+def test_load_params_puts_equal_arrays_on_their_shardings(tmp_path, suffix):
     model = tiny(gelu="erf")
-    path = told(tmp_path / f"x{suffix}", model)
+    path = with_metadata(tmp_path / f"x{suffix}", model)
     larger = tiny(gelu="erf", image_size=16, num_classes=16)
     shapes = {n: jax.ShapeDtypeStruct(s, np.float32) for n, s in param_shapes(larger).items()}
     mesh = mesh_lib.make_mesh(data=2, fsdp=4)
@@ -203,7 +216,7 @@ def test_arrays_are_put_where_they_are_wanted_and_are_the_same(tmp_path, suffix)
     assert split.addressable_shards[0].data.shape == (8, 4)
 
 
-# What our own metadata may hold.
+# Invalid metadata.
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
@@ -229,34 +242,36 @@ def test_arrays_are_put_where_they_are_wanted_and_are_the_same(tmp_path, suffix)
     ],
     ids=str,
 )
-def test_hostile_metadata_ends_in_one_line(tmp_path, suffix, damage):
-    path = told(tmp_path / f"x{suffix}", tiny(), **damage)
-    words = "1 class names for a head of 3" if damage == {"classes": ["cat"]} else "is damaged"
-    assert words in refused(load.load, path)
+def test_load_rejects_invalid_metadata_in_one_line(tmp_path, suffix, damage):
+    path = with_metadata(tmp_path / f"x{suffix}", tiny(), **damage)
+    text = "1 class names for a head of 3" if damage == {"classes": ["cat"]} else "invalid metadata"
+    assert text in error_of(load.load, path)
 
 
-def test_what_would_take_memory_or_time_is_refused_before_any_is_taken(tmp_path):
+def test_load_rejects_metadata_and_shapes_that_need_much_memory(tmp_path):
     path = tmp_path / "x.npz"
     for kind in ("sincos", "none"):
-        told(path, tiny(pos_embed=kind), image_size=[8192, 8192])
-        assert "more than 16384 patches" in refused(load.load, path)
-    told(path, tiny(pos_embed="learned_2d"), image_size=[8192, 8192])
-    assert load.load(path).model.image_size == (8, 8)  # Which the shapes tell.
-    told(path, tiny(pos_embed="relative"), image_size=[256, 512])
-    assert "no relative positions of 8193 tokens" in refused(load.load, path)
+        with_metadata(path, tiny(pos_embed=kind), image_size=[8192, 8192])
+        assert "16384 patches are supported" in error_of(load.load, path)
+    with_metadata(path, tiny(pos_embed="learned_2d"), image_size=[8192, 8192])
+    assert load.load(path).model.image_size == (8, 8)  # From the shapes.
+    with_metadata(path, tiny(pos_embed="relative"), image_size=[256, 512])
+    assert "for 8193 tokens; expected" in error_of(load.load, path)
     biases = [f"Transformer/encoderblock_{i}/LayerNorm_0/bias" for i in range(300)]
     np.savez(path, **some_arrays(tiny()) | dict.fromkeys(biases, np.ones(1, "f4")))
-    assert "300 layers" in refused(load.load, path)
+    assert "300 layers" in error_of(load.load, path)
     np.savez(path, **some_arrays(tiny()) | {"embedding/kernel": np.ones((1, 1, 1, 9999), "f4")})
-    assert "layers of width 8 after patches of width 9999" in refused(load.load, path)
+    assert "layers of width 8 and patch embeddings of width 9999" in error_of(load.load, path)
 
 
-def test_class_names_of_a_head_that_was_left_out_are_forgotten(tmp_path):
-    path = told(tmp_path / "x.npz", tiny(num_classes=0), Facts(classes=("cat", "dog")))
+def test_load_ignores_class_names_without_a_head(tmp_path):
+    path = with_metadata(
+        tmp_path / "x.npz", tiny(num_classes=0), WeightsMetadata(classes=("cat", "dog"))
+    )
     assert load.load(path).classes == ()
 
 
-# WHERE.
+# Locations of weights.
 
 
 class Silent(http.server.SimpleHTTPRequestHandler):
@@ -281,7 +296,7 @@ def server(tmp_path, monkeypatch):
         thread.join()
 
 
-def test_a_published_name_is_fetched_with_the_names_of_its_classes(server):
+def test_load_downloads_a_published_name_and_its_class_names(server):
     _, root = server
     (root / "vit_models" / "gsam").mkdir(parents=True)
     (root / "bit_models").mkdir()
@@ -297,27 +312,27 @@ def test_a_published_name_is_fetched_with_the_names_of_its_classes(server):
         assert_same(flat(name, model), some_arrays(model))
 
 
-def test_urls_name_files_folders_and_runs(server, tmp_path):
+def test_load_accepts_urls_of_files_and_folders(server, tmp_path):
     url, root = server
     path = plain_npz(root / "x.npz", tiny())
     for where in (f"{url}/x.npz", f"file://{path}", str(path)):
         assert_same(flat(where, tiny()), some_arrays(tiny()))
     empty = tmp_path / "empty"
     empty.mkdir()
-    assert "contains no checkpoint; it contains nothing" in refused(load.load, f"file://{empty}")
+    assert "contains no checkpoint; it contains nothing" in error_of(load.load, f"file://{empty}")
     (empty / "model-00001-of-00002.safetensors").write_text("")
-    assert "it holds model-00001-of-00002.safetensors" in refused(load.load, empty)
+    assert "it contains model-00001-of-00002.safetensors" in error_of(load.load, empty)
 
 
-def test_an_unknown_name_gets_a_hint(tmp_path, monkeypatch):
+def test_predict_suggests_a_similar_published_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    words = "no such file, folder or published name. Did you mean ViT-S_16-gap-norep"
-    with pytest.raises(CheckpointError, match=words):
+    text = "no such file, folder or published name. Did you mean ViT-S_16-gap-norep"
+    with pytest.raises(CheckpointError, match=text):
         main.run(["predict", "--checkpoint=ViT-S_16-gap-nrep", "x.jpg"])
 
 
-def test_a_folder_of_timms_is_read_by_its_name_and_inspected(tmp_path, capsys):
-    path = told(tmp_path / "model.safetensors", tiny(gelu="erf"))
+def test_load_and_inspect_accept_a_timm_folder(tmp_path, capsys):
+    path = with_metadata(tmp_path / "model.safetensors", tiny(gelu="erf"))
     arrays = safetensors.numpy.load_file(path)
     safetensors.numpy.save_file(arrays, path)
     config = {"architecture": "vit_tiny", "model_args": {"num_heads": 2}}
@@ -327,13 +342,13 @@ def test_a_folder_of_timms_is_read_by_its_name_and_inspected(tmp_path, capsys):
     assert "blocks.0.attn.qkv.weight 24x8 float32" in " ".join(capsys.readouterr().out.split())
 
 
-def test_inspecting_a_file_of_nothing_is_no_bug(tmp_path, capsys):
+def test_inspect_accepts_a_file_without_arrays(tmp_path, capsys):
     np.savez(tmp_path / "empty.npz")
     assert main.run(["inspect", str(tmp_path / "empty.npz")]) == 0
     assert "parameters: 0" in capsys.readouterr().out
 
 
-def test_what_a_file_says_reaches_the_terminal_as_json(tmp_path, capsys):
+def test_inspect_escapes_control_characters(tmp_path, capsys):
     path = tmp_path / "x.npz"
     write_npz(path, some_arrays(tiny()).items(), {"file": "other.npz", "note": "\x1b[2J", "\n": 1})
     assert main.run(["inspect", str(path)]) == 0
@@ -342,7 +357,7 @@ def test_what_a_file_says_reaches_the_terminal_as_json(tmp_path, capsys):
     assert f"file: {path}" in out
 
 
-def test_class_names_must_be_as_many_as_the_head_has(tmp_path):
+def test_load_rejects_another_number_of_class_names(tmp_path):
     path = plain_npz(tmp_path / "x.npz", tiny())
     with pytest.raises(ConfigError, match="2 class names for a head of 3"):
         load.load(path, ("cat", "dog"))
@@ -351,13 +366,13 @@ def test_class_names_must_be_as_many_as_the_head_has(tmp_path):
     assert load.load(path).classes == ("class 0", "class 1", "class 2")
 
 
-def test_a_file_that_cannot_be_read_does_not_stay_in_the_cache(server, tmp_path):
+def test_unreadable_download_is_deleted_and_local_file_is_kept(server, tmp_path):
     url, root = server
     (root / "x.npz").write_text("an error page")
-    assert "It is removed, to be fetched anew" in refused(load.load, f"{url}/x.npz")
+    assert "The download is deleted; try again" in error_of(load.load, f"{url}/x.npz")
     plain_npz(root / "x.npz", tiny())
     assert load.load(f"{url}/x.npz").model.num_classes == 3
     local = tmp_path / "y.npz"
     local.write_text("mine")
-    refused(load.load, local.as_uri())
+    error_of(load.load, local.as_uri())
     assert local.exists()

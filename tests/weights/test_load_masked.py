@@ -1,4 +1,4 @@
-"""A masked patch run behind WHERE: a start for other models, features, and no classes."""
+"""Loading a run of masked patch prediction: for features, classifiers, and further runs."""
 
 import dataclasses
 
@@ -13,7 +13,7 @@ from vit_jax.errors import CheckpointError
 from vit_jax.models.registry import build, param_shapes
 from vit_jax.tasks.registry import build_model
 from vit_jax.weights import load
-from vit_jax.weights.adapt import MASKED
+from vit_jax.weights.adapt import MASKED_PATCH_PARAMS
 
 SHAPE = {"name": "vit_ti16", "patch": 4, "num_layers": 1, "hidden_size": 8, "mlp_size": 8}
 
@@ -46,36 +46,36 @@ def same_arrays(tree, params) -> bool:
     return all(np.array_equal(found[name], array) for name, array in params.items())
 
 
-def test_it_loads_as_features_and_tells_that_it_has_no_classes(run):
+def test_load_gives_features_and_no_classes(run):
     _, params, folder = run
     loaded = load.load(folder)
     assert (loaded.model.num_classes, loaded.classes) == (0, ())
-    body = {name: array for name, array in params.items() if name not in MASKED}
+    body = {name: array for name, array in params.items() if name not in MASKED_PATCH_PARAMS}
     assert param_shapes(loaded.model) == loaded.weights.shapes
     assert same_arrays(loaded.params(), body)
-    words = r"7 is a masked patch run: it has no classes; fine-tune it first\.$"
-    with pytest.raises(CheckpointError, match=words):
-        loaded.refuse_without_head()
+    text = r"7 is a run of masked patch prediction and has no classes; fine-tune it first\.$"
+    with pytest.raises(CheckpointError, match=text):
+        loaded.require_head()
 
 
-def test_a_classifier_starts_from_it_where_a_new_head_is_permitted(run):
+def test_classifier_needs_permission_for_a_new_head(run):
     config, params, folder = run
     model = build(config.model, num_classes=2, image_size=(8, 12))
-    with pytest.raises(CheckpointError, match=r"mask_token has no place .* init\.new_head=True"):
+    with pytest.raises(CheckpointError, match=r"mask_token is not in the model \(init\.new_head"):
         load.load_params(folder, model)
     started = load.load_params(folder, model, new_head=True)
     head = {"head/kernel": np.zeros((8, 2)), "head/bias": np.zeros(2)}
-    body = {name: array for name, array in params.items() if name not in MASKED}
+    body = {name: array for name, array in params.items() if name not in MASKED_PATCH_PARAMS}
     assert same_arrays(started, body | head)
 
 
-def test_a_new_head_of_a_classifier_has_the_models_own_bias(run):
-    section = dataclasses.replace(run[0].model, head_bias=-10.0)
-    model = build(section, num_classes=2, image_size=(8, 12))
+def test_new_head_of_a_classifier_has_the_bias_of_the_model(run):
+    config = dataclasses.replace(run[0].model, head_bias=-10.0)
+    model = build(config, num_classes=2, image_size=(8, 12))
     started = load.load_params(run[2], model, new_head=True)
     np.testing.assert_array_equal(started["head"]["bias"], [-10.0, -10.0])
 
 
-def test_other_masked_patches_start_from_it_with_all_that_it_learnt(run):
+def test_masked_patch_run_starts_with_all_parameters(run):
     config, params, folder = run
     assert same_arrays(load.load_params(folder, build_model(config, num_classes=9)), params)

@@ -1,16 +1,16 @@
-"""What metadata and config files say of a model, and how they are refused."""
+"""Metadata of this package's files and of config files: values and rejected values."""
 
 import dataclasses
 import json
 
 import pytest
 
-from tests.support import foreign_weights
+from tests.support import peer_weights
 from vit_jax.errors import CheckpointError, VitJaxError
 from vit_jax.weights import load, metadata
-from vit_jax.weights.infer_model import model_options
-from vit_jax.weights.metadata import Facts
-from vit_jax.weights.reader import open_foreign
+from vit_jax.weights.infer_model import infer_model_options
+from vit_jax.weights.metadata import WeightsMetadata
+from vit_jax.weights.reader import open_weights_file
 
 HALF, IMAGENET = [0.5] * 3, ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 CLIP = ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711])
@@ -40,17 +40,17 @@ TIMM = {
 }
 
 
-def of_huggingface(config=None, processor=None):
+def from_huggingface(config=None, processor=None):
     return metadata.from_huggingface(VIT | (config or {}), processor or {}, "folder")
 
 
-def of_timm(**changes):
+def from_timm(**changes):
     return metadata.from_timm(TIMM | {"pretrained_cfg": TIMM["pretrained_cfg"] | changes}, "folder")
 
 
-def refused(act, *args, **kwargs):
+def error_of(function, *args, **kwargs):
     with pytest.raises(CheckpointError, match=r"^folder: ") as caught:
-        act(*args, **kwargs)
+        function(*args, **kwargs)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 300
     return str(caught.value)
@@ -62,15 +62,15 @@ def refused(act, *args, **kwargs):
 @pytest.mark.parametrize(
     ("config", "eps"),
     [
-        ({}, 1e-12),  # The defaults of its own classes.
+        ({}, 1e-12),  # The defaults of Hugging Face's classes.
         ({"model_type": "dinov2"}, 1e-6),
         ({"model_type": "dinov2_with_registers"}, 1e-6),
         ({"layer_norm_eps": 1e-5}, 1e-5),
     ],
 )
-def test_hugging_faces_defaults_are_its_own(config, eps):
-    found = of_huggingface(config)
-    assert (found.norm_eps, found.gelu, found.image_size) == (eps, "erf", (224, 224))
+def test_from_huggingface_uses_its_default_epsilon(config, eps):
+    fields = from_huggingface(config)
+    assert (fields.norm_eps, fields.gelu, fields.image_size) == (eps, "erf", (224, 224))
     assert metadata.from_huggingface({"model_type": "vit"}, {}, "folder").num_heads == 12
 
 
@@ -84,12 +84,12 @@ def test_hugging_faces_defaults_are_its_own(config, eps):
         ("gelu_pytorch_tanh", "tanh"),
     ],
 )
-def test_its_activations_have_our_names(activation, gelu):
-    assert of_huggingface({"hidden_act": activation}).gelu == gelu
+def test_from_huggingface_translates_activations(activation, gelu):
+    assert from_huggingface({"hidden_act": activation}).gelu == gelu
 
 
 @pytest.mark.parametrize(
-    ("config", "words"),
+    ("config", "text"),
     [
         ({"model_type": "swin"}, "model_type 'swin'"),
         ({"model_type": ["vit"]}, "model_type ['vit']"),
@@ -111,27 +111,27 @@ def test_its_activations_have_our_names(activation, gelu):
     ],
     ids=str,
 )
-def test_hugging_faces_models_that_are_not_ours_are_refused_in_one_line(config, words):
-    assert words in refused(of_huggingface, config)
+def test_from_huggingface_rejects_unsupported_models_in_one_line(config, text):
+    assert text in error_of(from_huggingface, config)
 
 
-def test_only_a_dinov2_that_classifies_pools_the_patches_too():
+def test_from_huggingface_pools_patches_for_dinov2_classifiers_only():
     dino = {"model_type": "dinov2", "architectures": ["Dinov2ForImageClassification"]}
-    assert of_huggingface(dino).pool == "token_gap"
-    assert of_huggingface(dino | {"architectures": ["Dinov2Model"]}).pool is None
-    assert of_huggingface(dino | {"architectures": None}).pool is None
-    assert of_huggingface({"architectures": ["ViTForImageClassification"]}).pool is None
+    assert from_huggingface(dino).pool == "token_gap"
+    assert from_huggingface(dino | {"architectures": ["Dinov2Model"]}).pool is None
+    assert from_huggingface(dino | {"architectures": None}).pool is None
+    assert from_huggingface({"architectures": ["ViTForImageClassification"]}).pool is None
 
 
-def test_class_names_stand_in_the_order_of_their_numbers():
+def test_from_huggingface_orders_class_names_by_index():
     labels = {str(k): f"kind {k}" for k in (10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0)}
-    assert of_huggingface({"id2label": labels}).classes == tuple(f"kind {k}" for k in range(11))
+    assert from_huggingface({"id2label": labels}).classes == tuple(f"kind {k}" for k in range(11))
     nameless = {"0": "LABEL_0", "1": "LABEL_1"}
-    assert of_huggingface({"id2label": nameless}).classes is None
+    assert from_huggingface({"id2label": nameless}).classes is None
 
 
 @pytest.mark.parametrize(
-    ("changes", "known"),
+    ("changes", "expected"),
     [
         ({}, {"crop": "resize", "resample": "antialias", "pixel_stats": "half"}),
         ({"resample": 3}, {"crop": "resize", "resample": "bicubic"}),
@@ -149,15 +149,15 @@ def test_class_names_stand_in_the_order_of_their_numbers():
     ],
     ids=str,
 )
-def test_hugging_faces_preprocessing_is_ours(changes, known):
-    found = of_huggingface({}, PROCESSOR | changes).known()
-    assert {name: found[name] for name in known} == known
+def test_from_huggingface_translates_preprocessing(changes, expected):
+    fields = from_huggingface({}, PROCESSOR | changes).known_fields()
+    assert {name: fields[name] for name in expected} == expected
 
 
-def test_a_resnets_image_size_is_that_of_its_preprocessing():
+def test_from_huggingface_takes_a_resnets_image_size_from_its_preprocessing():
     crop = {"do_center_crop": True, "crop_size": {"height": 448, "width": 320}}
-    found = metadata.from_huggingface({"model_type": "bit"}, PROCESSOR | crop, "folder")
-    assert (found.image_size, found.norm_eps, found.gelu) == ((448, 320), None, None)
+    fields = metadata.from_huggingface({"model_type": "bit"}, PROCESSOR | crop, "folder")
+    assert (fields.image_size, fields.norm_eps, fields.gelu) == ((448, 320), None, None)
 
 
 @pytest.mark.parametrize(
@@ -174,18 +174,18 @@ def test_a_resnets_image_size_is_that_of_its_preprocessing():
     ],
     ids=str,
 )
-def test_pixels_that_are_none_of_ours_are_refused(changes):
-    refused(of_huggingface, {}, PROCESSOR | changes)
+def test_config_with_unsupported_pixel_statistics_is_rejected(changes):
+    error_of(from_huggingface, {}, PROCESSOR | changes)
     if "image_mean" in changes:
-        refused(of_timm, mean=changes["image_mean"])
+        error_of(from_timm, mean=changes["image_mean"])
 
 
 # timm.
 
 
-def test_timms_config_tells_pixels_crop_and_resampling():
-    found = of_timm()
-    assert found == Facts(
+def test_from_timm_reads_pixels_crop_and_resampling():
+    fields = from_timm()
+    assert fields == WeightsMetadata(
         image_size=(224, 224),
         pool="token",
         pixel_stats="half",
@@ -193,24 +193,24 @@ def test_timms_config_tells_pixels_crop_and_resampling():
         crop_fraction=0.9,
         resample="bicubic",
     )
-    assert of_timm(mean=IMAGENET[0], std=IMAGENET[1]).pixel_stats == "imagenet"
-    assert of_timm(crop_mode="squash").crop == "resize"
-    assert of_timm(interpolation="bilinear").resample == "antialias"
-    assert of_timm(input_size=[3, 112, 224]).image_size == (112, 224)
-    assert of_timm(label_names=["cat", "dog"]).classes == ("cat", "dog")
+    assert from_timm(mean=IMAGENET[0], std=IMAGENET[1]).pixel_stats == "imagenet"
+    assert from_timm(crop_mode="squash").crop == "resize"
+    assert from_timm(interpolation="bilinear").resample == "antialias"
+    assert from_timm(input_size=[3, 112, 224]).image_size == (112, 224)
+    assert from_timm(label_names=["cat", "dog"]).classes == ("cat", "dog")
 
 
 @pytest.mark.parametrize(
-    ("arguments", "known"),
+    ("arguments", "expected"),
     [
         ({"num_heads": 5}, {"num_heads": 5}),
         ({"act_layer": "gelu_tanh"}, {"gelu": "tanh"}),
         ({"act_layer": "gelu"}, {"gelu": "erf"}),
     ],
 )
-def test_timms_model_arguments_are_heeded(arguments, known):
-    found = metadata.from_timm(TIMM | {"model_args": arguments}, "folder").known()
-    assert {name: found[name] for name in known} == known
+def test_from_timm_reads_model_arguments(arguments, expected):
+    fields = metadata.from_timm(TIMM | {"model_args": arguments}, "folder").known_fields()
+    assert {name: fields[name] for name in expected} == expected
 
 
 @pytest.mark.parametrize(
@@ -224,20 +224,18 @@ def test_timms_model_arguments_are_heeded(arguments, known):
     ],
     ids=str,
 )
-def test_timms_models_that_are_not_ours_are_refused(config):
-    refused(metadata.from_timm, TIMM | config, "folder")
+def test_from_timm_rejects_unsupported_models(config):
+    error_of(metadata.from_timm, TIMM | config, "folder")
 
 
-def test_a_mean_of_patches_beside_a_class_token_is_refused(tmp_path):
-    config = foreign_weights.TIMM_CONFIG | {"global_pool": "avg"}
-    path = foreign_weights.save(
-        tmp_path / "model.safetensors", foreign_weights.timm_weights(), config
-    )
-    with pytest.raises(CheckpointError, match="a mean of patches beside a class token"):
+def test_load_rejects_gap_pooling_with_a_class_token(tmp_path):
+    config = peer_weights.TIMM_CONFIG | {"global_pool": "avg"}
+    path = peer_weights.save(tmp_path / "model.safetensors", peer_weights.timm_weights(), config)
+    with pytest.raises(CheckpointError, match="pool='gap' with a class token is not supported"):
         load.load(path)
 
 
-# Files beside the weights that hold anything.
+# Config files with arbitrary values.
 
 ANYTHING = [None, 5, "x", ["x"], {"x": 1}, True, [], 1e400]
 
@@ -246,24 +244,24 @@ SIZES = {"image_size": [8, 12], "num_attention_heads": 2}
 
 
 def folder_of(path, kind):
-    """Weights with a config that fits, and its nested sections."""
+    """Weights with a valid config; the folder, the config and the preprocessor config."""
     if kind == "timm":
         inner = TIMM["pretrained_cfg"] | {"input_size": [3, 8, 12], "label_names": ["a", "b", "c"]}
         config = TIMM | {"pretrained_cfg": inner, "model_args": {"num_heads": 2}, "label_names": []}
         return (
-            foreign_weights.save(path, foreign_weights.timm_weights(), config).parent,
+            peer_weights.save(path, peer_weights.timm_weights(), config).parent,
             config,
             None,
         )
     config = VIT | SIZES | {"model_type": kind, "hidden_act": "gelu", "architectures": []}
     config |= {"id2label": {"0": "a", "1": "b", "2": "c"}, "pooler_act": "tanh"}
     processor = PROCESSOR | {"do_center_crop": True, "crop_size": 8}
-    arrays = foreign_weights.as_huggingface(foreign_weights.timm_weights())
-    return foreign_weights.save(path, arrays, config, processor).parent, config, processor
+    arrays = peer_weights.as_huggingface(peer_weights.timm_weights())
+    return peer_weights.save(path, arrays, config, processor).parent, config, processor
 
 
 @pytest.mark.parametrize("kind", ["vit", "timm"])
-def test_whatever_stands_in_a_config_is_read_or_refused(tmp_path, kind):
+def test_arbitrary_config_values_are_read_or_rejected_in_one_line(tmp_path, kind):
     folder, config, processor = folder_of(tmp_path / "model.safetensors", kind)
     assert load.load(folder).model.image_size == (8, 12)
 
@@ -273,33 +271,33 @@ def test_whatever_stands_in_a_config_is_read_or_refused(tmp_path, kind):
             if isinstance(value, dict):
                 yield from (values | {name: inner} for inner in variants(value))
 
-    num_read = num_refused = 0
+    num_read = num_rejected = 0
     for file, values in (("config", config), ("preprocessor_config", processor)):
         for changed in variants(values or {}):
             (tmp_path / f"{file}.json").write_text(json.dumps(changed))
             try:
-                model_options(open_foreign(folder))
+                infer_model_options(open_weights_file(folder))
                 num_read += 1
             except VitJaxError as error:
-                num_refused += 1
+                num_rejected += 1
                 assert error.exit_code in (2, 4)
                 assert "\n" not in str(error)
         if values:
             (tmp_path / f"{file}.json").write_text(json.dumps(values))
-    assert min(num_read, num_refused) > 20
+    assert min(num_read, num_rejected) > 20
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", "[" * 100_000, "\ufeff{}", "{}"])
-def test_a_config_that_is_none_is_refused(tmp_path, text):
-    path = foreign_weights.save(tmp_path / "model.safetensors", foreign_weights.timm_weights())
+def test_load_rejects_an_invalid_config_file(tmp_path, text):
+    path = peer_weights.save(tmp_path / "model.safetensors", peer_weights.timm_weights())
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(CheckpointError, match=r"config\.json"):
         load.load(path.parent)
 
 
-# Our own metadata.
+# Metadata of this package's files.
 
-FULL = Facts(
+FULL = WeightsMetadata(
     num_heads=2,
     image_size=(8, 12),
     pool="token",
@@ -315,20 +313,20 @@ FULL = Facts(
 )
 
 
-def test_our_metadata_comes_back_from_json():
+def test_from_json_is_the_inverse_of_to_json():
     assert None not in vars(FULL).values()
-    text = json.dumps(metadata.to_metadata(FULL))
-    assert metadata.from_metadata(json.loads(text), "x") == FULL
+    text = json.dumps(metadata.to_json(FULL))
+    assert metadata.from_json(json.loads(text), "x") == FULL
     for name in vars(FULL):
-        one = Facts(**{name: getattr(FULL, name)})
-        assert metadata.from_metadata(json.loads(json.dumps(metadata.to_metadata(one))), "x") == one
+        one = WeightsMetadata(**{name: getattr(FULL, name)})
+        assert metadata.from_json(json.loads(json.dumps(metadata.to_json(one))), "x") == one
 
 
-@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Facts)])
-def test_damaged_metadata_is_refused_by_the_name_of_its_field(name):
+@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(WeightsMetadata)])
+def test_from_json_rejects_invalid_values_and_names_the_field(name):
     nonsense = ["nonsense", -1, 0, 10**9, {"a": 1}, True, [1], [8, "8"], "x" * 10**5]
-    if name != "classes":  # They may be anything.
+    if name != "classes":  # Any strings are allowed.
         nonsense += [[["a"]], [8, -8], [10**9, 10**9], [None, None], ["ERF"]]
     for value in nonsense:
-        message = refused(metadata.from_metadata, {name: value}, "folder")
-        assert message.startswith(f"folder: its metadata is damaged: {name} is ")
+        message = error_of(metadata.from_json, {name: value}, "folder")
+        assert message.startswith(f"folder: invalid metadata: {name} is ")

@@ -1,6 +1,6 @@
-"""Outputs of timm and Hugging Face on the same weights, kept in a file for every machine.
+"""Outputs against stored outputs of timm and Hugging Face on the same weights.
 
-`UPDATE_GOLDEN=1 pytest -m parity tests/weights/test_reader_parity.py -k golden` writes it anew.
+`UPDATE_GOLDEN=1 pytest -m parity tests/weights/test_reader_parity.py -k golden` updates the file.
 """
 
 import json
@@ -14,13 +14,13 @@ from vit_jax import create_model, trees
 
 
 @pytest.mark.parametrize("title", CASES)
-def test_outputs_are_those_of_timm_and_hugging_face(title, photos):
+def test_outputs_equal_timm_and_huggingface(title, photos):
     expected = np.array(json.loads(GOLDEN.read_text())[title])
     name, options = CASES[title][2]
     model = create_model(name, **options)
     params = trees.unflatten(params_of(model))
     logits = np.asarray(jax.jit(model.apply)({"params": params}, photo_pixels(photos)))
-    # The two photos are told apart by far more than the tolerance.
+    # Outputs of the two photos differ by far more than the tolerance.
     assert np.abs(expected[0] - expected[1]).max() > 1e-2 * np.abs(expected).max()
     np.testing.assert_allclose(logits, expected, atol=2e-4 * np.abs(expected).max())
 

@@ -1,4 +1,4 @@
-"""Logits equal timm's and Hugging Face's, with weights going both ways (needs PyTorch).
+"""Logits equal those of timm and Hugging Face, with weights in both directions (PyTorch).
 
 Deselected by default: `pytest -m parity` after
 `pip install -e '.[dev,parity]'` and `pip install --no-deps timm torchvision`.
@@ -14,11 +14,12 @@ from PIL import Image
 
 import vit_jax
 from tests.support.golden_outputs import CASES, GOLDEN, params_of, photo_pixels
+from tests.support.tiny import assert_same_model
 from vit_jax import trees
 from vit_jax.weights import writer
-from vit_jax.weights.infer_model import model_options
-from vit_jax.weights.metadata import Facts
-from vit_jax.weights.reader import open_foreign
+from vit_jax.weights.infer_model import infer_model_options
+from vit_jax.weights.metadata import WeightsMetadata
+from vit_jax.weights.reader import open_weights_file
 
 pytestmark = pytest.mark.parity
 TOLERANCE = 2e-4  # Of the largest logit.
@@ -54,7 +55,7 @@ MODELS = {
 def torch():
     import torch
 
-    for op in ("nms", "qnms"):  # torchvision's import asks for them, on CPU builds too.
+    for op in ("nms", "qnms"):  # Required by the import of torchvision.
         name = f"torchvision::{op}"
         torch.library.define(name, "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     torch.manual_seed(0)
@@ -70,7 +71,7 @@ def pixels(photos) -> np.ndarray:
 
 
 def randomize(torch, model) -> None:
-    """Weights at random that leave no tensor without an effect on the logits."""
+    """Sets random weights with which every tensor affects the logits."""
     generator = torch.Generator().manual_seed(0)
     for name, parameter in model.named_parameters():
         scale = parameter.ndim == 1 and name.endswith(("weight", "gamma", "lambda1"))
@@ -79,14 +80,14 @@ def randomize(torch, model) -> None:
         if "pos_embed" in name or "position" in name or "token" in name:
             noise = torch.randn(parameter.shape, generator=generator) * 0.5
         if parameter.ndim == 4 and ("conv" in name or "convolution" in name):
-            # Standardised weights forget their scale but for epsilons, which differ: 1e-5 beside
-            # the deviation in the official code, 1e-8 beside the variance in timm.
+            # Standardization removes the scale except for epsilon, which differs: the official code
+            # adds 1e-5 to the standard deviation, timm 1e-8 to the variance.
             noise = noise * 1000
         parameter.copy_(noise + (1.0 if scale else 0.0))
 
 
 def match_group_norms(model, eps: float) -> None:
-    """timm's hybrids have 1e-5 in GroupNorm where the official code has 1e-6."""
+    """Sets epsilon of GroupNorm: 1e-5 in timm's hybrids, 1e-6 in the official code."""
     for module in model.modules():
         if type(module).__name__.startswith("GroupNorm"):
             module.eps = eps
@@ -111,7 +112,7 @@ def report(record_property, title: str, peer: str, there: float, back: float) ->
 
 
 @pytest.mark.parametrize("title", MODELS)
-def test_timm_gives_our_logits_both_ways(torch, title, pixels, tmp_path, record_property):
+def test_timm_logits_equal_both_ways(torch, title, pixels, tmp_path, record_property):
     import safetensors.torch
     import timm
 
@@ -128,11 +129,11 @@ def test_timm_gives_our_logits_both_ways(torch, title, pixels, tmp_path, record_
     model = vit_jax.create_model(name, num_classes=CLASSES, **gelu, **options)
     params = vit_jax.load_params(path, model)
     there = difference(ours(model, params, pixels), expected)
-    assert vit_jax.create_model(**model_options(open_foreign(path))).grid == model.grid
+    assert vit_jax.create_model(**infer_model_options(open_weights_file(path))).grid == model.grid
 
     flat = trees.flatten(params)
     plan = writer.plan_export("safetensors", model, {k: v.shape for k, v in flat.items()})
-    writer.write(plan, tmp_path / "ours.safetensors", model, flat, Facts(), "")
+    writer.write(plan, tmp_path / "ours.safetensors", model, flat, WeightsMetadata(), "")
     fresh = timm.create_model(
         timm_name, num_classes=CLASSES, checkpoint_path=str(tmp_path / "ours.safetensors"),
         **timm_options,
@@ -147,7 +148,7 @@ def test_timm_gives_our_logits_both_ways(torch, title, pixels, tmp_path, record_
 
 
 @pytest.mark.parametrize("title", [title for title in MODELS if "DINO" not in title])
-def test_timm_reads_the_npz_we_write(torch, title, pixels, tmp_path):
+def test_timm_reads_written_npz(torch, title, pixels, tmp_path):
     import timm
 
     name, timm_name, timm_options, options = MODELS[title]
@@ -161,7 +162,7 @@ def test_timm_reads_the_npz_we_write(torch, title, pixels, tmp_path):
     safetensors.torch.save_file(peer.state_dict(), source)
     flat = trees.flatten(vit_jax.load_params(source, model))
     plan = writer.plan_export("npz", model, {k: v.shape for k, v in flat.items()})
-    writer.write(plan, tmp_path / "ours.npz", model, flat, Facts(), "")
+    writer.write(plan, tmp_path / "ours.npz", model, flat, WeightsMetadata(), "")
     fresh = timm.create_model(timm_name, num_classes=CLASSES, **timm_options).eval()
     fresh.load_pretrained(str(tmp_path / "ours.npz")) if hasattr(
         fresh, "load_pretrained"
@@ -183,7 +184,7 @@ HF_SIZES = {
 
 
 def huggingface(title: str):
-    """A model of Hugging Face's class, and ours."""
+    """A model of Hugging Face and the same model of this package."""
     import transformers as hf
 
     if title == "BiT-R50x1":
@@ -211,7 +212,7 @@ def huggingface(title: str):
 
 
 @pytest.mark.parametrize("title", [*HF_SIZES, "BiT-R50x1", "DINOv2 S/14", "DINOv2 S/14, registers"])
-def test_hugging_face_gives_our_logits_both_ways(torch, title, pixels, tmp_path, record_property):
+def test_huggingface_logits_equal_both_ways(torch, title, pixels, tmp_path, record_property):
     peer, model = huggingface(title)
     peer.eval()
     randomize(torch, peer)
@@ -219,24 +220,25 @@ def test_hugging_face_gives_our_logits_both_ways(torch, title, pixels, tmp_path,
     peer.save_pretrained(tmp_path / "theirs")
     params = vit_jax.load_params(tmp_path / "theirs", model)
     there = difference(ours(model, params, pixels), expected)
-    assert vit_jax.create_model(**model_options(open_foreign(tmp_path / "theirs"))) == model
+    options = infer_model_options(open_weights_file(tmp_path / "theirs"))
+    assert_same_model(vit_jax.create_model(**options), model)
 
     flat = trees.flatten(params)
     plan = writer.plan_export("huggingface", model, {k: v.shape for k, v in flat.items()})
     titles = tuple(f"kind {k}" for k in range(CLASSES))
-    said = Facts(classes=titles, crop="resize", resample="antialias")
-    writer.write(plan, tmp_path / "ours", model, flat, said, "# card")
+    metadata = WeightsMetadata(classes=titles, crop="resize", resample="antialias")
+    writer.write(plan, tmp_path / "ours", model, flat, metadata, "# card")
     fresh, loading = type(peer).from_pretrained(tmp_path / "ours", output_loading_info=True)
     assert not any(loading.values()), loading
     back = difference(run(torch, lambda x: fresh.eval()(x).logits, pixels), expected)
     assert fresh.config.id2label[3] == "kind 3"
-    assert open_foreign(tmp_path / "ours").facts.classes == titles
+    assert open_weights_file(tmp_path / "ours").metadata.classes == titles
     assert json.loads((tmp_path / "ours" / "preprocessor_config.json").read_text())["do_resize"]
     report(record_property, title, "Hugging Face", there, back)
     assert max(there, back) <= TOLERANCE
 
 
-def test_version_5_names_are_read_as_well(torch, pixels, tmp_path):
+def test_huggingface_version_5_names_are_read(torch, pixels, tmp_path):
     import safetensors.torch
 
     peer, model = huggingface("Ti/16")
@@ -251,7 +253,7 @@ def test_version_5_names_are_read_as_well(torch, pixels, tmp_path):
 
 
 def golden_peer(title: str):
-    """The peer of a golden case, with our weights in it."""
+    """The model of a golden case and its peer."""
     import timm
     import transformers as hf
 
@@ -277,7 +279,7 @@ def golden_peer(title: str):
     return model, hf.ViTForImageClassification(hf.ViTConfig(intermediate_size=768, **sizes))
 
 
-def test_golden_outputs_are_the_peers(torch, photos, tmp_path):
+def test_golden_outputs_equal_the_peers(torch, photos, tmp_path):
     import safetensors.torch
 
     computed = {}
@@ -287,7 +289,7 @@ def test_golden_outputs_are_the_peers(torch, photos, tmp_path):
         shapes = {key: array.shape for key, array in flat.items()}
         plan = writer.plan_export("safetensors" if kind == "timm" else "huggingface", model, shapes)
         path = tmp_path / f"{len(computed)}.safetensors"
-        writer.write(plan, path, model, flat, Facts(), "")
+        writer.write(plan, path, model, flat, WeightsMetadata(), "")
         weights = path if kind == "timm" else path / "model.safetensors"
         state = safetensors.torch.load_file(weights)
         if kind == "timm":

@@ -1,4 +1,4 @@
-"""Align-corners resizing against the interpolation of the official code."""
+"""Align-corners resizing against scipy, which the official code uses."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ from vit_jax.weights.resize_grid import interpolation_matrix, resize_grid
         ((1, 4), (3, 4)),
     ],
 )
-def test_resizing_is_scipys_zoom_of_order_one(old, new):
+def test_resize_grid_equals_scipy_zoom_of_order_one(old, new):
     grid = np.random.default_rng(0).normal(size=(*old, 3))
     zoom = (new[0] / old[0], new[1] / old[1], 1)
     expected = ndimage.zoom(grid, zoom, order=1)
@@ -28,7 +28,7 @@ def test_resizing_is_scipys_zoom_of_order_one(old, new):
     np.testing.assert_allclose(resize_grid(grid, new), expected, atol=1e-5)
 
 
-def test_a_ramp_keeps_its_end_points_and_stays_a_ramp():
+def test_resize_grid_of_a_ramp_is_a_ramp_with_equal_end_points():
     ramp = np.arange(14.0)[:, None, None] * np.ones((14, 2, 1))
     resized = resize_grid(ramp, (24, 2))[:, 0, 0]
     np.testing.assert_allclose(resized, np.arange(24) * 13 / 23, atol=1e-12)
@@ -36,7 +36,7 @@ def test_a_ramp_keeps_its_end_points_and_stays_a_ramp():
     assert resized[-1] == 13
 
 
-def test_down_sizing_samples_without_averaging():
+def test_resize_grid_downsamples_without_averaging():
     ramp = np.arange(14.0).reshape(1, 14, 1)
     halved = resize_grid(ramp, (1, 7))[0, :, 0]
     np.testing.assert_allclose(halved, [0, 13 / 6, 26 / 6, 6.5, 52 / 6, 65 / 6, 13], atol=1e-12)
@@ -45,22 +45,22 @@ def test_down_sizing_samples_without_averaging():
     assert not np.any(resize_grid(spike, (1, 5)))
 
 
-def test_heights_and_widths_are_not_exchanged():
+def test_resize_grid_does_not_swap_height_and_width():
     rows = np.arange(3.0)[:, None, None] * np.ones((3, 2, 1))
     np.testing.assert_allclose(resize_grid(rows, (5, 3))[:, :, 0].T, [[0, 0.5, 1, 1.5, 2]] * 3)
 
 
-def test_the_same_size_changes_nothing():
+def test_resize_grid_to_the_same_size_is_the_identity():
     grid = np.random.default_rng(0).normal(size=(3, 4, 2)).astype(np.float32)
     np.testing.assert_array_equal(resize_grid(grid, (3, 4)), grid)
 
 
-def test_a_grid_keeps_its_dtype():
+def test_resize_grid_keeps_the_dtype():
     assert resize_grid(np.ones((2, 2, 1), np.float32), (3, 3)).dtype == np.float32
 
 
 @pytest.mark.parametrize(("old", "new"), [(14, 24), (24, 14), (1, 5), (5, 1), (2, 3)])
-def test_every_sample_is_a_mean_of_two_neighbours(old, new):
+def test_interpolation_matrix_rows_average_two_neighbors(old, new):
     matrix = interpolation_matrix(old, new)
     np.testing.assert_allclose(matrix.sum(axis=1), 1)
     assert matrix.min() >= 0

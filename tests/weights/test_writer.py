@@ -1,4 +1,4 @@
-"""What is written for other ecosystems: their names, every bit, and nothing by halves."""
+"""Writing in the formats of other projects: names, values, metadata, and failed writes."""
 
 import json
 import types
@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from tests.support import foreign_weights
+from tests.support import peer_weights
+from tests.support.tiny import assert_same_model
 from vit_jax import create_model, trees
 from vit_jax.errors import ConfigError
 from vit_jax.models.registry import param_shapes
 from vit_jax.weights import load, writer
-from vit_jax.weights.infer_model import model_options
-from vit_jax.weights.metadata import Facts
-from vit_jax.weights.reader import open_foreign
+from vit_jax.weights.infer_model import infer_model_options
+from vit_jax.weights.metadata import WeightsMetadata
+from vit_jax.weights.reader import open_weights_file
 
-words = str.split
 TINY = {"num_layers": 1, "hidden_size": 8, "mlp_size": 16, "num_heads": 2, "num_classes": 3}
 
 
@@ -33,19 +33,20 @@ def some_arrays(model):
     }
 
 
-def write(format, path, model, arrays=None, said=Facts()):  # noqa: B008
-    plan = writer.plan_export(format, model, param_shapes(model))
-    notes = writer.write(plan, path, model, arrays or some_arrays(model), said, "# A card")
+def write(file_format, path, model, arrays=None, metadata=None):
+    plan = writer.plan_export(file_format, model, param_shapes(model))
+    arrays, metadata = arrays or some_arrays(model), metadata or WeightsMetadata()
+    notes = writer.write(plan, path, model, arrays, metadata, "# A card")
     return path, notes
 
 
-def names_for(format, model):
-    return set(writer.plan_export(format, model, param_shapes(model)).rows)
+def names_for(file_format, model):
+    return set(writer.plan_export(file_format, model, param_shapes(model)).rows)
 
 
-# Names, as published.
+# Tensor names of the published files.
 
-BLOCK = words(
+BLOCK = str.split(
     """LayerNorm_0/bias LayerNorm_0/scale LayerNorm_2/bias LayerNorm_2/scale
 MlpBlock_3/Dense_0/bias MlpBlock_3/Dense_0/kernel MlpBlock_3/Dense_1/bias MlpBlock_3/Dense_1/kernel
 MultiHeadDotProductAttention_1/key/bias MultiHeadDotProductAttention_1/key/kernel
@@ -54,19 +55,19 @@ MultiHeadDotProductAttention_1/query/bias MultiHeadDotProductAttention_1/query/k
 MultiHeadDotProductAttention_1/value/bias MultiHeadDotProductAttention_1/value/kernel"""
 )
 VIT = {f"Transformer/encoderblock_{i}/{name}" for i in (0, 1) for name in BLOCK} | set(
-    words(
+    str.split(
         """Transformer/encoder_norm/bias Transformer/encoder_norm/scale
     Transformer/posembed_input/pos_embedding cls embedding/bias embedding/kernel
     head/bias head/kernel pre_logits/bias pre_logits/kernel"""
     )
 )
 STEM = {"conv_root/kernel", "gn_root/bias", "gn_root/scale"}
-UNIT = words(
+UNIT = str.split(
     """conv1/kernel conv2/kernel conv3/kernel gn1/bias gn1/scale gn2/bias gn2/scale gn3/bias
 gn3/scale"""
 )
 TIMM = set(
-    words(
+    str.split(
         """cls_token pos_embed patch_embed.proj.weight patch_embed.proj.bias norm.weight norm.bias
     head.weight head.bias blocks.0.norm1.weight blocks.0.norm1.bias blocks.0.norm2.weight
     blocks.0.norm2.bias blocks.0.attn.qkv.weight blocks.0.attn.qkv.bias blocks.0.attn.proj.weight
@@ -76,7 +77,7 @@ TIMM = set(
 )
 
 
-def test_an_npz_has_the_names_of_the_official_files():
+def test_npz_has_the_tensor_names_of_the_official_files():
     assert names_for("npz", tiny(num_layers=2, pre_logits=True)) == VIT
     hybrid = names_for("npz", tiny("r26_s32", 32, num_layers=2, pre_logits=True))
     units = {f"block{b}/unit{u}/{name}" for b in (1, 2, 3, 4) for u in (1, 2) for name in UNIT}
@@ -86,7 +87,7 @@ def test_an_npz_has_the_names_of_the_official_files():
     assert names_for("npz", tiny("r_ti16", 32, num_layers=2, pre_logits=True)) == VIT | STEM
 
 
-def test_safetensors_have_the_names_of_timm():
+def test_safetensors_has_the_tensor_names_of_timm():
     assert names_for("safetensors", tiny()) == TIMM
     stem = {f"patch_embed.backbone.{n}" for n in ("conv.weight", "norm.weight", "norm.bias")}
     assert names_for("safetensors", tiny("r_ti16", 32)) == TIMM | stem
@@ -96,29 +97,29 @@ def test_safetensors_have_the_names_of_timm():
     assert not any("downsample.norm" in name for name in bit)
 
 
-def test_bits_units_count_in_two_digits():
+def test_npz_of_bit_numbers_units_with_two_digits():
     names = names_for("npz", create_model("bit_r101x1", num_classes=3))
     assert "resnet/block3/unit23/c/standardized_conv2d/kernel" in names
     assert "resnet/block3/unit09/a/group_norm/gamma" in names
 
 
-# Round trips, from files made by hand.
+# Round trips of files built in the tests.
 
 
 def official(name, array):
-    """A parameter of ours as the published files have it."""
-    for ours, theirs in (
+    """Name and array of a parameter in the official files."""
+    for old, new in (
         ("/MultiHeadDotProductAttention_0/", "/MultiHeadDotProductAttention_1/"),
         ("/LayerNorm_1/", "/LayerNorm_2/"),
         ("/MlpBlock_0/", "/MlpBlock_3/"),
     ):
-        name = name.replace(ours, theirs) if "encoderblock" in name else name
+        name = name.replace(old, new) if "encoderblock" in name else name
     is_group_norm = name.startswith("gn_") or "/gn" in name
     return name, array.reshape(1, 1, 1, -1) if is_group_norm else array
 
 
 def bit(name, array):
-    """The same of a BiT ResNet."""
+    """Name and array of a parameter in the published BiT files."""
     parts = name.split("/")
     if parts[0] == "head":
         return f"resnet/head/conv2d/{parts[1]}", array[None, None] if array.ndim == 2 else array
@@ -134,9 +135,9 @@ def bit(name, array):
 def assert_bits(actual, expected):
     assert set(actual) == set(expected)
     for name, array in expected.items():
-        there = actual[name]
-        assert (there.dtype, there.shape) == (array.dtype, array.shape), name
-        assert there.tobytes() == np.ascontiguousarray(array).tobytes(), name
+        written = actual[name]
+        assert (written.dtype, written.shape) == (array.dtype, array.shape), name
+        assert written.tobytes() == np.ascontiguousarray(array).tobytes(), name
 
 
 FAMILIES = {
@@ -145,54 +146,54 @@ FAMILIES = {
     "features": tiny(image_size=8, num_classes=0, pre_logits=True),
     "gap": tiny(image_size=8, pool="gap"),
     "map": tiny(image_size=8, pool="map"),
-    "stem alone": tiny("r_ti16", 32),
+    "stem without units": tiny("r_ti16", 32),
     "hybrid": tiny("r26_s32", 64, num_classes=0),
     "BiT": create_model("bit_r26x1", num_classes=3),
 }
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_an_npz_that_is_read_and_written_is_the_same_to_the_bit(tmp_path, family):
+def test_npz_round_trip_is_exact(tmp_path, family):
     model = FAMILIES[family]
     rename, arrays = bit if family == "BiT" else official, some_arrays(model)
     stored = dict(rename(*item) for item in arrays.items())
     np.savez(tmp_path / "published.npz", **stored)
     loaded = load.load(tmp_path / "published.npz")
-    assert loaded.model == model
-    ours = trees.flatten(loaded.params())
-    assert_bits(ours, arrays)
-    path, _ = write("npz", tmp_path / "ours.npz", model, ours)
+    assert_same_model(loaded.model, model)
+    params = trees.flatten(loaded.params())
+    assert_bits(params, arrays)
+    path, _ = write("npz", tmp_path / "ours.npz", model, params)
     assert_bits(dict(np.load(path)), stored)
 
 
-def test_timms_file_that_is_read_and_written_is_the_same_to_the_bit(tmp_path):
+def test_timm_round_trip_is_exact(tmp_path):
     for options in ({}, {"registers": 4, "positions": 6, "scales": True}):
-        w = foreign_weights.timm_weights(**options)
-        folder = foreign_weights.save(
-            tmp_path / "timm" / "model.safetensors", w, foreign_weights.TIMM_CONFIG
+        w = peer_weights.timm_weights(**options)
+        folder = peer_weights.save(
+            tmp_path / "timm" / "model.safetensors", w, peer_weights.TIMM_CONFIG
         )
         loaded = load.load(folder.parent)
-        ours = trees.flatten(loaded.params())
-        path, _ = write("safetensors", tmp_path / "ours.safetensors", loaded.model, ours)
+        params = trees.flatten(loaded.params())
+        path, _ = write("safetensors", tmp_path / "ours.safetensors", loaded.model, params)
         assert_bits(safetensors.numpy.load_file(path), w)
 
 
 @pytest.mark.parametrize("kind", ["vit", "dinov2", "dinov2_with_registers"])
-def test_hugging_faces_folder_that_is_read_and_written_is_the_same_to_the_bit(tmp_path, kind):
+def test_huggingface_round_trip_is_exact(tmp_path, kind):
     is_dino, registers = kind != "vit", 4 if "registers" in kind else 0
-    width = 2 * foreign_weights.D if is_dino else foreign_weights.D
-    w = foreign_weights.timm_weights(registers=registers, scales=is_dino, head=width)
-    stored = foreign_weights.as_huggingface(w, is_dino=is_dino, root=f"{kind}.")
-    config = foreign_weights.HF_CONFIG | {
+    width = 2 * peer_weights.D if is_dino else peer_weights.D
+    w = peer_weights.timm_weights(registers=registers, scales=is_dino, head=width)
+    stored = peer_weights.as_huggingface(w, is_dino=is_dino, root=f"{kind}.")
+    config = peer_weights.HF_CONFIG | {
         "model_type": kind,
         "architectures": ["ImageClassification"],
     }
-    source = foreign_weights.save(tmp_path / "hf" / "model.safetensors", stored, config).parent
+    source = peer_weights.save(tmp_path / "hf" / "model.safetensors", stored, config).parent
     loaded = load.load(source)
-    ours = trees.flatten(loaded.params())
-    folder, _ = write("huggingface", tmp_path / "ours", loaded.model, ours)
-    if is_dino:  # Its class expects one.
-        stored[f"{kind}.embeddings.mask_token"] = np.zeros((1, foreign_weights.D), np.float32)
+    params = trees.flatten(loaded.params())
+    folder, _ = write("huggingface", tmp_path / "ours", loaded.model, params)
+    if is_dino:  # Expected by Hugging Face's class.
+        stored[f"{kind}.embeddings.mask_token"] = np.zeros((1, peer_weights.D), np.float32)
     assert_bits(safetensors.numpy.load_file(folder / "model.safetensors"), stored)
     written = json.loads((folder / "config.json").read_text())
     assert written["model_type"] == kind
@@ -206,36 +207,38 @@ def test_hugging_faces_folder_that_is_read_and_written_is_the_same_to_the_bit(tm
 @pytest.mark.parametrize(
     "options", [{}, {"registers": 4}, {"registers": 4, "layer_scale": 1.0}, {"num_classes": 0}]
 )
-def test_what_timm_makes_of_our_file_is_what_we_make(tmp_path, options):
-    model = tiny(gelu="erf", num_layers=foreign_weights.L, **options)
+def test_outputs_of_timms_forward_pass_on_a_written_file_are_equal(tmp_path, options):
+    model = tiny(gelu="erf", num_layers=peer_weights.L, **options)
     arrays = some_arrays(model)
     path, _ = write("safetensors", tmp_path / "ours.safetensors", model, arrays)
     w = safetensors.numpy.load_file(path)
     assert w["pos_embed"].shape[1] == (6 if "registers" in options else 7)
-    expected = foreign_weights.outputs(w, foreign_weights.IMAGES)
-    found = jax.jit(model.apply)({"params": trees.unflatten(arrays)}, foreign_weights.IMAGES)
-    np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
+    expected = peer_weights.outputs(w, peer_weights.IMAGES)
+    outputs = jax.jit(model.apply)({"params": trees.unflatten(arrays)}, peer_weights.IMAGES)
+    np.testing.assert_allclose(outputs, expected, atol=1e-5 * np.abs(expected).max())
 
 
-# What stands beside the numbers.
+# Metadata.
 
-SAID = Facts(classes=("cat", "Kätzchen", 'a "dog", 犬'), crop="center", crop_fraction=0.8)
-FORMATS = ("npz", "safetensors", "huggingface")
+METADATA = WeightsMetadata(
+    classes=("cat", "Kätzchen", 'a "dog", 犬'), crop="center", crop_fraction=0.8
+)
+FILE_FORMATS = ("npz", "safetensors", "huggingface")
 
 
-def named(tmp_path, format):
-    return tmp_path / ("folder" if format == "huggingface" else f"x.{format}")
+def named(tmp_path, file_format):
+    return tmp_path / ("folder" if file_format == "huggingface" else f"x.{file_format}")
 
 
 @pytest.mark.parametrize("resample", ["antialias", "bicubic", "tf_bilinear"])
-@pytest.mark.parametrize("format", FORMATS)
-def test_classes_preprocessing_numerics_and_a_wide_grid_survive(tmp_path, format, resample):
+@pytest.mark.parametrize("file_format", FILE_FORMATS)
+def test_written_file_keeps_classes_preprocessing_and_options(tmp_path, file_format, resample):
     model = tiny(gelu="erf", norm_eps=1e-12, pixel_stats="clip")
-    said = Facts(**SAID.known() | {"resample": resample})
-    path, _ = write(format, named(tmp_path, format), model, said=said)
+    metadata = WeightsMetadata(**METADATA.known_fields() | {"resample": resample})
+    path, _ = write(file_format, named(tmp_path, file_format), model, metadata=metadata)
     loaded = load.load(path)
-    assert loaded.model == model
-    assert loaded.classes == said.classes
+    assert_same_model(loaded.model, model)
+    assert loaded.classes == metadata.classes
     recipe = loaded.recipe
     assert (recipe.size, recipe.crop, recipe.crop_fraction) == ((8, 12), "center", 0.8)
     assert recipe.resample == resample
@@ -243,79 +246,95 @@ def test_classes_preprocessing_numerics_and_a_wide_grid_survive(tmp_path, format
     assert card.read_text() == "# A card"
 
 
-def test_hugging_face_finds_classes_and_preprocessing_in_its_own_files(tmp_path):
+def test_huggingface_config_files_contain_classes_and_preprocessing(tmp_path):
     model = tiny(image_size=8, gelu="erf", pixel_stats="imagenet")
-    said = Facts(**SAID.known() | {"resample": "bicubic"})
-    folder, _ = write("huggingface", tmp_path / "hf", model, said=said)
+    metadata = WeightsMetadata(**METADATA.known_fields() | {"resample": "bicubic"})
+    folder, _ = write("huggingface", tmp_path / "hf", model, metadata=metadata)
     arrays = safetensors.numpy.load_file(folder / "model.safetensors")
-    safetensors.numpy.save_file(arrays, folder / "model.safetensors")  # Without our metadata.
+    safetensors.numpy.save_file(arrays, folder / "model.safetensors")  # No metadata.
     loaded = load.load(folder)
-    assert loaded.model == model
-    assert loaded.classes == said.classes
+    assert_same_model(loaded.model, model)
+    assert loaded.classes == metadata.classes
     assert (loaded.recipe.crop, loaded.recipe.crop_fraction) == ("center", 0.8)
     assert loaded.recipe.resample == "bicubic"
 
 
-@pytest.mark.parametrize(("format", "length"), [("npz", 70_000), ("safetensors", 1_000_000)])
-def test_class_names_that_do_not_fit_into_a_file_lie_beside_it(tmp_path, format, length):
-    titles = ("a" * length, "b", "c")
+@pytest.mark.parametrize(("file_format", "length"), [("npz", 70_000), ("safetensors", 1_000_000)])
+def test_class_names_that_do_not_fit_are_written_beside_the_file(tmp_path, file_format, length):
+    names = ("a" * length, "b", "c")
     path, notes = write(
-        format, named(tmp_path, format), tiny(image_size=8, gelu="erf"), said=Facts(classes=titles)
+        file_format,
+        named(tmp_path, file_format),
+        tiny(image_size=8, gelu="erf"),
+        metadata=WeightsMetadata(classes=names),
     )
     assert notes == [
-        f"class names do not fit into {path.name}: they are in {tmp_path}/x.classes.txt"
+        f"class names do not fit into {path.name}; written to {tmp_path}/x.classes.txt"
     ]
-    assert (tmp_path / "x.classes.txt").read_text().splitlines() == list(titles)
-    assert open_foreign(path).facts.classes is None
-    assert load.load(path).classes == titles
+    assert (tmp_path / "x.classes.txt").read_text().splitlines() == list(names)
+    assert open_weights_file(path).metadata.classes is None
+    assert load.load(path).classes == names
     (tmp_path / "x.classes.txt").write_text("of\nanother\n")
     assert not load.load(path).has_class_names
     with pytest.raises(ConfigError, match="900,000"):
-        write("huggingface", tmp_path / "hf", tiny(), said=Facts(classes=("a" * 10**6, "b", "c")))
+        write(
+            "huggingface",
+            tmp_path / "hf",
+            tiny(),
+            metadata=WeightsMetadata(classes=("a" * 10**6, "b", "c")),
+        )
     assert not (tmp_path / "hf").exists()
 
 
-# Nothing by halves.
+# Unsupported models and failed writes.
 
 
 @pytest.mark.parametrize(
-    ("format", "options", "words"),
+    ("file_format", "options", "text"),
     [
-        ("safetensors", {"pre_logits": True}, "pre_logits; --no_head leaves it"),
+        ("safetensors", {"pre_logits": True}, "pre_logits; --no_head omits it"),
         ("safetensors", {"pool": "token_gap"}, "pool='token_gap'"),
         ("safetensors", {"pos_embed": "sincos"}, "pos_embed='sincos'"),
         ("safetensors", {"pos_embed_at": "shared"}, "pos_embed_at='shared'"),
-        ("safetensors", {"qk_norm": True}, "LayerNorm of queries and keys"),
-        ("huggingface", {"pool": "gap"}, "pool='gap' where its own has 'token'"),
+        ("safetensors", {"qk_norm": True}, "qk_norm"),
+        ("huggingface", {"pool": "gap"}, "pool='gap' for this model; its pool is 'token'"),
         ("huggingface", {"pool": "map"}, "pool='map'"),
-        ("huggingface", {"layer_scale": 1.0}, "pool='token' where its own has 'token_gap'"),
-        ("huggingface", {"registers": 2}, "registers without LayerScale"),
+        (
+            "huggingface",
+            {"layer_scale": 1.0},
+            "for this model; its pool is 'token_gap'",
+        ),
+        ("huggingface", {"registers": 2}, "registers without layer_scale"),
         ("huggingface", {"pos_embed": "learned_2d"}, "pos_embed='learned_2d'"),
-        ("huggingface", {"qk_norm": True}, "LayerNorm of queries and keys"),
+        ("huggingface", {"qk_norm": True}, "qk_norm"),
         ("huggingface", {"pre_logits": True}, "a head after pre_logits; --no_head"),
-        ("huggingface", {"layer_scale": 1.0, "num_classes": 0, "mlp_size": 12}, "whole number"),
+        (
+            "huggingface",
+            {"layer_scale": 1.0, "num_classes": 0, "mlp_size": 12},
+            "is not a multiple",
+        ),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else None,
 )
-def test_what_an_ecosystem_has_no_place_for_is_refused_by_the_model_alone(format, options, words):
+def test_plan_export_rejects_unsupported_models(file_format, options, text):
     with pytest.raises(ConfigError, match=r"\.$") as caught:
-        names_for(format, tiny(**options))
-    assert words in str(caught.value)
+        names_for(file_format, tiny(**options))
+    assert text in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_hybrids_have_no_place_at_hugging_faces():
+def test_plan_export_rejects_hybrids_for_huggingface():
     with pytest.raises(ConfigError, match="a ResNet before the encoder"):
         names_for("huggingface", tiny("r_ti16", 32))
 
 
-@pytest.mark.parametrize("format", FORMATS)
-def test_a_parameter_without_a_name_there_is_never_lost(format):
-    with pytest.raises(ConfigError, match=r"has no place for mystery/kernel\.$"):
-        writer.plan_export(format, tiny(), param_shapes(tiny()) | {"mystery/kernel": (1,)})
+@pytest.mark.parametrize("file_format", FILE_FORMATS)
+def test_plan_export_rejects_unknown_parameters(file_format):
+    with pytest.raises(ConfigError, match=r"does not support the parameters mystery/kernel\.$"):
+        writer.plan_export(file_format, tiny(), param_shapes(tiny()) | {"mystery/kernel": (1,)})
 
 
-def test_a_folder_that_holds_something_is_left_alone(tmp_path):
+def test_write_rejects_a_folder_that_is_not_empty(tmp_path):
     (tmp_path / "hf").mkdir()
     (tmp_path / "hf" / "thesis.tex").write_text("...")
     with pytest.raises(ConfigError, match="exists; name a new folder"):
@@ -324,17 +343,17 @@ def test_a_folder_that_holds_something_is_left_alone(tmp_path):
     assert list(tmp_path.iterdir()) == [tmp_path / "hf"]
 
 
-@pytest.mark.parametrize("format", FORMATS)
-def test_an_error_in_the_middle_leaves_nothing(tmp_path, format):
+@pytest.mark.parametrize("file_format", FILE_FORMATS)
+def test_failed_write_leaves_no_file(tmp_path, file_format):
     arrays = some_arrays(tiny())
     del arrays["head/bias"]
-    long = Facts(classes=("a" * 70_000, "b", "c"))
+    long = WeightsMetadata(classes=("a" * 70_000, "b", "c"))
     with pytest.raises(KeyError):
-        write(format, named(tmp_path, format), tiny(), arrays, long)
+        write(file_format, named(tmp_path, file_format), tiny(), arrays, long)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_failing_disk_leaves_no_half_of_a_folder(tmp_path, monkeypatch):
+def test_full_disk_leaves_no_folder(tmp_path, monkeypatch):
     def fails(path, text):
         raise OSError(28, "No space left on device", str(path))
 
@@ -345,22 +364,22 @@ def test_a_failing_disk_leaves_no_half_of_a_folder(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["r26_s32", "r50_b16", "r50_l32", "r101_b16", "r_ti16"])
-def test_the_units_of_a_stem_tell_its_depth_and_patch(name):
+def test_infer_model_options_finds_depth_and_patch_of_hybrids(name):
     model = tiny(name, 64)
-    shapes, known = param_shapes(model), Facts(num_heads=2, image_size=(64, 64))
-    found = types.SimpleNamespace(path="x.npz", shapes=shapes, facts=known)
-    assert create_model(**model_options(found)) == model
+    shapes, metadata = param_shapes(model), WeightsMetadata(num_heads=2, image_size=(64, 64))
+    weights = types.SimpleNamespace(path="x.npz", shapes=shapes, metadata=metadata)
+    assert_same_model(create_model(**infer_model_options(weights)), model)
 
 
-def test_an_npz_tells_what_the_official_code_has_no_place_for(tmp_path):
+def test_npz_note_lists_parameters_unknown_to_the_official_code(tmp_path):
     assert write("npz", tmp_path / "plain.npz", tiny())[1] == []
     _, notes = write("npz", tmp_path / "x.npz", tiny(registers=2))
-    assert notes == ["the official code has no place for registers"]
+    assert notes == ["the official code does not support registers"]
 
 
-def test_weights_of_another_gelu_than_timms_come_with_the_option_for_it(tmp_path):
+def test_timm_notes_give_gelu_and_epsilon(tmp_path):
     _, notes = write("safetensors", tmp_path / "x.safetensors", tiny())
-    assert notes == ["timm gives these outputs with create_model(..., act_layer='gelu_tanh')"]
+    assert notes == ["timm needs create_model(..., act_layer='gelu_tanh') for equal outputs"]
     model = tiny(gelu="erf", norm_eps=1e-12)
     _, notes = write("safetensors", tmp_path / "y.safetensors", model)
-    assert notes == ["timm's LayerNorms have epsilon 1e-06, these 1e-12"]
+    assert notes == ["timm's LayerNorm has epsilon 1e-06; these weights have 1e-12"]

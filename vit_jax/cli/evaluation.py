@@ -94,7 +94,7 @@ def run_evaluate(args, file: str | None, overrides: dict[str, str]) -> int:
     progress = Progress(seconds_between=10)
     prepared = setup.prepare_setup(args.workdir or args.checkpoint, overrides)
     if args.protocol == "classification":
-        prepared.loaded.refuse_without_head()
+        prepared.loaded.require_head()
         folder = prepared.folder(args.out)
         scores = evaluate.score_split(prepared, **options, progress=progress)
         path, *tables = scores.write(folder)

@@ -12,9 +12,9 @@ def add_inspect_flags(parser) -> None:
 def run_inspect(args, file: str | None, overrides: dict[str, str]) -> int:
     arguments.check_weights_file(args.where)
     arguments.refuse_config("inspect", file, overrides)
-    from vit_jax.weights.inspect_checkpoint import inspect
+    from vit_jax.weights.inspect_checkpoint import inspect_checkpoint
 
-    print(inspect(args.where, args.json))
+    print(inspect_checkpoint(args.where, args.json))
     return 0
 
 
@@ -29,7 +29,7 @@ def add_convert_flags(parser) -> None:
         help="official npz, timm safetensors, Hugging Face folder (default for a folder), or a "
         "checkpoint of this project (orbax)",
     )
-    parser.add_argument("--model", metavar="NAME", help="refuse weights of another shape")
+    parser.add_argument("--model", metavar="NAME", help="reject weights of another model")
     parser.add_argument(
         "--image_size",
         type=int,
@@ -37,7 +37,7 @@ def add_convert_flags(parser) -> None:
         help="image side in pixels that position embeddings are resized to",
     )
     parser.add_argument("--pool", choices=("gap",), help="drop the class token")
-    parser.add_argument("--no_head", action="store_true", help="leave out head and pre_logits")
+    parser.add_argument("--no_head", action="store_true", help="omit head and pre_logits")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
 
 
@@ -51,7 +51,7 @@ def run_convert(args, file: str | None, overrides: dict[str, str]) -> int:
     line = convert(
         args.source,
         args.destination,
-        format=args.format,
+        file_format=args.format,
         name=args.model,
         image_size=args.image_size,
         pool=args.pool,

@@ -104,7 +104,7 @@ def score_split(
 ) -> Scores:
     """Scores the split of an evaluation setup; the options are those of `evaluate`."""
     loaded = prepared.loaded
-    loaded.refuse_without_head()
+    loaded.require_head()
     split = prepared.split()
     source = prepared.open(split)
     relabelled = _with_model_labels(source, loaded, class_map)
@@ -138,8 +138,8 @@ def _with_model_labels(source, loaded, class_map: str | None):
         return Relabelled(source, loaded.classes, _read_map(class_map, source, loaded.classes))
     if source.classes == loaded.classes:
         return source
-    is_foreign = loaded.folder is None and len(source.classes) == len(loaded.classes)
-    if is_foreign and not set(source.classes) & set(loaded.classes):
+    is_external = loaded.folder is None and len(source.classes) == len(loaded.classes)
+    if is_external and not set(source.classes) & set(loaded.classes):
         if loaded.has_class_names:
             print(
                 "the class names of the weights differ from those of the data: label k of the "

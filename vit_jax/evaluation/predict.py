@@ -58,7 +58,7 @@ class Predictor:
         if top < 1:
             raise ConfigError(f"top is {top}; expected at least 1.")
         loaded = load.load(where, tuple(classes) if classes is not None else None)
-        loaded.refuse_without_head()
+        loaded.require_head()
         model, top = loaded.model, min(top, len(loaded.classes))
         self.recipe, self.classes = loaded.recipe, loaded.classes
         self._params = jax.device_put(loaded.params())

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import jax
 
 from vit_jax import config as config_lib
-from vit_jax.config.schema import Config, Task
+from vit_jax.config.schema import Config, Init, Task
 from vit_jax.data.preprocess import EvalRecipe
 from vit_jax.data.sources import open_both, open_split
 from vit_jax.distributed import mesh as mesh_lib
@@ -23,7 +23,7 @@ DEV = "dev"  # The split that a run with `data.dev` is scored on.
 class EvaluationSetup:
     """A loaded model and the data that a config names."""
 
-    loaded: load.Loaded
+    loaded: load.LoadedModel
     config: Config  # The config of the run, with the overrides of the command.
     overrides: Mapping[str, object]
     model: load.Model
@@ -86,8 +86,8 @@ def prepare_setup(
     if size == model.image_size:
         params = jax.device_put(loaded.params(), sharding)
     else:
-        model = build(loaded.section, num_classes=model.num_classes, image_size=size)
-        plan = load.plan_for(loaded.weights, model, resize=True)
+        model = build(loaded.model.config, num_classes=model.num_classes, image_size=size)
+        plan = load.plan_adaptation(loaded.weights, model, Init(resize=True))
         for note in plan.notes:
             print(f"{where}: {note}")
         params = jax.device_put(load.read_params(loaded.weights, plan), sharding)
@@ -102,7 +102,7 @@ def prepare_setup(
     return EvaluationSetup(loaded, config, overrides, model, params, recipe, mesh)
 
 
-def _overridden(loaded: load.Loaded, overrides: Mapping[str, object], verb: str) -> Config:
+def _overridden(loaded: load.LoadedModel, overrides: Mapping[str, object], verb: str) -> Config:
     """Returns the config of the run with the values that the command changes."""
     for key in overrides:
         if not key.startswith(OVERRIDABLE):

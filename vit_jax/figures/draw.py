@@ -99,7 +99,7 @@ def draw_figures(
             "first changes the run's data, the second replaces them. Give one of the two."
         )
     inputs = _load_inputs(where, loaded, files, overrides)
-    title = titles.title_of(loaded.section, inputs.model.image_size)
+    title = titles.title_of(loaded.model.config, inputs.model.image_size)
     plot_functions = _plot_functions(inputs, title, block)
     if beside:
         similarities = _read_similarities([where, *beside])
@@ -119,7 +119,7 @@ def draw_figures(
 
 
 def _load_inputs(
-    where: str, loaded: load.Loaded, files: Sequence[str], overrides: Mapping[str, str]
+    where: str, loaded: load.LoadedModel, files: Sequence[str], overrides: Mapping[str, str]
 ) -> FigureInputs:
     if overrides or (not files and loaded.config is not None):
         prepared = setup.prepare_setup(where, overrides, "figures")
@@ -154,12 +154,12 @@ def _read_image(file: str) -> Encoded:
         raise DataError(f"{file}: {error.strerror}.") from error
 
 
-def _params_and_read_layers(loaded: load.Loaded) -> tuple[dict, ReadLayers | None]:
+def _params_and_read_layers(loaded: load.LoadedModel) -> tuple[dict, ReadLayers | None]:
     """Returns the parameters outside the layers, and a function that reads a layer at a time.
 
     A run's checkpoint can be read as a whole only; then all parameters, and None.
     """
-    if loaded.foreign is None:
+    if loaded.weights_file is None:
         return jax.device_put(loaded.params()), None
     names = list(loaded.weights.shapes)
 

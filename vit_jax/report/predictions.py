@@ -74,7 +74,7 @@ def predict_split(run_setup: setup.EvaluationSetup) -> Predictions:
       ConfigError: the run does not predict classes.
       CheckpointError: the weights cannot be read.
     """
-    run_setup.loaded.refuse_without_head()
+    run_setup.loaded.require_head()
     classes, split = run_setup.loaded.classes, run_setup.split()
     source = run_setup.open(split)
     if source.classes != classes:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import jax
 
 from vit_jax.checkpoints import checkpoint
-from vit_jax.config.schema import Config
+from vit_jax.config.schema import Config, Init
 from vit_jax.data.sources import open_both, open_split, relabelled
 from vit_jax.errors import ConfigError, DataError
 from vit_jax.models.registry import ViT, build, param_shapes
@@ -22,8 +22,8 @@ class Teacher:
     """Teacher model of a distillation, at the image size of the student."""
 
     model: ViT
-    weights: load.Weights
-    plan: adapt.Plan
+    weights: load.LazyWeights
+    plan: adapt.AdaptPlan
 
     def params(self) -> dict:
         """Reads the parameters of the teacher."""
@@ -43,8 +43,8 @@ class Stage:
     model: ViT
     mesh: jax.sharding.Mesh
     total_steps: int
-    start_from: load.Weights | None
-    plan: adapt.Plan | None
+    start_from: load.LazyWeights | None
+    plan: adapt.AdaptPlan | None
     teacher: Teacher | None
 
     @functools.cached_property
@@ -93,7 +93,7 @@ def prepare_stage(
         raise ConfigError(f"{checkpoints} is not a folder; expected the folder of the checkpoints.")
     is_new = not checkpoint.list_steps(checkpoints)
     found = _starting_weights(config, folder, earlier, model) if is_new else None
-    plan = found and load.plan_for(found, model, **_permissions(config))
+    plan = found and load.plan_adaptation(found, model, config.init)
     total_steps = build_lib.num_steps(config, len(train_source))
     for field in ("warmup_steps", "cooldown_steps"):
         if getattr(config.optimizer, field) > total_steps:
@@ -157,31 +157,27 @@ def _open_fewshot(config: Config) -> dict[str, tuple]:
     return found
 
 
-def _permissions(config: Config) -> dict[str, bool]:
-    permissions = dataclasses.asdict(config.init)
-    return {name: value for name, value in permissions.items() if name not in ("path", "stage")}
-
-
 def _starting_weights(
     config: Config, folder: pathlib.Path, earlier: Mapping[str, Stage], model
-) -> load.Weights | None:
+) -> load.LazyWeights | None:
     if config.init.path:
-        return load.weights(config.init.path, model)
+        return load.open_weights(config.init.path, model)
     if not config.init.stage:
         return None
     if config.init.stage in earlier:
         return _weights_of_stage(earlier[config.init.stage])
-    return load.weights(folder.parent / config.init.stage)  # The workdir is that of this stage.
+    # The workdir is that of this stage.
+    return load.open_weights(folder.parent / config.init.stage)
 
 
-def _weights_of_stage(before: Stage) -> load.Weights:
+def _weights_of_stage(before: Stage) -> load.LazyWeights:
     """Returns the weights of an earlier stage, which may not have run yet."""
-    return load.Weights(
+    return load.LazyWeights(
         where=str(before.folder),
         shapes=param_shapes(before.model),
         grid=before.model.grid,
-        facts=metadata.of_model(before.model),
-        read=lambda names=None: load.weights(before.folder).read(names),
+        metadata=metadata.from_model(before.model),
+        read=lambda names=None: load.open_weights(before.folder).read(names),
     )
 
 
@@ -196,12 +192,12 @@ def _teacher(
         weights = _weights_of_stage(earlier[where])
     else:
         loaded = load.load(where)
-        loaded.refuse_without_head()
-        section, known, weights = loaded.section, loaded.classes, loaded.weights
+        loaded.require_head()
+        section, known, weights = loaded.model.config, loaded.classes, loaded.weights
     if len(known) != len(classes) or (set(known) == set(classes) and known != classes):
         raise ConfigError(
             f"config.task.teacher={where} knows {len(known)} classes, the data has "
             f"{len(classes)}; they must be the same, in the same order."
         )
     model = build(section, num_classes=len(known), image_size=config.data.image_size)
-    return Teacher(model, weights, load.plan_for(weights, model, resize=True))
+    return Teacher(model, weights, load.plan_adaptation(weights, model, Init(resize=True)))

@@ -1,7 +1,13 @@
-"""Named arrays in a file, judged by their names and shapes before any number is read.
+"""Reading and writing of untrusted .npz and .safetensors files with bounded memory.
 
-A file of weights comes from strangers. Opening one reads its directory and the header of each
-array; `Archive.read` takes memory for one. Nothing is unpickled, and no name becomes a path.
+`open_archive` reads the directory and the header of each array; `Archive.read` allocates memory
+for one array. Nothing is unpickled, and no array name is used as a path.
+
+The libraries are used where they are safe: `safetensors.safe_open` parses headers,
+`np.lib.format` parses array headers. They do not replace the reading of the bytes:
+`np.load(allow_pickle=False)` allocates what a header claims before it reads (1 TiB from a file of
+200 bytes), inflates zip bombs, accepts overlapping and duplicate members, and reports bfloat16 as
+void; `safe_open` maps the whole file and verifies no checksum.
 """
 
 import contextlib
@@ -29,89 +35,102 @@ from vit_jax.errors import CheckpointError
 
 READABLE = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 SAFETENSORS_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64"}
-MIB = 2**20  # The most that is parsed, read or summed at once; ViT-G/14's zip directory: 0.1 MiB.
+MIB = 2**20  # Most bytes parsed, read or checksummed at once; ViT-G/14 has a directory of 0.1 MiB.
 MAX_NPY_HEADER = 1024  # numpy pads the header of a plain array to 128 bytes.
-MAX_SAFETENSORS_HEADER = 2 * MIB  # As parsed by the library, up to 40 MB of memory.
-MARK = b"vit_jax:"  # What a comment of ours begins with.
+MAX_SAFETENSORS_HEADER = 2 * MIB  # The library needs up to 40 MB of memory to parse it.
+MAX_ZIP_EXPANSION = 4  # Allowed ratio of uncompressed to compressed size, plus 16 MiB.
+PREFIX = b"vit_jax:"  # Start of a zip comment that this package wrote.
 
-# What is raised over a damaged file; RuntimeError is RecursionError and NotImplementedError, too.
-DAMAGE = (OSError, EOFError, ValueError, OverflowError, MemoryError, RuntimeError, struct.error)
-DAMAGE += (zipfile.BadZipFile, zlib.error, safetensors.SafetensorError)
-# An array's header is a Python literal, and anything may stand there.
-BAD_LITERAL = (ValueError, TypeError, LookupError, AttributeError, SyntaxError, tokenize.TokenError)
+# Errors of damaged files; RuntimeError includes RecursionError and NotImplementedError.
+READ_ERRORS = (OSError, EOFError, ValueError, OverflowError, MemoryError, RuntimeError)
+READ_ERRORS += (struct.error, zipfile.BadZipFile, zlib.error, safetensors.SafetensorError)
+# Errors of numpy's parser, which evaluates the header of an array as a Python literal.
+HEADER_ERRORS = (ValueError, TypeError, LookupError, AttributeError, SyntaxError)
+HEADER_ERRORS += (tokenize.TokenError,)
 
 
 @dataclasses.dataclass(frozen=True)
-class Entry:
-    """Shape and dtype of one array, as stored."""
+class ArrayInfo:
+    """Shape and stored dtype of an array."""
 
     shape: tuple[int, ...]
     dtype: str
 
 
 @dataclasses.dataclass(frozen=True)
-class _Place:
-    """Where the bytes of an array lie in the file, and what they must add up to."""
+class _StoredArray:
+    """Position, size and checksum of an array's bytes in the file."""
 
-    entry: Entry
-    start: int
-    packed_size: int  # In the file.
-    size: int  # In memory, with a header that is no numbers.
-    header_size: int
-    order: str
+    info: ArrayInfo
+    start: int  # Byte offset in the file.
+    packed_size: int  # Bytes in the file.
+    size: int  # Bytes when uncompressed, including the .npy header.
+    header_size: int  # Bytes of the .npy header; 0 in safetensors.
+    order: str  # "C" or "F".
     is_deflated: bool
-    checksum: int | None  # A zip's CRC-32 or our CRC-32C; None where the file has none.
+    checksum: int | None  # CRC-32 of a zip, CRC-32C of this package's safetensors, or None.
 
 
 @dataclasses.dataclass(frozen=True)
 class Archive:
-    """The arrays of one file in its order, and what we wrote beside them."""
+    """The arrays of a file, in file order, and the metadata that this package wrote."""
 
     path: pathlib.Path
-    entries: dict[str, Entry]
+    arrays: dict[str, ArrayInfo]
     metadata: dict
-    _places: dict[str, _Place] = dataclasses.field(repr=False)
+    _stored: dict[str, _StoredArray] = dataclasses.field(repr=False)
     _identity: tuple = dataclasses.field(repr=False)
 
     def read(self, name: str) -> np.ndarray:
-        """One array in float32, its checksum verified; nothing is kept."""
-        entry, place = self.entries[name], self._places[name]
-        if entry.dtype not in READABLE:
-            raise CheckpointError(f"{self.path}: {name} is {entry.dtype}, which no weights are.")
-        with _opened(self.path) as (file, identity):
+        """Returns an array as float32; verifies its checksum and caches nothing.
+
+        Raises:
+          CheckpointError: the array is damaged or not a float of 16 or 32 bits.
+        """
+        info, stored = self.arrays[name], self._stored[name]
+        if info.dtype not in READABLE:
+            raise CheckpointError(
+                f"{self.path}: {name} has dtype {info.dtype}; expected one of "
+                f"{', '.join(READABLE)}."
+            )
+        with _open(self.path) as (file, identity):
             if identity != self._identity:
                 raise ValueError("it changed since it was opened")
-            numbers = _read_bytes(file, place, name).view(READABLE[entry.dtype])
-            return np.require(numbers, np.float32, "A").reshape(entry.shape, order=place.order)
+            values = _read_bytes(file, stored, name).view(READABLE[info.dtype])
+            return np.require(values, np.float32, "A").reshape(info.shape, order=stored.order)
 
 
 def open_archive(path: str | pathlib.Path) -> Archive:
-    """The archive of a .npz or .safetensors file, by its suffix.
+    """Returns the archive of a .npz or .safetensors file without reading array contents.
 
-    Raises CheckpointError for a file that is missing, damaged, or holds what no weights need.
+    Raises:
+      CheckpointError: the file is missing or damaged, has another suffix, or contains objects,
+        suspicious names or shapes.
     """
     path = pathlib.Path(path)
-    surveys = {".npz": _survey_npz, ".safetensors": _survey_safetensors}
-    if path.suffix not in surveys:
-        raise CheckpointError(f"{path}: weights end in .npz or .safetensors; pickles are not read.")
-    with _opened(path) as (file, identity):
-        places, metadata = surveys[path.suffix](file, size=identity[0])
-        entries = {name: place.entry for name, place in places.items()}
-        return Archive(path, entries, metadata, places, identity)
+    indexers = {".npz": _index_npz, ".safetensors": _index_safetensors}
+    if path.suffix not in indexers:
+        raise CheckpointError(
+            f"{path}: unsupported suffix; expected .npz or .safetensors (pickles are never read)."
+        )
+    with _open(path) as (file, identity):
+        stored, metadata = indexers[path.suffix](file, size=identity[0])
+        arrays = {name: array.info for name, array in stored.items()}
+        return Archive(path, arrays, metadata, stored, identity)
 
 
 class _BoundedFile(io.FileIO):
-    """A file that never gives more than 1 MiB at once, whatever its own numbers ask for."""
+    """A file whose `read` returns at most 1 MiB, whatever size the file itself claims."""
 
     def read(self, size: int = -1) -> bytes:
         if size > MIB:
-            raise ValueError(f"a directory of {size} bytes")
+            raise ValueError(f"a directory of {size} bytes; at most {MIB} are read")
         return super().read(MIB if size < 0 else size)
 
 
 @contextlib.contextmanager
-def _opened(path: pathlib.Path):
-    """The file, its size and identity; whatever is wrong becomes one line that names it."""
+def _open(path: pathlib.Path):
+    """Yields the file and its identity; turns read errors into a CheckpointError of one line."""
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):
@@ -120,224 +139,239 @@ def _opened(path: pathlib.Path):
             yield file, (status.st_size, status.st_mtime_ns, status.st_ino, status.st_dev)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file.") from None
-    except DAMAGE as error:
-        words = "".join(filter(str.isprintable, " ".join(str(error).split())))[:200]
-        raise CheckpointError(f"{path}: not a readable {path.suffix} file ({words}).") from error
+    except READ_ERRORS as error:
+        reason = "".join(filter(str.isprintable, " ".join(str(error).split())))[:200]
+        raise CheckpointError(f"{path}: not a readable {path.suffix} file ({reason}).") from error
 
 
-def _check(name: str, shape: tuple[int, ...] = ()) -> None:
+def _check_name_and_shape(name: str, shape: tuple[int, ...] = ()) -> None:
     if not re.fullmatch(r"[A-Za-z0-9_.+/-]{1,200}", name) or {"", ".", ".."} & set(name.split("/")):
-        raise ValueError(f"{name[:40]!a} is no name of an array")
+        raise ValueError(f"{name[:40]!a} is not a valid array name")
     if len(shape) > 8 or not all(0 <= n < 2**48 for n in shape):
-        raise ValueError(f"{name} has a shape of no weights")
+        raise ValueError(f"{name} has an unsupported shape; at most 8 dimensions below 2**48")
 
 
-def _parse_object(text: str | bytes, what: str) -> dict:
-    found = None
+def _parse_json_object(text: str | bytes, description: str) -> dict:
+    values = None
     with contextlib.suppress(ValueError, RecursionError):
-        found = json.loads(text) if len(text) <= MIB else None
-    if not isinstance(found, dict):
-        raise ValueError(f"its {what} is no JSON object")
-    return found
+        values = json.loads(text) if len(text) <= MIB else None
+    if not isinstance(values, dict):
+        raise ValueError(f"its {description} is not a JSON object")
+    return values
 
 
-def _sealed(metadata: dict) -> bytes:
-    """Our metadata behind its mark and its CRC-32C."""
-    return MARK + b"%08x:%b" % (google_crc32c.value(text := _json(metadata)), text)
+def _encode_metadata(metadata: dict) -> bytes:
+    """The metadata as JSON, preceded by PREFIX and its CRC-32C."""
+    return PREFIX + b"%08x:%b" % (google_crc32c.value(text := _json(metadata)), text)
 
 
-def _unsealed(note: bytes) -> dict:
-    checksum, _, text = note.removeprefix(MARK).partition(b":")
+def _decode_metadata(encoded: bytes) -> dict:
+    checksum, _, text = encoded.removeprefix(PREFIX).partition(b":")
     if checksum != b"%08x" % google_crc32c.value(text):
-        raise ValueError("its metadata is damaged: its checksum is another")
-    return _parse_object(text, "metadata")
+        raise ValueError("its metadata is damaged: checksum mismatch")
+    return _parse_json_object(text, "metadata")
 
 
-def _survey_npz(file: _BoundedFile, size: int) -> tuple[dict[str, _Place], dict]:
+def _index_npz(file: _BoundedFile, size: int) -> tuple[dict[str, _StoredArray], dict]:
+    """The arrays and the metadata of a zip file of `size` bytes."""
     with zipfile.ZipFile(file) as directory:
         members = sorted(directory.infolist(), key=lambda member: member.header_offset)
         comment, start = directory.comment, directory.start_dir
-    # zipfile does not mind a cut comment, bytes behind it, or entries that are not counted.
+    # zipfile accepts a truncated comment, trailing bytes and members that are not counted.
     file.seek(size - 22 - len(comment))
     signature, count, length = struct.unpack("<4s6xH8xH", file.read(22))
     if (signature, count, length) != (b"PK\5\6", len(members), len(comment)):
-        raise ValueError("its end is damaged")
-    if (total := sum(member.file_size for member in members)) > 4 * size + 16 * MIB:
-        raise ValueError(f"{size} bytes that claim to hold {total}")
-    places, ends = {}, [member.header_offset for member in members[1:]] + [start]
+        raise ValueError("its end record is damaged")
+    if (total := sum(member.file_size for member in members)) > MAX_ZIP_EXPANSION * size + 16 * MIB:
+        raise ValueError(f"{size} bytes that claim to contain {total}")
+    arrays, ends = {}, [member.header_offset for member in members[1:]] + [start]
     for member, end in zip(members, ends):
         name = member.orig_filename.removesuffix(".npy")  # `filename` may have been changed.
-        _check(name)
+        _check_name_and_shape(name)
         if name == member.orig_filename:
-            raise ValueError(f"{name} is no array")
-        if name in places:
-            raise ValueError(f"{name} is there twice")
-        places[name] = _survey_member(file, member, name)
-        if places[name].start + member.compress_size > end:
-            raise ValueError(f"{name} overlaps what follows it")
-    return places, _unsealed(comment) if comment.startswith(MARK) else {}
+            raise ValueError(f"{name} is not an .npy array")
+        if name in arrays:
+            raise ValueError(f"{name} occurs twice")
+        arrays[name] = _index_member(file, member, name)
+        if arrays[name].start + member.compress_size > end:
+            raise ValueError(f"{name} overlaps the next member")
+    return arrays, _decode_metadata(comment) if comment.startswith(PREFIX) else {}
 
 
-def _survey_member(file: _BoundedFile, member: zipfile.ZipInfo, name: str) -> _Place:
+def _index_member(file: _BoundedFile, member: zipfile.ZipInfo, name: str) -> _StoredArray:
     packed_size, is_deflated = member.compress_size, member.compress_type == zipfile.ZIP_DEFLATED
     is_stored = member.compress_type == 0 and packed_size == member.file_size
-    if member.flag_bits & 0x61 or not (is_stored or is_deflated):  # Bits of encryption, of a patch.
+    if member.flag_bits & 0x61 or not (is_stored or is_deflated):  # Bits of encryption and patches.
         raise ValueError(f"{name} is encrypted, or neither stored nor deflated")
-    # The header beside the numbers may be longer than the directory's, and says where they start.
-    spelling = f"{name}.npy".encode()
+    # The local header may be longer than the directory entry; it determines where data starts.
+    file_name = f"{name}.npy".encode()
     file.seek(member.header_offset)
-    local = file.read(30 + len(spelling))
+    local = file.read(30 + len(file_name))
     signature, name_size, extra_size = struct.unpack_from("<4s22x2H", local)
-    if (signature, name_size, local[30:]) != (b"PK\3\4", len(spelling), spelling):
-        raise ValueError(f"{name} is not where the directory says")
+    if (signature, name_size, local[30:]) != (b"PK\3\4", len(file_name), file_name):
+        raise ValueError(f"{name} is not at the offset given by the directory")
     start = member.header_offset + 30 + name_size + extra_size
     file.seek(start)
-    head = file.read(min(packed_size, 4 * MAX_NPY_HEADER))
+    header = file.read(min(packed_size, 4 * MAX_NPY_HEADER))
     if is_deflated:
-        head = zlib.decompressobj(-zlib.MAX_WBITS).decompress(head, 2 * MAX_NPY_HEADER)
-    entry, order, header_size, size = _parse_npy_header(head, name)
+        header = zlib.decompressobj(-zlib.MAX_WBITS).decompress(header, 2 * MAX_NPY_HEADER)
+    info, order, header_size, size = _parse_npy_header(header, name)
     if size != member.file_size:
-        raise ValueError(f"{name} has {member.file_size} bytes where its shape needs {size}")
-    return _Place(entry, start, packed_size, size, header_size, order, is_deflated, member.CRC)
+        raise ValueError(f"{name} has {member.file_size} bytes; its shape needs {size}")
+    return _StoredArray(info, start, packed_size, size, header_size, order, is_deflated, member.CRC)
 
 
-def _parse_npy_header(head: bytes, name: str) -> tuple[Entry, str, int, int]:
-    """What the header says, the order of the numbers, its own bytes and those of all."""
-    stream = io.BytesIO(head)
+def _parse_npy_header(header: bytes, name: str) -> tuple[ArrayInfo, str, int, int]:
+    """The array's info, its order, the bytes of the header, and those of header and data."""
+    stream = io.BytesIO(header)
     if stream.read(8) != b"\x93NUMPY\x01\x00":
-        raise ValueError(f"{name} is not in numpy's format 1.0")
+        raise ValueError(f"{name} is not in .npy format 1.0")
     try:
         shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(stream, MAX_NPY_HEADER)
-    except BAD_LITERAL as error:
+    except HEADER_ERRORS as error:
         raise ValueError(f"{name} has a damaged header") from error
-    _check(name, shape)
-    kind = "bfloat16" if dtype == np.dtype("V2") else dtype.name  # numpy has no name for it.
+    _check_name_and_shape(name, shape)
+    kind = "bfloat16" if dtype == np.dtype("V2") else dtype.name  # numpy stores bfloat16 as void.
     if kind != "bfloat16" and (dtype.kind not in "biuf" or dtype != dtype.newbyteorder("<")):
-        raise ValueError(f"{name} holds {str(dtype)[:40]}, no plain little-endian numbers")
+        raise ValueError(f"{name} has dtype {str(dtype)[:40]}; expected little-endian numbers")
     size = stream.tell() + math.prod(shape) * dtype.itemsize
-    return Entry(tuple(map(int, shape)), kind), "F" if is_fortran else "C", stream.tell(), size
+    return ArrayInfo(tuple(map(int, shape)), kind), "F" if is_fortran else "C", stream.tell(), size
 
 
-def _survey_safetensors(file: _BoundedFile, size: int) -> tuple[dict[str, _Place], dict]:
+def _index_safetensors(file: _BoundedFile, size: int) -> tuple[dict[str, _StoredArray], dict]:
+    """The arrays and the metadata of a safetensors file of `size` bytes."""
     (header_size,) = struct.unpack("<Q", file.read(8))
     if header_size > min(MAX_SAFETENSORS_HEADER, size - 8):
         raise ValueError(f"{size} bytes with a header of {header_size}")
-    places, start = {}, 8 + header_size
+    arrays, start = {}, 8 + header_size
     with safetensors.safe_open(file.name, framework="numpy") as header:
         notes = header.metadata() or {}
         checksums = dict.fromkeys(header.keys())
         if "vit_jax_crc32c" in notes:
-            checksums = _parse_object(notes["vit_jax_crc32c"], "list of checksums")
+            checksums = _parse_json_object(notes["vit_jax_crc32c"], "list of checksums")
         if checksums.keys() != set(header.keys()):
-            raise ValueError("its checksums are of other arrays")
-        # The library has seen to it that the arrays fill the file in this order, without holes.
+            raise ValueError("its checksums are those of other arrays")
+        # The library has verified that the arrays fill the file in this order without gaps.
         for name in header.offset_keys():
-            part = header.get_slice(name)
-            shape, code = tuple(part.get_shape()), part.get_dtype()
-            _check(name, shape)
-            entry = Entry(shape, SAFETENSORS_DTYPES.get(code, code))
-            length = math.prod(shape) * int(re.search(r"\d+|$", code)[0] or 8) // 8  # Of a BOOL, 8.
-            places[name] = _Place(entry, start, length, length, 0, "C", False, checksums[name])
+            tensor = header.get_slice(name)
+            shape, code = tuple(tensor.get_shape()), tensor.get_dtype()
+            _check_name_and_shape(name, shape)
+            info = ArrayInfo(shape, SAFETENSORS_DTYPES.get(code, code))
+            bits = int(re.search(r"\d+|$", code)[0] or 8)  # BOOL has 8.
+            length = math.prod(shape) * bits // 8
+            arrays[name] = _StoredArray(info, start, length, length, 0, "C", False, checksums[name])
             start += length
     if start != size:
-        raise ValueError(f"{size} bytes where its arrays need {start}")
-    return places, _unsealed(notes["vit_jax"].encode()) if "vit_jax" in notes else {}
+        raise ValueError(f"{size} bytes; its arrays need {start}")
+    return arrays, _decode_metadata(notes["vit_jax"].encode()) if "vit_jax" in notes else {}
 
 
-def _read_bytes(file: io.FileIO, place: _Place, name: str) -> np.ndarray:
-    """The bytes of an array's numbers; raises ValueError where they are damaged."""
-    room = np.empty(place.size + 64, np.uint8)  # From a multiple of 64 on, JAX needs no copy.
-    content = room[-(room.ctypes.data + place.header_size) % 64 :][: place.size]
+def _read_bytes(file: io.FileIO, stored: _StoredArray, name: str) -> np.ndarray:
+    """The bytes of an array without its header; raises ValueError if they are damaged."""
+    buffer = np.empty(stored.size + 64, np.uint8)  # JAX does not copy data aligned to 64 bytes.
+    content = buffer[-(buffer.ctypes.data + stored.header_size) % 64 :][: stored.size]
     view, done = memoryview(content), 0
-    file.seek(place.start)
-    if place.is_deflated:
-        for piece in _inflate(file, place.packed_size):
-            done += len(piece)
-            if done > place.size:
+    file.seek(stored.start)
+    if stored.is_deflated:
+        for block in _inflate(file, stored.packed_size):
+            done += len(block)
+            if done > stored.size:
                 break
-            view[done - len(piece) : done] = piece
+            view[done - len(block) : done] = block
     else:
         while count := file.readinto(view[done : done + MIB]):
             done += count
-    if done != place.size:
-        raise ValueError(f"{name} is damaged: not of {place.size} bytes")
-    add_up = zlib.crc32 if place.header_size else _crc32c  # Every array in a zip has a header.
-    if place.checksum is not None and add_up(content) != place.checksum:
-        raise ValueError(f"{name} is damaged: its checksum is another")
-    return content[place.header_size :]
+    if done != stored.size:
+        raise ValueError(f"{name} is damaged: expected {stored.size} bytes")
+    checksum_of = zlib.crc32 if stored.header_size else _crc32c  # Only a zip's arrays have headers.
+    if stored.checksum is not None and checksum_of(content) != stored.checksum:
+        raise ValueError(f"{name} is damaged: checksum mismatch")
+    return content[stored.header_size :]
 
 
 def _inflate(file: io.FileIO, packed_size: int) -> Iterable[bytes]:
-    """The bytes of a deflated stream that ends just there, at most 1 MiB at a time."""
+    """Yields the bytes of a deflated stream of `packed_size` bytes, at most 1 MiB at a time."""
     inflater, end = zlib.decompressobj(-zlib.MAX_WBITS), file.tell() + packed_size
     while not inflater.eof:
         packed = inflater.unconsumed_tail or file.read(min(end - file.tell(), MIB // 16))
-        piece = inflater.decompress(packed, MIB)
-        if not packed and not piece:
+        block = inflater.decompress(packed, MIB)
+        if not packed and not block:
             break
-        yield piece
+        yield block
     if not inflater.eof or file.tell() != end or inflater.unused_data:
-        raise ValueError("a compressed array that does not end where its bytes do")
+        raise ValueError("a compressed array does not end at the end of its member")
 
 
 def _crc32c(array: np.ndarray) -> int:
-    content, found = array.reshape(-1).view(np.uint8), 0
-    for at in range(0, content.size, MIB):  # The library takes nothing but bytes, so a copy.
-        found = google_crc32c.extend(found, content[at : at + MIB].tobytes())
-    return found
+    content, checksum = array.reshape(-1).view(np.uint8), 0
+    for start in range(0, content.size, MIB):  # The library accepts only bytes, hence the copy.
+        checksum = google_crc32c.extend(checksum, content[start : start + MIB].tobytes())
+    return checksum
 
 
 def write_npz(path: pathlib.Path, arrays: Iterable[tuple[str, np.ndarray]], metadata: dict) -> None:
-    """Writes float32 arrays one at a time; ValueError where the metadata fits no zip's comment."""
-    comment = _sealed(metadata)
+    """Writes float32 arrays one at a time; the same arrays give the same bytes.
+
+    Raises:
+      ValueError: an array or the metadata could not be read back.
+    """
+    comment = _encode_metadata(metadata)
     if len(comment) > zipfile.ZIP_MAX_COMMENT:
-        raise ValueError(f"Metadata of {len(comment)} bytes; at most 65,535 fit in a .npz.")
-    with _written_whole(path) as file, zipfile.ZipFile(file, "w") as directory:
+        raise ValueError(f"Metadata of {len(comment)} bytes; at most 65,535 fit in a .npz file.")
+    with _open_for_writing(path) as file, zipfile.ZipFile(file, "w") as directory:
         for name, array in arrays:
-            array = _writable(name, array)
-            member = zipfile.ZipInfo(f"{name}.npy")  # Dated 1980-01-01.
+            array = _checked_array(name, array)
+            member = zipfile.ZipInfo(f"{name}.npy")  # With the fixed date 1980-01-01.
             if member.filename in directory.NameToInfo:
-                raise ValueError(f"{name} is there twice.")
+                raise ValueError(f"{name} occurs twice.")
             with directory.open(member, "w", force_zip64=True) as stream:
                 np.lib.format.write_array(stream, array, version=(1, 0), allow_pickle=False)
         directory.comment = comment
 
 
 def write_safetensors(path: pathlib.Path, arrays: Mapping[str, np.ndarray], metadata: dict) -> None:
-    """Writes float32 arrays, a CRC-32C of each beside them; the same bytes every time."""
-    # Not by the library: its metadata comes in an order of chance, its full disk without a name.
-    arrays = {name: _writable(name, array) for name, array in arrays.items()}
+    """Writes float32 arrays and their CRC-32C; the same arrays give the same bytes.
+
+    Raises:
+      ValueError: an array or the metadata could not be read back.
+    """
+    # The library orders metadata at random, and does not name the file when the disk is full.
+    arrays = {name: _checked_array(name, array) for name, array in arrays.items()}
     checksums = {name: _crc32c(array) for name, array in arrays.items()}
-    notes = {"vit_jax": _sealed(metadata), "vit_jax_crc32c": _json(checksums), "format": b"pt"}
+    notes = {
+        "vit_jax": _encode_metadata(metadata),
+        "vit_jax_crc32c": _json(checksums),
+        "format": b"pt",
+    }
     header, end = {"__metadata__": {key: note.decode() for key, note in notes.items()}}, 0
     for name, array in arrays.items():
         start, end = end, end + array.nbytes
         header[name] = {"dtype": "F32", "shape": array.shape, "data_offsets": [start, end]}
     text = _json(header)
-    text += b" " * (-len(text) % 8)  # The numbers start at a multiple of 8.
+    text += b" " * (-len(text) % 8)  # Data starts at a multiple of 8 bytes.
     if len(text) > MAX_SAFETENSORS_HEADER or max(map(len, notes.values())) > MIB:
-        raise ValueError(f"A header of {len(text)} bytes is too long to be read again.")
-    with _written_whole(path) as file:
+        raise ValueError(f"A header of {len(text)} bytes is too long to be read back.")
+    with _open_for_writing(path) as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for array in arrays.values():
             file.write(array)
 
 
-def _json(item: dict) -> bytes:
-    return json.dumps(item, separators=(",", ":"), allow_nan=False).encode("ascii")
+def _json(values: dict) -> bytes:
+    return json.dumps(values, separators=(",", ":"), allow_nan=False).encode("ascii")
 
 
-def _writable(name: str, array: np.ndarray) -> np.ndarray:
-    """The array in C order; raises ValueError for what we would not read again."""
-    _check(name, array.shape)
+def _checked_array(name: str, array: np.ndarray) -> np.ndarray:
+    """The array in C order; raises ValueError for an array that could not be read back."""
+    _check_name_and_shape(name, array.shape)
     if array.dtype != np.dtype("<f4"):
-        raise ValueError(f"{name} is {array.dtype}; only float32 is written.")
+        raise ValueError(f"{name} has dtype {array.dtype}; only float32 is written.")
     return np.asarray(array, order="C")
 
 
 @contextlib.contextmanager
-def _written_whole(path: pathlib.Path):
-    """A new file that takes this path once all of it is on the disk, and else disappears."""
+def _open_for_writing(path: pathlib.Path):
+    """Yields a temporary file; renames it to `path` on success and removes it on failure."""
     temporary = pathlib.Path(f"{path}.tmp")
     with atomic_io.add_path_to_errors(path):
         try:

@@ -1,4 +1,4 @@
-"""Weights of one ecosystem -> another's, every tensor accounted for and read back."""
+"""Converts weights between formats, accounts for every tensor, and verifies the outputs."""
 
 import dataclasses
 import pathlib
@@ -11,95 +11,102 @@ import numpy as np
 from vit_jax import config as config_lib
 from vit_jax import trees
 from vit_jax.checkpoints import checkpoint
+from vit_jax.config.schema import Init
 from vit_jax.data import packaged
 from vit_jax.data.preprocess import EvalRecipe
 from vit_jax.errors import CheckpointError, ConfigError
 from vit_jax.models.registry import BitResNet, ViT, build, create_model, param_shapes
-from vit_jax.weights import adapt, download, load, metadata, writer
-from vit_jax.weights.metadata import Facts
+from vit_jax.weights import adapt, download, load, writer
+from vit_jax.weights import metadata as metadata_lib
+from vit_jax.weights.metadata import WeightsMetadata
 from vit_jax.weights.model_card import CARD_START, model_card
 from vit_jax.weights.tensor_layouts import CLS, POSITIONS
 
 ORBAX = "orbax"
-FORMATS = (*writer.FORMATS, ORBAX)
-TOLERANCE = 1e-5  # Of the largest output, where every number stays as it is.
-FOLDED_TOLERANCE = 2e-4  # Where LayerScale is multiplied into kernels, and rounded there.
+FILE_FORMATS = (*writer.FILE_FORMATS, ORBAX)
+SUFFIXES = {"npz": ".npz", "safetensors": ".safetensors"}  # The other formats are folders.
+TOLERANCE = 1e-5  # Largest difference of outputs, relative to the largest output.
+FOLDED_TOLERANCE = 2e-4  # The same where LayerScale is folded, which rounds the kernels.
 
 
 def convert(
     source: str,
     destination: str,
     *,
-    format: str | None = None,
+    file_format: str | None = None,
     name: str | None = None,
     image_size: int | None = None,
     pool: str | None = None,
     no_head: bool = False,
     overwrite: bool = False,
 ) -> str:
-    """Writes the weights behind `source` in another form; returns the closing line.
+    """Writes weights in another format, prints a table of all tensors, and verifies the result.
+
+    The written weights are read back, and the outputs of both models on a photo are compared.
 
     Args:
-      source: anything that holds weights, as `load.load` takes it.
+      source: location of weights, as `load.load` takes it.
       destination: a `.npz`, a `.safetensors`, or a folder.
-      format: of FORMATS; by default the suffix tells, and a folder is Hugging Face's.
-      name: a model name that the weights must fit, such as `vit_b16`.
-      image_size: side to resize position embeddings to.
+      file_format: one of FILE_FORMATS; None infers it from the suffix, and means huggingface for
+        a folder.
+      name: model name that the weights must have the shape of, such as `vit_b16`.
+      image_size: side in pixels to resize the position embeddings to.
       pool: 'gap' drops the class token.
-      no_head: leaves out the head, and pre_logits with it.
-      overwrite: permission to replace a file.
+      no_head: omits the head and pre_logits.
+      overwrite: permits replacing a file.
 
-    The table of all tensors is printed. Then what was written is read back, and the outputs
-    of both are compared on a real photo. Raises CheckpointError where they differ.
+    Returns:
+      The closing line, starting with "done:".
+
+    Raises:
+      ConfigError: the destination exists or does not fit the format, or the format does not
+        support the model.
+      CheckpointError: the source is not readable, or the outputs differ.
     """
     path = pathlib.Path(destination)
-    format = _format(format, path)
-    _refuse_taken(path, source, destination, overwrite)
+    file_format = _check_file_format(file_format, path)
+    _check_destination(path, source, destination, overwrite)
     if image_size is not None and image_size < 1:
-        raise ConfigError(f"--image_size is {image_size}; it must be at least 1.")
+        raise ConfigError(f"--image_size is {image_size}; expected at least 1.")
     loaded = load.load(source)
     if name is not None:
-        _refuse_other_shape(name, loaded)
-    section, model = _changed(loaded, format, image_size, pool, no_head)
-    plan = load.plan_for(
-        loaded.weights,
-        model,
-        new_head=no_head,
-        resize=image_size is not None,
-        drop_token=pool is not None,
-    )
+        _check_model_name(name, loaded)
+    model = _build_target(loaded.model, file_format, image_size, pool, no_head)
+    permissions = Init(new_head=no_head, resize=image_size is not None, drop_token=pool is not None)
+    plan = load.plan_adaptation(loaded.weights, model, permissions)
     shapes = param_shapes(model)
-    written = None if format == ORBAX else writer.plan_export(format, model, shapes)
+    export = None if file_format == ORBAX else writer.plan_export(file_format, model, shapes)
     params = load.read_params(loaded.weights, plan)
-    said = _said(loaded, model)
-    card = model_card(section, model, said, source, trees.count(params))
-    before = _outputs(model, params)
+    metadata = _target_metadata(loaded, model)
+    card = model_card(model, metadata, source, trees.count(params))
+    outputs = _photo_outputs(model, params)
     if plan.folded and image_size is None and pool is None and not no_head:
-        before = _outputs(*_unfolded(loaded))
-    if not np.isfinite(before).all():
+        outputs = _photo_outputs(*_source_model_and_params(loaded))
+    if not np.isfinite(outputs).all():
         raise CheckpointError(f"{source}: its outputs on a photo are not finite.")
     path.parent.mkdir(parents=True, exist_ok=True)
-    if written is None:
-        _write_orbax(path, section, model, params, said)
+    if export is None:
+        _write_orbax(path, model, params, metadata)
         notes = []
     else:
-        notes = writer.write(written, path, model, trees.flatten(params), said, card)
-    for line in (*table(loaded, plan, written, shapes), *plan.notes, *notes):
+        notes = writer.write(export, path, model, trees.flatten(params), metadata, card)
+    for line in (*tensor_table(loaded, plan, export, shapes), *plan.notes, *notes):
         print(line)
-    worst, largest = _read_back(path, before, FOLDED_TOLERANCE if plan.folded else TOLERANCE)
+    tolerance = FOLDED_TOLERANCE if plan.folded else TOLERANCE
+    difference, largest = _verify_outputs(path, outputs, tolerance)
     kind = "logits" if model.num_classes else "features"
     return (
         f"done: tensors={len(shapes)} parameters={trees.count(params):,} "
-        f"{kind}_difference={worst:.1e} largest={largest:.3g} destination={path}"
+        f"{kind}_difference={difference:.1e} largest={largest:.3g} destination={path}"
     )
 
 
-def _said(loaded: load.Loaded, model: ViT | BitResNet) -> Facts:
-    """What the new file says of its model, classes and preprocessing."""
+def _target_metadata(loaded: load.LoadedModel, model: ViT | BitResNet) -> WeightsMetadata:
+    """Metadata of the new file: model options, class names and preprocessing."""
     keeps_names = loaded.has_class_names and model.num_classes
     recipe = loaded.recipe
-    return metadata.of_model(model).over(
-        Facts(
+    return metadata_lib.from_model(model).with_defaults(
+        WeightsMetadata(
             classes=loaded.classes if keeps_names else None,
             crop=recipe.crop,
             crop_fraction=recipe.crop_fraction,
@@ -108,52 +115,56 @@ def _said(loaded: load.Loaded, model: ViT | BitResNet) -> Facts:
     )
 
 
-def _read_back(path: pathlib.Path, before: np.ndarray, tolerance: float) -> tuple[float, float]:
-    """The largest difference from the source's outputs, and the largest of those.
+def _verify_outputs(
+    path: pathlib.Path, expected: np.ndarray, tolerance: float
+) -> tuple[float, float]:
+    """The largest difference from the expected outputs, and the largest expected output.
 
-    Removes what was written and raises CheckpointError where they differ by more.
+    Deletes what was written and raises CheckpointError if they differ by more than the tolerance.
     """
-    again = load.load(str(path))
-    after = _outputs(again.model, again.params())
-    worst, largest = float(np.abs(after - before).max()), float(np.abs(before).max())
-    if not worst <= tolerance * largest:
+    written = load.load(str(path))
+    outputs = _photo_outputs(written.model, written.params())
+    difference, largest = float(np.abs(outputs - expected).max()), float(np.abs(expected).max())
+    if not difference <= tolerance * largest:
         _remove(path)
         raise CheckpointError(
-            f"{path}, now removed: read back, its outputs on a photo differ by {worst:.2e} from "
-            f"the source's, of which the largest is {largest:.2e}."
+            f"{path}: outputs on a photo differ by {difference:.2e} from those of the source, of "
+            f"which the largest is {largest:.2e}; at most {tolerance * largest:.2e} is allowed. "
+            "It is deleted."
         )
-    return worst, largest
+    return difference, largest
 
 
-def _format(format: str | None, path: pathlib.Path) -> str:
-    by_suffix = {".npz": "npz", ".safetensors": "safetensors"}.get(path.suffix)
-    if not (format or by_suffix) and re.fullmatch(r"\.[a-z_]{2,}", path.suffix):
+def _check_file_format(file_format: str | None, path: pathlib.Path) -> str:
+    """The file format; raises ConfigError if it does not fit the suffix of the destination."""
+    by_suffix = {suffix: name for name, suffix in SUFFIXES.items()}.get(path.suffix)
+    if not (file_format or by_suffix) and re.fullmatch(r"\.[a-z_]{2,}", path.suffix):
         raise ConfigError(
-            f"{path} ends in none of .npz and .safetensors; for a folder of that name give "
-            "--format=huggingface or --format=orbax."
+            f"{path}: unknown suffix {path.suffix}; expected .npz or .safetensors. For a folder "
+            "of this name give --format=huggingface or --format=orbax."
         )
-    format = format or by_suffix or "huggingface"
-    if by_suffix not in (None, format) or (by_suffix is None and format in ("npz", "safetensors")):
-        wanted = {"npz": ".npz", "safetensors": ".safetensors"}.get(format)
-        raise ConfigError(
-            f"{path} is no name for --format={format}: "
-            + (f"it ends in {wanted}." if wanted else "name a folder.")
-        )
-    return format
+    file_format = file_format or by_suffix or "huggingface"
+    if by_suffix != (file_format if file_format in SUFFIXES else None):
+        suffix = SUFFIXES.get(file_format)
+        expected = f"a file that ends in {suffix}" if suffix else "a folder"
+        raise ConfigError(f"{path}: --format={file_format} needs {expected} as the destination.")
+    return file_format
 
 
-def _refuse_taken(path: pathlib.Path, source: str, destination: str, overwrite: bool) -> None:
-    """Raises ConfigError where something else would be written over."""
+def _check_destination(path: pathlib.Path, source: str, destination: str, overwrite: bool) -> None:
+    """Raises ConfigError if writing would replace something that it may not replace."""
     if download.is_url(destination) or not path.name:
-        raise ConfigError(f"{destination} is no name for a new file or folder here.")
-    if path.suffix in (".npz", ".safetensors"):
+        raise ConfigError(f"{destination} is not the name of a new local file or folder.")
+    if path.suffix in SUFFIXES.values():
         card = writer.card_path(path)
         if path.exists() and (path.is_dir() or path.resolve() == pathlib.Path(source).resolve()):
-            raise ConfigError(f"{path} is the source, or a folder; name another file.")
+            raise ConfigError(f"{path} is the source or a folder; name another file.")
         if path.exists() and not overwrite:
             raise ConfigError(f"{path} exists; name a new file, or give --overwrite.")
         if card.exists() and not card.read_text(errors="replace").startswith(CARD_START):
-            raise ConfigError(f"{card} is where the model card goes, and is none; rename it.")
+            raise ConfigError(
+                f"{card} exists and is not a model card, which is written there; rename it."
+            )
     elif path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise ConfigError(f"{path} exists; name a new folder.")
 
@@ -166,68 +177,89 @@ def _remove(path: pathlib.Path) -> None:
         writer.card_path(path).unlink(missing_ok=True)
 
 
-def _changed(loaded: load.Loaded, format: str, image_size, pool, no_head):
-    """The section and the model of the new file: the old ones but for what was asked."""
-    model, changes = loaded.model, {"dtype": "float32"}
+def _build_target(
+    source: ViT | BitResNet,
+    file_format: str,
+    image_size: int | None,
+    pool: str | None,
+    no_head: bool,
+) -> ViT | BitResNet:
+    """The model of the new file: the source with the requested changes, in float32."""
+    config, changes = source.config, {"dtype": "float32"}
     if pool is not None:
-        if not isinstance(model, ViT) or pool != "gap":
-            raise ConfigError(f"--pool={pool}: only gap can be made, of a class token's weights.")
+        if not isinstance(source, ViT) or pool != "gap":
+            raise ConfigError(
+                f"--pool={pool} is not supported for {config.name}; expected gap, for a Vision "
+                "Transformer with a class token."
+            )
         changes["pool"] = pool
-    if no_head and isinstance(model, ViT):
+    if no_head and isinstance(source, ViT):
         changes["pre_logits"] = False
-        changes["pool"] = changes.get("pool", model.config.pool).replace("token_gap", "token")
-    if format == "npz" and loaded.section.layer_scale is not None:
-        changes["layer_scale"] = None  # The official code has none; folded, the outputs stay.
-    section = dataclasses.replace(loaded.section, **changes)
-    return section, build(
-        section,
-        num_classes=0 if no_head else model.num_classes,
-        image_size=image_size or model.image_size,
+        changes["pool"] = changes.get("pool", config.pool).replace("token_gap", "token")
+    if file_format == "npz" and config.layer_scale is not None:
+        changes["layer_scale"] = None  # The official code has none; folded, outputs are the same.
+    return build(
+        dataclasses.replace(config, **changes),
+        num_classes=0 if no_head else source.num_classes,
+        image_size=image_size or source.image_size,
     )
 
 
-def _refuse_other_shape(name: str, loaded: load.Loaded) -> None:
-    wanted, found = create_model(name, num_classes=0), loaded.model
-    kinds = ("size", "stem", "patch_size") if isinstance(wanted, ViT) else ("units", "width")
-    for kind in kinds:
-        there, here = getattr(found, kind, None), getattr(wanted, kind)
-        if there != here:
+def _check_model_name(name: str, loaded: load.LoadedModel) -> None:
+    expected, model = create_model(name, num_classes=0), loaded.model
+    fields = ("size", "stem", "patch_size") if isinstance(expected, ViT) else ("units", "width")
+    for field in fields:
+        found, wanted = getattr(model, field, None), getattr(expected, field)
+        if found != wanted:
             raise CheckpointError(
-                f"{loaded.weights.where}: its {kind} is {there}; that of {name} is {here}."
+                f"{loaded.weights.where}: {field} is {found}; --model={name} has {wanted}."
             )
 
 
-def table(loaded: load.Loaded, plan: adapt.Plan, written, shapes: dict) -> list[str]:
-    """One line for each parameter: its name there, its name here, its shape, its change."""
-    found = loaded.foreign
+def tensor_table(
+    loaded: load.LoadedModel,
+    plan: adapt.AdaptPlan,
+    export: writer.ExportPlan | None,
+    shapes: dict[str, tuple],
+) -> list[str]:
+    """Returns a table of source name, destination name, shape and change of every tensor.
+
+    Args:
+      loaded: the source.
+      plan: the plan that was applied to its parameters.
+      export: the plan of the new file; None for Orbax.
+      shapes: shapes of the new parameters.
+    """
+    file = loaded.weights_file
     sources = {name: name for name in loaded.weights.shapes}
-    if found:
-        sources = {ours: theirs for theirs, row in found.rows.items() for ours in row.ours}
+    if file:
+        sources = {param: tensor for tensor, row in file.rows.items() for param in row.params}
     targets = {name: name for name in shapes}
-    if written:
-        targets = {ours: theirs for theirs, row in written.rows.items() for ours in row.ours}
+    if export:
+        targets = {param: tensor for tensor, row in export.rows.items() for param in row.params}
     lines = [("source", "destination", "shape", "change")]
     for name, target in targets.items():
+        is_position = "/posembed_" in name
         changes = [
-            word
-            for word, holds in (
+            change
+            for change, is_made in (
                 ("renamed", sources.get(name, target) != target),
-                ("resized", plan.old_grid != plan.new_grid and "/posembed_" in name),
-                ("class token's place dropped", plan.drops_cls and "/posembed_" in name),
-                ("class token's place zeros", found and found.pads_cls and name == POSITIONS),
-                ("its place folded in", written and written.folds_cls and name == CLS),
+                ("resized", plan.old_grid != plan.new_grid and is_position),
+                ("class token's position dropped", plan.drops_cls and is_position),
+                ("class token's position zeros", file and file.pads_cls and name == POSITIONS),
+                ("position folded in", export and export.folds_cls and name == CLS),
                 ("LayerScale folded in", name in plan.folded),
-                ("zeros", name in plan.zeros),
+                ("zeros", name in plan.new_shapes),
             )
-            if holds
+            if is_made
         ]
-        line = (sources.get(name, "-"), target, _by(shapes[name]), ", ".join(changes) or "same")
-        lines.append(line)
+        change = ", ".join(changes) or "same"
+        lines.append((sources.get(name, "-"), target, _format_shape(shapes[name]), change))
     for name in plan.dropped:
         change = "folded" if name in plan.folded.values() else "dropped"
-        lines.append((sources[name], "-", _by(loaded.weights.shapes[name]), change))
-    for name in found.left_out if found else ():
-        lines.append((name, "-", "-", "left out: no weights of the model"))
+        lines.append((sources[name], "-", _format_shape(loaded.weights.shapes[name]), change))
+    for name in file.ignored if file else ():
+        lines.append((name, "-", "-", "ignored: not a parameter of the model"))
     widths = [max(len(line[i]) for line in lines) for i in range(3)]
     return [
         "  ".join(f"{cell:{width}}" for cell, width in zip(line, (*widths, 0))).rstrip()
@@ -235,35 +267,38 @@ def table(loaded: load.Loaded, plan: adapt.Plan, written, shapes: dict) -> list[
     ]
 
 
-def _by(shape: tuple[int, ...]) -> str:
+def _format_shape(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape)) or "scalar"
 
 
-def _outputs(model, params: dict) -> np.ndarray:
-    """What the model makes of a real photo."""
+def _photo_outputs(model: ViT | BitResNet, params: dict) -> np.ndarray:
+    """Outputs of the model on a packaged photo."""
     pixels = EvalRecipe(model.image_size)(packaged.photos()[0])[None]
     return np.asarray(jax.jit(model.apply)({"params": params}, pixels))
 
 
-def _unfolded(loaded: load.Loaded):
-    """The source's own model, in float32, and its parameters."""
-    section = dataclasses.replace(loaded.section, dtype="float32")
-    sizes = {"num_classes": loaded.model.num_classes, "image_size": loaded.model.image_size}
-    return build(section, **sizes), loaded.params()
+def _source_model_and_params(loaded: load.LoadedModel) -> tuple[ViT | BitResNet, dict]:
+    """The source's own model in float32, with LayerScale, and its parameters."""
+    model = loaded.model
+    config = dataclasses.replace(model.config, dtype="float32")
+    sizes = {"num_classes": model.num_classes, "image_size": model.image_size}
+    return build(config, **sizes), loaded.params()
 
 
-def _write_orbax(path: pathlib.Path, section, model, params: dict, said: Facts) -> None:
+def _write_orbax(
+    path: pathlib.Path, model: ViT | BitResNet, params: dict, metadata: WeightsMetadata
+) -> None:
     config = config_lib.base_config()
-    config.steps = 1  # Nothing trains; the door wants one length.
-    config.model.update(dataclasses.asdict(section))
+    config.steps = 1  # A config needs a length, though nothing is trained.
+    config.model.update(dataclasses.asdict(model.config))
     config.data.update(image_size=model.image_size)
     config.data.update(
-        eval_crop=said.crop, crop_fraction=said.crop_fraction, resample=said.resample
+        eval_crop=metadata.crop, crop_fraction=metadata.crop_fraction, resample=metadata.resample
     )
     stages = config_lib.check(config)
-    names = said.classes or tuple(f"class {k}" for k in range(model.num_classes))
+    names = metadata.classes or tuple(f"class {k}" for k in range(model.num_classes))
     meta = {"config": config_lib.to_dict(stages), "classes": list(names)}
-    meta |= {"has_class_names": said.classes is not None, "is_converted": True}
+    meta |= {"has_class_names": metadata.classes is not None, "is_converted": True}
     folder = checkpoint.Checkpoints(path / checkpoint.FOLDER)
     folder.save(0, {"params": jax.device_put(params)}, data={}, meta=meta)
     folder.close()

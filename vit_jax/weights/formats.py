@@ -1,7 +1,7 @@
-"""The names of every ecosystem's tensors, in tables that are read both ways.
+"""Checkpoint formats: the name tables of other projects, for reading and for writing.
 
-`{i}` counts encoder layers; `{b}` and `{u}` count stages and units from 1, `{b0}` and `{u0}`
-from 0.
+In a name, `{i}` is the index of an encoder layer; `{b}` and `{u}` are the stage and the unit of
+a ResNet counted from 1, `{b0}` and `{u0}` the same counted from 0.
 """
 
 import dataclasses
@@ -14,15 +14,24 @@ from vit_jax.weights.tensor_layouts import Row
 
 
 @dataclasses.dataclass(frozen=True)
-class Dialect:
-    """How one ecosystem spells a family of models."""
+class Format:
+    """Tensor names of one project for one family of models.
+
+    Attributes:
+      name: name shown in messages.
+      key_tensor: name of a tensor that only this format has; identifies the format.
+      rows: the name table.
+      prefixes: prefixes that may precede every name; files are written with the first.
+      ignored: regular expression of tensors that are not parameters of the model.
+      gelu, norm_eps: defaults of the project's models, where a file does not give them.
+    """
 
     name: str
-    mark: str  # A foreign name that only this dialect has.
+    key_tensor: str
     rows: tuple[Row, ...]
-    roots: tuple[str, ...] = ("",)  # What may stand before every name; the first is written.
-    left_out: str = r"(?!)"  # Foreign names that carry nothing for us.
-    gelu: str | None = None  # Of its models, where no file says otherwise; so is the next.
+    prefixes: tuple[str, ...] = ("",)
+    ignored: str = r"(?!)"
+    gelu: str | None = None
     norm_eps: float | None = None
 
 
@@ -30,92 +39,93 @@ _BLOCK_0 = "Transformer/encoderblock_0"
 _LAYER_0 = "encoder.layer.0"
 
 OFFICIAL, BIG_VISION, FLAX, BIT_NPZ = "official npz", "big_vision npz", "Flax npz", "BiT npz"
-TIMM, TIMM_STEM, TIMM_BIT, DINO = "timm", "timm, stem alone", "timm BiT", "DINOv2"
+TIMM, TIMM_STEM, TIMM_BIT, DINO = "timm", "timm without units", "timm BiT", "DINOv2"
 HF_VIT, HF_DINO, HF_BIT = "Hugging Face ViT", "Hugging Face DINOv2", "Hugging Face BiT"
 
 
-def _flax_dialects() -> list[Dialect]:
-    # Roots of an old optimiser and of big_vision, and what those hold besides.
-    options = {"roots": ("", "opt/target/", "params/"), "left_out": r"opt/.*|chrono/.*"}
-    names = names_flax
-    dialects = [
-        Dialect(
-            name, f"{_BLOCK_0}/{spelling[2]}/Dense_0/kernel", names.flax_vit(spelling), **options
+def _flax_formats() -> list[Format]:
+    # Prefixes of an old Flax optimizer and of big_vision, whose files hold its state too.
+    options = {"prefixes": ("", "opt/target/", "params/"), "ignored": r"opt/.*|chrono/.*"}
+    formats = [
+        Format(
+            name,
+            f"{_BLOCK_0}/{spelling[2]}/Dense_0/kernel",
+            names_flax.flax_vit(spelling),
+            **options,
         )
-        for name, spelling in ((OFFICIAL, names.PUBLISHED), (FLAX, names.LINEN))
+        for name, spelling in ((OFFICIAL, names_flax.PUBLISHED), (FLAX, names_flax.LINEN))
     ]
     return [
-        Dialect(BIG_VISION, "pos_embedding", names.big_vision(), **options),
-        *dialects,
-        Dialect(BIT_NPZ, "resnet/root_block/standardized_conv2d/kernel", names.bit_npz()),
+        Format(BIG_VISION, "pos_embedding", names_flax.big_vision(), **options),
+        *formats,
+        Format(BIT_NPZ, "resnet/root_block/standardized_conv2d/kernel", names_flax.bit_npz()),
     ]
 
 
-def _timm_dialects() -> list[Dialect]:
-    roots = ("", "module.", "backbone.", "model.", "teacher.backbone.")
-    options = {"roots": roots, "left_out": "mask_token", "gelu": "erf", "norm_eps": 1e-6}
-    vit, renamed = names_torch.timm_vit(), names_torch.renamed
-    stem_alone = renamed(vit, ("backbone.stem.", "backbone."))
-    dino = renamed(vit, ("reg_token", "register_tokens"))
+def _timm_formats() -> list[Format]:
+    prefixes = ("", "module.", "backbone.", "model.", "teacher.backbone.")
+    options = {"prefixes": prefixes, "ignored": "mask_token", "gelu": "erf", "norm_eps": 1e-6}
+    vit, rename = names_torch.timm_vit(), names_torch.rename
+    stem_without_units = rename(vit, ("backbone.stem.", "backbone."))
+    dino = rename(vit, ("reg_token", "register_tokens"))
     return [
-        Dialect(TIMM_STEM, "patch_embed.backbone.conv.weight", stem_alone, **options),
-        Dialect(DINO, "register_tokens", dino, **options),
-        Dialect(TIMM, "patch_embed.proj.weight", vit, **options),
-        Dialect(TIMM_BIT, "stem.conv.weight", names_torch.timm_bit(), roots=roots),
+        Format(TIMM_STEM, "patch_embed.backbone.conv.weight", stem_without_units, **options),
+        Format(DINO, "register_tokens", dino, **options),
+        Format(TIMM, "patch_embed.proj.weight", vit, **options),
+        Format(TIMM_BIT, "stem.conv.weight", names_torch.timm_bit(), prefixes=prefixes),
     ]
 
 
-def _huggingface_dialects() -> list[Dialect]:
-    options = {"left_out": "embeddings.mask_token", "gelu": "erf"}
-    vit = {"roots": ("vit.", "deit.", ""), "norm_eps": 1e-12} | options
-    dino = {"roots": ("dinov2.", "dinov2_with_registers.", ""), "norm_eps": 1e-6} | options
-    marks = {  # The same name is spelt in two ways.
+def _huggingface_formats() -> list[Format]:
+    options = {"ignored": "embeddings.mask_token", "gelu": "erf"}
+    vit = {"prefixes": ("vit.", "deit.", ""), "norm_eps": 1e-12} | options
+    dino = {"prefixes": ("dinov2.", "dinov2_with_registers.", ""), "norm_eps": 1e-6} | options
+    key_tensors = {  # Major version of transformers -> key tensors of ViT and DINOv2.
         4: (f"{_LAYER_0}.layernorm_before.weight", f"{_LAYER_0}.attention.attention.query.weight"),
         5: ("layers.0.layernorm_before.weight", f"{_LAYER_0}.attention.q_proj.weight"),
     }
-    dialects = []
+    formats = []
     for version, suffix in ((4, ""), (5, ", version 5")):
-        of_vit, of_dino = marks[version]
+        vit_key, dino_key = key_tensors[version]
         rows = names_torch.huggingface_vit(version)
-        dialects.append(Dialect(HF_VIT + suffix, of_vit, rows, **vit))
+        formats.append(Format(HF_VIT + suffix, vit_key, rows, **vit))
         rows = names_torch.huggingface_dino(version)
-        dialects.append(Dialect(HF_DINO + suffix, of_dino, rows, **dino))
+        formats.append(Format(HF_DINO + suffix, dino_key, rows, **dino))
     bit = names_torch.huggingface_bit()
-    return [*dialects, Dialect(HF_BIT, "embedder.convolution.weight", bit, roots=("bit.", ""))]
+    return [*formats, Format(HF_BIT, "embedder.convolution.weight", bit, prefixes=("bit.", ""))]
 
 
-DIALECTS = {
-    dialect.name: dialect
-    for dialect in (*_flax_dialects(), *_timm_dialects(), *_huggingface_dialects())
+FORMATS = {
+    format.name: format for format in (*_flax_formats(), *_timm_formats(), *_huggingface_formats())
 }
 
 
-def recognise(names: Iterable[str]) -> tuple[Dialect, str] | None:
-    """The dialect that a file's names are in, with the root before them."""
+def detect_format(names: Iterable[str]) -> tuple[Format, str] | None:
+    """Returns the format and the prefix of a file's tensor names; None for an unknown format."""
     names = set(names)
-    for dialect in DIALECTS.values():
-        for root in dialect.roots:
-            if root + dialect.mark in names:
-                return dialect, root
+    for format in FORMATS.values():
+        for prefix in format.prefixes:
+            if prefix + format.key_tensor in names:
+                return format, prefix
     return None
 
 
-def resolve(dialect: Dialect, name: str) -> Row | None:
-    """The row of a foreign name without its root, its counters filled in; None for none."""
-    for row, pattern in _patterns(dialect.name, "theirs"):
+def row_of_tensor(format: Format, name: str) -> Row | None:
+    """Returns the row of a tensor name without prefix, indices filled in; None if unknown."""
+    for row, pattern in _patterns(format.name, "tensor"):
         if match := pattern.fullmatch(name):
-            return _filled(row, match)
+            return _fill_indices(row, match)
     return None
 
 
-def rows_for(dialect: Dialect, names: Iterable[str]) -> tuple[list[Row], list[str]]:
-    """Filled rows that write all of our names, and the names that the dialect cannot write."""
+def rows_of_params(format: Format, names: Iterable[str]) -> tuple[list[Row], list[str]]:
+    """Returns rows that store the named parameters, and the names that the format cannot store."""
     rows, unknown = {}, []
     for name in names:
-        for row, pattern in _patterns(dialect.name, "ours"):
+        for row, pattern in _patterns(format.name, "params"):
             if match := pattern.fullmatch(name):
-                filled = _filled(row, match)
-                rows[filled.theirs] = filled
+                filled = _fill_indices(row, match)
+                rows[filled.tensor] = filled
                 break
         else:
             unknown.append(name)
@@ -123,12 +133,12 @@ def rows_for(dialect: Dialect, names: Iterable[str]) -> tuple[list[Row], list[st
 
 
 @functools.cache
-def _patterns(dialect: str, side: str) -> list[tuple[Row, re.Pattern]]:
-    """Each row with the pattern of its foreign name, or of each of our names."""
+def _patterns(format_name: str, field: str) -> list[tuple[Row, re.Pattern]]:
+    """Each row with the pattern of its tensor name, or of each of its parameter names."""
     return [
         (row, re.compile(_as_pattern(name)))
-        for row in DIALECTS[dialect].rows
-        for name in ((row.theirs,) if side == "theirs" else row.ours)
+        for row in FORMATS[format_name].rows
+        for name in ((row.tensor,) if field == "tensor" else row.params)
     ]
 
 
@@ -136,13 +146,13 @@ def _as_pattern(template: str) -> str:
     return re.sub(r"\\\{(\w+)(:02d)?\\\}", r"(?P<\1>\\d{1,4})", re.escape(template))
 
 
-def _filled(row: Row, match: re.Match) -> Row:
-    """The row with the counters of a match; stages and units count from 1 and from 0."""
-    counts = {name: int(digits) for name, digits in match.groupdict().items()}
+def _fill_indices(row: Row, match: re.Match) -> Row:
+    """The row with the indices of a match; stages and units are counted from 1 and from 0."""
+    indices = {name: int(digits) for name, digits in match.groupdict().items()}
     for name in ("b", "u"):
-        if name in counts:
-            counts[f"{name}0"] = counts[name] - 1
-        elif f"{name}0" in counts:
-            counts[name] = counts[f"{name}0"] + 1
-    ours = tuple(name.format(**counts) for name in row.ours)
-    return Row(row.theirs.format(**counts), ours, row.layout)
+        if name in indices:
+            indices[f"{name}0"] = indices[name] - 1
+        elif f"{name}0" in indices:
+            indices[name] = indices[f"{name}0"] + 1
+    params = tuple(name.format(**indices) for name in row.params)
+    return Row(row.tensor.format(**indices), params, row.layout)

@@ -1,4 +1,4 @@
-"""What a checkpoint holds, read from its manifest without loading an array."""
+"""Lists the arrays and metadata of a checkpoint or weights file without reading arrays."""
 
 import json
 import math
@@ -8,40 +8,45 @@ from vit_jax.weights import load
 from vit_jax.weights.archive import open_archive
 
 
-def inspect(where: str, as_json: bool = False) -> str:
-    """A table of the arrays behind WHERE, and for our own checkpoints step and config."""
-    path, _ = load.locate(where)
-    is_foreign = load.is_foreign(path)
-    if is_foreign:
+def inspect_checkpoint(where: str, as_json: bool = False) -> str:
+    """Returns a table of name, shape and dtype of every array, followed by the metadata.
+
+    Checkpoints of this package also list the CRC-32C of each array, the step and the config.
+
+    Args:
+      where: location of weights, as `load.load` takes it.
+      as_json: returns one JSON object instead of a table.
+
+    Raises:
+      CheckpointError: there are no readable weights.
+    """
+    path, _ = load.resolve_path(where)
+    if load.is_weights_file(path):
         archive = open_archive(path / "model.safetensors" if path.is_dir() else path)
-        leaves = {
-            name: {"shape": list(entry.shape), "dtype": entry.dtype}
-            for name, entry in archive.entries.items()
+        arrays = {
+            name: {"shape": list(info.shape), "dtype": info.dtype}
+            for name, info in archive.arrays.items()
         }
-        facts = {**archive.metadata, "file": str(archive.path)}
+        params = list(arrays)
+        metadata = {**archive.metadata, "file": str(archive.path)}
     else:
-        leaves = checkpoint.read_manifest(path)["leaves"]
-        data, meta = (checkpoint.read_item(path, name) for name in ("data", "meta"))
-        facts = {"checkpoint": str(path), "step": int(path.name), "data": data, **meta}
-    facts["parameters"] = sum(
-        math.prod(leaf["shape"]) for name, leaf in leaves.items() if _is_param(name, is_foreign)
-    )
+        arrays = checkpoint.read_manifest(path)["leaves"]
+        params = [name for name in arrays if name.startswith("params/")]
+        data, meta = (checkpoint.read_item(path, item) for item in ("data", "meta"))
+        metadata = {"checkpoint": str(path), "step": int(path.name), "data": data, **meta}
+    metadata["parameters"] = sum(math.prod(arrays[name]["shape"]) for name in params)
     if as_json:
-        return json.dumps({**facts, "leaves": leaves}, indent=2)
-    width = max(map(len, leaves), default=0)
+        return json.dumps({**metadata, "leaves": arrays}, indent=2)
+    width = max(map(len, arrays), default=0)
     lines = [
-        f"{name:{width}}  {'x'.join(map(str, leaf['shape'])) or 'scalar':>18}  {leaf['dtype']:8}"
-        + (f"  {leaf['crc32c']:08x}" if "crc32c" in leaf else "")
-        for name, leaf in leaves.items()
+        f"{name:{width}}  {'x'.join(map(str, array['shape'])) or 'scalar':>18}  {array['dtype']:8}"
+        + (f"  {array['crc32c']:08x}" if "crc32c" in array else "")
+        for name, array in arrays.items()
     ]
-    lines += [f"{_printable(name)}: {_printable(value)}" for name, value in facts.items()]
+    lines += [f"{_printable(name)}: {_printable(value)}" for name, value in metadata.items()]
     return "\n".join(lines)
 
 
-def _printable(text) -> str:
-    """As JSON where it is no plain text: files may hold what a terminal obeys."""
-    return text if isinstance(text, str) and text.isprintable() else json.dumps(text)
-
-
-def _is_param(name: str, is_foreign: bool) -> bool:
-    return is_foreign or name.startswith("params/")
+def _printable(value) -> str:
+    """The value as text; as JSON unless it is printable, so that no file controls the terminal."""
+    return value if isinstance(value, str) and value.isprintable() else json.dumps(value)

@@ -1,4 +1,4 @@
-"""Lists models and published weights."""
+"""Lists model names and published weights."""
 
 import fnmatch
 import json
@@ -6,28 +6,30 @@ import json
 from vit_jax.errors import ConfigError
 from vit_jax.models.flops import forward_macs
 from vit_jax.models.registry import PARAMETERS, create_model, list_models
-from vit_jax.weights.published import BASE_URL, nearest_name, published
+from vit_jax.weights.published import BASE_URL, list_published, suggest_published
 
 
 def models_table(pattern: str = "*", as_json: bool = False) -> str:
-    """Two tables: shapes with parameters and GMACs, and published weights that fit them.
+    """Returns two tables: models with parameters and GMACs, and their published weights.
 
     Args:
-      pattern: a shell pattern over the names of models and of weights; without a `*`, a part
-        of the name.
+      pattern: shell pattern of names of models and weights; without `*`, `?` and `[`, a part of
+        the name.
+      as_json: returns one JSON object with the keys `models` and `weights`.
 
-    Raises ConfigError where nothing matches.
+    Raises:
+      ConfigError: nothing matches.
     """
-    wanted = pattern if any(sign in pattern for sign in "*?[") else f"*{pattern}*"
-    shapes = [
+    glob = pattern if any(sign in pattern for sign in "*?[") else f"*{pattern}*"
+    models = [
         {
             "model": name,
             "parameters": PARAMETERS[name],
             "GMACs": round(forward_macs(create_model(name)) / 1e9, 3),
         }
-        for name in list_models(wanted)
+        for name in list_models(glob)
     ]
-    files = [
+    weights = [
         {
             "weights": entry.name,
             "model": entry.model,
@@ -39,41 +41,41 @@ def models_table(pattern: str = "*", as_json: bool = False) -> str:
             "url": entry.url,
             "note": entry.note,
         }
-        for entry in published()
-        if any(fnmatch.fnmatchcase(name, wanted) for name in (entry.name, entry.model))
+        for entry in list_published()
+        if any(fnmatch.fnmatchcase(name, glob) for name in (entry.name, entry.model))
     ]
-    if not shapes and not files:
-        raise ConfigError(f"no model and no weights match {pattern!r}.{nearest_name(pattern)}")
+    if not models and not weights:
+        raise ConfigError(f"no model or weights match {pattern!r}.{suggest_published(pattern)}")
     if as_json:
-        return json.dumps({"models": shapes, "weights": files}, indent=2)
-    parts = []
-    if shapes:
-        parts += _aligned(shapes, ("model", "parameters", "GMACs"))
-        parts.append("with 1,000 classes at 224 px; any other vit_<size><patch> works as well")
-    if files:
-        parts += [""] if parts else []
-        parts += _aligned(files, ("weights", "model", "classes", "pixels", "MB", "licence"))
-        parts.append(
-            f"files: {BASE_URL}/<bucket>/<weights>.npz, URLs and notes by --json; pixels in "
-            "[-1, 1], the whole image resized; every name of AugReg's grammar works, too"
+        return json.dumps({"models": models, "weights": weights}, indent=2)
+    lines = []
+    if models:
+        lines += _align_columns(models, ("model", "parameters", "GMACs"))
+        lines.append("with 1,000 classes at 224 pixels; other vit_<size><patch> are supported too")
+    if weights:
+        lines += [""] if lines else []
+        lines += _align_columns(weights, ("weights", "model", "classes", "pixels", "MB", "licence"))
+        lines.append(
+            f"files: {BASE_URL}/<bucket>/<weights>.npz; --json has URLs and notes. Preprocessing: "
+            "whole image resized, pixels in [-1, 1]. Other AugReg names are supported too."
         )
-    return "\n".join(parts)
+    return "\n".join(lines)
 
 
-def _aligned(rows: list[dict], columns: tuple[str, ...]) -> list[str]:
-    cells = [columns, *(tuple(_text(row[column]) for column in columns) for row in rows)]
+def _align_columns(rows: list[dict], columns: tuple[str, ...]) -> list[str]:
+    cells = [columns, *(tuple(_format_cell(row[column]) for column in columns) for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells)]
     is_number = [isinstance(rows[0][column], int | float) for column in columns]
     return [
         "  ".join(
-            cell.rjust(w) if right else cell.ljust(w)
-            for cell, w, right in zip(line, widths, is_number)
+            cell.rjust(width) if right else cell.ljust(width)
+            for cell, width, right in zip(line, widths, is_number)
         ).rstrip()
         for line in cells
     ]
 
 
-def _text(value) -> str:
+def _format_cell(value) -> str:
     if value is None:
         return "-"
     return f"{value:,}" if isinstance(value, int) else str(value)

@@ -1,4 +1,8 @@
-"""WHERE (workdir, step, file, folder, URL, published name) -> model, parameters, preprocessing."""
+"""Loads model, parameters and preprocessing from WHERE, the location of weights.
+
+WHERE is a workdir, one of its stages, a checkpoint step, a weights file or folder, a URL, or a
+published name.
+"""
 
 import dataclasses
 import pathlib
@@ -10,262 +14,288 @@ import numpy as np
 from vit_jax import config as config_lib
 from vit_jax import trees
 from vit_jax.checkpoints import checkpoint, workdir
-from vit_jax.config import schema
-from vit_jax.config.schema import Config
+from vit_jax.config.schema import Config, Init
 from vit_jax.data.preprocess import EvalRecipe
 from vit_jax.errors import CheckpointError, ConfigError
 from vit_jax.models import registry as model_registry
 from vit_jax.models.registry import BitResNet, ViT, build, param_shapes
 from vit_jax.tasks import registry as task_registry
-from vit_jax.weights import adapt, download, metadata, published
+from vit_jax.weights import adapt, download, published
+from vit_jax.weights import metadata as metadata_lib
 from vit_jax.weights.archive import open_archive
-from vit_jax.weights.infer_model import model_options
-from vit_jax.weights.metadata import Facts
-from vit_jax.weights.reader import Foreign, open_foreign
+from vit_jax.weights.infer_model import infer_model_options
+from vit_jax.weights.metadata import WeightsMetadata
+from vit_jax.weights.reader import WeightsFile, open_weights_file
 from vit_jax.weights.writer import CLASSES_SUFFIX
 
 Model = ViT | BitResNet
-# Same shapes, other outputs.
+# Options that change outputs but no shapes.
 NUMERICS = ("gelu", "norm_eps", "pixel_stats", "pos_embed", "pos_embed_at")
 
 
 @dataclasses.dataclass(frozen=True)
-class Weights:
-    """Parameters that can be judged by their shapes and read, one by one, when wanted."""
+class LazyWeights:
+    """Parameters in storage: shapes are known, arrays are read one at a time on demand.
+
+    Attributes:
+      where: location, for messages.
+      shapes: shape by slash name.
+      grid: grid of the position embeddings; None for a model without.
+      metadata: model options that shapes do not give.
+      read: names, or None for all -> (name, array) of the parameters.
+    """
 
     where: str
     shapes: dict[str, tuple[int, ...]]
     grid: tuple[int, int] | None
-    facts: Facts
+    metadata: WeightsMetadata
     read: Callable[[Collection[str] | None], Iterator[tuple[str, np.ndarray]]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Loaded:
-    """What evaluation, prediction and conversion need of a checkpoint."""
+class LoadedModel:
+    """A model with its weights, class names and preprocessing.
 
-    folder: pathlib.Path | None  # Of the run, where there is one.
-    section: schema.Model  # What builds the model.
+    Attributes:
+      folder: workdir of the run; None for weights that are not from a run.
+      weights: the parameters, not read yet.
+      classes: class names; 'class 0', 'class 1', ... if there are none.
+      has_class_names: False if `classes` are those placeholders.
+      recipe: evaluation preprocessing.
+      config: config of the run; None for weights that are not from a run.
+      weights_file: the file of the weights; None for checkpoints of this package.
+    """
+
+    folder: pathlib.Path | None
     model: Model
-    weights: Weights
+    weights: LazyWeights
     classes: tuple[str, ...]
-    has_class_names: bool  # Or else they are 'class 0', 'class 1', ...
+    has_class_names: bool
     recipe: EvalRecipe
     config: Config | None
-    foreign: Foreign | None  # What stands behind weights that are not ours.
+    weights_file: WeightsFile | None
 
-    def refuse_without_head(self) -> None:
-        """Raises CheckpointError for weights that give features and no classes."""
+    def require_head(self) -> None:
+        """Raises CheckpointError for a model without classes."""
         if self.model.num_classes:
             return
-        if self.config and _is_masked(self.config):
-            why = "is a masked patch run: it has no classes; fine-tune it first"
+        if self.config and not _has_classes(self.config):
+            reason = "is a run of masked patch prediction and has no classes; fine-tune it first"
         else:
-            why = "has no head: it gives features only"
-        raise CheckpointError(f"{self.weights.where} {why}.")
+            reason = "has no head and returns features only"
+        raise CheckpointError(f"{self.weights.where} {reason}.")
 
     def params(self, names: Collection[str] | None = None) -> dict:
-        """The parameters as the model takes them, or some; ours are checked by their checksums."""
+        """Reads the parameters, or those in `names`, as nested dictionaries.
+
+        Raises:
+          CheckpointError: an array does not match its checksum.
+        """
         return trees.unflatten(dict(self.weights.read(names)))
 
 
-def locate(where: str | pathlib.Path) -> tuple[pathlib.Path, published.Published | None]:
-    """The file, foreign folder or newest step folder behind WHERE; published weights are fetched.
+def resolve_path(
+    where: str | pathlib.Path,
+) -> tuple[pathlib.Path, published.PublishedWeights | None]:
+    """Returns the local path of WHERE, and its entry if it is a published name.
 
-    Raises ConfigError that lists the stages of a workdir that has some, CheckpointError
-    where there is nothing to load.
+    The path is a weights file, a folder with model.safetensors, or the step folder of a
+    checkpoint: the newest, or the best of a run with select=best. URLs and published weights are
+    downloaded.
+
+    Raises:
+      ConfigError: WHERE is a sweep or a config with stages; the message lists its runs or stages.
+      CheckpointError: WHERE does not exist or cannot be downloaded.
     """
     path = pathlib.Path(where)
     if download.is_url(str(where)):
-        path = _sound(download.fetch(str(where)), str(where))
-    if is_foreign(path):
+        path = _check_download(download.fetch(str(where)), str(where))
+    if is_weights_file(path):
         return path, None
-    if not path.exists() and (entry := published.find(str(where))):
-        return _sound(published.fetch_published(entry), entry.url), entry
+    if not path.exists() and (entry := published.find_published(str(where))):
+        return _check_download(published.fetch_published(entry), entry.url), entry
     config = workdir.read_json(path / workdir.CONFIG) or {}
     stages = config.get("stages", {})
-    seeds = sorted(found.parent.name for found in path.glob(f"seed_*/{checkpoint.FOLDER}"))
-    if seeds and not (path / checkpoint.FOLDER).exists():
+    runs = sorted(found.parent.name for found in path.glob(f"seed_*/{checkpoint.FOLDER}"))
+    if runs and not (path / checkpoint.FOLDER).exists():
         raise ConfigError(
-            f"{where} is a sweep with the runs {', '.join(seeds)}; name one, as in "
-            f"{path / seeds[0]}."
+            f"{where} is a sweep with the runs {', '.join(runs)}; name one, as in {path / runs[0]}."
         )
     if isinstance(stages, dict) and stages:
         raise ConfigError(
-            f"{where} holds the stages {', '.join(stages)}; name one, as in {path / min(stages)}."
+            f"{where} has the stages {', '.join(stages)}; name one, as in {path / min(stages)}."
         )
     if not path.exists():
-        hint = published.nearest_name(str(where))
+        hint = published.suggest_published(str(where))
         raise CheckpointError(f"{where}: no such file, folder or published name.{hint}")
     return checkpoint.find_step_folder(path), None
 
 
-def _sound(path: pathlib.Path, url: str) -> pathlib.Path:
-    """A file that was fetched; one that cannot be read is not kept in the cache."""
+def _check_download(path: pathlib.Path, url: str) -> pathlib.Path:
+    """Returns the path; deletes a downloaded file that is not readable from the cache."""
     if path.is_file() and not url.startswith("file:"):
         try:
             open_archive(path)
         except CheckpointError as error:
             path.unlink()
-            raise CheckpointError(f"{url}: {error} It is removed, to be fetched anew.") from error
+            raise CheckpointError(f"{url}: {error} The download is deleted; try again.") from error
     return path
 
 
-def is_foreign(path: pathlib.Path) -> bool:
-    """Whether a place is a file, or holds weights in a form that is not a run's."""
+def is_weights_file(path: pathlib.Path) -> bool:
+    """Returns True for a file, or a folder with model.safetensors; False for a workdir."""
     is_file = path.exists() and not path.is_dir()
     return is_file or (path / "model.safetensors").is_file()
 
 
-def weights(where: str | pathlib.Path, model: Model | None = None) -> Weights:
-    """The parameters behind WHERE; raises CheckpointError where there are none.
+def open_weights(where: str | pathlib.Path, model: Model | None = None) -> LazyWeights:
+    """Returns the weights at WHERE without reading arrays.
 
     Args:
-      model: what they are meant for; it stands in where a file does not say how many heads
-        it has, or which grid.
+      where: location of weights.
+      model: model that the weights are for; supplies the number of heads and the grid where a
+        file does not determine them.
+
+    Raises:
+      CheckpointError: there are no readable weights.
     """
-    path, _ = locate(where)
-    if is_foreign(path):
-        return _foreign_weights(open_foreign(path, model and metadata.of_model(model)))
-    return _step_weights(path, _model(path, checkpoint.read_item(path, "meta")))
+    path, _ = resolve_path(where)
+    if is_weights_file(path):
+        return _weights_of_file(open_weights_file(path, model and metadata_lib.from_model(model)))
+    return _weights_of_step(path, _build_step_model(path, checkpoint.read_item(path, "meta")))
 
 
-def _foreign_weights(found: Foreign) -> Weights:
-    return Weights(str(found.path), found.shapes, found.grid, found.facts, found.read)
+def _weights_of_file(file: WeightsFile) -> LazyWeights:
+    return LazyWeights(str(file.path), file.shapes, file.grid, file.metadata, file.read)
 
 
-def _step_weights(step_folder: pathlib.Path, model: Model) -> Weights:
-    like = checkpoint.stored_param_shapes(step_folder)
-    ((kind, leaves),) = like.items()
+def _weights_of_step(step_folder: pathlib.Path, model: Model) -> LazyWeights:
+    abstract_state = checkpoint.stored_param_shapes(step_folder)
+    ((kind, leaves),) = abstract_state.items()
     shapes = {name: leaf.shape for name, leaf in trees.flatten(leaves).items()}
 
     def read(names: Collection[str] | None = None) -> Iterator[tuple[str, np.ndarray]]:
-        restored = trees.flatten(checkpoint.restore(step_folder, like)[kind])
-        yield from ((name, array) for name, array in restored.items() if _is_in(name, names))
+        params = trees.flatten(checkpoint.restore(step_folder, abstract_state)[kind])
+        yield from ((name, a) for name, a in params.items() if names is None or name in names)
 
-    return Weights(str(step_folder), shapes, model.grid, metadata.of_model(model), read)
-
-
-def _is_in(name: str, names: Collection[str] | None) -> bool:
-    return names is None or name in names
+    metadata = metadata_lib.from_model(model)
+    return LazyWeights(str(step_folder), shapes, model.grid, metadata, read)
 
 
-def _model(step_folder: pathlib.Path, meta: dict) -> Model:
-    config = config_of(step_folder, meta)
-    num_classes = 0 if _is_masked(config) else len(meta["classes"])
+def _build_step_model(step_folder: pathlib.Path, meta: dict) -> Model:
+    config = _read_config(step_folder, meta)
+    num_classes = len(meta["classes"]) if _has_classes(config) else 0
     return build(config.model, num_classes=num_classes, image_size=config.data.image_size)
 
 
-def _is_masked(config: Config) -> bool:
-    """Whether a run predicted masked patches: its classes are the data's, not the model's."""
-    return not task_registry.find_task(config.task).has_classes
+def _has_classes(config: Config) -> bool:
+    """Returns False for tasks such as masked patches, whose models have no classes."""
+    return task_registry.find_task(config.task).has_classes
 
 
-def _body(found: Weights) -> Weights:
-    """The weights of a masked patch run without what only that task needs."""
-    shapes = {name: s for name, s in found.shapes.items() if name not in adapt.MASKED}
+def _without_masked_patch_params(weights: LazyWeights) -> LazyWeights:
+    shapes = {n: s for n, s in weights.shapes.items() if n not in adapt.MASKED_PATCH_PARAMS}
 
     def read(names: Collection[str] | None = None) -> Iterator[tuple[str, np.ndarray]]:
-        return found.read(shapes.keys() if names is None else names)
+        return weights.read(shapes.keys() if names is None else names)
 
-    return dataclasses.replace(found, shapes=shapes, read=read)
+    return dataclasses.replace(weights, shapes=shapes, read=read)
 
 
-def config_of(step_folder: pathlib.Path, meta: dict) -> Config:
-    """The config of the run that wrote a checkpoint."""
+def _read_config(step_folder: pathlib.Path, meta: dict) -> Config:
     try:
         return config_lib.from_dict(meta["config"])[""]
     except (ConfigError, KeyError) as error:
         raise CheckpointError(f"{step_folder}: its config cannot be read: {error}.") from error
 
 
-def load(where: str | pathlib.Path, classes: tuple[str, ...] | None = None) -> Loaded:
-    """Model, weights, class names and preprocessing behind WHERE; arrays are not read yet.
+def load(where: str | pathlib.Path, classes: tuple[str, ...] | None = None) -> LoadedModel:
+    """Returns model, weights, class names and preprocessing at WHERE; arrays are not read yet.
 
-    A file that says nothing of preprocessing and classes gets the official whole-image
-    resize and the names 'class 0', 'class 1', ..., or those given.
+    Args:
+      where: location of weights. A file without preprocessing gets the official whole-image
+        resize; a file without class names gets 'class 0', 'class 1', ...
+      classes: class names in place of those at WHERE.
 
-    Raises CheckpointError where there is nothing to load or the weights make no model.
+    Raises:
+      CheckpointError: there are no readable weights, or they do not determine a model.
+      ConfigError: the number of class names is not that of the head.
     """
-    path, entry = locate(where)
-    loaded = _load_foreign(open_foreign(path), entry) if is_foreign(path) else _load_step(path)
+    path, entry = resolve_path(where)
+    if is_weights_file(path):
+        loaded = _load_file(open_weights_file(path), entry)
+    else:
+        loaded = _load_step(path)
     if classes is not None:
         loaded = dataclasses.replace(loaded, classes=classes, has_class_names=True)
     if len(loaded.classes) != loaded.model.num_classes:
         raise ConfigError(
-            f"{len(loaded.classes)} class names for a head of {loaded.model.num_classes}."
+            f"{where}: found {len(loaded.classes)} class names for a head of "
+            f"{loaded.model.num_classes} classes."
         )
     return loaded
 
 
-def _load_foreign(found: Foreign, entry: published.Published | None) -> Loaded:
-    options = model_options(found)
+def _load_file(file: WeightsFile, entry: published.PublishedWeights | None) -> LoadedModel:
+    options = infer_model_options(file)
     sizes = {name: options.pop(name) for name in ("num_classes", "image_size")}
-    section = model_registry.section(**options)
-    model = build(section, **sizes)
-    shapes = _foreign_weights(found)
-    plan_for(shapes, model)  # Nothing missing, nothing left over.
-    known = found.facts
-    names = known.classes or _classes_beside(found.path, model.num_classes)
+    model = build(model_registry.section(**options), **sizes)
+    weights, metadata = _weights_of_file(file), file.metadata
+    plan_adaptation(weights, model, Init())  # Raises if a parameter is missing or left over.
+    names = metadata.classes or _read_class_names_beside(file.path, model.num_classes)
     names = names or (entry and published.class_names(entry))
-    names = names if model.num_classes else None  # Of a head that was left out.
+    names = names if model.num_classes else None  # Names of a head that was omitted.
     recipe = EvalRecipe(
         model.image_size,
-        known.crop or "resize",
-        known.resample or "tf_bilinear",
-        known.crop_fraction or EvalRecipe.crop_fraction,
+        metadata.crop or "resize",
+        metadata.resample or "tf_bilinear",
+        metadata.crop_fraction or EvalRecipe.crop_fraction,
     )
-    return Loaded(
+    return LoadedModel(
         folder=None,
-        section=section,
         model=model,
-        weights=shapes,
+        weights=weights,
         classes=tuple(names or (f"class {k}" for k in range(model.num_classes))),
         has_class_names=bool(names),
         recipe=recipe,
         config=None,
-        foreign=found,
+        weights_file=file,
     )
 
 
-def _classes_beside(path: pathlib.Path, num_classes: int) -> tuple[str, ...] | None:
-    """The names that `convert` puts beside a file they do not fit into."""
-    beside = path.with_suffix(CLASSES_SUFFIX)
-    if not beside.is_file():
+def _read_class_names_beside(path: pathlib.Path, num_classes: int) -> tuple[str, ...] | None:
+    """Class names that `convert` wrote beside a file because they did not fit into it."""
+    classes_path = path.with_suffix(CLASSES_SUFFIX)
+    if not classes_path.is_file():
         return None
-    text = beside.read_text(encoding="utf-8", errors="surrogateescape")
-    titles = tuple(text.removesuffix("\n").split("\n"))
-    return titles if len(titles) == num_classes else None
+    text = classes_path.read_text(encoding="utf-8", errors="surrogateescape")
+    names = tuple(text.removesuffix("\n").split("\n"))
+    return names if len(names) == num_classes else None
 
 
-def _load_step(path: pathlib.Path) -> Loaded:
+def _load_step(path: pathlib.Path) -> LoadedModel:
     meta = checkpoint.read_item(path, "meta")
-    model, config = _model(path, meta), config_of(path, meta)
-    found = _step_weights(path, model)
+    model, config = _build_step_model(path, meta), _read_config(path, meta)
+    weights, has_classes = _weights_of_step(path, model), _has_classes(config)
     is_in_run = path.parent.name in (checkpoint.FOLDER, checkpoint.BEST)
-    is_converted = meta.get("is_converted", False)  # Then there is no run, and no data of it.
-    return Loaded(
+    is_converted = meta.get("is_converted", False)  # Written by `convert`, not by a run.
+    return LoadedModel(
         folder=None if is_converted else path.parent.parent if is_in_run else path.parent,
-        section=config.model,
         model=model,
-        weights=_body(found) if _is_masked(config) else found,
-        classes=() if _is_masked(config) else tuple(meta["classes"]),
+        weights=weights if has_classes else _without_masked_patch_params(weights),
+        classes=tuple(meta["classes"]) if has_classes else (),
         has_class_names=meta.get("has_class_names", True),
         recipe=eval_recipe(config, model),
         config=None if is_converted else config,
-        foreign=None,
+        weights_file=None,
     )
 
 
 def eval_recipe(config: Config, model: Model) -> EvalRecipe:
-    """How a config's images become the model's input when they are evaluated."""
+    """Returns the evaluation preprocessing of a config for the image size of a model."""
     data = config.data
     return EvalRecipe(
-        model.image_size,
-        data.eval_crop,
-        data.resample,
-        data.crop_fraction,
-        data.decoder,
+        model.image_size, data.eval_crop, data.resample, data.crop_fraction, data.decoder
     )
 
 
@@ -279,67 +309,82 @@ def load_params(
     allow_numerics: bool = False,
     shardings: dict | None = None,
 ) -> dict:
-    """Pretrained parameters for a model, strict in all that is not permitted.
+    """Returns pretrained parameters for a model; rejects every change that is not permitted.
+
+    LayerScale that the model does not have is folded into its dense layers, which changes no
+    output. Changes are printed.
 
     Args:
-      path: a file of weights (official or big_vision `.npz`; timm's, DINO's or Hugging Face's
-        `.safetensors`), a Hugging Face folder, a URL, a published name, or a workdir,
-        checkpoint or step of ours.
-      new_head: permission to start with a head of zeros and to drop `pre_logits`.
-      resize: permission to resize position embeddings; the change is printed.
-      drop_token: permission to drop the class token for a model without one.
-      allow_numerics: permission to use weights with another GELU, epsilon or pixel
-        statistics than they were made with.
-      shardings: a tree of places like the parameters', from
-        `vit_jax.distributed.mesh.tree_shardings`; each array is put there as it is read. Without,
-        arrays are numpy's.
+      path: a weights file (official or big_vision `.npz`; timm or DINO `.safetensors`), a
+        Hugging Face folder, a URL, a published name, or a workdir, checkpoint or step.
+      model: the model that the parameters are for.
+      new_head: permits a head of zeros, and dropping `pre_logits`.
+      resize: permits resizing the position embeddings.
+      drop_token: permits dropping the class token for a model without one.
+      allow_numerics: permits weights trained with another GELU, LayerNorm epsilon or pixel
+        statistics than the model's.
+      shardings: tree of shardings from `vit_jax.distributed.mesh.tree_shardings`; each array is
+        put on devices as it is read. None returns numpy arrays.
 
-    LayerScale that the model has not is folded into its dense layers, which changes no
-    output. Raises CheckpointError that lists every difference at once.
+    Raises:
+      CheckpointError: the weights do not fit the model; all differences are listed in one line.
     """
-    found = weights(path, model)
-    permissions = {"new_head": new_head, "resize": resize, "drop_token": drop_token}
-    plan = plan_for(found, model, **permissions, allow_numerics=allow_numerics)
+    weights = open_weights(path, model)
+    permissions = Init(
+        new_head=new_head, resize=resize, drop_token=drop_token, allow_numerics=allow_numerics
+    )
+    plan = plan_adaptation(weights, model, permissions)
     for note in plan.notes:
         print(f"{path}: {note}")
-    return read_params(found, plan, shardings)
+    return read_params(weights, plan, shardings)
 
 
-def plan_for(
-    found: Weights, model: Model, *, allow_numerics: bool = False, **permissions: bool
-) -> adapt.Plan:
-    """How weights become the start of a model; raises CheckpointError if they cannot."""
+def plan_adaptation(weights: LazyWeights, model: Model, permissions: Init) -> adapt.AdaptPlan:
+    """Returns how weights become parameters of a model.
+
+    Args:
+      weights: the pretrained weights.
+      model: the model that the parameters are for.
+      permissions: permitted changes: the fields `new_head`, `resize`, `drop_token` and
+        `allow_numerics`.
+
+    Raises:
+      CheckpointError: the weights do not fit the model; all differences are listed in one line.
+    """
+    is_any_allowed = permissions.allow_numerics
     return adapt.make_plan(
-        found.shapes,
+        weights.shapes,
         param_shapes(model),
-        old_grid=found.grid,
+        old_grid=weights.grid,
         new_grid=model.grid,
+        permissions=permissions,
         head_bias=model.config.head_bias,
-        where=found.where,
-        differences=() if allow_numerics else _numeric_differences(found.facts, model),
-        **permissions,
+        where=weights.where,
+        differences=() if is_any_allowed else _numeric_differences(weights.metadata, model),
     )
 
 
-def _numeric_differences(known: Facts, model: Model) -> list[str]:
-    wanted, lines = metadata.of_model(model), []
+def _numeric_differences(metadata: WeightsMetadata, model: Model) -> list[str]:
+    model_metadata, lines = metadata_lib.from_model(model), []
     for name in NUMERICS:
-        there, here = getattr(known, name), getattr(wanted, name)
-        if there is not None and here is not None and there != here:
+        source, target = getattr(metadata, name), getattr(model_metadata, name)
+        if source is not None and target is not None and source != target:
             lines.append(
-                f"{name} is {there!r} there, {here!r} here: set model.{name}={there!r}, or "
-                "init.allow_numerics=True permits it"
+                f"{name} is {source!r} in the weights and {target!r} in the model (set "
+                f"model.{name}={source!r}, or init.allow_numerics=True permits it)"
             )
     return lines
 
 
-def read_params(found: Weights, plan: adapt.Plan, shardings: dict | None = None) -> dict:
-    """The parameters that a plan makes of weights, each put in its place as it is read."""
-    places = trees.flatten(shardings) if shardings is not None else {}
+def read_params(weights: LazyWeights, plan: adapt.AdaptPlan, shardings: dict | None = None) -> dict:
+    """Returns the parameters of a plan as nested dictionaries, optionally put on devices."""
+    sharding_of = trees.flatten(shardings) if shardings is not None else {}
     params = {}
-    for name, array in adapt.apply_plan(plan, found.read):
-        # One array at a time on the host: nothing is read before the last one has its place.
+    for name, array in adapt.apply_plan(plan, weights.read):
+        # Wait for the transfer, so that the host holds one array at a time.
         params[name] = (
-            jax.block_until_ready(jax.device_put(array, places[name])) if places else array
+            jax.block_until_ready(jax.device_put(array, sharding_of[name]))
+            if sharding_of
+            else array
         )
     return trees.unflatten(params)

@@ -1,53 +1,58 @@
-"""The model card that stands beside exported weights."""
+"""Writes the model card of exported weights."""
 
 import dataclasses
 
-from vit_jax.config.schema import Model
 from vit_jax.models.pixel_stats import PIXEL_STATS
 from vit_jax.models.registry import BitResNet, ViT
-from vit_jax.weights.metadata import Facts
+from vit_jax.weights.metadata import WeightsMetadata
 
 CARD_START = "---\nlibrary_name: vit_jax"
-NOT_OF_WEIGHTS = ("name", "dtype", "dropout", "drop_path")
+# Options that do not change what the weights are.
+OMITTED_OPTIONS = ("name", "dtype", "dropout", "drop_path")
 
 
 def model_card(
-    section: Model, model: ViT | BitResNet, said: Facts, source: str, parameters: int
+    model: ViT | BitResNet,
+    metadata: WeightsMetadata,
+    source: str,
+    num_params: int,
 ) -> str:
-    """What the weights are, what they take, and how to use them, in Markdown.
+    """Returns a model card in Markdown: the model, its preprocessing, and code that loads it.
 
     Args:
-      section: the options of `create_model`.
-      source: where the weights came from, as the user named it.
+      model: the model.
+      metadata: class names and preprocessing.
+      source: location that the weights were read from, as the user gave it.
+      num_params: number of parameters.
     """
+    config = model.config
     height, width = model.image_size
-    mean, deviation = PIXEL_STATS[model.config.pixel_stats]
-    crop = "the whole image resized"
-    if said.crop == "center":
-        crop = f"the short side resized, then {said.crop_fraction:g} of it cut out of the centre"
+    mean, std = PIXEL_STATS[config.pixel_stats]
+    crop = "whole image resized"
+    if metadata.crop == "center":
+        crop = f"short side resized, centre crop of {metadata.crop_fraction:g} of it"
     rows = [
-        ("Model", f"`{section.name}`"),
-        ("Parameters", f"{parameters:,}"),
-        ("Input", f"{height}x{width} RGB: {crop} ({said.resample or 'antialias'})"),
-        ("Pixels in [0, 1]", f"mean {mean}, deviation {deviation}"),
+        ("Model", f"`{config.name}`"),
+        ("Parameters", f"{num_params:,}"),
+        ("Input", f"{height}x{width} RGB: {crop} ({metadata.resample or 'antialias'})"),
+        ("Pixels in [0, 1]", f"mean {mean}, standard deviation {std}"),
         ("Output", f"{model.num_classes:,} classes" if model.num_classes else "features"),
     ]
     if isinstance(model, ViT):
-        layers = model.config
         rows += [
-            ("Pooling", model.config.pool),
-            ("GELU", f"{layers.gelu}, LayerNorm epsilon {layers.norm_eps:g}"),
+            ("Pooling", config.pool),
+            ("GELU", f"{config.gelu}, LayerNorm epsilon {config.norm_eps:g}"),
         ]
-    rows.append(("Weights from", f"`{source}`"))
-    table = "\n".join(f"| {what} | {value} |" for what, value in rows)
+    rows.append(("Converted from", f"`{source}`"))
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows)
     classes = ""
-    if said.classes:
-        shown = ", ".join(said.classes[:20])
-        classes = f"\nClasses: {shown}{', ...' if len(said.classes) > 20 else ''}\n"
+    if metadata.classes:
+        shown = ", ".join(metadata.classes[:20])
+        classes = f"\nClasses: {shown}{', ...' if len(metadata.classes) > 20 else ''}\n"
     return f"""{CARD_START}
 tags: [image-classification, vision-transformer]
 ---
-# {section.name}
+# {config.name}
 
 | | |
 |---|---|
@@ -56,19 +61,23 @@ tags: [image-classification, vision-transformer]
 ```python
 import vit_jax
 
-model = vit_jax.create_model({_call(section, model)})
+model = vit_jax.create_model({_create_model_arguments(model)})
 params = vit_jax.load_params("PATH", model)
 logits = model.apply({{"params": params}}, vit_jax.preprocess(images, model))
 ```
 """
 
 
-def _call(section: Model, model: ViT | BitResNet) -> str:
-    height, width = model.image_size
+def _create_model_arguments(model: ViT | BitResNet) -> str:
+    config, (height, width) = model.config, model.image_size
     size = height if height == width else (height, width)
-    parts = [f'"{section.name}"', f"num_classes={model.num_classes}", f"image_size={size}"]
-    for field in dataclasses.fields(section):
-        value = getattr(section, field.name)
-        if field.name not in NOT_OF_WEIGHTS and value != field.default:
-            parts.append(f"{field.name}={value!r}")
-    return ", ".join(parts)
+    arguments = [
+        f'"{config.name}"',
+        f"num_classes={model.num_classes}",
+        f"image_size={size}",
+    ]
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.name not in OMITTED_OPTIONS and value != field.default:
+            arguments.append(f"{field.name}={value!r}")
+    return ", ".join(arguments)

@@ -1,13 +1,17 @@
-"""The names of Flax trees, official, big_vision's and ours, and of BiT's files."""
+"""Name tables of Flax checkpoints: this package, the official code, big_vision and BiT."""
 
 from vit_jax.weights.tensor_layouts import BLOCK, CLS, POSITIONS, UNIT, Row
 
-LINEN = ("MultiHeadDotProductAttention_0", "LayerNorm_1", "MlpBlock_0")  # Ours, big_vision's.
+LINEN = (
+    "MultiHeadDotProductAttention_0",
+    "LayerNorm_1",
+    "MlpBlock_0",
+)  # This package and big_vision.
 PUBLISHED = ("MultiHeadDotProductAttention_1", "LayerNorm_2", "MlpBlock_3")
 
 
 def _flax_block(mha: str, norm: str, mlp: str, block: str = BLOCK) -> list[Row]:
-    """An encoder layer of a Flax tree in one of its spellings."""
+    """Rows of an encoder layer, given its names of attention, second LayerNorm and MLP."""
     modules = [
         ("LayerNorm_0", "LayerNorm_0", ("scale", "bias")),
         (norm, "LayerNorm_1", ("scale", "bias")),
@@ -15,56 +19,58 @@ def _flax_block(mha: str, norm: str, mlp: str, block: str = BLOCK) -> list[Row]:
         *((f"LayerScale_{n}", f"LayerScale_{n}", ("scale",)) for n in (0, 1)),
     ]
     for name in ("query", "key", "value", "out"):
-        ours = f"MultiHeadDotProductAttention_0/{name}"
-        modules.append((f"{mha}/{name}", ours, ("kernel", "bias")))
+        param = f"MultiHeadDotProductAttention_0/{name}"
+        modules.append((f"{mha}/{name}", param, ("kernel", "bias")))
     for name in ("query_ln", "key_ln"):
         modules.append((f"{mha}/{name}", f"MultiHeadDotProductAttention_0/{name}", ("scale",)))
     modules.append((f"{mha}/relative", "MultiHeadDotProductAttention_0/relative", ()))
     rows = [
-        Row(f"{block}/{theirs}/{leaf}", (f"{BLOCK}/{ours}/{leaf}",))
-        for theirs, ours, leaves in modules
+        Row(f"{block}/{tensor}/{leaf}", (f"{BLOCK}/{param}/{leaf}",))
+        for tensor, param, leaves in modules
         for leaf in leaves
     ]
     relative = "MultiHeadDotProductAttention_0/relative/relative_embedding"
     return [*rows, Row(f"{block}/{mha}/relative/relative_embedding", (f"{BLOCK}/{relative}",))]
 
 
-def _same(*names: str) -> list[Row]:
+def _same_names(*names: str) -> list[Row]:
     return [Row(name, (name,)) for name in names]
 
 
-def _flax_rest() -> list[Row]:
-    """What stands around the encoder layers in a Flax tree."""
+def _flax_outer() -> list[Row]:
+    """Rows of everything but encoder layers, position embeddings and ResNet stem."""
     pool = "MAPHead_0"
     attention = f"{pool}/MultiHeadDotProductAttention_0"
     modules = ["embedding", "pre_logits", "head", f"{pool}/MlpBlock_0/Dense_0"]
     modules += [f"{pool}/MlpBlock_0/Dense_1"]
     modules += [f"{attention}/{name}" for name in ("query", "key", "value", "out")]
-    rows = _same(*(f"{module}/{leaf}" for module in modules for leaf in ("kernel", "bias")))
-    rows += _same(CLS, "registers", f"{pool}/probe")
-    rows += _same(f"{attention}/query_ln/scale", f"{attention}/key_ln/scale")
+    rows = _same_names(*(f"{module}/{leaf}" for module in modules for leaf in ("kernel", "bias")))
+    rows += _same_names(CLS, "registers", f"{pool}/probe")
+    rows += _same_names(f"{attention}/query_ln/scale", f"{attention}/key_ln/scale")
     for norm in ("Transformer/encoder_norm", f"{pool}/LayerNorm_0"):
-        rows += _same(f"{norm}/scale", f"{norm}/bias")
+        rows += _same_names(f"{norm}/scale", f"{norm}/bias")
     return rows
 
 
 def _flax_positions() -> list[Row]:
-    """Ours and the official code's; one for each layer where Table 8 has them so."""
-    places = ("Transformer/posembed_input", "Transformer/posembed_{i}")
+    """Rows of position embeddings: at the stem, and at each layer (Table 8)."""
+    modules = ("Transformer/posembed_input", "Transformer/posembed_{i}")
     leaves = ("pos_embedding", "x_embedding", "y_embedding")
-    return _same(*(f"{place}/{leaf}" for place in places for leaf in leaves))
+    return _same_names(*(f"{module}/{leaf}" for module in modules for leaf in leaves))
 
 
 def _flax_stem() -> list[Row]:
+    """Rows of the ResNet before a hybrid."""
     convs = ("conv1", "conv2", "conv3", "conv_proj")
     norms = ("gn1", "gn2", "gn3", "gn_proj")
-    rows = _same("conv_root/kernel", *(f"{UNIT}/{conv}/kernel" for conv in convs))
+    rows = _same_names("conv_root/kernel", *(f"{UNIT}/{conv}/kernel" for conv in convs))
     for norm in ("gn_root", *(f"{UNIT}/{norm}" for norm in norms)):
         rows += [Row(f"{norm}/{leaf}", (f"{norm}/{leaf}",), "vector") for leaf in ("scale", "bias")]
     return rows
 
 
 def bit_npz() -> tuple[Row, ...]:
+    """Returns the rows of the published BiT ResNets."""
     root, unit, conv = "resnet", "resnet/block{b}/unit{u:02d}", "standardized_conv2d/kernel"
     rows = [Row(f"{root}/root_block/{conv}", ("conv_root/kernel",))]
     norms = [(f"{root}/group_norm", "gn_final")]
@@ -72,19 +78,19 @@ def bit_npz() -> tuple[Row, ...]:
         rows.append(Row(f"{unit}/{letter}/{conv}", (f"{UNIT}/conv{n}/kernel",)))
         norms.append((f"{unit}/{letter}/group_norm", f"{UNIT}/gn{n}"))
     rows.append(Row(f"{unit}/a/proj/{conv}", (f"{UNIT}/conv_proj/kernel",)))
-    for theirs, ours in norms:
-        rows.append(Row(f"{theirs}/gamma", (f"{ours}/scale",)))
-        rows.append(Row(f"{theirs}/beta", (f"{ours}/bias",)))
+    for tensor, param in norms:
+        rows.append(Row(f"{tensor}/gamma", (f"{param}/scale",)))
+        rows.append(Row(f"{tensor}/beta", (f"{param}/bias",)))
     rows.append(Row(f"{root}/head/conv2d/kernel", ("head/kernel",), "conv_of_linear"))
     rows.append(Row(f"{root}/head/conv2d/bias", ("head/bias",)))
     return tuple(rows)
 
 
 def flax_vit(spelling: tuple[str, str, str]) -> tuple[Row, ...]:
-    """A ViT or hybrid, with its blocks in the spelling LINEN or PUBLISHED."""
-    return (*_flax_block(*spelling), *_flax_rest(), *_flax_positions(), *_flax_stem())
+    """Returns the rows of a ViT or hybrid, with blocks named as in LINEN or PUBLISHED."""
+    return (*_flax_block(*spelling), *_flax_outer(), *_flax_positions(), *_flax_stem())
 
 
 def big_vision() -> tuple[Row, ...]:
-    """A ViT whose position embeddings stand beside the encoder, without one for the class."""
-    return (*_flax_block(*LINEN), *_flax_rest(), Row("pos_embedding", (POSITIONS,)))
+    """Returns the rows of a big_vision ViT; its class token has no position embedding."""
+    return (*_flax_block(*LINEN), *_flax_outer(), Row("pos_embedding", (POSITIONS,)))

@@ -1,4 +1,4 @@
-"""PyTorch's names, timm's and Hugging Face's, for our parameters."""
+"""Name tables of PyTorch checkpoints: timm and Hugging Face."""
 
 import dataclasses
 
@@ -9,28 +9,28 @@ _NEW_HF = ("attention.{letter}_proj", "attention.o_proj")
 _HF_NORMS = ("layernorm_before", "layernorm_after")
 
 
-def _torch_norm(theirs: str, ours: str) -> list[Row]:
-    return [Row(f"{theirs}.weight", (f"{ours}/scale",)), Row(f"{theirs}.bias", (f"{ours}/bias",))]
+def _torch_norm(tensor: str, param: str) -> list[Row]:
+    return [Row(f"{tensor}.weight", (f"{param}/scale",)), Row(f"{tensor}.bias", (f"{param}/bias",))]
 
 
-def _torch_dense(theirs: str, ours: str, layout: str = "linear") -> list[Row]:
+def _torch_dense(tensor: str, param: str, layout: str = "linear") -> list[Row]:
     return [
-        Row(f"{theirs}.weight", (f"{ours}/kernel",), layout),
-        Row(f"{theirs}.bias", (f"{ours}/bias",)),
+        Row(f"{tensor}.weight", (f"{param}/kernel",), layout),
+        Row(f"{tensor}.bias", (f"{param}/bias",)),
     ]
 
 
-def _torch_heads(theirs: str, ours: str, names: tuple[str, ...], layout: str) -> list[Row]:
+def _torch_heads(tensor: str, param: str, names: tuple[str, ...], layout: str) -> list[Row]:
     return [
-        Row(f"{theirs}.{end}", tuple(f"{ours}/{name}/{leaf}" for name in names), layout)
+        Row(f"{tensor}.{end}", tuple(f"{param}/{name}/{leaf}" for name in names), layout)
         for end, leaf in (("weight", "kernel"), ("bias", "bias"))
     ]
 
 
-def _torch_out(theirs: str, ours: str) -> list[Row]:
+def _torch_out(tensor: str, param: str) -> list[Row]:
     return [
-        Row(f"{theirs}.weight", (f"{ours}/out/kernel",), "heads_out"),
-        Row(f"{theirs}.bias", (f"{ours}/out/bias",)),
+        Row(f"{tensor}.weight", (f"{param}/out/kernel",), "heads_out"),
+        Row(f"{tensor}.bias", (f"{param}/out/bias",)),
     ]
 
 
@@ -44,6 +44,7 @@ def _torch_units(unit: str) -> list[Row]:
 
 
 def timm_vit() -> tuple[Row, ...]:
+    """Returns the rows of timm's VisionTransformer, with or without a ResNet stem."""
     pool, stem = "MAPHead_0", "patch_embed.backbone"
     attention = f"{pool}/MultiHeadDotProductAttention_0"
     rows = [
@@ -79,13 +80,15 @@ def timm_vit() -> tuple[Row, ...]:
     return tuple(rows)
 
 
-def renamed(rows: tuple[Row, ...], *changes: tuple[str, str]) -> tuple[Row, ...]:
+def rename(rows: tuple[Row, ...], *changes: tuple[str, str]) -> tuple[Row, ...]:
+    """Returns the rows with (old, new) parts of tensor names replaced."""
     for old, new in changes:
-        rows = tuple(dataclasses.replace(r, theirs=r.theirs.replace(old, new)) for r in rows)
+        rows = tuple(dataclasses.replace(row, tensor=row.tensor.replace(old, new)) for row in rows)
     return rows
 
 
 def timm_bit() -> tuple[Row, ...]:
+    """Returns the rows of timm's ResNetV2 with BiT weights."""
     return (
         Row("stem.conv.weight", ("conv_root/kernel",), "conv"),
         *_torch_units("stages.{b0}.blocks.{u0}"),
@@ -104,8 +107,8 @@ def _huggingface(block: str, attention: str, out: str, mlp: tuple[str, str], nor
         *_torch_out(f"{block}.{out}", ATTENTION),
     ]
     for name in ("query", "key", "value"):
-        theirs = attention.format(name=name, letter=name[0])
-        rows += _torch_heads(f"{block}.{theirs}", ATTENTION, (name,), "heads")
+        tensor = attention.format(name=name, letter=name[0])
+        rows += _torch_heads(f"{block}.{tensor}", ATTENTION, (name,), "heads")
     for n in (0, 1):
         rows += _torch_norm(f"{block}.{norms[n]}", f"{BLOCK}/LayerNorm_{n}")
         rows += _torch_dense(f"{block}.{mlp[n]}", f"{BLOCK}/MlpBlock_0/Dense_{n}")
@@ -113,17 +116,18 @@ def _huggingface(block: str, attention: str, out: str, mlp: tuple[str, str], nor
 
 
 def huggingface_bit() -> tuple[Row, ...]:
-    rows = renamed(
+    """Returns the rows of Hugging Face's Bit."""
+    rows = rename(
         timm_bit(),
         ("stem.conv.", "embedder.convolution."),
         ("stages.{b0}.blocks.", "encoder.stages.{b0}.layers."),
     )
-    kept = tuple(row for row in rows if not row.theirs.startswith("head."))
+    kept = tuple(row for row in rows if not row.tensor.startswith("head."))
     return (*kept, *_torch_dense("classifier.1", "head"))
 
 
 def huggingface_vit(version: int) -> tuple[Row, ...]:
-    """Hugging Face's ViT, as files spell it up to version 4, or as version 5 does in memory."""
+    """Returns the rows of Hugging Face's ViT, with the names of transformers 4 or 5."""
     if version < 5:
         mlp = ("intermediate.dense", "output.dense")
         rows = _huggingface("encoder.layer.{i}", *_OLD_HF, mlp, _HF_NORMS)
@@ -133,7 +137,7 @@ def huggingface_vit(version: int) -> tuple[Row, ...]:
 
 
 def huggingface_dino(version: int) -> tuple[Row, ...]:
-    """Hugging Face's DINOv2, with registers or without, in both spellings."""
+    """Returns the rows of Hugging Face's DINOv2, with the names of transformers 4 or 5."""
     names = _OLD_HF if version < 5 else _NEW_HF
     block = "encoder.layer.{i}"
     return (

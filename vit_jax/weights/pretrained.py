@@ -14,13 +14,18 @@ from vit_jax.weights import load as load_lib
 
 @dataclasses.dataclass(frozen=True)
 class Pretrained:
-    """A model and all that is needed to apply it to images."""
+    """A model with its parameters, preprocessing and class names.
+
+    Attributes:
+      classes: class names in the order of the outputs.
+      config: config of the run; None for weights that are not from a run.
+    """
 
     model: load_lib.Model
     params: dict
     recipe: EvalRecipe
-    classes: tuple[str, ...]  # Class names in the order of the outputs.
-    config: Config | None  # The config of the run; None for weights from elsewhere.
+    classes: tuple[str, ...]
+    config: Config | None
 
     def preprocess(self, images: Sequence) -> np.ndarray:
         """Returns images B H W 3 float32 in [-1, 1] for paths, PIL images or H W 3 uint8 arrays."""
@@ -28,13 +33,14 @@ class Pretrained:
 
 
 def load(where: str | pathlib.Path) -> Pretrained:
-    """Loads a pretrained model.
+    """Returns a pretrained model, with its parameters read.
 
     Args:
       where: a workdir, a stage's folder, a checkpoint, an `.npz` or `.safetensors` file, a
         Hugging Face folder, a URL or a published name.
 
-    Raises CheckpointError if there are no weights or if they fit no model.
+    Raises:
+      CheckpointError: there are no readable weights, or they do not determine a model.
     """
     loaded = load_lib.load(where)
     return Pretrained(loaded.model, loaded.params(), loaded.recipe, loaded.classes, loaded.config)

@@ -1,7 +1,7 @@
-"""Names of published weights: their model, file, preprocessing, size and licence.
+"""Published weights: name, model, file, preprocessing, size and licence.
 
-All of them take the whole image, resized bilinearly without antialiasing to `image_size`, and
-pixels in [-1, 1]: (x - 127.5) / 127.5, without ImageNet's mean and deviation.
+The preprocessing of all of them is the whole image resized bilinearly without antialiasing to
+`image_size`, and pixels in [-1, 1]: (x - 127.5) / 127.5.
 """
 
 import dataclasses
@@ -15,14 +15,16 @@ import sys
 from vit_jax.errors import CheckpointError, nearest
 from vit_jax.weights import download
 
-BASE_URL = "https://storage.googleapis.com"  # Or a mirror's, in $VIT_JAX_WEIGHTS_URL.
-IMAGENET, IMAGENET21K = 1000, 21843  # Classes.
-LEMMAS = {  # Class names in the order of the heads, one a line (google-research/big_transfer).
+BASE_URL = "https://storage.googleapis.com"  # $VIT_JAX_WEIGHTS_URL names a mirror.
+IMAGENET, IMAGENET21K = 1000, 21843  # Numbers of classes.
+# Files with class names in the order of the head, one per line (google-research/big_transfer).
+LEMMAS = {
     IMAGENET: "bit_models/ilsvrc2012_wordnet_lemmas.txt",
     IMAGENET21K: "bit_models/imagenet21k_wordnet_lemmas.txt",
 }
 
-# Listing of the bucket, 2024-02, in MiB or GiB; of gsam, the names in the official configs.
+# Folder, then names and sizes in MiB or GiB: listing of the bucket in 2024-02. The names of gsam
+# are from the official configs.
 LISTING = """
 imagenet21k               ViT-B_8 393.72M   ViT-B_16 393.69M   ViT-B_32 400.01M
 imagenet21k               ViT-L_16 1.22G    ViT-L_32 1.23G     ViT-H_14 2.46G
@@ -41,13 +43,14 @@ NOTES = {
     "imagenet21k+imagenet2012/ViT-B_16-224": "ImageNet top-1 81.2 expected (README)",
     "imagenet21k+imagenet2012/ViT-L_16-224": "ImageNet top-1 82.7 expected (README)",
     "sam": "ImageNet with SAM (arXiv:2106.01548)",
-    "sam/ViT-S_16": "the file holds the optimiser's state too",
+    "sam/ViT-S_16": "the file also contains the optimizer state",
     "gsam": "ImageNet with GSAM (arXiv:2203.08065)",
 }
 BIT = "R50x1 R50x3 R101x1 R101x3 R152x2 R152x4"  # README of google-research/big_transfer.
 
-# AugReg (arXiv:2106.10270): what its 52,268 files are named after.
-AUGREG = {  # Model; parameters for 1,000 classes at 224 px (models_test.py); D; px per token.
+# AugReg (arXiv:2106.10270): the parts of the names of its 52,268 files.
+# Model; parameters for 1,000 classes at 224 pixels (models_test.py); D; pixels per token.
+AUGREG = {
     "Ti_16": ("vit_ti16", 5_717_416, 192, 16),
     "S_32": ("vit_s32", 22_878_952, 384, 32),
     "S_16": ("vit_s16", 22_050_664, 384, 16),
@@ -55,30 +58,32 @@ AUGREG = {  # Model; parameters for 1,000 classes at 224 px (models_test.py); D;
     "B_16": ("vit_b16", 86_567_656, 768, 16),
     "B_8": ("vit_b8", 86_576_872, 768, 8),
     "L_16": ("vit_l16", 304_326_632, 1024, 16),
-    "R_Ti_16": ("r_ti16", 6_337_704, 192, 32),  # Patches of 8 px behind a stem of 4.
+    "R_Ti_16": ("r_ti16", 6_337_704, 192, 32),  # Patches of 8 after a stem of stride 4.
     "R26_S_32": ("r26_s32", 36_431_912, 384, 32),
     "R50_L_32": ("r50_l32", 328_994_856, 1024, 32),
 }
-UPSTREAMS = {  # The index says i21k_30 for 30 epochs; how the files spell it we have not seen.
+# The index calls 30 epochs i21k_30; whether the file names do is unknown, so both are accepted.
+UPSTREAMS = {
     "i1k-300ep": IMAGENET,
     "i21k-300ep": IMAGENET21K,
     "i21k-30ep": IMAGENET21K,
     "i21k_30-30ep": IMAGENET21K,
 }
 AUGMENTATIONS = "none|light0|light1|medium1|medium2|strong1|strong2"
-ADAPTED = {  # Classes, and what was tried: thousands of steps, rounded down; learning rates.
+# Fine-tuning data -> number of classes, and pattern of steps (thousands) and learning rates.
+ADAPTED = {
     "cifar100": (100, r"(?:2|10)k-lr_0\.(?:001|003|01|03)"),
     "resisc45": (45, r"(?:2|10)k-lr_0\.(?:001|003|01|03)"),
     "kitti": (4, r"[02]k-lr_0\.(?:001|003|01|03)"),
     "oxford_iiit_pet": (37, r"[02]k-lr_0\.(?:001|003|01|03)"),
     "imagenet2012": (IMAGENET, r"20k-lr_0\.(?:01|03)"),
 }
-AUGREG_FORM = re.compile(
+AUGREG_PATTERN = re.compile(
     rf"({'|'.join(AUGREG)})-({'|'.join(UPSTREAMS)})-lr_0\.001-aug_({AUGMENTATIONS})"
     r"-wd_0\.(?:03|1)-(?:do_0\.0-sd_0\.0|do_0\.1-sd_0\.1)"
     rf"(?:--({'|'.join(ADAPTED)})-steps_(.+)-res_(224|384))?"
 )
-# For each model, settings upstream and of fine-tuning, and ImageNet top-1 (README of
+# Model, pre-training, fine-tuning, and ImageNet top-1 (README of
 # google-research/vision_transformer; B_8 from its AugReg notebook).
 RECOMMENDED = """
 L_16      strong1-wd_0.1-do_0.0-sd_0.0   lr_0.01-res_384  85.59
@@ -95,83 +100,98 @@ B_8       medium2-wd_0.1-do_0.0-sd_0.0   lr_0.03-res_224  85.58
 
 
 @dataclasses.dataclass(frozen=True)
-class Published:
-    """One file of weights, and the model that it fits."""
+class PublishedWeights:
+    """A published weights file and its model.
 
-    name: str  # 'imagenet21k/ViT-B_16', the path in the bucket without .npz; 'bit/BiT-M-R50x1'.
-    model: str  # Of `create_model`: 'vit_b16', 'r50_b16', 'bit_r50x1'.
+    Attributes:
+      name: path in the bucket without .npz, such as 'imagenet21k/ViT-B_16'; 'bit/...' for BiT.
+      model: name for `create_model`.
+      image_size: side in pixels.
+      size: bytes of the file within 1 %, as listed or 4 per parameter; None if unknown.
+      note: training data and paper.
+    """
+
+    name: str
+    model: str
     num_classes: int
     image_size: int
-    pool: str  # 'token' or 'gap'.
+    pool: str
     pre_logits: bool
     bucket: str
-    size: int | None  # Bytes, to 1 %: as listed, or 4 for each parameter.
+    size: int | None
     licence: str
-    note: str  # Where it comes from.
+    note: str
 
     @property
     def url(self) -> str:
-        """Where it is, with '+' as it is: `download.fetch` encodes it."""
-        return _address(f"{self.bucket}/{self.name.removeprefix('bit/')}.npz")
+        """URL of the file; '+' is not encoded, which `download.fetch` does."""
+        return _url(f"{self.bucket}/{self.name.removeprefix('bit/')}.npz")
 
 
-def published(pattern: str = "*") -> list[Published]:
-    """The weights whose names match a shell pattern such as `sam/*`.
+def list_published(pattern: str = "*") -> list[PublishedWeights]:
+    """Returns the weights whose names match a shell pattern such as `sam/*`.
 
-    Of AugReg's, the recommended ones; `find` knows the names of all.
+    Only the recommended AugReg weights are listed; `find_published` accepts all AugReg names.
     """
-    return [entry for name, entry in _listed().items() if fnmatch.fnmatchcase(name, pattern)]
+    return [entry for name, entry in _all_entries().items() if fnmatch.fnmatchcase(name, pattern)]
 
 
-def find(name: str) -> Published | None:
-    """The weights of a full name, or of a file's name without its folder; None if unknown.
+def find_published(name: str) -> PublishedWeights | None:
+    """Returns the weights of a full name, or of a file name without folder; None if unknown.
 
-    Raises CheckpointError, with the full names, for a file's name that several have.
+    Raises:
+      CheckpointError: several folders have a file of this name; the message lists them.
     """
-    if name in _listed():
-        return _listed()[name]
-    same = [entry for entry in _listed().values() if entry.name.rpartition("/")[2] == name]
+    if name in _all_entries():
+        return _all_entries()[name]
+    same = [entry for entry in _all_entries().values() if entry.name.rpartition("/")[2] == name]
     if len(same) > 1:
         names = ", ".join(entry.name for entry in same)
         raise CheckpointError(f"{name!r} names several published weights; give one of {names}.")
     return same[0] if same else _augreg(name.removeprefix("augreg/"))
 
 
-def nearest_name(name: str) -> str:
-    """A hint such as ' Did you mean sam/ViT-B_16?', or '' when nothing is close."""
-    wanted = name.removesuffix(".npz")
-    files = [full.rpartition("/")[2] for full in _listed()]
-    same = [full for full in _listed() if full.rpartition("/")[2] == wanted]
+def suggest_published(name: str) -> str:
+    """Returns a hint such as ' Did you mean sam/ViT-B_16?', or '' if no name is similar."""
+    file_name = name.removesuffix(".npz")
+    files = [full.rpartition("/")[2] for full in _all_entries()]
+    same = [full for full in _all_entries() if full.rpartition("/")[2] == file_name]
     if same:
         return f" Did you mean {' or '.join(same)}?"
-    return nearest(wanted, [*_listed(), *(file for file in files if files.count(file) == 1)])
+    return nearest(
+        file_name, [*_all_entries(), *(file for file in files if files.count(file) == 1)]
+    )
 
 
-def fetch_published(entry: Published) -> pathlib.Path:
-    """The file, downloaded if it is not here yet; raises CheckpointError where it cannot be."""
+def fetch_published(entry: PublishedWeights) -> pathlib.Path:
+    """Returns the path of the file, downloaded if it is not in the cache.
+
+    Raises:
+      CheckpointError: the download fails.
+    """
     return download.fetch(entry.url, size=entry.size)
 
 
-def class_names(entry: Published) -> tuple[str, ...] | None:
-    """The names of its classes, downloaded if they are not here yet; None if they cannot be."""
+def class_names(entry: PublishedWeights) -> tuple[str, ...] | None:
+    """Returns the class names, downloaded if they are not in the cache; None if unavailable."""
     if entry.num_classes not in LEMMAS:
         return None
     try:
-        path = download.fetch(_address(LEMMAS[entry.num_classes]))
+        path = download.fetch(_url(LEMMAS[entry.num_classes]))
     except CheckpointError as error:
-        print(f"{entry.name}: classes stay without names: {error}", file=sys.stderr)
+        print(f"{entry.name}: class names are unavailable: {error}", file=sys.stderr)
         return None
     names = tuple(path.read_text(encoding="utf-8").splitlines())
     return names if len(names) == entry.num_classes else None
 
 
-def _address(path: str) -> str:
+def _url(path: str) -> str:
     base = os.environ.get("VIT_JAX_WEIGHTS_URL") or BASE_URL
     return f"{base.rstrip('/')}/{path}"
 
 
 @functools.cache
-def _listed() -> dict[str, Published]:
+def _all_entries() -> dict[str, PublishedWeights]:
     entries = []
     for folder, *cells in map(str.split, LISTING.strip().splitlines()):
         entries += [_vit(folder, file, size) for file, size in zip(cells[::2], cells[1::2])]
@@ -184,12 +204,12 @@ def _listed() -> dict[str, Published]:
     return {entry.name: entry for entry in entries}
 
 
-def _vit(folder: str, file: str, size: str) -> Published:
-    """A line's cell, such as ('imagenet21k', 'R50+ViT-B_16', '439.85M')."""
+def _vit(folder: str, file: str, size: str) -> PublishedWeights:
+    """The entry of a name in LISTING, such as ('imagenet21k', 'R50+ViT-B_16', '439.85M')."""
     stem, _, vit = file.rpartition("ViT-")
     name = f"{folder}/{file}"
     is_fine_tuned = folder == "imagenet21k+imagenet2012"
-    return Published(
+    return PublishedWeights(
         name=name,
         model=f"{stem[:-1] or 'vit'}_{vit.partition('-')[0].replace('_', '')}".lower(),
         num_classes=IMAGENET21K if folder == "imagenet21k" else IMAGENET,
@@ -203,32 +223,32 @@ def _vit(folder: str, file: str, size: str) -> Published:
     )
 
 
-def _augreg(name: str) -> Published | None:
-    """What an AugReg name says; None where it is none of theirs."""
-    found = AUGREG_FORM.fullmatch(name)
-    if not found:
+def _augreg(name: str) -> PublishedWeights | None:
+    """The entry of an AugReg name; None if it is not one."""
+    match = AUGREG_PATTERN.fullmatch(name)
+    if not match:
         return None
-    key, upstream, augmentation, dataset, tuning, image_size = found.groups()
+    key, upstream, augmentation, dataset, tuning, image_size = match.groups()
     model, num_params, hidden_size, stride = AUGREG[key]
     num_classes, side = UPSTREAMS[upstream], int(image_size or 224)
     note = f"AugReg (arXiv:2106.10270) upstream {upstream}, {augmentation}"
     if dataset:
-        num_classes, tried = ADAPTED[dataset]
-        if not re.fullmatch(tried, tuning) or (key == "B_8" and side != 224):
+        num_classes, tuning_pattern = ADAPTED[dataset]
+        if not re.fullmatch(tuning_pattern, tuning) or (key == "B_8" and side != 224):
             return None
         note += f"; fine-tuned on {dataset}"
-    # The head, and the positions, of another number of classes and pixels.
+    # Head and position embeddings for another number of classes and pixels.
     num_params += (num_classes - IMAGENET) * (hidden_size + 1)
     num_params += ((side // stride) ** 2 - (224 // stride) ** 2) * hidden_size
-    kept = {"pool": "token", "pre_logits": False, "bucket": "vit_models", "licence": "Apache-2.0"}
-    return Published(
-        f"augreg/{name}", model, num_classes, side, size=4 * num_params, note=note, **kept
+    shared = {"pool": "token", "pre_logits": False, "bucket": "vit_models", "licence": "Apache-2.0"}
+    return PublishedWeights(
+        f"augreg/{name}", model, num_classes, side, size=4 * num_params, note=note, **shared
     )
 
 
-def _bit(data: str, shape: str) -> Published:
-    """BiT-S is trained on ImageNet, BiT-M on ImageNet-21k, with crops of 224 px."""
-    return Published(
+def _bit(data: str, shape: str) -> PublishedWeights:
+    """The entry of a BiT: BiT-S is trained on ImageNet, BiT-M on ImageNet-21k, at 224 pixels."""
+    return PublishedWeights(
         name=f"bit/BiT-{data}-{shape}",
         model=f"bit_{shape.lower()}",
         num_classes=IMAGENET if data == "S" else IMAGENET21K,

@@ -1,275 +1,356 @@
-"""Weights of any ecosystem under our names, judged before they are read."""
+"""Reads weights files of all supported formats under the parameter names of this package."""
 
 import dataclasses
 import json
 import math
 import pathlib
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 import numpy as np
 
 from vit_jax.errors import CheckpointError
 from vit_jax.models.sizes import SIZES
-from vit_jax.weights import formats, metadata
-from vit_jax.weights.archive import READABLE, Archive, Entry, open_archive
-from vit_jax.weights.formats import Dialect
-from vit_jax.weights.metadata import Facts
-from vit_jax.weights.tensor_layouts import CLS, POSITIONS, X_POSITIONS, Y_POSITIONS, Row, to_ours
-from vit_jax.weights.units import stride_of
+from vit_jax.weights import formats
+from vit_jax.weights import metadata as metadata_lib
+from vit_jax.weights.archive import READABLE, Archive, ArrayInfo, open_archive
+from vit_jax.weights.formats import Format
+from vit_jax.weights.metadata import WeightsMetadata
+from vit_jax.weights.tensor_layouts import (
+    CLS,
+    POSITIONS,
+    X_POSITIONS,
+    Y_POSITIONS,
+    Row,
+    stem_stride,
+    tensor_to_params,
+)
 
-MAX_LISTED = 20
+MAX_LISTED = 20  # Names listed in one message.
 MAX_JSON = 2**22  # Bytes of a config.json.
 MAX_LAYERS = 256
-MAX_PATCHES = 2**14  # Of an image; twice as many on each side as any published model has.
-STACKED = "Transformer/encoderblock/"  # Of big_vision's scanned layers.
+MAX_PATCHES = 2**14  # Patches of an image; twice the side of any published model.
+STACKED = "Transformer/encoderblock/"  # Prefix of big_vision's scanned layers.
+
+Grid = tuple[int, int]  # Patches along height and width.
 
 
 @dataclasses.dataclass(frozen=True)
-class Foreign:
-    """A file of weights under our names; `read` gives its arrays one after the other."""
+class WeightsFile:
+    """A weights file under the parameter names of this package; arrays are read on demand.
+
+    Attributes:
+      format, prefix: format of the file, and the prefix of its tensor names.
+      rows: row of the format's name table, by tensor name.
+      ignored: tensors that are not parameters of the model.
+      shapes: shape by parameter name.
+      grid: grid of the position embeddings; None for a model without.
+      pads_cls: the file has no position embedding for the class token; zeros are inserted.
+    """
 
     archive: Archive
-    dialect: Dialect
-    root: str
-    rows: dict[str, Row]  # By name in the file.
-    left_out: tuple[str, ...]  # Names in the file that carry nothing for a model.
-    facts: Facts
-    shapes: dict[str, tuple[int, ...]]  # By our name.
-    grid: tuple[int, int] | None
-    pads_cls: bool  # Whether the class token has no position there, and gets zeros here.
+    format: Format
+    prefix: str
+    rows: dict[str, Row]
+    ignored: tuple[str, ...]
+    metadata: WeightsMetadata
+    shapes: dict[str, tuple[int, ...]]
+    grid: Grid | None
+    pads_cls: bool
 
     @property
     def path(self) -> pathlib.Path:
         return self.archive.path
 
     def read(self, names: Collection[str] | None = None) -> Iterator[tuple[str, np.ndarray]]:
-        """Name and float32 array of every parameter, or of those named, checked on the way."""
-        stack: tuple[str, np.ndarray] = ("", np.empty(0))
+        """Yields (name, float32 array) of every parameter, or of those in `names`.
+
+        Raises:
+          CheckpointError: an array is damaged.
+        """
+        stack_name, stack = "", np.empty(0)  # The stack read last, of big_vision's layers.
         for name, row in self.rows.items():
-            if names is not None and not set(row.ours) & set(names):
+            if names is not None and not set(row.params) & set(names):
                 continue
-            stored, layer = _place_of(name, self.archive)
+            stored_name, layer = _stored_name_and_layer(name, self.archive)
             if layer is None:
-                array = self.archive.read(stored)
+                tensor = self.archive.read(stored_name)
             else:
-                if stack[0] != stored:
-                    stack = (stored, self.archive.read(stored))
-                array = stack[1][layer]
-            for ours, part in zip(row.ours, to_ours(row, array, self.facts.num_heads or 1)):
-                if names is None or ours in names:
-                    if ours == POSITIONS and self.pads_cls:
-                        part = np.pad(part, ((0, 0), (1, 0), (0, 0)))
-                    yield ours, np.ascontiguousarray(part)
+                if stack_name != stored_name:
+                    stack_name, stack = stored_name, self.archive.read(stored_name)
+                tensor = stack[layer]
+            params = tensor_to_params(row, tensor, self.metadata.num_heads or 1)
+            for param, array in zip(row.params, params):
+                if names is None or param in names:
+                    if param == POSITIONS and self.pads_cls:
+                        array = np.pad(array, ((0, 0), (1, 0), (0, 0)))
+                    yield param, np.ascontiguousarray(array)
 
 
-def open_foreign(path: str | pathlib.Path, like: Facts | None = None) -> Foreign:
-    """The weights of a `.npz`, a `.safetensors`, or a folder with config.json beside one.
+def open_weights_file(
+    path: str | pathlib.Path, defaults: WeightsMetadata | None = None
+) -> WeightsFile:
+    """Returns the weights of a file or folder without reading array contents.
 
     Args:
-      like: what the model that they are meant for says of itself; it stands in where files
-        are silent about heads, the grid of positions, or position embeddings without weights.
+      path: a `.npz`, a `.safetensors`, or a folder with model.safetensors and config.json.
+      defaults: metadata of the model that the weights are for; supplies the number of heads,
+        the grid and the kind of position embeddings where the file does not determine them.
 
-    Raises CheckpointError, all in one line, for tensors that no model of ours has a place for.
+    Raises:
+      CheckpointError: the format is unknown, or tensors do not belong to a supported model; all
+        of them are listed in one line.
     """
     path = pathlib.Path(path)
     archive = open_archive(path / "model.safetensors" if path.is_dir() else path)
-    entries = _unstacked(archive)
-    known = formats.recognise(entries)
-    if known is None:
+    arrays = _unstack_layers(archive)
+    detected = formats.detect_format(arrays)
+    if detected is None:
         raise CheckpointError(
-            f"{archive.path}: no Vision Transformer or BiT ResNet in a layout that is read here; "
-            f"it begins with {', '.join(list(entries)[:3]) or 'nothing'}."
+            f"{archive.path}: unknown format: not a Vision Transformer or BiT ResNet of "
+            f"{', '.join(formats.FORMATS)}; its first tensors are "
+            f"{', '.join(list(arrays)[:3]) or 'none'}."
         )
-    dialect, root = known
-    rows, left_out = _rows(archive.path, dialect, root, entries)
-    said = _facts(archive, path).over(Facts(gelu=dialect.gelu, norm_eps=dialect.norm_eps))
-    return _judged(archive, dialect, root, rows, left_out, said, like or Facts(), entries)
+    format, prefix = detected
+    rows, ignored = _match_rows(archive.path, format, prefix, arrays)
+    metadata = _read_metadata(archive, path).with_defaults(
+        WeightsMetadata(gelu=format.gelu, norm_eps=format.norm_eps)
+    )
+    return _make_weights_file(
+        archive, format, prefix, rows, ignored, metadata, defaults or WeightsMetadata(), arrays
+    )
 
 
-def _judged(archive, dialect, root, rows, left_out, said, like, entries) -> Foreign:
-    where = archive.path
-    _refuse(
-        where,
+def _make_weights_file(
+    archive: Archive,
+    format: Format,
+    prefix: str,
+    rows: dict[str, Row],
+    ignored: list[str],
+    metadata: WeightsMetadata,
+    defaults: WeightsMetadata,
+    arrays: Mapping[str, ArrayInfo],
+) -> WeightsFile:
+    """Derives shapes, number of heads and grid; rejects tensors that have none."""
+    path = archive.path
+    _raise_if_any(
+        path,
         [
-            f"{name} is {entries[name].dtype} {entries[name].shape}, which no weights are"
+            f"{name} is {arrays[name].dtype} {arrays[name].shape}, expected non-empty floats of "
+            "16 or 32 bits"
             for name in rows
-            if 0 in entries[name].shape or entries[name].dtype not in READABLE
+            if 0 in arrays[name].shape or arrays[name].dtype not in READABLE
         ],
     )
-    shapes = {ours: entries[name].shape for name, row in rows.items() for ours in row.ours}
-    if CLS in shapes or any("/encoderblock_" in name for name in shapes):
-        said = dataclasses.replace(said, num_heads=_num_heads(where, rows, entries, said, like))
-    shapes, strange = {}, []
+    stored_shapes = {
+        param: arrays[name].shape for name, row in rows.items() for param in row.params
+    }
+    if CLS in stored_shapes or any("/encoderblock_" in name for name in stored_shapes):
+        num_heads = _num_heads(path, stored_shapes, metadata, defaults)
+        metadata = dataclasses.replace(metadata, num_heads=num_heads)
+    shapes, mismatches = {}, []
     for name, row in rows.items():
-        zeros = np.broadcast_to(np.float32(0), entries[name].shape)
+        zeros = np.broadcast_to(np.float32(0), arrays[name].shape)  # Takes no memory.
         try:
-            for ours, part in zip(row.ours, to_ours(row, zeros, said.num_heads or 1), strict=True):
-                shapes[ours] = part.shape
+            params = tensor_to_params(row, zeros, metadata.num_heads or 1)
+            for param, array in zip(row.params, params, strict=True):
+                shapes[param] = array.shape
         except (ValueError, IndexError) as error:
-            strange.append(f"{name} is {entries[name].shape}: {error}")
-    _refuse(where, strange)
-    if said.pool == "gap" and CLS in shapes:
-        raise CheckpointError(f"{where}: a mean of patches beside a class token is not read here.")
+            mismatches.append(f"{name} is {arrays[name].shape}: {error}")
+    _raise_if_any(path, mismatches)
+    if metadata.pool == "gap" and CLS in shapes:
+        raise CheckpointError(f"{path}: pool='gap' with a class token is not supported.")
     grid, pads_cls = None, False
     if len(shapes.get("embedding/kernel", ())) == 4:
-        said, grid, pads_cls = _grid(where, dialect, shapes, said, like)
+        metadata, grid, pads_cls = _find_grid(path, format, shapes, metadata, defaults)
     if pads_cls:
-        _, num, width = shapes[POSITIONS]
-        shapes[POSITIONS] = (1, num + 1, width)
-    return Foreign(archive, dialect, root, rows, tuple(left_out), said, shapes, grid, pads_cls)
+        _, num_positions, width = shapes[POSITIONS]
+        shapes[POSITIONS] = (1, num_positions + 1, width)
+    return WeightsFile(
+        archive, format, prefix, rows, tuple(ignored), metadata, shapes, grid, pads_cls
+    )
 
 
-def _unstacked(archive: Archive) -> dict[str, Entry]:
-    """The entries, with big_vision's scanned layers as one entry for each layer."""
-    entries = {}
-    for name, entry in archive.entries.items():
+def _unstack_layers(archive: Archive) -> dict[str, ArrayInfo]:
+    """The arrays, with each of big_vision's scanned layers as an array of its own."""
+    arrays = {}
+    for name, info in archive.arrays.items():
         layers = []
-        if STACKED in name and entry.shape and entry.shape[0] <= MAX_LAYERS:
-            blocks = [f"Transformer/encoderblock_{i}/" for i in range(entry.shape[0])]
+        if STACKED in name and info.shape and info.shape[0] <= MAX_LAYERS:
+            blocks = [f"Transformer/encoderblock_{i}/" for i in range(info.shape[0])]
             layers = [name.replace(STACKED, block) for block in blocks]
-        if not layers or set(layers) & set(archive.entries):
-            entries[name] = entry
+        if not layers or set(layers) & set(archive.arrays):
+            arrays[name] = info
         for layer in layers:
-            entries.setdefault(layer, Entry(entry.shape[1:], entry.dtype))
-    return entries
+            arrays.setdefault(layer, ArrayInfo(info.shape[1:], info.dtype))
+    return arrays
 
 
-def _place_of(name: str, archive: Archive) -> tuple[str, int | None]:
-    """Where an unstacked entry lies: the name in the file, and the layer of the stack."""
-    if name in archive.entries:
+def _stored_name_and_layer(name: str, archive: Archive) -> tuple[str, int | None]:
+    """The name in the file, and the index into a stack of layers or None."""
+    if name in archive.arrays:
         return name, None
     layer = int(re.search(r"Transformer/encoderblock_(\d+)/", name)[1])
     return re.sub(r"Transformer/encoderblock_\d+/", STACKED, name), layer
 
 
-def _rows(path, dialect: Dialect, root: str, entries) -> tuple[dict[str, Row], list[str]]:
-    rows, left_out, strange, taken = {}, [], [], {}
-    for name in entries:
-        bare = name.removeprefix(root)
-        row = formats.resolve(dialect, bare)
-        # A name without the root of the others is another thing, but for heads beside a model.
-        if row is None or (root.endswith("/") and not name.startswith(root)):
+def _match_rows(
+    path: pathlib.Path, format: Format, prefix: str, names: Iterable[str]
+) -> tuple[dict[str, Row], list[str]]:
+    """Row by tensor name, and the ignored tensors; rejects unknown and duplicate tensors."""
+    rows, ignored, errors, tensor_of = {}, [], [], {}
+    for name in names:
+        bare_name = name.removeprefix(prefix)
+        row = formats.row_of_tensor(format, bare_name)
+        # Only a head may lack the prefix of the other tensors (Hugging Face's classifier).
+        if row is None or (prefix.endswith("/") and not name.startswith(prefix)):
             row = None
-            (left_out if re.fullmatch(dialect.left_out, bare) else strange).append(name)
-        for ours in row.ours if row else ():
-            if ours in taken:
-                strange.append(f"{name} (which {taken[ours]} is already)")
-            taken[ours] = name
+            if re.fullmatch(format.ignored, bare_name):
+                ignored.append(name)
+            else:
+                errors.append(f"{name} is not a tensor of the format {format.name}")
+        for param in row.params if row else ():
+            if param in tensor_of:
+                errors.append(f"{name} and {tensor_of[param]} are both {param}")
+            tensor_of[param] = name
         if row:
             rows[name] = row
-    _refuse(path, [f"{name} has no place in a model of {dialect.name}" for name in strange])
-    return rows, left_out
+    _raise_if_any(path, errors)
+    return rows, ignored
 
 
-def _refuse(path, lines: list[str]) -> None:
-    if lines:
-        more = f"; and {len(lines) - MAX_LISTED} more" if len(lines) > MAX_LISTED else ""
-        raise CheckpointError(f"{path}: {'; '.join(lines[:MAX_LISTED])}{more}.")
+def _raise_if_any(path: pathlib.Path, errors: list[str]) -> None:
+    if errors:
+        more = f"; and {len(errors) - MAX_LISTED} more" if len(errors) > MAX_LISTED else ""
+        raise CheckpointError(f"{path}: {'; '.join(errors[:MAX_LISTED])}{more}.")
 
 
-def _num_heads(path, rows, entries, said: Facts, like: Facts) -> int | None:
-    """Heads by a kernel's own shape, by what files or the model say, or by the size's row."""
-    shapes = {ours: entries[name].shape for name, row in rows.items() for ours in row.ours}
+def _num_heads(
+    path: pathlib.Path,
+    stored_shapes: Mapping[str, tuple],
+    metadata: WeightsMetadata,
+    defaults: WeightsMetadata,
+) -> int | None:
+    """Number of heads from the shape of a kernel, the metadata, or the table of sizes."""
     block = "Transformer/encoderblock_0"
-    query = shapes.get(f"{block}/MultiHeadDotProductAttention_0/query/kernel", ())
+    query = stored_shapes.get(f"{block}/MultiHeadDotProductAttention_0/query/kernel", ())
     if len(query) == 3:
         return query[1]
-    if said.num_heads or like.num_heads:
-        return said.num_heads or like.num_heads
-    width = shapes.get("Transformer/encoder_norm/scale", ())
+    if metadata.num_heads or defaults.num_heads:
+        return metadata.num_heads or defaults.num_heads
+    width = stored_shapes.get("Transformer/encoder_norm/scale", ())
     for size in SIZES.values():
         if (size.hidden_size,) == width:
             return size.num_heads
+    shown = "x".join(map(str, width)) or "unknown"
     raise CheckpointError(
-        f"{path}: nothing says how many heads these layers of width {_by(width)} have; "
-        "load it into a model that says so."
+        f"{path}: cannot infer num_heads for width {shown}; load the weights into a model with "
+        "`vit_jax.load_params(path, model)`."
     )
 
 
-def _by(sides: Iterable[int]) -> str:
-    return "x".join(map(str, sides)) or "unknown"
+def _find_grid(
+    path: pathlib.Path,
+    format: Format,
+    shapes: Mapping[str, tuple],
+    metadata: WeightsMetadata,
+    defaults: WeightsMetadata,
+) -> tuple[WeightsMetadata, Grid | None, bool]:
+    """The metadata with image_size, the grid of positions, and whether the class token has none.
 
-
-def _grid(path, dialect: Dialect, shapes, said: Facts, like: Facts):
-    """The grid of the position embeddings, and whether the class token has none of them.
-
-    Facts get the size of the images that have it. None for positions without a grid.
+    The grid is None for position embeddings without one, such as relative ones.
     """
-    patch = shapes["embedding/kernel"][0] * stride_of(shapes)
+    patch = shapes["embedding/kernel"][0] * stem_stride(shapes)
     grid, pads_cls = None, False
     if POSITIONS in shapes:
-        grid, pads_cls = _grid_of_sequence(path, dialect, shapes, said, like, patch)
+        grid, pads_cls = _find_sequence_grid(path, format, shapes, metadata, defaults, patch)
     elif {X_POSITIONS, Y_POSITIONS} <= set(shapes):
-        if any(len(shapes[name]) != 3 for name in (X_POSITIONS, Y_POSITIONS)):
-            raise CheckpointError(f"{path}: position embeddings must be 1 T D.")
+        for name in (X_POSITIONS, Y_POSITIONS):
+            if len(shapes[name]) != 3:
+                raise CheckpointError(f"{path}: {name} is {shapes[name]}; expected 1 T D.")
         grid = (shapes[Y_POSITIONS][1], shapes[X_POSITIONS][1])
     if grid:
-        said = dataclasses.replace(said, image_size=(grid[0] * patch, grid[1] * patch))
-    height, width = said.image_size or (0, 0)
-    if max(height, width) > metadata.MAX_SIDE or (height // patch) * (width // patch) > MAX_PATCHES:
+        metadata = dataclasses.replace(metadata, image_size=(grid[0] * patch, grid[1] * patch))
+    height, width = metadata.image_size or (0, 0)
+    num_patches = (height // patch) * (width // patch)
+    if max(height, width) > metadata_lib.MAX_SIDE or num_patches > MAX_PATCHES:
         raise CheckpointError(
-            f"{path}: its images have more than {metadata.MAX_SIDE} pixels on a side, or more than "
-            f"{MAX_PATCHES} patches."
+            f"{path}: its images are {height}x{width} pixels with {num_patches} patches; at most "
+            f"{metadata_lib.MAX_SIDE} pixels a side and {MAX_PATCHES} patches are supported."
         )
-    return said, grid, pads_cls
+    return metadata, grid, pads_cls
 
 
-def _grid_of_sequence(path, dialect: Dialect, shapes, said: Facts, like: Facts, patch: int):
-    """Metadata and names tell it; where neither does, it is square, as the official code's."""
+def _find_sequence_grid(
+    path: pathlib.Path,
+    format: Format,
+    shapes: Mapping[str, tuple],
+    metadata: WeightsMetadata,
+    defaults: WeightsMetadata,
+    patch: int,
+) -> tuple[Grid, bool]:
+    """The grid of embeddings 1 T D, and whether the class token has no position embedding.
+
+    Taken from the image size in the metadata, else square as in the official code, else from
+    the image size of the model.
+    """
     has_cls, shape = CLS in shapes, shapes[POSITIONS]
     if len(shape) != 3 or shape[0] != 1:
-        raise CheckpointError(f"{path}: position embeddings are {shape}; they must be 1 T D.")
-    if not has_cls or dialect.name == formats.BIG_VISION:
-        counts = [shape[1]]  # One for each patch, whatever else there is.
-    elif dialect.name in (formats.TIMM, formats.TIMM_STEM):
-        # timm's models with registers give positions to patches alone; others may.
-        counts = [shape[1]] if "registers" in shapes else [shape[1] - 1, shape[1]]
+        raise CheckpointError(f"{path}: {POSITIONS} is {shape}; expected 1 T D.")
+    if not has_cls or format.name == formats.BIG_VISION:
+        num_patches = [shape[1]]
+    elif format.name in (formats.TIMM, formats.TIMM_STEM):
+        # timm's models with registers have positions for patches alone; other models may.
+        num_patches = [shape[1]] if "registers" in shapes else [shape[1] - 1, shape[1]]
     else:
-        counts = [shape[1] - 1]
-    told, wanted = (
+        num_patches = [shape[1] - 1]
+    from_metadata, from_defaults = (
         [(size[0] // patch, size[1] // patch)] if size else []
-        for size in (said.image_size, like.image_size)
+        for size in (metadata.image_size, defaults.image_size)
     )
-    sides = [(math.isqrt(count),) * 2 for count in counts]
-    for grids in (told, sides, wanted):
-        for count in counts:
+    squares = [(math.isqrt(count),) * 2 for count in num_patches]
+    for grids in (from_metadata, squares, from_defaults):
+        for count in num_patches:
             for grid in grids:
                 if count and grid[0] * grid[1] == count:
                     return grid, has_cls and count == shape[1]
     raise CheckpointError(
-        f"{path}: {counts[0]} position embeddings are no square grid, and nothing says which."
+        f"{path}: cannot infer the grid of {num_patches[0]} position embeddings, which is not "
+        "square; load the weights into a model with `vit_jax.load_params(path, model)`."
     )
 
 
-def _facts(archive: Archive, path: pathlib.Path) -> Facts:
-    """What the file's own metadata says, or a config.json beside it."""
+def _read_metadata(archive: Archive, path: pathlib.Path) -> WeightsMetadata:
+    """Metadata inside the file, or of the config.json beside it."""
     if archive.metadata:
-        return metadata.from_metadata(archive.metadata, str(archive.path))
+        return metadata_lib.from_json(archive.metadata, str(archive.path))
     folder = archive.path.parent
     if archive.path.suffix != ".safetensors" or not (folder / "config.json").is_file():
-        return Facts()
-    config, where = _read_json(folder / "config.json"), str(archive.path.parent)
+        return WeightsMetadata()
+    config, where = _read_json_object(folder / "config.json"), str(archive.path.parent)
     try:
         if "model_type" in config:
-            beside = folder / "preprocessor_config.json"
-            processor = _read_json(beside) if beside.is_file() else {}
-            return metadata.from_huggingface(config, processor, where)
+            preprocessor_path = folder / "preprocessor_config.json"
+            has_preprocessor = preprocessor_path.is_file()
+            preprocessor = _read_json_object(preprocessor_path) if has_preprocessor else {}
+            return metadata_lib.from_huggingface(config, preprocessor, where)
         if "architecture" in config:
-            return metadata.from_timm(config, where)
+            return metadata_lib.from_timm(config, where)
     except (TypeError, ValueError, LookupError, AttributeError) as error:
-        raise CheckpointError(f"{where}: its config.json is damaged ({error}).") from error
+        raise CheckpointError(f"{where}: config.json has an invalid value ({error}).") from error
     if path.is_dir():
-        raise CheckpointError(f"{where}: neither Hugging Face's nor timm's config.json.")
-    return Facts()
+        raise CheckpointError(
+            f"{where}: config.json has neither model_type (Hugging Face) nor architecture (timm)."
+        )
+    return WeightsMetadata()
 
 
-def _read_json(path: pathlib.Path) -> dict:
+def _read_json_object(path: pathlib.Path) -> dict:
     try:
         with open(path, "rb") as file:
             values = json.loads(file.read(MAX_JSON))
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not readable JSON ({error}).") from error
+        raise CheckpointError(f"{path}: not readable as JSON ({error}).") from error
     if not isinstance(values, dict):
-        raise CheckpointError(f"{path}: holds no JSON object.")
+        raise CheckpointError(f"{path}: expected a JSON object, found {type(values).__name__}.")
     return values

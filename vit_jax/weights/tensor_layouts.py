@@ -1,7 +1,8 @@
-"""How the numbers of foreign tensors lie, and how they become ours without a copy."""
+"""Memory layouts of stored tensors, and their conversion to and from Flax parameters."""
 
 import dataclasses
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
@@ -15,10 +16,16 @@ CLS = "cls"
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One foreign tensor, and what of ours it holds."""
+    """A row of a name table: one stored tensor and the parameters that it contains.
 
-    theirs: str
-    ours: tuple[str, ...]
+    Attributes:
+      tensor: name of the tensor in the file.
+      params: slash names of the parameters, such as query, key and value of a fused tensor.
+      layout: key of `LAYOUTS`.
+    """
+
+    tensor: str
+    params: tuple[str, ...]
     layout: str = "same"
 
 
@@ -32,61 +39,78 @@ def _join_heads(array: np.ndarray) -> np.ndarray:  # D h d -> hd D; h d -> hd
     return array.reshape(*array.shape[:-2], -1).T
 
 
-def _thirds(array: np.ndarray, heads: int) -> list[np.ndarray]:
+def _split_qkv(array: np.ndarray, heads: int) -> list[np.ndarray]:
     return [_split_heads(part, heads) for part in np.split(array, 3)]
 
 
-def _halves(array: np.ndarray, heads: int) -> list[np.ndarray]:
+def _split_kv(array: np.ndarray, heads: int) -> list[np.ndarray]:
     return [_split_heads(part, heads) for part in np.split(array, 2)]
 
 
-def _joined(*arrays: np.ndarray) -> np.ndarray:
+def _concatenate_heads(*arrays: np.ndarray) -> np.ndarray:
     return np.concatenate([_join_heads(array) for array in arrays])
 
 
-def _vector(array: np.ndarray, heads: int) -> list[np.ndarray]:
+def _flatten_vector(array: np.ndarray, heads: int) -> list[np.ndarray]:
     return [array.reshape(-1) if array.shape[:-1] == (1, 1, 1) else array]
 
 
-def _last_two(array: np.ndarray, heads: int) -> list[np.ndarray]:
+def _linear_of_hwio(array: np.ndarray, heads: int) -> list[np.ndarray]:
     if array.shape[:-2] != (1, 1):
-        raise ValueError("it is no 1x1 convolution")
+        raise ValueError("expected a 1x1 convolution")
     return [array[0, 0]]
 
 
-def _first_two(array: np.ndarray, heads: int) -> list[np.ndarray]:
+def _linear_of_oihw(array: np.ndarray, heads: int) -> list[np.ndarray]:
     if array.shape[2:] != (1, 1):
-        raise ValueError("it is no 1x1 convolution")
+        raise ValueError("expected a 1x1 convolution")
     return [array[:, :, 0, 0].T]
 
 
-# (theirs, heads) -> ours, and ours -> theirs. Linear layers of PyTorch are out x in, ours in x
-# out; its convolutions are O I H W, ours H W I O.
+# Layout -> (function (tensor, heads) -> parameters, function (parameters) -> tensor). PyTorch
+# stores linear layers as out x in and convolutions as O I H W; Flax as in x out and H W I O.
 LAYOUTS: dict[str, tuple[Callable, Callable]] = {
     "same": (lambda a, h: [a], lambda a: a),
     "linear": (lambda a, h: [a.T], lambda a: a.T),
     "conv": (lambda a, h: [a.transpose(2, 3, 1, 0)], lambda a: a.transpose(3, 2, 0, 1)),
-    "vector": (_vector, lambda a: a.reshape(1, 1, 1, -1)),  # GroupNorm's, as published.
-    "conv_of_linear": (_last_two, lambda a: a[None, None]),
-    "torch_conv_of_linear": (_first_two, lambda a: a.T[:, :, None, None]),
+    "vector": (_flatten_vector, lambda a: a.reshape(1, 1, 1, -1)),  # Published GroupNorm.
+    "conv_of_linear": (_linear_of_hwio, lambda a: a[None, None]),
+    "torch_conv_of_linear": (_linear_of_oihw, lambda a: a.T[:, :, None, None]),
     "heads": (lambda a, h: [_split_heads(a, h)], _join_heads),
     "heads_out": (
         lambda a, h: [a.T.reshape(h, a.shape[1] // h, a.shape[0])],
         lambda a: a.reshape(-1, a.shape[-1]).T,
     ),
-    "qkv": (_thirds, _joined),
-    "kv": (_halves, _joined),
+    "qkv": (_split_qkv, _concatenate_heads),
+    "kv": (_split_kv, _concatenate_heads),
 }
 
 
-def to_ours(row: Row, array: np.ndarray, heads: int) -> list[np.ndarray]:
-    """Foreign numbers as ours, one array for each of the row's names, copying nothing.
+def tensor_to_params(row: Row, tensor: np.ndarray, num_heads: int) -> list[np.ndarray]:
+    """Returns views of a stored tensor as parameters, one for each name in `row.params`.
 
-    Raises ValueError for a shape that the layout cannot have.
+    Raises:
+      ValueError: the layout does not allow the shape of the tensor.
     """
-    return list(LAYOUTS[row.layout][0](array, heads))
+    return list(LAYOUTS[row.layout][0](tensor, num_heads))
 
 
-def to_theirs(row: Row, arrays: Iterable[np.ndarray]) -> np.ndarray:
-    """Our numbers as theirs, in C order."""
-    return np.ascontiguousarray(LAYOUTS[row.layout][1](*arrays))
+def params_to_tensor(row: Row, params: Iterable[np.ndarray]) -> np.ndarray:
+    """Returns the stored form of parameters, in C order."""
+    return np.ascontiguousarray(LAYOUTS[row.layout][1](*params))
+
+
+def resnet_units(shapes: Mapping[str, tuple]) -> tuple[int, ...]:
+    """Returns the number of units in each stage of a ResNet, from the names of its parameters."""
+    matches = [re.fullmatch(r"block(\d+)/unit(\d+)/conv1/kernel", name) for name in shapes]
+    stages: dict[int, int] = {}
+    for match in filter(None, matches):
+        stages[int(match[1])] = max(stages.get(int(match[1]), 0), int(match[2]))
+    return tuple(stages[b] for b in sorted(stages))
+
+
+def stem_stride(shapes: Mapping[str, tuple]) -> int:
+    """Returns the stride in pixels of a hybrid's ResNet; 1 for a model without one."""
+    if "conv_root/kernel" not in shapes:
+        return 1
+    return 4 * 2 ** max(len(resnet_units(shapes)) - 1, 0)

@@ -1,4 +1,4 @@
-"""Our parameters -> the files of other ecosystems, with class names and preprocessing."""
+"""Writes parameters in the formats of other projects, with class names and preprocessing."""
 
 import contextlib
 import dataclasses
@@ -17,171 +17,202 @@ from vit_jax.models.registry import BitResNet, ViT
 from vit_jax.weights import formats
 from vit_jax.weights import metadata as metadata_lib
 from vit_jax.weights.archive import write_npz, write_safetensors
-from vit_jax.weights.metadata import Facts
-from vit_jax.weights.tensor_layouts import CLS, POSITIONS, Row, to_theirs
+from vit_jax.weights.metadata import WeightsMetadata
+from vit_jax.weights.tensor_layouts import CLS, POSITIONS, Row, params_to_tensor
 
-FORMATS = ("npz", "safetensors", "huggingface")
-MAX_LISTED = 5
+FILE_FORMATS = ("npz", "safetensors", "huggingface")
+MAX_LISTED = 5  # Names listed in one message.
+# Parts of parameter names that the official code does not have.
 UNOFFICIAL = ("registers", "_ln/scale", "MAPHead_0", "posembed_1", "x_embedding", "relative")
 TIMM_EPS = 1e-6
-CLASSES_SUFFIX = ".classes.txt"  # Of a file for names that fit into no other.
+CLASSES_SUFFIX = ".classes.txt"  # File for class names that do not fit into the weights file.
 MAX_METADATA = {"npz": 65_000, "safetensors": 900_000}  # Bytes of JSON that fit into a file.
 
 
 @dataclasses.dataclass(frozen=True)
-class Export:
-    """What will be written: made from a model alone, before any array is read."""
+class ExportPlan:
+    """How parameters are stored; made from the model, before any array is read.
 
-    format: str
-    dialect: formats.Dialect
-    rows: dict[str, Row]  # By name in the new file.
-    folds_cls: bool  # timm's models with registers give no position to the class token.
-
-
-def plan_export(format: str, model: ViT | BitResNet, shapes: Mapping[str, tuple]) -> Export:
-    """How a model's parameters are written.
-
-    Raises ConfigError for a model that the ecosystem has no place for.
+    Attributes:
+      file_format: one of FILE_FORMATS.
+      format: name table that is written.
+      rows: row of the name table, by tensor name in the new file.
+      folds_cls: the class token's position embedding is added to the class token, because
+        timm's models with registers have none.
     """
-    name, root = _dialect(format, model)
-    dialect = formats.DIALECTS[name]
-    rows, unknown = formats.rows_for(dialect, shapes)
+
+    file_format: str
+    format: formats.Format
+    rows: dict[str, Row]
+    folds_cls: bool
+
+
+def plan_export(
+    file_format: str, model: ViT | BitResNet, shapes: Mapping[str, tuple]
+) -> ExportPlan:
+    """Returns how parameters of the given shapes are stored.
+
+    Args:
+      file_format: one of FILE_FORMATS.
+      model: the model of the parameters.
+      shapes: shape by parameter name.
+
+    Raises:
+      ConfigError: the format does not support the model.
+    """
+    name, prefix = _format_and_prefix(file_format, model)
+    format = formats.FORMATS[name]
+    rows, unknown = formats.rows_of_params(format, shapes)
     if unknown:
         more = f" and {len(unknown) - MAX_LISTED} more" if len(unknown) > MAX_LISTED else ""
         raise ConfigError(
-            f"{dialect.name} has no place for {', '.join(unknown[:MAX_LISTED])}{more}."
+            f"the format {format.name} does not support the parameters "
+            f"{', '.join(unknown[:MAX_LISTED])}{more}."
         )
-    folds_cls = format == "safetensors" and {"registers", CLS, POSITIONS} <= set(shapes)
-    named = {}
+    folds_cls = file_format == "safetensors" and {"registers", CLS, POSITIONS} <= set(shapes)
+    named_rows = {}
     for row in rows:
-        is_beside = row.theirs.startswith("classifier")  # Hugging Face's heads have no root.
-        named[row.theirs if is_beside else root + row.theirs] = row
-    return Export(format, dialect, named, folds_cls)
+        is_head = row.tensor.startswith("classifier")  # Hugging Face's heads have no prefix.
+        named_rows[row.tensor if is_head else prefix + row.tensor] = row
+    return ExportPlan(file_format, format, named_rows, folds_cls)
 
 
-def _dialect(format: str, model: ViT | BitResNet) -> tuple[str, str]:
-    """The dialect of a format for a model, and the root that its names get."""
+def _format_and_prefix(file_format: str, model: ViT | BitResNet) -> tuple[str, str]:
+    """The name of the format for a model, and the prefix of its tensor names."""
     if isinstance(model, BitResNet):
-        root = "bit." if model.num_classes else ""
+        prefix = "bit." if model.num_classes else ""
         return {
             "npz": (formats.BIT_NPZ, ""),
             "safetensors": (formats.TIMM_BIT, ""),
-            "huggingface": (formats.HF_BIT, root),
-        }[format]
-    if format == "npz":
+            "huggingface": (formats.HF_BIT, prefix),
+        }[file_format]
+    if file_format == "npz":
         return formats.OFFICIAL, ""
-    if format == "safetensors":
-        _refuse_for_timm(model)
+    if file_format == "safetensors":
+        _check_timm_support(model)
         return (formats.TIMM_STEM if model.stem and not model.stem.units else formats.TIMM), ""
-    _refuse_for_huggingface(model)
+    _check_huggingface_support(model)
     if model.config.layer_scale is None:
         return formats.HF_VIT, "vit." if model.num_classes else ""
-    kind = "dinov2_with_registers." if model.config.registers else "dinov2."
-    return formats.HF_DINO, kind if model.num_classes else ""
+    prefix = "dinov2_with_registers." if model.config.registers else "dinov2."
+    return formats.HF_DINO, prefix if model.num_classes else ""
 
 
-_WITHOUT_HEAD = "--no_head leaves it and the head out."
+_NO_HEAD_HINT = "; --no_head omits it and the head"
 
 
-def _refuse_for_timm(model: ViT) -> None:
+def _check_timm_support(model: ViT) -> None:
     config = model.config
-    for has_it, what in (
-        (config.pre_logits, f"pre_logits; {_WITHOUT_HEAD}"),
+    for is_unsupported, option in (
+        (config.pre_logits, f"pre_logits{_NO_HEAD_HINT}"),
         (config.pool == "token_gap", "pool='token_gap'"),
         (config.pos_embed not in ("learned", "none"), f"pos_embed={config.pos_embed!r}"),
         (config.pos_embed_at != "stem", f"pos_embed_at={config.pos_embed_at!r}"),
-        (config.qk_norm, "LayerNorm of queries and keys without a bias"),
+        (config.qk_norm, "qk_norm without bias"),
     ):
-        if has_it:
-            raise ConfigError(f"timm's models have no place for {what.rstrip('.')}.")
+        if is_unsupported:
+            raise ConfigError(f"timm does not support {option}.")
 
 
-def _refuse_for_huggingface(model: ViT) -> None:
+def _check_huggingface_support(model: ViT) -> None:
     config = model.config
     is_dino = config.layer_scale is not None
     pool = "token_gap" if is_dino and model.num_classes else "token"
-    for has_it, what in (
+    for is_unsupported, option in (
         (model.stem is not None, "a ResNet before the encoder"),
-        (config.qk_norm, "LayerNorm of queries and keys"),
+        (config.qk_norm, "qk_norm"),
         (config.pos_embed != "learned", f"pos_embed={config.pos_embed!r}"),
         (config.pos_embed_at != "stem", f"pos_embed_at={config.pos_embed_at!r}"),
-        (config.registers and not is_dino, "registers without LayerScale"),
-        (config.pool != pool, f"pool={config.pool!r} where its own has {pool!r}"),
-        (is_dino and config.pre_logits, "pre_logits in a DINOv2"),
-        (
-            config.pre_logits and model.num_classes,
-            f"a head after pre_logits; {_WITHOUT_HEAD}",
-        ),
+        (config.registers and not is_dino, "registers without layer_scale"),
+        (config.pool != pool, f"pool={config.pool!r} for this model; its pool is {pool!r}"),
+        (is_dino and config.pre_logits, "pre_logits in DINOv2"),
+        (config.pre_logits and model.num_classes, f"a head after pre_logits{_NO_HEAD_HINT}"),
         (
             is_dino and model.size.mlp_size % model.size.hidden_size,
-            "an MLP of no whole number of widths",
+            "an mlp_size that is not a multiple of hidden_size in DINOv2",
         ),
     ):
-        if has_it:
-            raise ConfigError(f"Hugging Face's models have no place for {what.rstrip('.')}.")
+        if is_unsupported:
+            raise ConfigError(f"Hugging Face does not support {option}.")
 
 
-def tensors(export: Export, params: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
-    """Name and numbers of every tensor of the new file, in its order."""
-    for name, row in export.rows.items():
-        arrays = [np.asarray(params[ours]) for ours in row.ours]
-        if export.folds_cls and row.ours == (CLS,):
+def export_tensors(
+    plan: ExportPlan, params: Mapping[str, np.ndarray]
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Yields (name, array) of every tensor of the new file, in its order.
+
+    Args:
+      plan: the plan made for the model.
+      params: arrays by slash name.
+    """
+    for name, row in plan.rows.items():
+        arrays = [np.asarray(params[param]) for param in row.params]
+        if plan.folds_cls and row.params == (CLS,):
             arrays = [arrays[0] + np.asarray(params[POSITIONS])[:, :1]]
-        if export.folds_cls and row.ours == (POSITIONS,):
+        if plan.folds_cls and row.params == (POSITIONS,):
             arrays = [arrays[0][:, 1:]]
-        yield name, to_theirs(row, arrays)
+        yield name, params_to_tensor(row, arrays)
 
 
 def write(
-    export: Export,
+    plan: ExportPlan,
     path: pathlib.Path,
     model: ViT | BitResNet,
     params: Mapping[str, np.ndarray],
-    said: Facts,
+    metadata: WeightsMetadata,
     card: str,
 ) -> list[str]:
-    """Writes a file or folder, whole or not at all, and a model card; returns what to know.
+    """Writes a file or folder and a model card, completely or not at all.
 
     Args:
-      params: by slash name.
-      said: classes and preprocessing; the rest is the model's.
+      plan: the plan made for the model.
+      path: the new file, or the new folder for Hugging Face.
+      model: the model of the parameters.
+      params: arrays by slash name.
+      metadata: class names and preprocessing; model options are taken from the model.
+      card: text of the model card.
+
+    Returns:
+      Notes for the user, one line each.
     """
-    said = metadata_lib.of_model(model).over(said)
-    metadata, notes = metadata_lib.to_metadata(said), []
-    if export.format == "huggingface":
+    metadata = metadata_lib.from_model(model).with_defaults(metadata)
+    values, notes = metadata_lib.to_json(metadata), []
+    if plan.file_format == "huggingface":
         with _new_folder(path) as folder:
-            _write_huggingface(export, folder, model, params, said)
+            _write_huggingface(plan, folder, model, params, metadata)
             write_atomically(folder / "README.md", card)
         return notes
-    is_too_long = len(json.dumps(metadata)) > MAX_METADATA[export.format]
-    titles = metadata.pop("classes", ()) if is_too_long else ()
-    if export.format == "npz":
-        write_npz(path, tensors(export, params), metadata)
+    is_too_long = len(json.dumps(values)) > MAX_METADATA[plan.file_format]
+    class_names = values.pop("classes", ()) if is_too_long else ()
+    if plan.file_format == "npz":
+        write_npz(path, export_tensors(plan, params), values)
     else:
-        write_safetensors(path, dict(tensors(export, params)), metadata)
-    if titles:
-        beside = path.with_suffix(CLASSES_SUFFIX)
-        write_atomically(beside, "".join(f"{title}\n" for title in titles))
-        notes.append(f"class names do not fit into {path.name}: they are in {beside}")
-    strange = [name for name in params if any(part in name for part in UNOFFICIAL)]
-    if export.format == "npz" and strange:
-        notes.append(f"the official code has no place for {', '.join(strange[:MAX_LISTED])}")
-    if export.format == "safetensors" and said.gelu == "tanh":
-        notes.append("timm gives these outputs with create_model(..., act_layer='gelu_tanh')")
-    if export.format == "safetensors" and said.norm_eps not in (None, TIMM_EPS):
-        notes.append(f"timm's LayerNorms have epsilon {TIMM_EPS:g}, these {said.norm_eps:g}")
+        write_safetensors(path, dict(export_tensors(plan, params)), values)
+    if class_names:
+        classes_path = path.with_suffix(CLASSES_SUFFIX)
+        write_atomically(classes_path, "".join(f"{name}\n" for name in class_names))
+        notes.append(f"class names do not fit into {path.name}; written to {classes_path}")
+    unofficial = [name for name in params if any(part in name for part in UNOFFICIAL)]
+    if plan.file_format == "npz" and unofficial:
+        notes.append(f"the official code does not support {', '.join(unofficial[:MAX_LISTED])}")
+    if plan.file_format == "safetensors" and metadata.gelu == "tanh":
+        notes.append("timm needs create_model(..., act_layer='gelu_tanh') for equal outputs")
+    if plan.file_format == "safetensors" and metadata.norm_eps not in (None, TIMM_EPS):
+        notes.append(
+            f"timm's LayerNorm has epsilon {TIMM_EPS:g}; these weights have {metadata.norm_eps:g}"
+        )
     write_atomically(card_path(path), card)
     return notes
 
 
 def card_path(path: pathlib.Path) -> pathlib.Path:
-    """Where the model card of a file goes."""
+    """Returns the path of the model card of a file."""
     return path.with_name(f"{path.name}.md")
 
 
 @contextlib.contextmanager
 def _new_folder(path: pathlib.Path):
-    """A folder that appears under its name when it is complete."""
+    """Yields a temporary folder; renames it to `path` on success and removes it on failure."""
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise ConfigError(f"{path} exists; name a new folder.")
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
@@ -196,29 +227,39 @@ def _new_folder(path: pathlib.Path):
         raise
 
 
-def _write_huggingface(export: Export, folder: pathlib.Path, model, params, said: Facts) -> None:
-    metadata = metadata_lib.to_metadata(said)
-    if len(json.dumps(metadata)) > MAX_METADATA["safetensors"]:
-        raise ConfigError(f"class names of more than {MAX_METADATA['safetensors']:,} bytes.")
-    arrays = dict(tensors(export, params))
-    if export.dialect.name == formats.HF_DINO:
-        root = next(name for name in arrays if "cls_token" in name).removesuffix("cls_token")
-        width = (1, model.size.hidden_size)
-        arrays[f"{root}mask_token"] = np.zeros(width, np.float32)  # Its class expects one.
-    write_safetensors(folder / "model.safetensors", arrays, metadata)
-    for name, values in (
-        ("config.json", huggingface_config(model, said)),
-        ("preprocessor_config.json", huggingface_processor(model, said)),
+def _write_huggingface(
+    plan: ExportPlan,
+    folder: pathlib.Path,
+    model: ViT | BitResNet,
+    params: Mapping[str, np.ndarray],
+    metadata: WeightsMetadata,
+) -> None:
+    values = metadata_lib.to_json(metadata)
+    num_bytes, limit = len(json.dumps(values)), MAX_METADATA["safetensors"]
+    if num_bytes > limit:
+        raise ConfigError(
+            f"metadata and class names take {num_bytes:,} bytes; at most {limit:,} fit into "
+            "model.safetensors."
+        )
+    arrays = dict(export_tensors(plan, params))
+    if plan.format.name == formats.HF_DINO:
+        prefix = next(name for name in arrays if "cls_token" in name).removesuffix("cls_token")
+        shape = (1, model.size.hidden_size)
+        arrays[f"{prefix}mask_token"] = np.zeros(shape, np.float32)  # Expected by the class.
+    write_safetensors(folder / "model.safetensors", arrays, values)
+    for name, contents in (
+        ("config.json", huggingface_config(model, metadata)),
+        ("preprocessor_config.json", huggingface_preprocessor(model, metadata)),
     ):
-        write_atomically(folder / name, json.dumps(values, indent=2) + "\n")
+        write_atomically(folder / name, json.dumps(contents, indent=2) + "\n")
 
 
-def huggingface_config(model: ViT | BitResNet, said: Facts) -> dict:
-    """The config.json of a model."""
-    names = said.classes or tuple(f"class {k}" for k in range(model.num_classes))
+def huggingface_config(model: ViT | BitResNet, metadata: WeightsMetadata) -> dict:
+    """Returns the contents of config.json for a model and its class names."""
+    names = metadata.classes or tuple(f"class {k}" for k in range(model.num_classes))
     labels = {
-        "id2label": {str(k): title for k, title in enumerate(names)},
-        "label2id": {title: k for k, title in enumerate(names)},
+        "id2label": {str(k): name for k, name in enumerate(names)},
+        "label2id": {name: k for k, name in enumerate(names)},
     }
     ending = "ForImageClassification" if model.num_classes else "Model"
     shared = {"num_channels": 3, "torch_dtype": "float32"} | (labels if names else {})
@@ -254,33 +295,33 @@ def huggingface_config(model: ViT | BitResNet, said: Facts) -> dict:
     name, kind = (
         ("Dinov2WithRegisters", "dinov2_with_registers") if registers else ("Dinov2", "dinov2")
     )
-    own = {
+    dino = {
         "architectures": [f"{name}{ending}"],
         "model_type": kind,
         "mlp_ratio": size.mlp_size // size.hidden_size,
         "use_swiglu_ffn": False,
         "layerscale_value": config.layer_scale,
     }
-    return shared | registers | own
+    return shared | registers | dino
 
 
-def huggingface_processor(model: ViT | BitResNet, said: Facts) -> dict:
-    """The preprocessor_config.json of a model."""
+def huggingface_preprocessor(model: ViT | BitResNet, metadata: WeightsMetadata) -> dict:
+    """Returns the contents of preprocessor_config.json for a model and its preprocessing."""
     height, width = model.image_size
-    mean, deviation = PIXEL_STATS[model.config.pixel_stats]
-    resamples = {ours: pillow for pillow, ours in metadata_lib.PIL_RESAMPLES.items()}
+    mean, std = PIXEL_STATS[model.config.pixel_stats]
+    resamples = {name: constant for constant, name in metadata_lib.PIL_RESAMPLES.items()}
     values = {
         "do_resize": True,
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
         "image_mean": list(mean),
-        "image_std": list(deviation),
-        # Its bilinear is Pillow's, with antialiasing; TensorFlow's has no number there.
-        "resample": resamples.get(said.resample, resamples["antialias"]),
+        "image_std": list(std),
+        # TensorFlow's bilinear, without antialiasing, has no constant; Pillow's is the closest.
+        "resample": resamples.get(metadata.resample, resamples["antialias"]),
     }
-    if said.crop == "center" and height == width:
-        short = round(height / (said.crop_fraction or 1))
+    if metadata.crop == "center" and height == width:
+        short = round(height / (metadata.crop_fraction or 1))
         size = {"shortest_edge": short}
         crop = {"do_center_crop": True, "crop_size": {"height": height, "width": width}}
         return values | {"size": size, "image_processor_type": "BitImageProcessor"} | crop
