@@ -122,7 +122,7 @@ def test_stages_start_from_each_other_and_are_done_once(tmp_path, capsys):
 
     assert main.run([f"--workdir={tmp_path}"]) == 0  # Finished: told again, nothing run.
     assert capsys.readouterr().out.splitlines() == [last]
-    with pytest.raises(VitJaxError, match="holds the stages pretrain, finetune, scratch"):
+    with pytest.raises(VitJaxError, match="has the stages pretrain, finetune, scratch"):
         main.run(["evaluate", f"--workdir={tmp_path}"])
     assert main.run(["evaluate", f"--workdir={tmp_path / 'finetune'}"]) == 0
     assert capsys.readouterr().out.splitlines()[-1].endswith("n=359/359")
