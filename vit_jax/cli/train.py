@@ -94,29 +94,7 @@ def closing_line(summary, folder: pathlib.Path) -> str:
     """Returns the last line of the output: steps and scores, of each stage if there are several."""
     if summary is None:
         return f"done: the remaining runs are in progress in other processes workdir={folder}"
-    if "" in summary.stages:
-        return f"done: {_scores(summary)} workdir={folder}"
-    scores = [
-        f"{name}/top1={stage['metrics']['val/top1']:.4f}"
-        for name, stage in summary.stages.items()
-        if "val/top1" in stage["metrics"]
-    ]
-    return f"done: stages={len(summary.stages)} {' '.join(scores)} workdir={folder}"
-
-
-def _scores(summary) -> str:
-    """Returns steps (or runs of a sweep) and the scores on `val` of a config without stages."""
-    metrics = summary.metrics
-    line = f"steps={summary['step']}" if "step" in summary else f"runs={len(summary['runs'])}"
-    for name, value in summary.get("best", {}).items():
-        line += f" {name}={value}"
-    if "val/top1" in metrics:
-        line += f" val/top1={metrics['val/top1']:.4f}"
-    if "val/top1_std" in metrics:
-        line += f" std={metrics['val/top1_std']:.4f}"
-    if "val/n" in metrics:
-        line += f" n={metrics['val/n']}/{summary['num_examples']['val']}"
-    return line
+    return f"done: {summary} workdir={folder}"
 
 
 TRAIN = Verb(

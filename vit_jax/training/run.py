@@ -26,6 +26,26 @@ class Summary(dict):
         """The summary of each stage by name; a config without stages is the stage ''."""
         return self.get("stages", {"": dict(self)})
 
+    def __str__(self) -> str:
+        """Returns steps or runs and the scores on `val`, or the scores of each stage."""
+        if "stages" in self:
+            scores = [
+                f" {name}/top1={stage['metrics']['val/top1']:.4f}"
+                for name, stage in self.stages.items()
+                if "val/top1" in stage["metrics"]
+            ]
+            return f"stages={len(self.stages)}" + "".join(scores)
+        line = f"steps={self['step']}" if "step" in self else f"runs={len(self['runs'])}"
+        for name, value in self.get("best", {}).items():
+            line += f" {name}={value}"
+        if "val/top1" in self.metrics:
+            line += f" val/top1={self.metrics['val/top1']:.4f}"
+        if "val/top1_std" in self.metrics:
+            line += f" std={self.metrics['val/top1_std']:.4f}"
+        if "val/n" in self.metrics:
+            line += f" n={self.metrics['val/n']}/{self['num_examples']['val']}"
+        return line
+
 
 def train(
     config: str | pathlib.Path | config_lib.ConfigDict | Config,
