@@ -76,12 +76,14 @@ def make_photos(folder: pathlib.Path) -> None:
 def ours(folder: str, workers: int, **options):
     """Batches of this package."""
     sys.path.insert(0, str(ROOT))
+    from vit_jax.config.schema import Data
     from vit_jax.data import loader
     from vit_jax.data.preprocess import TrainRecipe
     from vit_jax.data.sources import make_source
 
     source = make_source("folder", "train", dir=folder, val_fraction=0.0)
-    recipe = TrainRecipe((SIZE, SIZE), crop_area=AREA, **options)
+    augment = f"inception_crop{AREA}|flip"
+    recipe = TrainRecipe(Data(augment=augment, **options), (SIZE, SIZE))
     share, order = loader.share_of_batch(BATCH_SIZE), loader.make_order(source, seed=0)
     rows = loader.TrainRows(source, recipe, order, share, 0, 0, 10**6)
     return loader.host_batches(rows, share, workers)

@@ -72,8 +72,7 @@ def get_config(arg: str | None = None):
     if is_imagenet:
         config.data.update(dataset="imagenet2012", split="train[:99%]", val_split="validation")
     if layers:
-        config.data.update(randaug="published", randaug_layers=layers)
-        config.data.randaug_magnitude = float(magnitude)
+        config.data.augment = f"inception_crop|flip|randaug({layers},{magnitude})"
     config.data.update(mixup=mixup, val_fraction=0.002, resample="tf_bilinear")
     config.data.eval_crop = "center"
     config.optimizer.update(lr=1e-3, weight_decay=wd, warmup_steps=10_000)

@@ -48,7 +48,8 @@ def get_config(arg: str | None = None):
     config = base_config()
     config.model.name = arg.model
     config.data.update(source="tfds", dataset=arg.dataset, dir=arg.dir, val_split=test)
-    config.data.update(image_size=size, crop="random", resample="tf_bilinear", mixup=mixup)
+    config.data.update(image_size=size, augment="random_crop|flip", mixup=mixup)
+    config.data.resample = "tf_bilinear"
     config.optimizer.update(name="sgd", lr=0.003, warmup_steps=warmup, clip_norm=None)
     config.optimizer.update(schedule="stair", stair_at=stairs)
     config.update(batch_size=512, steps=steps)

@@ -28,6 +28,7 @@ ROWS = {  # README_revenge: pixels, rate, stochastic depth; then pixels, depth o
         "vit_h14": (126, 1e-3, 0.5, 224, 0.45),  # Of 128 px; 90 epochs.
     },
 }
+THREE_AUGMENT = "three_augment|color_jitter(0.3)"
 EXAMPLES = {"imagenet": 1_281_167, "imagenet21k": 14_197_122}
 
 
@@ -54,7 +55,7 @@ def get_config(arg: str | None = None):
         stage.model.update(name=arg.model, layer_scale=1e-4, gelu="erf", pixel_stats="imagenet")
         stage.data.update(source="tfds", dataset="imagenet2012", dir=arg.imagenet_dir)
         stage.data.update(val_split="validation", eval_crop="center", crop_fraction=1.0)
-        stage.data.update(resample="bicubic", cutmix=1.0, color_jitter=0.3, three_augment=True)
+        stage.data.update(resample="bicubic", cutmix=1.0)
         stage.optimizer.update(name="lamb", end_lr=1e-5)
         stage.optimizer.decay_factors = ((".*kernel", 1.0), (".*", 0.0))
     pretrain, finetune = config.stages.pretrain, config.stages.finetune
@@ -81,13 +82,13 @@ def get_config(arg: str | None = None):
 def _set_imagenet(pretrain, finetune, lr: float) -> None:
     """800 epochs with binary cross-entropy, 20 with AdamW and RandAugment."""
     pretrain.task.loss = "binary"
-    pretrain.data.update(crop_area=(0.08, 1.0), mixup=0.8, repeats=3)
+    pretrain.data.augment = f"inception_crop(0.08)|flip|{THREE_AUGMENT}"
+    pretrain.data.update(mixup=0.8, repeats=3)
     pretrain.optimizer.update(lr=lr, weight_decay=0.05)
     pretrain.epochs = 800.0
     finetune.task.label_smoothing = 0.1
-    finetune.data.update(crop_area=(0.08, 1.0), mixup=0.8, color_jitter=0.0, three_augment=False)
-    finetune.data.update(randaug="corrected", randaug_magnitude=9.0)  # rand-m9-mstd0.5-inc1.
-    finetune.data.update(randaug_std=0.5, randaug_prob=0.5)
+    randaug = "randaug_increasing(2,9,std=0.5,prob=0.5)"  # timm's rand-m9-mstd0.5-inc1.
+    finetune.data.update(augment=f"inception_crop(0.08)|flip|{randaug}", mixup=0.8)
     finetune.optimizer.update(name="adamw", lr=1e-5, weight_decay=0.1, clip_norm=None)
     finetune.update(batch_size=512, epochs=20.0)
 
@@ -96,7 +97,7 @@ def _set_imagenet21k(pretrain, finetune, lr: float, epochs: float) -> None:
     """Simple random crops, smoothed labels, no mixup; 50 epochs of fine-tuning."""
     for stage in (pretrain, finetune):
         stage.task.label_smoothing = 0.1
-        stage.data.crop = "pad"
+        stage.data.augment = f"pad_crop|flip|{THREE_AUGMENT}"
         stage.optimizer.weight_decay = 0.02
     pretrain.optimizer.lr = lr
     pretrain.epochs = epochs

@@ -48,8 +48,9 @@ def get_config(arg: str | None = None):
         run.data.update(source="vtab", dataset=task, dir=arg.dir)
         run.data.update(split=split, val_split=val_split)
         # Pre-processing of BiT; 378 px for H/14 as in configs/transfer.py.
-        run.data.update(crop="resize" if task in UNCROPPED else "random", resample="tf_bilinear")
-        run.data.update(flip=task not in UNFLIPPED)
+        crop, flip = task not in UNCROPPED, task not in UNFLIPPED
+        run.data.augment = ("random_crop" if crop else "resize") + ("|flip" if flip else "")
+        run.data.resample = "tf_bilinear"
         run.data.image_size = 378 if arg.model == "vit_h14" else 384
         # Table 4; warm-up of AugReg's runs of this length (arXiv:2106.10270).
         run.optimizer.update(name="sgd", lr=0.01, warmup_steps=200)

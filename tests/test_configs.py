@@ -132,7 +132,7 @@ def test_fine_tuning_is_table_4(dataset):
 
 
 ADAPTED = {"optimizer.decay_factors": ((".*kernel", 1.0), (".*", 0.0))}
-RAND_M9 = {"data.randaug": "corrected", "data.randaug_magnitude": 9.0, "data.randaug_std": 0.5}
+RAND_M9 = "inception_crop(0.08)|flip|randaug_increasing(2,9,std=0.5,prob=0.5)"
 NUMBERS = {  # Recipes beside the paper's tables: what must hold in which stage.
     "transfer.py:dataset=imagenet2012,model=vit_h14,polyak": {
         "": {"data.image_size": 518, "optimizer.ema": 0.9999}
@@ -151,15 +151,14 @@ NUMBERS = {  # Recipes beside the paper's tables: what must hold in which stage.
             "data.source": "vtab",
             "data.split": "train800val200",
             "data.val_split": "test",
-            "data.crop": "random",
-            "data.flip": True,
+            "data.augment": "random_crop|flip",
         }
     },
     "vtab.py:task=dtd,dev": {"": {"data.split": "train800", "data.val_split": "val200"}},
     "vtab.py:task=all": {
-        "dsprites_loc": {"data.crop": "resize", "data.flip": False},
-        "smallnorb_azim": {"data.crop": "random", "data.flip": False},
-        "kitti_dist": {"data.crop": "resize", "data.flip": True, "data.dataset": "kitti_dist"},
+        "dsprites_loc": {"data.augment": "resize"},
+        "smallnorb_azim": {"data.augment": "random_crop"},
+        "kitti_dist": {"data.augment": "resize|flip", "data.dataset": "kitti_dist"},
     },
     "table7.py:model=bit_r50x1,optimizer=sgd": {
         "": {"optimizer.lr": 0.48, "optimizer.warmup_steps": 5000, "optimizer.weight_decay": 1e-3}
@@ -192,7 +191,7 @@ NUMBERS = {  # Recipes beside the paper's tables: what must hold in which stage.
     },
     "augreg.py:data=imagenet21k,model=r50_l32": {
         "": {
-            "data.randaug_magnitude": 15.0,
+            "data.augment": "inception_crop|flip|randaug(2,15)",
             "data.mixup": 0.2,
             "model.dropout": 0.1,
             "model.drop_path": 0.1,
@@ -203,7 +202,7 @@ NUMBERS = {  # Recipes beside the paper's tables: what must hold in which stage.
     },
     "augreg.py:model=vit_b16,aug=strong2,reg=0.1,wd=0.03": {
         "": {
-            "data.randaug_magnitude": 20.0,
+            "data.augment": "inception_crop|flip|randaug(2,20)",
             "data.mixup": 0.8,
             "optimizer.weight_decay": 0.03,
             "model.head_bias": -6.9,
@@ -215,7 +214,7 @@ NUMBERS = {  # Recipes beside the paper's tables: what must hold in which stage.
             "optimizer.lr": 1e-3,
             "optimizer.weight_decay": 0.1,
             "data.mixup": 0.2,
-            "data.randaug_magnitude": 10.0,
+            "data.augment": "inception_crop|flip|randaug(2,10)",
             "model.pos_embed": "sincos",
             "model.pool": "gap",
             **ADAPTED,
@@ -228,15 +227,24 @@ NUMBERS = {  # Recipes beside the paper's tables: what must hold in which stage.
             "optimizer.weight_decay": 0.05,
             "data.repeats": 3,
             "model.gelu": "erf",
-            **RAND_M9,
+            "data.augment": f"{RAND_M9}|erase(0.25)",
         }
     },
     "deit3.py:model=vit_h14": {
         "pretrain": {"optimizer.name": "lamb", "model.drop_path": 0.6, "task.loss": "binary"},
-        "finetune": {"optimizer.lr": 1e-5, "epochs": 20.0, "batch_size": 512, **RAND_M9},
+        "finetune": {
+            "optimizer.lr": 1e-5,
+            "epochs": 20.0,
+            "batch_size": 512,
+            "data.augment": RAND_M9,
+        },
     },
     "deit3.py:data=imagenet21k,model=vit_h14": {
-        "pretrain": {"epochs": 90.0, "optimizer.weight_decay": 0.02, "data.crop": "pad"},
+        "pretrain": {
+            "epochs": 90.0,
+            "optimizer.weight_decay": 0.02,
+            "data.augment": "pad_crop|flip|three_augment|color_jitter(0.3)",
+        },
         "finetune": {"epochs": 50.0, "optimizer.lr": 3e-4, "data.image_size": 224},
     },
     "mae_finetune.py:model=vit_l16": {
@@ -246,7 +254,7 @@ NUMBERS = {  # Recipes beside the paper's tables: what must hold in which stage.
             "optimizer.warmup_steps": 6255,
             "model.drop_path": 0.2,
             "epochs": 50.0,
-            **RAND_M9,
+            "data.augment": f"{RAND_M9}|erase(0.25)",
         }
     },
     "bit_hyperrule.py:dataset=imagenet2012": {
@@ -345,7 +353,7 @@ def test_a_trial_keeps_the_recipe(row):
         kept = dataclasses.replace(whole[name].task, teacher=stage.task.teacher)
         assert stage.task == kept
         assert stage.data.source == "digits"
-        for field in ("model.pool", "model.pos_embed", "model.layer_scale", "data.randaug"):
+        for field in ("model.pool", "model.pos_embed", "model.layer_scale", "data.augment"):
             assert get(stage, field) == get(whole[name], field)
         for field in ("optimizer.name", "optimizer.schedule", "optimizer.sam_rho", "select"):
             assert get(stage, field) == get(whole[name], field)

@@ -74,7 +74,7 @@ CONFIG_MISTAKES = [
     ("batch_size=12", "batch_size 12 is not divisible by 8 devices; nearest: 8, 16"),
     ("mesh.fsdp=3", "does not fit 8 devices; data x fsdp x tensor can be 8x1x1, 4x2x1"),
     ("steps=None", "set one of steps, epochs, examples"),
-    ("data.crop_area=(0,2)", "must rise between 0 and 1"),
+    ("data.augment=flip", "expected one crop, as the first step"),
 ]
 
 

@@ -80,11 +80,11 @@ def run_config(**fields):
 
 
 def test_read_config_returns_the_config_of_a_run(tmp_path):
-    values = run_config(optimizer__lr="0.25", data__crop_area="(0.5, 1)")
+    values = run_config(optimizer__lr="0.25", data__image_size="(8, 16)")
     write_json(tmp_path / workdir.CONFIG, values)
     stages = workdir.read_config(tmp_path)
     assert stages[""].optimizer.lr == 0.25
-    assert stages[""].data.crop_area == (0.5, 1.0)
+    assert stages[""].data.image_size == (8, 16)
     assert config_lib.to_dict(stages) == values
 
 
@@ -111,10 +111,10 @@ def test_check_same_run_accepts_the_same_config(tmp_path):
 
 def test_check_same_run_lists_the_differing_fields(tmp_path):
     write_json(tmp_path / workdir.CONFIG, run_config())
-    other = run_config(seed="1", optimizer__lr="0.5", data__crop_area="(0.5, 1)", log_every="7")
+    other = run_config(seed="1", optimizer__lr="0.5", data__image_size="(8, 16)", log_every="7")
     with pytest.raises(ConfigError) as caught:
         check_same_run(tmp_path, other)
-    assert "differs in data.crop_area, optimizer.lr, seed. Use" in str(caught.value)
+    assert "differs in data.image_size, optimizer.lr, seed. Use" in str(caught.value)
     assert str(tmp_path) in str(caught.value)
     assert read_json(tmp_path / workdir.CONFIG) == json.loads(json.dumps(run_config()))
 

@@ -49,14 +49,15 @@ def test_a_config_is_locked_against_new_names():
 
 def test_to_dict_and_from_dict_are_inverse_through_json():
     config = config_of_steps(7)
-    config.data.update(crop_area=(0.25, 0.5), image_size=(32, 64))
+    config.optimizer.stair_at = (0.25, 0.5)
+    config.data.image_size = (32, 64)
     config.optimizer.clip_norm = None
     stages = check(config)
     values = config_lib.to_dict(stages)
     assert set(values) == {each.name for each in dataclasses.fields(Config)}
     again = config_lib.from_dict(json.loads(json.dumps(values)))
     assert again == stages
-    assert isinstance(again[""].data.crop_area, tuple)
+    assert isinstance(again[""].optimizer.stair_at, tuple)
     assert check(config_lib.to_config_dict(stages)) == stages
 
 
@@ -95,8 +96,8 @@ OVERRIDES = [
     ("optimizer.lr", "1", 1.0),
     ("optimizer.clip_norm", "None", None),
     ("optimizer.clip_norm", "2", 2.0),
-    ("data.flip", "false", False),
-    ("data.flip", "True", True),
+    ("data.fast_crop", "false", False),
+    ("data.fast_crop", "True", True),
     ("data.dir", "None", "None"),  # A text is taken as it stands.
     ("data.dir", "1e3", "1e3"),
     ("data.per_class", "5", 5),
@@ -104,7 +105,8 @@ OVERRIDES = [
     ("data.image_size", "384", 384),
     ("data.image_size", "(32, 64)", (32, 64)),
     ("data.image_size", "[32,64]", (32, 64)),
-    ("data.crop_area", "(0.5, 1)", (0.5, 1.0)),
+    ("optimizer.stair_at", "(0.5, 1)", (0.5, 1.0)),
+    ("data.augment", "resize | erase( 1 )", "resize|erase(1)"),
     ("model.dtype", "bfloat16", "bfloat16"),
     ("mesh.data", "-1", -1),
     ("keep_every", "100", 100),
@@ -126,12 +128,11 @@ WRONG_TYPES = [
     ("batch_size", "true", "config.batch_size is True; it must be a whole number."),
     ("batch_size", "none", "config.batch_size is None; it must be a whole number."),
     ("optimizer.lr", "fast", "config.optimizer.lr is 'fast'; it must be a number."),
-    ("data.flip", "yes", "config.data.flip is 'yes'; it must be True or False."),
-    ("data.flip", "1", "config.data.flip is '1'; it must be True or False."),
+    ("data.fast_crop", "yes", "config.data.fast_crop is 'yes'; it must be True or False."),
+    ("data.fast_crop", "1", "config.data.fast_crop is '1'; it must be True or False."),
     ("data.per_class", "many", "config.data.per_class is 'many'; it must be a whole number or"),
     ("epochs", "many", "config.epochs is 'many'; it must be a number or None."),
-    ("data.crop_area", "0.5", "config.data.crop_area is 0.5; it must be (number, number)."),
-    ("data.crop_area", "(1,)", "config.data.crop_area is (1,); it must be (number, number)."),
+    ("optimizer.stair_at", "0.5", "config.optimizer.stair_at is 0.5; it must be a tuple, of a"),
     ("data.image_size", "(1,2,3)", "config.data.image_size is (1, 2, 3); it must be a whole "),
 ]
 OUT_OF_BOUNDS = [
@@ -148,8 +149,7 @@ OUT_OF_BOUNDS = [
         "config.model.pool is 'tokn'; choose from ['token', 'gap', 'map', 'token_gap']. Did",
     ),
     ("data.source", "mnist", "Did you mean mnist5k?"),
-    ("data.crop_area", "(0.5, 0.2)", "config.data.crop_area is (0.5, 0.2); it must rise between"),
-    ("data.crop_area", "(0, 1)", "it must rise between 0 and 1."),
+    ("data.augment", "flip", "config.data.augment is 'flip'; expected one crop, as the first step"),
     ("mesh.fsdp", "-1", "config.mesh is data:-1,fsdp:-1,tensor:1; give sizes of at least 1"),
     ("mesh.fsdp", "0", "config.mesh is data:-1,fsdp:0,tensor:1; give sizes of at least 1"),
 ]
@@ -175,7 +175,7 @@ def test_a_wrong_setting_is_named_with_what_it_may_be(key, text, words):
 @pytest.mark.parametrize(
     ("key", "text"),
     [
-        ("data.crop_area", "(0.05, 'x')"),
+        ("optimizer.stair_at", "(0.05, 'x')"),
         ("data.image_size", "(28.5, 28)"),
         ("data.image_size", "(True, 28)"),
     ],
@@ -245,8 +245,8 @@ def test_fields_of_another_version_are_named():
     values = config_lib.to_dict(check(config_of_steps()))
     with pytest.raises(ConfigError, match=r"config has no field 'step'\. Did you mean steps\?"):
         config_lib.from_dict(values | {"step": 3})
-    values["data"]["flips"] = True
-    with pytest.raises(ConfigError, match=r"config\.data has no field 'flips'\. .* flip\?"):
+    values["data"]["mixups"] = 0.1
+    with pytest.raises(ConfigError, match=r"config\.data has no field 'mixups'\. .* mixup\?"):
         config_lib.from_dict(values)
 
 

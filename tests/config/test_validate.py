@@ -55,6 +55,10 @@ def checked(**overrides: str):
             "data.mixup is 0.2; it must be 0.0 with task.name='masked_patches'.",
         ),
         (
+            {"task__name": "masked_patches", "data__augment": "resize|erase(0.25)"},
+            "data.augment is 'resize|erase(0.25)'; it must not have erase with task.name=",
+        ),
+        (
             {"task__loss": "binary", "task__label_smoothing": "0.1"},
             "task.label_smoothing is 0.1; it must be 0 with task.loss='binary'.",
         ),

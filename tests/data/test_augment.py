@@ -1,14 +1,18 @@
-"""3-Augment, colour jitter, erasing, and what a config makes of them all."""
-
-import pickle
+"""Steps of augmentation against Pillow and their published bounds."""
 
 import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
-from vit_jax.data.augment import ColorJitter, ThreeAugment, erase, make_augment
-from vit_jax.data.randaugment import CorrectedRandAugment, PublishedRandAugment
-from vit_jax.errors import ConfigError
+from vit_jax.data.augment import (
+    AUGMENTATIONS,
+    ColorJitter,
+    Erase,
+    Flip,
+    ThreeAugment,
+    parse,
+    pixels_of,
+)
 
 
 @pytest.fixture(scope="module")
@@ -20,60 +24,63 @@ def generator(seed: int) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
-def test_all_off_is_no_augmentation():
-    assert make_augment() is None
-    assert make_augment(randaug="none", magnitude=15, layers=3) is None
+STEPS = [
+    "flip",
+    "randaug(2,10)",
+    "randaug_increasing(2,9,std=0.5,prob=0.5)",
+    "three_augment",
+    "color_jitter(0.3)",
+    "erase(0.5)",
+]
 
 
-def test_a_config_makes_its_augmentations_in_order():
-    augment = make_augment(
-        randaug="corrected", layers=3, magnitude=9, std=0.5, prob=0.5, three_augment=True,
-        color_jitter=0.3,
-    )  # fmt: skip
-    assert augment.steps == (
-        CorrectedRandAugment(layers=3, magnitude=9, std=0.5, prob=0.5),
-        ThreeAugment(),
-        ColorJitter(0.3),
-    )
-    published = make_augment(randaug="published", layers=2, magnitude=15)
-    assert published.steps == (PublishedRandAugment(layers=2, magnitude=15),)
+def step_of(text: str):
+    steps = parse(f"resize|{text}")
+    (step,) = steps.uint8_steps + steps.float_steps
+    return step
 
 
-@pytest.mark.parametrize("only_corrected", [{"std": 0.5}, {"prob": 0.5}])
-def test_published_randaugment_has_neither_deviation_nor_probability(only_corrected):
-    with pytest.raises(ConfigError, match="randaug='published'"):
-        make_augment(randaug="published", **only_corrected)
+def pixels_for(step, image: np.ndarray) -> np.ndarray:
+    return image / np.float32(127.5) - 1 if pixels_of(step) == "float32" else image
 
 
-ALL = {
-    "published": {"randaug": "published", "layers": 2, "magnitude": 10},
-    "corrected": {"randaug": "corrected", "layers": 2, "magnitude": 9, "std": 0.5, "prob": 0.5},
-    "three": {"three_augment": True, "color_jitter": 0.3},
-}
+def test_every_step_of_the_table_is_tested():
+    crops = {name for name, entry in AUGMENTATIONS.items() if hasattr(entry, "view")}
+    assert {step.partition("(")[0] for step in STEPS} | crops == set(AUGMENTATIONS)
 
 
-@pytest.mark.parametrize("options", ALL.values(), ids=list(ALL))
-def test_an_augmentation_follows_the_generator_alone_through_a_pickle_too(photo, options):
-    augment = make_augment(**options)
-    travelled = pickle.loads(pickle.dumps(augment))
-    before, outputs = photo.copy(), []
+@pytest.mark.parametrize("text", STEPS)
+def test_step_depends_on_the_generator_alone_and_keeps_its_input(photo, text):
+    step = step_of(text)
+    pixels = pixels_for(step, photo)
+    before, outputs = pixels.copy(), []
     for seed in range(30):
-        image = augment(photo, generator(seed))
-        assert image.shape == photo.shape
-        assert image.dtype == np.uint8
-        np.testing.assert_array_equal(image, augment(photo, generator(seed)))
-        np.testing.assert_array_equal(image, travelled(photo, generator(seed)))
+        image = step(pixels, generator(seed))
+        assert image.shape == pixels.shape
+        assert image.dtype == pixels.dtype
+        np.testing.assert_array_equal(image, step(pixels, generator(seed)))
         outputs.append(image.tobytes())
-    assert len(set(outputs)) > 10  # 100 pixels of translation leave the same grey.
-    np.testing.assert_array_equal(photo, before)  # The source's own array.
+    # 100 pixels of translation leave the same grey.
+    assert len(set(outputs)) > (10 if text != "flip" else 1)
+    np.testing.assert_array_equal(pixels, before)
 
 
-@pytest.mark.parametrize("options", ALL.values(), ids=list(ALL))
+@pytest.mark.parametrize("text", STEPS)
 @pytest.mark.parametrize("shape", [(1, 1), (2, 3), (3, 300)])
-def test_an_augmentation_takes_the_smallest_and_the_longest_images(options, shape):
-    augment, image = make_augment(**options), np.full((*shape, 3), 200, np.uint8)
+def test_step_accepts_very_small_and_very_long_images(text, shape):
+    step = step_of(text)
+    pixels = pixels_for(step, np.full((*shape, 3), 200, np.uint8))
     for seed in range(60):
-        assert augment(image[:, ::-1], generator(seed)).shape == image.shape
+        assert step(pixels[:, ::-1], generator(seed)).shape == pixels.shape
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_flip_mirrors_half_of_the_images(photo, dtype):
+    image = photo.astype(dtype)
+    outputs = [Flip()(image, generator(seed)) for seed in range(400)]
+    is_mirrored = [(output == image[:, ::-1]).all() for output in outputs]
+    assert all((output == image).all() != m for output, m in zip(outputs, is_mirrored))
+    assert 160 < sum(is_mirrored) < 240
 
 
 def test_three_augment_is_grey_solarised_or_blurred_a_third_each(photo):
@@ -100,7 +107,7 @@ def test_three_augment_blurs_by_a_radius_of_a_tenth_to_two(photo):
     assert 1.8 < max(radii) <= 2
 
 
-def test_colour_jitter_enhances_in_the_order_and_by_the_factors_drawn(photo):
+def test_color_jitter_applies_the_drawn_factors_in_the_drawn_order(photo):
     enhancers = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
     orders, drawn = set(), []
     for seed in range(60):
@@ -118,7 +125,21 @@ def test_colour_jitter_enhances_in_the_order_and_by_the_factors_drawn(photo):
     assert 1.28 < np.max(drawn) <= 1.3
 
 
-def test_colour_jitter_scales_brightness_by_at_most_its_strength():
+def test_color_jitter_takes_a_strength_for_each_property(photo):
+    order = {seed: tuple(generator(seed).permutation(3)) for seed in range(20)}
+    for seed in range(20):
+        random = generator(seed)
+        random.permutation(3)
+        factors = random.uniform([0.9, 0.8, 1.0], [1.1, 1.2, 1.0])
+        picture = Image.fromarray(photo)
+        for i in order[seed]:
+            enhancer = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)[i]
+            picture = enhancer(picture).enhance(factors[i])
+        jittered = ColorJitter(0.1, contrast=0.2, saturation=0.0)(photo, generator(seed))
+        np.testing.assert_array_equal(jittered, np.asarray(picture))
+
+
+def test_color_jitter_scales_brightness_by_at_most_its_strength():
     grey = np.full((4, 4, 3), 100, np.uint8)  # Grey has neither contrast nor saturation.
     values = [ColorJitter(0.4)(grey, generator(seed))[0, 0, 0] for seed in range(300)]
     assert 59 <= min(values) < 65
@@ -128,7 +149,7 @@ def test_colour_jitter_scales_brightness_by_at_most_its_strength():
 
 def erased_box(image: np.ndarray, seed: int, probability: float = 1.0):
     """Height and width of the erased box; None where nothing was."""
-    changed = (erase(image, probability, generator(seed)) != image).any(-1)
+    changed = (Erase(probability)(image, generator(seed)) != image).any(-1)
     rows, columns = np.flatnonzero(changed.any(1)), np.flatnonzero(changed.any(0))
     assert changed.sum() == len(rows) * len(columns)  # One full rectangle.
     if not changed.any():
@@ -138,14 +159,14 @@ def erased_box(image: np.ndarray, seed: int, probability: float = 1.0):
     return len(rows), len(columns)
 
 
-def test_erasing_happens_with_its_probability():
+def test_erase_happens_with_its_probability():
     image = np.zeros((20, 20, 3), np.float32)
     erased = [erased_box(image, seed, 0.25) is not None for seed in range(1000)]
     assert abs(np.mean(erased) - 0.25) < 0.04
-    assert erase(image, 0.0, generator(0)) is image
+    assert Erase(0.0)(image, generator(0)) is image
 
 
-def test_erased_rectangles_keep_their_bounds():
+def test_erase_keeps_the_bounds_of_its_rectangles():
     image = np.zeros((70, 70, 3), np.float32)
     boxes = [erased_box(image, seed) for seed in range(1500)]
     h, w = np.array([box for box in boxes if box]).T
@@ -160,9 +181,9 @@ def test_erased_rectangles_keep_their_bounds():
     assert abs(np.log(h / w).mean()) < 0.04
 
 
-def test_erased_pixels_are_noise_with_imagenets_mean_and_deviation():
+def test_erase_fills_with_noise_of_imagenets_mean_and_deviation():
     image = np.full((400, 400, 3), 9, np.float32)
-    erased = erase(image, 1.0, generator(1))
+    erased = Erase(1.0)(image, generator(1))
     assert erased.dtype == np.float32
     noise = erased[(erased != 9).any(-1)]  # N 3, in [-1, 1] but for the tails.
     assert len(noise) > 5000
@@ -172,14 +193,14 @@ def test_erased_pixels_are_noise_with_imagenets_mean_and_deviation():
     assert np.abs(correlation).max() < 0.05  # Each channel for itself.
 
 
-def test_erasing_follows_the_generator_and_leaves_its_argument():
+def test_erase_depends_on_the_generator_and_keeps_its_input():
     image = np.zeros((20, 20, 3), np.float32)
-    a, b, c = (erase(image, 1.0, generator(seed)) for seed in (1, 1, 2))
+    a, b, c = (Erase(1.0)(image, generator(seed)) for seed in (1, 1, 2))
     np.testing.assert_array_equal(a, b)
     assert (a != c).any()
     assert not image.any()
 
 
-def test_an_image_too_small_for_any_rectangle_is_left_as_it_is():
+def test_erase_returns_an_image_too_small_for_any_rectangle():
     for seed in range(50):
         assert erased_box(np.zeros((1, 1, 3), np.float32), seed) is None

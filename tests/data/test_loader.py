@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vit_jax.config.schema import Data
 from vit_jax.data.image_folder import FolderSource
 from vit_jax.data.loader import (
     GRAIN_SHUFFLE_FROM,
@@ -29,7 +30,8 @@ from vit_jax.distributed import mesh as mesh_lib
 from vit_jax.errors import ConfigError, DataError
 
 SIZE = (4, 6)
-RECIPE = TrainRecipe(SIZE, crop_area=(0.3, 1.0))
+RECIPE = TrainRecipe(Data(augment="inception_crop(0.3)|flip"), SIZE)
+EVAL_RECIPE = EvalRecipe.from_data(Data(), SIZE)
 
 
 def noise(count: int, labels=None) -> ArraySource:
@@ -47,7 +49,7 @@ def train_batches(source, batch_size, start, stop, hosts=1, host=0, workers=0, r
 
 def eval_batches(source, batch_size, hosts=1, host=0, workers=0):
     share = Share(batch_size, host, hosts)
-    return list(host_batches(EvalRows(source, EvalRecipe(SIZE), share), share, workers))
+    return list(host_batches(EvalRows(source, EVAL_RECIPE, share), share, workers))
 
 
 def assert_same(batches, others, extra=("bad",)):
@@ -98,7 +100,7 @@ def test_batches_run_over_the_ends_of_epochs_without_loss():
 
 def test_a_row_is_the_image_and_label_of_its_id():
     source = noise(9)
-    plain = TrainRecipe((8, 9), crop="resize", flip=False)
+    plain = TrainRecipe(Data(augment="resize"), (8, 9))
     for batch in train_batches(source, 4, 0, 5, recipe=plain):
         expected = source.images[batch["id"]] / np.float32(127.5) - 1
         np.testing.assert_allclose(batch["image"], expected, atol=1e-6)
@@ -143,7 +145,7 @@ def folder(photo_folder) -> FolderSource:
 
 def test_worker_processes_change_not_a_bit(folder):
     # 7 steps of 8 over 48 files: the second epoch begins in the last step.
-    recipe = TrainRecipe((16, 24))
+    recipe = TrainRecipe(Data(), (16, 24))
     without = train_batches(folder, 8, 0, 7, recipe=recipe)
     assert_same(train_batches(folder, 8, 0, 7, workers=2, recipe=recipe), without)
     assert sorted(np.concatenate([batch["id"] for batch in without])[:48]) == list(range(48))
@@ -201,7 +203,7 @@ def test_evaluation_counts_each_example_once(count, hosts):
     np.testing.assert_array_equal(labels[mask > 0], source.labels)
     assert (ids[mask == 0] == PADDING_ID).all()
     for i in range(count):
-        np.testing.assert_array_equal(images[i], EvalRecipe(SIZE)(source.images[i]))
+        np.testing.assert_array_equal(images[i], EVAL_RECIPE(source.images[i]))
 
 
 def test_a_reader_may_leave_early():

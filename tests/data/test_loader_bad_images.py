@@ -14,6 +14,7 @@ from PIL import Image, PngImagePlugin
 from sklearn.datasets import load_sample_images
 
 from tests.support.runs import ROOT
+from vit_jax.config.schema import Data
 from vit_jax.data.decode import Encoded, decode, read, size_of
 from vit_jax.data.image_folder import FolderSource
 from vit_jax.data.loader import Order, Share, TrainRows, host_batches
@@ -187,7 +188,7 @@ def folder_of_all(root: pathlib.Path) -> tuple[FolderSource, set[int]]:
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_in_training_exactly_the_refused_are_skipped(decoder, tmp_path):
     source, refused = folder_of_all(tmp_path)
-    recipe = TrainRecipe((16, 16), decoder=decoder, fast_crop=True)
+    recipe = TrainRecipe(Data(decoder=decoder, fast_crop=True), (16, 16))
     share, order = Share(len(source), 0, 1), Order(len(source), 0)
     rows = TrainRows(source, recipe, order, share, 0, 0, 1, on_bad_image="skip")
     (batch,) = host_batches(rows, share, 0)
@@ -200,6 +201,7 @@ def test_in_training_exactly_the_refused_are_skipped(decoder, tmp_path):
 ATTACKS = """
 import json, pathlib, resource, sys
 import numpy as np
+from vit_jax.config.schema import Data
 from vit_jax.data.decode import Encoded
 from vit_jax.data.preprocess import EvalRecipe, TrainRecipe
 from vit_jax.errors import DataError
@@ -209,8 +211,10 @@ def peak():
 
 found = {}
 for decoder in sys.argv[2:]:
-    center = EvalRecipe((224, 224), "center", decoder=decoder)
-    train = [TrainRecipe((224, 224), crop, decoder=decoder) for crop in ("random", "pad")]
+    size = (224, 224)
+    center = EvalRecipe.from_data(Data(eval_crop="center", decoder=decoder), size)
+    crops = ("random_crop", "pad_crop")
+    train = [TrainRecipe(Data(augment=crop, decoder=decoder), size) for crop in crops]
     for path in pathlib.Path(sys.argv[1]).iterdir():
         image, before = Encoded(path.read_bytes(), path.name), peak()
         for recipe, random in [(center, ()), *((r, (np.random.default_rng(0),)) for r in train)]:

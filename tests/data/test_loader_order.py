@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from tests.support.runs import ROOT
+from vit_jax.config.schema import Data
 from vit_jax.data import workers as workers_lib
 from vit_jax.data.decode import Encoded
 from vit_jax.data.loader import (
@@ -40,7 +41,7 @@ def noise(count: int) -> ArraySource:
 
 def batches(source, start, stop, hosts=1, host=0, workers=0, size=8, repeats=1):
     share, order = Share(size, host, hosts), make_order(source, SEED, repeats)
-    rows = TrainRows(source, TrainRecipe(SIZE), order, share, SEED, start, stop)
+    rows = TrainRows(source, TrainRecipe(Data(), SIZE), order, share, SEED, start, stop)
     return host_batches(rows, share, workers)
 
 
@@ -86,7 +87,7 @@ def test_plain_augmentation_follows_seed_epoch_and_index():
     for place in range(32):
         index = rows["id"][place]
         random = np.random.default_rng((SEED, place // 5, index))
-        expected = TrainRecipe(SIZE)(source.images[index], random)
+        expected = TrainRecipe(Data(), SIZE)(source.images[index], random)
         np.testing.assert_array_equal(rows["image"][place], expected)
 
 
@@ -293,7 +294,14 @@ class Holes:
 
 def skipping(source, workers=0) -> dict:
     rows = TrainRows(
-        source, TrainRecipe(SIZE), Order(8, SEED), Share(4, 0, 1), SEED, 0, 4, on_bad_image="skip"
+        source,
+        TrainRecipe(Data(), SIZE),
+        Order(8, SEED),
+        Share(4, 0, 1),
+        SEED,
+        0,
+        4,
+        on_bad_image="skip",
     )
     return joined(host_batches(rows, rows.share, workers))
 

@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vit_jax.config.schema import Data
 from vit_jax.data.mixup import make_mixer
 from vit_jax.distributed import mesh as mesh_lib
 
-MIXUP, CUTMIX, BOTH = (0.8, 0.0), (0.0, 1.0), (0.8, 1.0)
+MIXUP, CUTMIX, BOTH = Data(mixup=0.8), Data(cutmix=1.0), Data(mixup=0.8, cutmix=1.0)
 
 
 def numbered_batch(size: int = 8, side: int = 6, num_classes: int = 5) -> dict:
@@ -29,12 +30,12 @@ def own_shares(targets, labels) -> np.ndarray:
 
 
 def test_nothing_asked_for_is_no_mixer():
-    assert make_mixer(0.0, 0.0, num_classes=5) is None
+    assert make_mixer(Data(), num_classes=5) is None
 
 
 def test_mixup_is_lambda_of_an_image_and_the_rest_of_its_partner():
     batch = numbered_batch()
-    mixed = make_mixer(*MIXUP, num_classes=5)(batch, jax.random.key(0))
+    mixed = make_mixer(MIXUP, num_classes=5)(batch, jax.random.key(0))
     ratio = own_shares(mixed["targets"], batch["label"])
     assert ratio.max() - ratio.min() < 1e-6  # One lambda for the batch.
     assert 0.01 < ratio[0] < 0.99
@@ -50,7 +51,7 @@ def test_mixup_is_lambda_of_an_image_and_the_rest_of_its_partner():
 @pytest.mark.parametrize("seed", range(6))
 def test_cutmix_pastes_one_box_of_the_partner_and_counts_its_pixels(seed):
     batch = numbered_batch(side=12)
-    mixed = make_mixer(*CUTMIX, num_classes=5)(batch, jax.random.key(seed))
+    mixed = make_mixer(CUTMIX, num_classes=5)(batch, jax.random.key(seed))
     partner = (np.arange(8) + 4) % 8
     pasted = np.asarray(mixed["image"]) == partner[:, None, None, None]
     kept = np.asarray(mixed["image"]) == np.arange(8)[:, None, None, None]
@@ -70,7 +71,7 @@ def test_cutmix_pastes_one_box_of_the_partner_and_counts_its_pixels(seed):
 
 def test_targets_sum_to_one_and_labels_and_mask_stay():
     batch = numbered_batch() | {"mask": np.array([1, 1, 1, 1, 1, 1, 0, 0], np.float32)}
-    mixed = make_mixer(*BOTH, num_classes=5)(batch, jax.random.key(3))
+    mixed = make_mixer(BOTH, num_classes=5)(batch, jax.random.key(3))
     assert set(mixed) == {"image", "label", "mask", "targets"}
     assert mixed["targets"].shape == (8, 5)
     assert mixed["targets"].dtype == jnp.float32
@@ -83,13 +84,13 @@ def test_copies_side_by_side_are_no_partners():
     repeats, batch = 3, numbered_batch(12)
     batch["image"] = np.repeat(batch["image"][: 12 // repeats], repeats, axis=0)
     batch["label"] = np.repeat(np.arange(4, dtype=np.int32), repeats)
-    mixed = make_mixer(*MIXUP, num_classes=4)(batch, jax.random.key(0))
+    mixed = make_mixer(MIXUP, num_classes=4)(batch, jax.random.key(0))
     assert (np.count_nonzero(mixed["targets"], axis=-1) == 2).all()
 
 
 def test_a_batch_of_one_is_its_own_partner():
     batch = numbered_batch(1) | {"image": np.full((1, 6, 6, 3), 0.5, np.float32)}
-    mixed = make_mixer(*BOTH, num_classes=5)(batch, jax.random.key(0))
+    mixed = make_mixer(BOTH, num_classes=5)(batch, jax.random.key(0))
     np.testing.assert_allclose(mixed["image"], batch["image"], atol=1e-6)
     np.testing.assert_allclose(mixed["targets"], [[1, 0, 0, 0, 0]], atol=1e-6)
 
@@ -101,7 +102,7 @@ def was_cut(images: np.ndarray) -> np.ndarray:
 @functools.cache
 def many_steps():
     """Of steps with BOTH: lambda, an image of ones (steps H W) mixed with zeros, was it cut."""
-    mix, side = make_mixer(*BOTH, num_classes=2), 16
+    mix, side = make_mixer(BOTH, num_classes=2), 16
     images = jnp.stack([jnp.ones((side, side, 3)), jnp.zeros((side, side, 3))])
     batch = {"image": images, "label": jnp.array([0, 1])}
 
@@ -152,21 +153,21 @@ def test_a_fair_coin_picks_between_mixup_and_cutmix():
 
 @pytest.mark.parametrize(("alphas", "is_cut"), [(MIXUP, False), (CUTMIX, True)])
 def test_one_alpha_alone_leaves_no_choice(alphas, is_cut):
-    mix = make_mixer(*alphas, num_classes=2)
+    mix = make_mixer(alphas, num_classes=2)
     batch = {"image": jnp.ones((2, 5, 5, 3)).at[1].set(0), "label": jnp.array([0, 1])}
     for seed in range(10):
         assert was_cut(mix(batch, jax.random.key(seed))["image"][0, :, :, 0]) == is_cut
 
 
 def test_a_tiny_alpha_mixes_next_to_nothing():
-    mix, batch = make_mixer(1e-3, 0.0, num_classes=5), numbered_batch()
+    mix, batch = make_mixer(Data(mixup=1e-3), num_classes=5), numbered_batch()
     for seed in range(10):
         largest = np.max(mix(batch, jax.random.key(seed))["targets"], axis=-1)
         np.testing.assert_allclose(largest, np.ones(8), atol=1e-3)
 
 
 def test_mixing_follows_the_key_alone():
-    mix, batch = make_mixer(*BOTH, num_classes=5), numbered_batch()
+    mix, batch = make_mixer(BOTH, num_classes=5), numbered_batch()
     for name in ("image", "targets"):
         a, b, c = (mix(batch, jax.random.key(seed))[name] for seed in (7, 7, 8))
         np.testing.assert_array_equal(a, b)
@@ -183,7 +184,7 @@ def compiled_for(num_devices: int):
         for name, value in numbered_batch(16).items()
     }
     key = jax.ShapeDtypeStruct((), jax.random.key(0).dtype, sharding=mesh_lib.replicated(mesh))
-    return jax.jit(make_mixer(*BOTH, num_classes=5)).lower(shapes, key).compile()
+    return jax.jit(make_mixer(BOTH, num_classes=5)).lower(shapes, key).compile()
 
 
 def mixed_on(num_devices: int, seed: int) -> dict:
@@ -211,4 +212,4 @@ def test_images_travel_once_between_devices_and_are_never_gathered():
 
 def test_bfloat16_images_stay_bfloat16():
     batch = numbered_batch() | {"image": jnp.ones((8, 6, 6, 3), jnp.bfloat16)}
-    assert make_mixer(*BOTH, num_classes=5)(batch, jax.random.key(0))["image"].dtype == jnp.bfloat16
+    assert make_mixer(BOTH, num_classes=5)(batch, jax.random.key(0))["image"].dtype == jnp.bfloat16

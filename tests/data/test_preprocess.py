@@ -1,4 +1,4 @@
-"""Crops, flips and resizes against Pillow and against formulas written out by hand."""
+"""Recipes and resizes against Pillow and against formulas written out by hand."""
 
 import numpy as np
 import pytest
@@ -6,14 +6,11 @@ from PIL import Image
 from scipy import ndimage
 
 import vit_jax
-from vit_jax.data.preprocess import (
-    EvalRecipe,
-    TrainRecipe,
-    inception_box,
-    preprocess,
-    resize,
-    to_unit_range,
-)
+from vit_jax.config.schema import Data
+from vit_jax.data.augment import inception_box
+from vit_jax.data.preprocess import EvalRecipe, TrainRecipe, preprocess, resize, to_unit_range
+
+CENTER = Data(eval_crop="center")
 
 
 def row(*greys) -> np.ndarray:
@@ -29,7 +26,7 @@ def photo(photos) -> np.ndarray:
 @pytest.mark.parametrize("size", [(32, 32), (224, 160), (90, 75), (16, 200)])
 def test_antialias_is_pillows_bilinear(photo, size):
     theirs = Image.fromarray(photo).resize((size[1], size[0]), Image.Resampling.BILINEAR)
-    np.testing.assert_array_equal(resize(photo, size), np.asarray(theirs))
+    np.testing.assert_array_equal(resize(photo, size, "antialias"), np.asarray(theirs))
 
 
 def triangle_rows(old: int, new: int) -> np.ndarray:
@@ -45,7 +42,8 @@ def triangle_rows(old: int, new: int) -> np.ndarray:
 def test_antialias_widens_its_filter_when_shrinking(photo, size):
     rows, columns = triangle_rows(90, size[0]), triangle_rows(150, size[1])
     expected = np.einsum("hH,wW,HWc->hwc", rows, columns, photo / 1.0, optimize=True)
-    np.testing.assert_allclose(resize(photo, size), expected, atol=1.01)  # Rounded on each axis.
+    # Rounded on each axis.
+    np.testing.assert_allclose(resize(photo, size, "antialias"), expected, atol=1.01)
 
 
 @pytest.mark.parametrize("size", [(32, 32), (224, 160), (90, 75), (16, 200), (1, 1)])
@@ -79,7 +77,7 @@ def test_tf_bilinear_gives_the_known_numbers():
 def test_tf_bilinear_looks_at_two_neighbours_whatever_the_scale():
     spike = row(0, 0, 0, 80, 0, 0, 0, 0)  # 8 -> 2 samples at 1.5 and 5.5.
     np.testing.assert_array_equal(resize(spike, (1, 2), "tf_bilinear")[0, :, 0], [0, 0])
-    assert resize(spike, (1, 2))[0, 0, 0] > 10
+    assert resize(spike, (1, 2), "antialias")[0, 0, 0] > 10
 
 
 def test_an_image_of_the_right_size_is_left_as_it_is(photo):
@@ -96,60 +94,9 @@ def test_pixels_fill_the_range_from_minus_one_to_one():
     assert y.max() == 1
 
 
-@pytest.mark.parametrize(("height", "width"), [(200, 300), (300, 200), (500, 500)])
-def test_an_inception_box_lies_inside_and_keeps_its_bounds(height, width):
-    random, low, high = np.random.default_rng(0), 0.05, 0.5
-    boxes = np.array([inception_box(height, width, (low, high), random) for _ in range(2000)])
-    top, left, h, w = boxes.T
-    assert boxes.min() >= 0
-    assert (h > 0).all()
-    assert (top + h).max() <= height
-    assert (left + w).max() <= width
-    # Sides are rounded to whole pixels, so a bound is met within half a pixel on each.
-    area = height * width
-    assert ((w + 0.5) * (h + 0.5) >= low * area).all()
-    assert ((w - 0.5) * (h - 0.5) <= high * area).all()
-    assert ((w + 0.5) / (h - 0.5) >= 3 / 4).all()
-    assert ((w - 0.5) / (h + 0.5) <= 4 / 3).all()
-    # Uniform area, log-uniform aspect, and every border is touched.
-    assert abs((w * h / area).mean() - (low + high) / 2) < 0.015
-    assert abs(np.log(w / h).mean()) < 0.02
-    assert top.min() == left.min() == 0
-    assert (top + h).max() == height
-    assert (left + w).max() == width
-
-
-@pytest.mark.parametrize(("height", "width"), [(1, 1), (2, 3), (8, 8), (5, 400)])
-def test_an_inception_box_fits_the_smallest_and_the_longest(height, width):
-    random = np.random.default_rng(0)
-    for _ in range(300):
-        top, left, h, w = inception_box(height, width, (0.05, 1.0), random)
-        assert 0 <= top <= top + h <= height
-        assert 0 <= left <= left + w <= width
-        assert h > 0
-        assert w > 0
-
-
-def test_where_no_box_fits_the_centre_is_taken():
-    random = np.random.default_rng(0)
-    assert inception_box(12, 100, (1, 1), random) == (0, 42, 12, 16)  # 4/3 of 12.
-    assert inception_box(100, 12, (1, 1), random) == (42, 0, 16, 12)
-
-
-def test_half_of_the_images_are_mirrored():
-    image = row(10, 20, 30)
-    recipe, random = TrainRecipe((1, 3), crop="resize"), np.random.default_rng(0)
-    outputs = [tuple(recipe(image, random)[0, :, 0]) for _ in range(400)]
-    as_is = tuple(to_unit_range(image)[0, :, 0])
-    assert set(outputs) == {as_is, as_is[::-1]}
-    assert 160 < outputs.count(as_is) < 240
-    still = TrainRecipe((1, 3), crop="resize", flip=False)
-    assert {tuple(still(image, random)[0, :, 0]) for _ in range(50)} == {as_is}
-
-
 @pytest.mark.parametrize("resample", ["antialias", "tf_bilinear"])
 def test_a_training_image_is_the_resized_inception_box(photo, resample):
-    recipe = TrainRecipe((20, 30), crop_area=(0.2, 0.6), flip=False, resample=resample)
+    recipe = TrainRecipe(Data(augment="inception_crop(0.2,0.6)", resample=resample), (20, 30))
     image = recipe(photo, np.random.default_rng(3))
     top, left, h, w = inception_box(90, 150, (0.2, 0.6), np.random.default_rng(3))
     cut = np.ascontiguousarray(photo[top : top + h, left : left + w])
@@ -159,7 +106,7 @@ def test_a_training_image_is_the_resized_inception_box(photo, resample):
 
 
 def test_training_crops_follow_the_generator_alone(photo):
-    recipe = TrainRecipe((8, 8))
+    recipe = TrainRecipe(Data(), (8, 8))
     a, b, c = (recipe(photo, np.random.default_rng(seed)) for seed in (1, 1, 2))
     np.testing.assert_array_equal(a, b)
     assert (a != c).any()
@@ -168,14 +115,14 @@ def test_training_crops_follow_the_generator_alone(photo):
 @pytest.mark.parametrize("size", [(32, 32), (48, 16)])
 def test_resize_evaluates_the_whole_image_stretched(photo, size):
     theirs = Image.fromarray(photo).resize((size[1], size[0]), Image.Resampling.BILINEAR)
-    image = EvalRecipe(size, "resize")(photo)
+    image = EvalRecipe.from_data(Data(eval_crop="resize"), size)(photo)
     assert image.shape == (*size, 3)
     np.testing.assert_allclose(image, (np.asarray(theirs) - 127.5) / 127.5, atol=1e-6)
 
 
 def test_center_cuts_224_out_of_256(photos):
     square = photos[0][:256, :256]
-    image = EvalRecipe((224, 224), "center")(square)
+    image = EvalRecipe.from_data(CENTER, (224, 224))(square)
     np.testing.assert_array_equal(image, to_unit_range(square[16:240, 16:240]))
 
 
@@ -183,14 +130,15 @@ def test_center_keeps_the_aspect_of_the_image(photos):
     wide = photos[0][:64, :128]  # The short side 64 becomes 28 * 256/224 = 32.
     theirs = np.asarray(Image.fromarray(wide).resize((64, 32), Image.Resampling.BILINEAR))
     np.testing.assert_array_equal(
-        EvalRecipe((28, 28), "center")(wide), to_unit_range(theirs[2:30, 18:46])
+        EvalRecipe.from_data(CENTER, (28, 28))(wide),
+        to_unit_range(theirs[2:30, 18:46]),
     )
 
 
 @pytest.mark.parametrize("shape", [(10, 300), (300, 10), (1, 1), (29, 57)])
 @pytest.mark.parametrize("size", [(28, 28), (28, 56), (56, 28), (7, 7)])
 def test_center_always_fills_the_target(shape, size):
-    image = EvalRecipe(size, "center")(np.full((*shape, 3), 255, np.uint8))
+    image = EvalRecipe.from_data(CENTER, size)(np.full((*shape, 3), 255, np.uint8))
     np.testing.assert_array_equal(image, np.ones((*size, 3)))
 
 

@@ -12,7 +12,8 @@ from vit_jax.tasks.classification import Classification
 
 def crops_of(pixels: np.ndarray, num: int, size=(2, 2), fraction=0.5) -> np.ndarray:
     """Crops of an image that needs no resizing, back in 0 to 255."""
-    found = EvalRecipe(size, "center", crop_fraction=fraction, crops=num)(pixels)
+    data = Data(eval_crop="center", crop_fraction=fraction)
+    found = EvalRecipe.from_data(data, size, num)(pixels)
     return np.round((found[..., 0] + 1) * 127.5).astype(int)
 
 
@@ -32,9 +33,9 @@ def test_ten_crops_are_those_and_the_same_of_the_mirrored_image():
 
 
 def test_the_first_of_several_crops_is_the_only_one_of_one(photos):
-    options = {"crop": "center", "resample": "antialias", "crop_fraction": 0.875}
-    one = EvalRecipe((32, 32), **options)(photos[0])
-    ten = EvalRecipe((32, 32), **options, crops=10)
+    data = Data(eval_crop="center")
+    one = EvalRecipe.from_data(data, (32, 32))(photos[0])
+    ten = EvalRecipe.from_data(data, (32, 32), 10)
     assert ten.shape == ten(photos[0]).shape == (10, 32, 32, 3)
     np.testing.assert_array_equal(ten(photos[0])[0], one)
 

@@ -31,9 +31,9 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from vit_jax.data import randaugment
 from vit_jax.data.randaugment import (
-    CORRECTED,
+    INCREASING,
     PUBLISHED,
-    CorrectedRandAugment,
+    IncreasingRandAugment,
     PublishedRandAugment,
 )
 
@@ -55,8 +55,8 @@ def published(name: str, magnitude: float, image: np.ndarray, sign: int = 1) -> 
     return PUBLISHED[name](image, magnitude / 10, np.random.default_rng(seed_of_sign(sign)))
 
 
-def corrected(name: str, magnitude: float, image: np.ndarray, sign: int = 1) -> np.ndarray:
-    return np.asarray(CORRECTED[name](Image.fromarray(image), magnitude / 10, sign))
+def increasing(name: str, magnitude: float, image: np.ndarray, sign: int = 1) -> np.ndarray:
+    return np.asarray(INCREASING[name](Image.fromarray(image), magnitude / 10, sign))
 
 
 def greys(image: np.ndarray) -> list[int]:
@@ -196,25 +196,25 @@ def test_published_magnitude_zero_is_no_identity():
         np.testing.assert_array_equal(published(name, 0, image), image)
 
 
-def test_corrected_magnitude_zero_is_the_identity(photos):
+def test_increasing_magnitude_zero_is_the_identity(photos):
     image = np.ascontiguousarray(photos[0][::8, ::8])
-    for name in set(CORRECTED) - {"AutoContrast", "Equalize", "Invert"}:
+    for name in set(INCREASING) - {"AutoContrast", "Equalize", "Invert"}:
         for sign in (1, -1):
-            np.testing.assert_array_equal(corrected(name, 0, image, sign), image, err_msg=name)
+            np.testing.assert_array_equal(increasing(name, 0, image, sign), image, err_msg=name)
 
 
-def test_corrected_severities_rise_with_the_magnitude(photos):
+def test_increasing_severities_rise_with_the_magnitude(photos):
     image = np.ascontiguousarray(photos[0][::8, ::8])
-    for name in set(CORRECTED) - {"AutoContrast", "Equalize", "Invert"}:
+    for name in set(INCREASING) - {"AutoContrast", "Equalize", "Invert"}:
         for sign in (1, -1):
             mild, middling, strong = (
-                np.abs(corrected(name, magnitude, image, sign) - image.astype(float)).mean()
+                np.abs(increasing(name, magnitude, image, sign) - image.astype(float)).mean()
                 for magnitude in (0, 4, 9)
             )
             assert mild < middling < strong, name
 
 
-def test_corrected_operations_are_pillows(photos):
+def test_increasing_operations_are_pillows(photos):
     image = np.ascontiguousarray(photos[0][::8, ::8])
     picture, bicubic = Image.fromarray(image), Image.Resampling.BICUBIC
 
@@ -239,12 +239,12 @@ def test_corrected_operations_are_pillows(photos):
         "TranslateY": affine(1, 0, 0, 0, 1, -0.225 * 54),
     }
     assert picture.size == (80, 54)
-    assert set(CORRECTED) == {*expected, "SolarizeAdd"}
+    assert set(INCREASING) == {*expected, "SolarizeAdd"}
     for name, theirs in expected.items():
         np.testing.assert_array_equal(
-            corrected(name, 5, image, -1), np.asarray(theirs), err_msg=name
+            increasing(name, 5, image, -1), np.asarray(theirs), err_msg=name
         )
-    assert greys(corrected("SolarizeAdd", 5, row(0, 100, 127, 128, 255))) == [
+    assert greys(increasing("SolarizeAdd", 5, row(0, 100, 127, 128, 255))) == [
         55,
         155,
         182,
@@ -253,8 +253,8 @@ def test_corrected_operations_are_pillows(photos):
     ]
 
 
-def test_corrected_posterize_keeps_four_to_one_bits():
-    kept = [greys(corrected("Posterize", magnitude, row(255)))[0] for magnitude in (1, 3, 5, 9, 10)]
+def test_increasing_posterize_keeps_four_to_one_bits():
+    kept = [greys(increasing("Posterize", level, row(255)))[0] for level in (1, 3, 5, 9, 10)]
     assert kept == [0b11110000, 0b11100000, 0b11000000, 0b10000000, 0b10000000]
 
 
@@ -277,12 +277,12 @@ class Calls(dict):
 def calls(monkeypatch) -> Calls:
     recorded = Calls(f"operation {i}" for i in range(8))
     monkeypatch.setattr(randaugment, "PUBLISHED", recorded)
-    monkeypatch.setattr(randaugment, "CORRECTED", recorded)
+    monkeypatch.setattr(randaugment, "INCREASING", recorded)
     return recorded
 
 
 @pytest.mark.parametrize(
-    "augment", [PublishedRandAugment(2, 15), CorrectedRandAugment(2, 9, 0.5, 1)]
+    "augment", [PublishedRandAugment(2, 15), IncreasingRandAugment(2, 9, std=0.5, prob=1)]
 )
 def test_each_layer_draws_an_operation_uniformly(calls, augment):
     random = np.random.default_rng(0)
@@ -299,26 +299,26 @@ def test_the_published_magnitude_is_the_same_for_all_and_beyond_ten(calls):
     assert {level for _, level, _ in calls.calls} == {1.5}
 
 
-def test_the_corrected_magnitude_is_normal_and_clipped(calls):
+def test_the_increasing_magnitude_is_normal_and_clipped(calls):
     random = np.random.default_rng(0)
-    CorrectedRandAugment(4000, 9, 0.5, 1)(row(1), random)
+    IncreasingRandAugment(4000, 9, std=0.5, prob=1)(row(1), random)
     levels = np.array([level for _, level, _ in calls.calls])
     assert levels.max() == 1
     assert abs(np.median(levels) - 0.9) < 0.005
     inside = levels[levels < 0.9]  # A half normal: its mean square is the variance.
     assert abs(np.sqrt(((inside - 0.9) ** 2).mean()) - 0.05) < 0.003
     calls.calls.clear()
-    CorrectedRandAugment(4000, 0.1, 3, 1)(row(1), random)
+    IncreasingRandAugment(4000, 0.1, std=3, prob=1)(row(1), random)
     levels = np.array([level for _, level, _ in calls.calls])
     assert levels.min() == 0
     assert 0.4 < (levels == 0).mean() < 0.6
 
 
-def test_a_corrected_operation_has_its_probability_and_either_sign(calls):
+def test_an_increasing_operation_has_its_probability_and_either_sign(calls):
     random = np.random.default_rng(0)
-    CorrectedRandAugment(4000, 9, 0.5, 0.3)(row(1), random)
+    IncreasingRandAugment(4000, 9, std=0.5, prob=0.3)(row(1), random)
     assert abs(len(calls.calls) / 4000 - 0.3) < 0.03
     assert {sign for *_, sign in calls.calls} == {-1, 1}
     assert abs(np.mean([sign for *_, sign in calls.calls])) < 0.1
     image = row(1, 2, 3)
-    assert CorrectedRandAugment(20, 9, 0.5, 0)(image, random) is image
+    assert IncreasingRandAugment(20, 9, std=0.5, prob=0)(image, random) is image

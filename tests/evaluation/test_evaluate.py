@@ -25,7 +25,7 @@ def run(tmp_path_factory):
         "    config = base_config()\n"
         "    config.model.update(name='vit_ti16', patch=4, num_layers=1, hidden_size=32)\n"
         "    config.model.update(mlp_size=64, num_heads=2)\n"
-        "    config.data.update(source='digits', image_size=8, crop='resize', flip=False)\n"
+        "    config.data.update(source='digits', image_size=8, augment='resize')\n"
         "    config.optimizer.lr = 3e-3\n"
         "    config.update(batch_size=64, steps=60)\n"
         "    return config\n"

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vit_jax.config.schema import Task
+from vit_jax.config.schema import Data, Task
 from vit_jax.data.preprocess import EvalRecipe
 from vit_jax.data.sources import ArraySource
 from vit_jax.distributed import mesh as mesh_lib
@@ -46,7 +46,7 @@ def evaluate(source, guesses, targets="pixels", devices=1, batch_size=B, **optio
         score,
         jax.device_put(guesses, mesh_lib.replicated(mesh)),
         source,
-        EvalRecipe(SIZE),
+        EvalRecipe.from_data(Data(), SIZE),
         batch_size=batch_size,
         sharding=mesh_lib.batch_sharding(mesh),
         **options,

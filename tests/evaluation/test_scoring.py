@@ -15,7 +15,7 @@ from sklearn.metrics import (
     top_k_accuracy_score,
 )
 
-from vit_jax.config.schema import Task
+from vit_jax.config.schema import Data, Task
 from vit_jax.data.preprocess import EvalRecipe
 from vit_jax.data.sources import ArraySource
 from vit_jax.distributed import mesh as mesh_lib
@@ -60,7 +60,7 @@ def evaluate(source, logits, devices: int = 1, batch_size: int = B, *, only=None
         score,
         params,
         source,
-        EvalRecipe(SIZE),
+        EvalRecipe.from_data(Data(), SIZE),
         batch_size=batch_size,
         sharding=mesh_lib.batch_sharding(mesh),
         **options,

@@ -23,7 +23,7 @@ def get_config(arg=None):
     config = base_config()
     config.model.update(name="vit_ti16", patch=4, num_layers=1, hidden_size=16, mlp_size=32)
     config.model.num_heads = 2
-    config.data.update(source="digits", image_size=8, crop="resize", flip=False, per_class=20)
+    config.data.update(source="digits", image_size=8, augment="resize", per_class=20)
     config.optimizer.update(name="adamw", lr=1e-3)
     config.update(batch_size=16, steps=12, checkpoint_every=4, log_every=4)
     config.sweep.update(grid=(("optimizer.lr", (1e-4, 1e-3, 1e-2)),), seeds=2, dev=0.2)

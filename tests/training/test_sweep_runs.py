@@ -42,10 +42,10 @@ def test_the_last_runs_differ_in_their_seeds_and_train_on_everything():
 
 
 def test_sections_and_tuples_can_be_swept():
-    config = config_of((("data.crop_area", ((0.05, 1.0), (0.3, 1.0))),))
+    config = config_of((("optimizer.stair_at", ((0.05, 1.0), (0.3, 1.0))),))
     grid = sweep_runs.grid(config)
-    assert list(grid) == ["crop_area=(0.05,1.0)", "crop_area=(0.3,1.0)"]
-    assert grid["crop_area=(0.3,1.0)"].config.data.crop_area == (0.3, 1.0)
+    assert list(grid) == ["stair_at=(0.05,1.0)", "stair_at=(0.3,1.0)"]
+    assert grid["stair_at=(0.3,1.0)"].config.optimizer.stair_at == (0.3, 1.0)
     written = json.loads(json.dumps(config_lib.to_dict({"": config})))
     assert sweep_runs.grid(config_lib.from_dict(written)[""]) == grid, (
         "a workdir has lists of lists"

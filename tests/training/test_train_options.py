@@ -93,7 +93,8 @@ def test_a_student_learns_from_a_teacher_of_its_own_classes(tmp_path):
             *("optimizer.sam_rho=0.2", "optimizer.sam_rho_min=0.1", "optimizer.gsam_alpha=0.5"),
         ],
         [
-            *("data.repeats=2", "data.randaug=corrected", "data.random_erasing=0.5"),
+            "data.repeats=2",
+            "data.augment=inception_crop|flip|randaug_increasing(2,10)|erase(0.5)",
             *("optimizer.name=adafactor", "optimizer.schedule=rsqrt"),
             *("optimizer.lr_factors=((r'embedding', 0.0),)", "optimizer.layer_decay=0.7"),
         ],

@@ -25,6 +25,7 @@ def field(
     meaning: str,
     *,
     table: str = "",
+    parser: str = "",
     kwargs_of: str = "",
     is_traced: bool = False,
     **limits,
@@ -33,13 +34,16 @@ def field(
 
     Args:
       table: `package.module:TABLE` that implements the values, by name (`config/registry.py`).
+      parser: `package.module:function` that checks and normalises the value; it is called with the
+        value and the name of the field.
       kwargs_of: an earlier field of the section with a `table`; the value is the keyword
         arguments of the entry that it chooses, checked against the entry's signature.
       is_traced: the value is an argument of the compiled train step, so that runs which differ
         in it alone share one program.
       **limits: arguments of `bounds`.
     """
-    metadata = {"meaning": meaning, "table": table, "kwargs_of": kwargs_of, "is_traced": is_traced}
+    metadata = {"meaning": meaning, "table": table, "parser": parser}
+    metadata |= {"kwargs_of": kwargs_of, "is_traced": is_traced}
     return dataclasses.field(default=default, metadata=metadata | bounds(**limits))
 
 

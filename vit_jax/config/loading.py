@@ -189,7 +189,8 @@ def load(file_and_arg: str) -> ConfigDict:
         raise ConfigError(f"--config={path}: {error}") from error
     except (Exception, SystemExit) as error:  # A config file can raise anything.
         words = " ".join(str(error).split())
-        if key := re.search(r'Key "(\w+)" does not exist', words):  # Message of ml_collections.
+        # Messages of ml_collections about an unknown field.
+        if key := re.match(r"""["']*(?:Key ")?(\w+)["']+(?: does not exist|$)""", words):
             words = f"no field {key[1]!r}.{hint(key[1])}"
         raise ConfigError(f"--config={path}: {type(error).__name__}: {words}") from error
     if not isinstance(config, ConfigDict):
@@ -351,7 +352,10 @@ def to_config_dict(stages: dict[str, Config]) -> ConfigDict:
 def _update(config: ConfigDict, values: dict, where: str) -> None:
     for name, value in values.items():
         if name not in config and not where.endswith(".kwargs"):
-            raise ConfigError(f"{where} has no field {name!r}.{nearest(name, list(config))}")
+            renamed = hint(f"{where.rpartition('.')[2]}.{name}")
+            raise ConfigError(
+                f"{where} has no field {name!r}.{renamed or nearest(name, list(config))}"
+            )
         if isinstance(config.get(name), ConfigDict):
             if not isinstance(value, dict):
                 raise ConfigError(f"{where}.{name} is {value!r}; expected a section of fields.")

@@ -119,30 +119,17 @@ class Data:
         choices=("error", "skip"),
     )
     max_bad: float = field(0.001, "Share of bad images that ends a run.", least=0, most=1)
-    crop: str = field(
-        "inception",
-        "Training crop: Inception's, the whole image stretched, a square out of the image "
-        "resized to 8/7 of the size, or out of one padded by 4 pixels (arXiv:2204.07118).",
-        choices=("inception", "resize", "random", "pad"),
+    augment: str = field(
+        "inception_crop|flip",
+        "Augmentation of training images: a crop, then steps in order, each a row of "
+        "`vit_jax/data/augment.py` or `package.module:name` with its arguments, such as "
+        "`inception_crop(0.08)|flip|randaug(2,10)|erase(0.25)`.",
+        parser="vit_jax.data.augment:normalize",
     )
-    crop_area: tuple[float, float] = field((0.05, 1.0), "Area range of the Inception crop.")
     fast_crop: bool = field(False, "Let JPEGs shrink by 1/2, 1/4 or 1/8 while they are decoded.")
-    flip: bool = field(True, "Mirror half of the training images.")
     repeats: int = field(
         1, "Repeated augmentation (arXiv:1902.05509): times an image stands in a batch.", least=1
     )
-    randaug: str = field(
-        "none",
-        "RandAugment (arXiv:1909.13719) as the published numbers were made, or corrected.",
-        choices=("none", "published", "corrected"),
-    )
-    randaug_layers: int = field(2, "Operations one after the other.", least=1)
-    randaug_magnitude: float = field(10.0, "Of the operations; 10 is the full scale.", least=0)
-    randaug_std: float = field(0.0, "Deviation of the magnitude (corrected only).", least=0)
-    randaug_prob: float = field(1.0, "Of an operation (corrected only).", least=0, most=1)
-    three_augment: bool = field(False, "Grey, solarised or blurred (3-Augment, arXiv:2204.07118).")
-    color_jitter: float = field(0.0, "Brightness, contrast, saturation.", least=0, most=1)
-    random_erasing: float = field(0.0, "Probability (arXiv:1708.04896).", least=0, most=1)
     mixup: float = field(0.0, "Alpha of mixup (arXiv:1710.09412); 0 for none.", least=0)
     cutmix: float = field(
         0.0,

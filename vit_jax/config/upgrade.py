@@ -1,7 +1,7 @@
 """Configs that earlier versions wrote, in the fields of this version.
 
 Workdirs and checkpoints hold the config of their run. `upgrade` translates one that was written
-with fields that exist no more; a config file or a flag that uses such a field gets `hint`.
+with fields that no longer exist; a config file or a flag that uses such a field gets `hint`.
 """
 
 from collections.abc import Callable
@@ -13,6 +13,19 @@ RENAMED: dict[str, str] = {
     "optimizer.momentum": "optimizer.kwargs.momentum",
     "optimizer.moment_dtype": "optimizer.kwargs.mu_dtype (sgd: optimizer.kwargs.accumulator_dtype, "
     "adafactor: optimizer.kwargs.dtype_momentum)",
+    "data.crop": "data.augment='random_crop|flip'; the crops are inception_crop, resize, "
+    "random_crop and pad_crop",
+    "data.crop_area": "data.augment='inception_crop(0.05,1.0)|flip'",
+    "data.flip": "data.augment='inception_crop|flip', or 'inception_crop' for no flip",
+    "data.randaug": "data.augment='inception_crop|flip|randaug(2,10)' for 'published', or "
+    "'inception_crop|flip|randaug_increasing(2,10)' for 'corrected'",
+    "data.randaug_layers": "data.augment='inception_crop|flip|randaug(2,10)': layers, magnitude",
+    "data.randaug_magnitude": "data.augment='inception_crop|flip|randaug(2,10)': layers, magnitude",
+    "data.randaug_std": "data.augment='inception_crop|flip|randaug_increasing(2,9,std=0.5)'",
+    "data.randaug_prob": "data.augment='inception_crop|flip|randaug_increasing(2,9,prob=0.5)'",
+    "data.three_augment": "data.augment='inception_crop|flip|three_augment'",
+    "data.color_jitter": "data.augment='inception_crop|flip|color_jitter(0.3)'",
+    "data.random_erasing": "data.augment='inception_crop|flip|erase(0.25)'",
 }
 
 # Optimizer -> field of an earlier version -> the option that replaces it.
@@ -39,8 +52,54 @@ def _move_optimizer_options(run: dict) -> None:
             optimizer["kwargs"] = {**optimizer.get("kwargs", {}), names[old]: value}
 
 
+# The fields that became data.augment, with their defaults.
+AUGMENT_FIELDS = {
+    "crop": "inception",
+    "crop_area": (0.05, 1.0),
+    "flip": True,
+    "randaug": "none",
+    "randaug_layers": 2,
+    "randaug_magnitude": 10.0,
+    "randaug_std": 0.0,
+    "randaug_prob": 1.0,
+    "three_augment": False,
+    "color_jitter": 0.0,
+    "random_erasing": 0.0,
+}
+
+
+def _join_augment(run: dict) -> None:
+    """Replaces the fields of single augmentations by `data.augment`."""
+    data = run.get("data")
+    if not isinstance(data, dict) or data.keys().isdisjoint(AUGMENT_FIELDS):
+        return
+    old = {name: data.pop(name, default) for name, default in AUGMENT_FIELDS.items()}
+    layers, magnitude = old["randaug_layers"], old["randaug_magnitude"]
+    increasing = f"{layers},{magnitude},std={old['randaug_std']},prob={old['randaug_prob']}"
+    crops = {
+        "inception": "inception_crop({},{})".format(*old["crop_area"]),
+        "resize": "resize",
+        "random": "random_crop",
+        "pad": "pad_crop",
+    }
+    randaugs = {
+        "none": "",
+        "published": f"randaug({layers},{magnitude})",
+        "corrected": f"randaug_increasing({increasing})",
+    }
+    steps = (
+        crops[old["crop"]],
+        "flip" if old["flip"] else "",
+        randaugs[old["randaug"]],
+        "three_augment" if old["three_augment"] else "",
+        f"color_jitter({old['color_jitter']})" if old["color_jitter"] else "",
+        f"erase({old['random_erasing']})" if old["random_erasing"] else "",
+    )
+    data["augment"] = "|".join(filter(None, steps))
+
+
 # Each edits the nested dictionary of one run in place, if it has fields of an earlier version.
-UPGRADES: tuple[Callable[[dict], None], ...] = (_move_optimizer_options,)
+UPGRADES: tuple[Callable[[dict], None], ...] = (_move_optimizer_options, _join_augment)
 
 
 def upgrade(values: dict) -> dict:

@@ -111,8 +111,6 @@ def _rules(config: Config) -> Iterator[tuple[bool, str]]:
 
 
 def _data_rules(data: Data) -> Iterator[tuple[bool, str]]:
-    low, high = data.crop_area
-    yield 0 < low <= high <= 1, f"data.crop_area is {(low, high)}; it must rise between 0 and 1"
     subset = [
         name for name in ("per_class", "fraction", "count") if getattr(data, name) is not None
     ]
@@ -192,7 +190,7 @@ def check_section(cls, values, where: str):
             entry = registry.find(table, chosen, f"{where}.{chooser.name}")
             built[name] = check_kwargs(entry, value, place, chosen)
         else:
-            built[name] = _check_value(value, each.type, each.metadata, place, each.default)
+            built[name] = check_value(value, each, place)
     return cls(**built)
 
 
@@ -279,8 +277,17 @@ def _type_name(kind) -> str:
     return f"({', '.join(_type_name(item).removeprefix('a ') for item in items)})"
 
 
+def check_value(value, each: dataclasses.Field, place: str):
+    """Returns the value in its declared type; raises ConfigError if it is out of bounds.
+
+    Args:
+      each: a field made by `fields.field`.
+      place: the name of the field in errors.
+    """
+    return _check_value(value, each.type, each.metadata, place, each.default)
+
+
 def _check_value(value, kind, limits: Mapping, place: str, default=None):
-    """Returns the value in its declared type; raises ConfigError if it is out of bounds."""
     kinds = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
     fitting = [_as_kind(value, kind) for kind in kinds]
     if all(fit is _MISFIT for fit in fitting):
@@ -289,6 +296,8 @@ def _check_value(value, kind, limits: Mapping, place: str, default=None):
     value = next(fit for fit in fitting if fit is not _MISFIT)
     if limits.get("table") and value != default:  # As above.
         registry.find(registry.load_object(limits["table"]), value, place)
+    if limits.get("parser") and value != default:
+        value = registry.load_object(limits["parser"])(value, place)
     if limits["choices"] and value not in limits["choices"]:
         hint = nearest(str(value), map(str, limits["choices"]))
         raise ConfigError(f"{place} is {value!r}; choose from {list(limits['choices'])}.{hint}")

@@ -1,74 +1,143 @@
-"""RandAugment, 3-Augment, colour jitter and random erasing of single images.
+"""Augmentation of training images: the steps of `config.data.augment`.
 
-Randomness comes from the generator that is handed in, drawn in the order the code reads, so
-an image's augmentation is a pure function of that generator's seed.
+The field is a string of steps, in order, as the preprocessing strings of big_vision:
+
+    inception_crop(0.08)|flip|randaug(2,10)|color_jitter(0.3)|erase(0.25)
+
+A step is a row of AUGMENTATIONS or a callable of the user's own, `package.module:name`, with
+literal arguments. A new step needs a class with `__call__` as in `Step`, or with `view` as in
+`Crop`, and a row of the table.
 """
 
+import ast
 import dataclasses
+import functools
+import inspect
 import math
+import re
+import typing
 from collections.abc import Callable
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
-from vit_jax.config.schema import Data
-from vit_jax.data.randaugment import CorrectedRandAugment, PublishedRandAugment
+from vit_jax.config import registry
+from vit_jax.config.schema import field
+from vit_jax.config.validate import check_value
+from vit_jax.data.randaugment import IncreasingRandAugment, PublishedRandAugment
+from vit_jax.data.view import Box, Size, View, whole, window
 from vit_jax.errors import ConfigError
 
-Augment = Callable[[np.ndarray, np.random.Generator], np.ndarray]  # H W 3 uint8 -> the same.
-
+FIELD = "config.data.augment"
+REQUIRED = dataclasses.MISSING  # The default of an argument that has none.
 PIXEL_MEAN = np.array([0.485, 0.456, 0.406])  # ImageNet's, of RGB in [0, 1].
 PIXEL_STD = np.array([0.229, 0.224, 0.225])
+RANDOM_CROP = 7 / 8  # Of the short side resized: 224 of 256.
+PADDING = 4  # Pixels on each side (DeiT III, arXiv:2204.07118).
 
 
-def make_augment(
-    *,
-    randaug: str = Data.randaug,
-    layers: int = Data.randaug_layers,
-    magnitude: float = Data.randaug_magnitude,
-    std: float = Data.randaug_std,
-    prob: float = Data.randaug_prob,
-    three_augment: bool = Data.three_augment,
-    color_jitter: float = Data.color_jitter,
-) -> Augment | None:
-    """What happens to a training image after crop and flip: RandAugment, 3-Augment, jitter.
+class Crop(typing.Protocol):
+    """The first step: chooses the part of an image that is resized to the model's size."""
 
-    None when nothing is asked for. Raises ConfigError for what 'published' does not have.
+    def view(self, old: Size, new: Size, random: np.random.Generator) -> View:
+        """Returns a view, of size `new`, of an image of size `old`."""
+
+
+class Step(typing.Protocol):
+    """A step after the crop: maps an image H W 3 to an image of the same shape and dtype.
+
+    The result depends on the image and the generator alone, and the image is not modified:
+    threads share the step, workers rebuild it, and a resumed run repeats it.
+
+    The attribute `pixels` names the values that the step takes: "uint8" (the default if there is
+    no such attribute) in [0, 255]; "float32" in [-1, 1], for a step that comes after those; or
+    "any", for a step that only moves pixels.
     """
-    steps: list[Augment] = []
-    if randaug == "published":
-        if std or prob != 1:
-            raise ConfigError(
-                f"data.randaug_std is {std} and randaug_prob {prob}; randaug='published' has 0 "
-                "and 1 only, 'corrected' has any."
-            )
-        steps.append(PublishedRandAugment(layers, magnitude))
-    elif randaug == "corrected":
-        steps.append(CorrectedRandAugment(layers, magnitude, std, prob))
-    if three_augment:
-        steps.append(ThreeAugment())
-    if color_jitter:
-        steps.append(ColorJitter(color_jitter))
-    return Chain(tuple(steps)) if steps else None
+
+    def __call__(self, image: np.ndarray, random: np.random.Generator) -> np.ndarray: ...
 
 
 @dataclasses.dataclass(frozen=True)
-class Chain:
-    """One augmentation after the other."""
+class InceptionCrop:
+    """A box of random area and of aspect 3/4 to 4/3 (GoogLeNet, arXiv:1409.4842)."""
 
-    steps: tuple[Augment, ...]
+    min_area: float = field(0.05, "Smallest area, as a fraction of the image.", above=0, most=1)
+    max_area: float = field(1.0, "Largest area, as a fraction of the image.", above=0, most=1)
+
+    def __post_init__(self):
+        if self.min_area > self.max_area:
+            raise ValueError(f"min_area, {self.min_area}, exceeds max_area, {self.max_area}")
+
+    def view(self, old: Size, new: Size, random: np.random.Generator) -> View:
+        return whole(inception_box(*old, (self.min_area, self.max_area), random), new)
+
+
+def inception_box(
+    height: int, width: int, area: tuple[float, float], random: np.random.Generator
+) -> Box:
+    """Returns a box whose area is a random fraction of the image, and its aspect 3/4 to 4/3.
+
+    After ten boxes that do not fit, it is the largest central box of a permitted aspect.
+    """
+    for _ in range(10):
+        target = random.uniform(*area) * height * width
+        aspect = math.exp(random.uniform(math.log(3 / 4), math.log(4 / 3)))
+        w, h = round(math.sqrt(target * aspect)), round(math.sqrt(target / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            top, left = random.integers(height - h + 1), random.integers(width - w + 1)
+            return int(top), int(left), h, w
+    w = min(width, round(height * 4 / 3))
+    h = min(height, round(width * 4 / 3))
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+@dataclasses.dataclass(frozen=True)
+class Resize:
+    """The whole image, stretched."""
+
+    def view(self, old: Size, new: Size, random: np.random.Generator) -> View:
+        return whole((0, 0, *old), new)
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomCrop:
+    """A random window of the image, whose short side is resized to 8/7 of the size."""
+
+    def view(self, old: Size, new: Size, random: np.random.Generator) -> View:
+        return window(old, new, RANDOM_CROP, random.random(2))
+
+
+@dataclasses.dataclass(frozen=True)
+class PadCrop:
+    """A random window of the image, resized to the size and padded by 4 pixels (DeiT III)."""
+
+    def view(self, old: Size, new: Size, random: np.random.Generator) -> View:
+        return window(old, new, 1, random.random(2), PADDING)
+
+
+@dataclasses.dataclass(frozen=True)
+class Flip:
+    """Mirrors half of the images, left to right."""
+
+    pixels: typing.ClassVar = "any"
 
     def __call__(self, image: np.ndarray, random: np.random.Generator) -> np.ndarray:
-        for step in self.steps:
-            image = step(image, random)
-        return image
+        return mirror(image) if random.random() < 0.5 else image
+
+
+def mirror(image: np.ndarray) -> np.ndarray:
+    """Returns an image H W 3 with left and right exchanged."""
+    mirrored = np.empty_like(image, order="C")
+    for channel in range(3):  # Several times as fast as all channels at once.
+        mirrored[..., channel] = image[:, ::-1, channel]
+    return mirrored
 
 
 @dataclasses.dataclass(frozen=True)
 class ThreeAugment:
     """Grey, solarised from 128 on or blurred by a radius of 0.1 to 2, a third of the images each.
 
-    From DeiT III (arXiv:2204.07118). Draws which of the three, and the radius for a blur.
+    From DeiT III (arXiv:2204.07118). Draws which of the three, and the radius of a blur.
     """
 
     def __call__(self, image: np.ndarray, random: np.random.Generator) -> np.ndarray:
@@ -85,41 +154,211 @@ class ThreeAugment:
 
 @dataclasses.dataclass(frozen=True)
 class ColorJitter:
-    """Brightness, contrast and saturation by factors of 1 +- `strength`, in any order.
+    """Brightness, contrast and saturation by factors of 1 +- their strength, in any order.
 
     Draws the order, then the three factors.
     """
 
-    strength: float
+    brightness: float = field(REQUIRED, "Strength of the change of brightness.", least=0, most=1)
+    contrast: float | None = field(None, "None for that of brightness.", least=0, most=1)
+    saturation: float | None = field(None, "None for that of brightness.", least=0, most=1)
 
     def __call__(self, image: np.ndarray, random: np.random.Generator) -> np.ndarray:
         picture = Image.fromarray(image)
         enhancers = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
+        strengths = np.array(
+            [
+                self.brightness if strength is None else strength
+                for strength in (self.brightness, self.contrast, self.saturation)
+            ]
+        )
         order = random.permutation(3)
-        factors = random.uniform(max(0, 1 - self.strength), 1 + self.strength, 3)
+        factors = random.uniform(1 - strengths, 1 + strengths)
         for i in order:
             picture = enhancers[i](picture).enhance(factors[i])
         return np.asarray(picture)
 
 
-def erase(image: np.ndarray, probability: float, random: np.random.Generator) -> np.ndarray:
-    """With that probability, noise in place of a rectangle: H W 3 float32 in [-1, 1].
+@dataclasses.dataclass(frozen=True)
+class Erase:
+    """Random erasing (arXiv:1708.04896): noise in place of a rectangle.
 
     As in DeiT: the area is 0.02 to 1/3 of the image and the aspect, height over width, 0.3 to
-    1/0.3; after ten rectangles that do not fit, nothing. DeiT's noise is standard normal after
-    ImageNet's mean and deviation; here it is the same noise in [-1, 1], a few values beyond.
+    1/0.3; after ten rectangles that do not fit, nothing is erased. The noise of DeiT is standard
+    normal after ImageNet's mean and deviation; here it is the same noise in [-1, 1], with a few
+    values beyond.
     """
-    if random.random() >= probability:
-        return image
-    height, width, _ = image.shape
-    for _ in range(10):
-        area = random.uniform(0.02, 1 / 3) * height * width
-        aspect = math.exp(random.uniform(math.log(0.3), -math.log(0.3)))
-        h, w = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
-        if h < height and w < width:
-            top, left = random.integers(height - h + 1), random.integers(width - w + 1)
-            noise = random.standard_normal((h, w, 3)) * PIXEL_STD + PIXEL_MEAN
-            image = image.copy()
-            image[top : top + h, left : left + w] = noise * 2 - 1
+
+    probability: float = field(REQUIRED, "Probability of erasing.", least=0, most=1)
+    pixels: typing.ClassVar = "float32"
+
+    def __call__(self, image: np.ndarray, random: np.random.Generator) -> np.ndarray:
+        if random.random() >= self.probability:
             return image
-    return image
+        height, width, _ = image.shape
+        for _ in range(10):
+            area = random.uniform(0.02, 1 / 3) * height * width
+            aspect = math.exp(random.uniform(math.log(0.3), -math.log(0.3)))
+            h, w = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+            if h < height and w < width:
+                top, left = random.integers(height - h + 1), random.integers(width - w + 1)
+                noise = random.standard_normal((h, w, 3)) * PIXEL_STD + PIXEL_MEAN
+                image = image.copy()
+                image[top : top + h, left : left + w] = noise * 2 - 1
+                return image
+        return image
+
+
+# Name -> class or function that returns a Crop or a Step.
+AUGMENTATIONS: dict[str, Callable[..., Crop | Step]] = {
+    "inception_crop": InceptionCrop,
+    "resize": Resize,
+    "random_crop": RandomCrop,
+    "pad_crop": PadCrop,
+    "flip": Flip,
+    "randaug": PublishedRandAugment,
+    "randaug_increasing": IncreasingRandAugment,
+    "three_augment": ThreeAugment,
+    "color_jitter": ColorJitter,
+    "erase": Erase,
+}
+
+
+class Augmentation(typing.NamedTuple):
+    """The steps of one augmentation string."""
+
+    crop: Crop
+    uint8_steps: tuple[Step, ...]
+    float_steps: tuple[Step, ...]  # From the first that takes float32 on.
+
+
+@functools.lru_cache(64)
+def parse(text: str, where: str = FIELD) -> Augmentation:
+    """Returns the steps of an augmentation string.
+
+    Raises ConfigError, in one line that begins with `where`, for wrong syntax, names, arguments
+    or order.
+    """
+    return _ordered(_calls(text, where), where)
+
+
+def normalize(text: str, where: str = FIELD) -> str:
+    """Returns the one spelling of an augmentation string, such as `resize|randaug(2,10)`.
+
+    Raises ConfigError as `parse` does, but imports nothing: of a step of the user's own it checks
+    the syntax alone. A config may come with weights from elsewhere, and evaluating those must
+    not run code that the config names.
+    """
+    calls = _calls(text, where)
+    if not own_steps(text):
+        _ordered(calls, where)
+    return "|".join(map(str, calls))
+
+
+def pixels_of(step: Step) -> str:
+    """Returns the pixels that a step takes: "uint8", "float32" or "any"."""
+    return getattr(step, "pixels", "uint8")
+
+
+def own_steps(text: str) -> list[str]:
+    """Returns the steps of an augmentation string that are not rows of AUGMENTATIONS."""
+    return [step.strip() for step in text.split("|") if ":" in step.partition("(")[0]]
+
+
+class _Call(typing.NamedTuple):
+    """One step as written."""
+
+    name: str
+    args: tuple
+    kwargs: dict
+
+    def __str__(self):
+        values = [repr(value) for value in self.args]
+        values += [f"{name}={value!r}" for name, value in self.kwargs.items()]
+        if self.name in AUGMENTATIONS:
+            values = [value.removesuffix(".0") for value in values]
+        return self.name + (f"({','.join(values)})" if values else "")
+
+
+def _calls(text: str, where: str) -> list[_Call]:
+    calls = [_call(step.strip(), where) for step in text.split("|")]
+    return [call if ":" in call.name else _checked(call, where) for call in calls]
+
+
+def _call(step: str, where: str) -> _Call:
+    """Reads `name` or `name(arguments)`, evaluating nothing."""
+    match = re.fullmatch(r"([\w.]+(?::\w+)?)\s*(\(.*\))?", step)
+    try:
+        call = ast.parse("step" + (match[2] or "()"), mode="eval").body
+        kwargs = {each.arg: ast.literal_eval(each.value) for each in call.keywords}
+        if isinstance(call.func, ast.Name) and None not in kwargs:
+            return _Call(match[1], tuple(map(ast.literal_eval, call.args)), kwargs)
+    except (TypeError, AttributeError, SyntaxError, ValueError, RecursionError, MemoryError):
+        pass  # No match, no call, or no literals.
+    raise ConfigError(
+        f"{where} has the step {step!r}; expected a name, or a name and arguments that are "
+        "literals: flip, erase(0.25) or my_package.my_module:my_step(size=3)."
+    )
+
+
+def _checked(call: _Call, where: str) -> _Call:
+    """Returns the call of a row of the table with checked arguments and without defaults."""
+    entry = registry.find(AUGMENTATIONS, call.name, f"{where}: a step")
+    parameters = inspect.signature(entry).parameters
+    fields = dataclasses.fields(entry) if dataclasses.is_dataclass(entry) else ()
+    fields = {each.name: each for each in fields if each.metadata}
+    try:
+        given = inspect.signature(entry).bind(*call.args, **call.kwargs).arguments
+    except TypeError as error:
+        expected = ", ".join(str(parameter) for parameter in parameters.values())
+        raise ConfigError(f"{where}: {call}: {error}; expected {call.name}({expected}).") from error
+    args, kwargs = [], {}
+    for name, parameter in parameters.items():
+        value = given.get(name, parameter.default)
+        if name in given and name in fields:
+            value = check_value(value, fields[name], f"{where}: {name} of {call.name}")
+        if value == parameter.default:
+            continue
+        if parameter.kind is parameter.KEYWORD_ONLY or len(args) < list(parameters).index(name):
+            kwargs[name] = value
+        else:
+            args.append(value)
+    return _Call(call.name, tuple(args), kwargs)
+
+
+def _ordered(calls: list[_Call], where: str) -> Augmentation:
+    crops = [name for name, entry in AUGMENTATIONS.items() if hasattr(entry, "view")]
+    steps = [_make(call, where) for call in calls]
+    if [hasattr(step, "view") for step in steps] != [True] + [False] * (len(steps) - 1):
+        raise ConfigError(
+            f"{where} is {'|'.join(map(str, calls))!r}; expected one crop, as the first step: "
+            f"{', '.join(crops)}."
+        )
+    pixels = [None, *map(pixels_of, steps[1:])]
+    start = pixels.index("float32") if "float32" in pixels else len(steps)
+    if "uint8" in pixels[start:]:
+        late = calls[start + pixels[start:].index("uint8")]
+        raise ConfigError(
+            f"{where}: {late} takes uint8 pixels; it must come before {calls[start]}, "
+            "which takes float32 pixels in [-1, 1]."
+        )
+    return Augmentation(steps[0], tuple(steps[1:start]), tuple(steps[start:]))
+
+
+def _make(call: _Call, where: str) -> Crop | Step:
+    entry = registry.find(AUGMENTATIONS, call.name, f"{where}: a step")
+    try:
+        step = entry(*call.args, **call.kwargs)
+    except Exception as error:  # Whatever a class of the user's own can raise.
+        message = " ".join(str(error).split())
+        raise ConfigError(f"{where}: {call}: {message}.") from error
+    if not (callable(step) or hasattr(step, "view")):
+        raise ConfigError(
+            f"{where}: {call} is a {type(step).__name__}; expected a step, which is called with an "
+            "image and a generator, or a crop, which has a method `view`."
+        )
+    if pixels_of(step) not in ("uint8", "float32", "any"):
+        raise ConfigError(
+            f"{where}: {call} has pixels={step.pixels!r}; expected 'uint8', 'float32' or 'any'."
+        )
+    return step

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image, ImageOps
 
-from vit_jax.config.schema import Data
 from vit_jax.errors import ConfigError, DataError
 
 # The only decoders that ever run: others of Pillow's many parse hostile formats.
@@ -36,7 +35,7 @@ class Encoded:
 Pixels = Image.Image | np.ndarray  # RGB, upright, as whichever decoder left them.
 
 
-def decode(image: Encoded | np.ndarray, decoder: str = Data.decoder) -> np.ndarray:
+def decode(image: Encoded | np.ndarray, decoder: str = "pillow") -> np.ndarray:
     """H W 3 uint8, upright as a viewer shows it; pixels stay as they are.
 
     Grey, palette, CMYK and 16-bit images are converted; transparency is laid over white.
@@ -45,7 +44,7 @@ def decode(image: Encoded | np.ndarray, decoder: str = Data.decoder) -> np.ndarr
     return np.asarray(read(image, decoder))
 
 
-def read(image: Encoded | np.ndarray, decoder: str = Data.decoder, shrink: int = 1) -> Pixels:
+def read(image: Encoded | np.ndarray, decoder: str, shrink: int = 1) -> Pixels:
     """`decode` without the copy from Pillow's memory to numpy's.
 
     A JPEG is decoded at 1/`shrink` of its sides, rounded up, for 2, 4 and 8; others whole.
@@ -88,7 +87,7 @@ def encode(pixels: np.ndarray, kind: str = "png") -> bytes:
     return file.getvalue()
 
 
-def size_of(image: Encoded | np.ndarray, decoder: str = Data.decoder) -> tuple[int, int]:
+def size_of(image: Encoded | np.ndarray, decoder: str) -> tuple[int, int]:
     """Height and width, upright, from the header alone."""
     if isinstance(image, np.ndarray):
         return image.shape[:2]

@@ -1,34 +1,43 @@
 """Mixup and CutMix of a global batch, on the devices, inside the training step."""
 
-from collections.abc import Callable
+import dataclasses
 
 import jax
 import jax.numpy as jnp
 
+from vit_jax.config.schema import Data
 
-def make_mixer(mixup: float, cutmix: float, num_classes: int) -> Callable | None:
-    """Returns `mix(batch, key) -> batch` with mixed `image` and `targets`; None for no mixing.
 
-    Example i is mixed with example i + B/2 (mod B) of the global batch: repeated augmentation
-    puts copies of an image side by side, and its neighbours would be no strangers. One lambda
-    of Beta(alpha, alpha), and one box, serve the whole batch.
+@dataclasses.dataclass(frozen=True)
+class Mixer:
+    """Maps (batch, key) to a batch with mixed `image` and `targets`.
+
+    Example i is mixed with example i + B/2 (mod B) of the global batch, because repeated
+    augmentation puts copies of an image side by side. One lambda of Beta(alpha, alpha), and one
+    box, apply to the whole batch.
 
     Args:
       mixup: alpha of mixup (arXiv:1710.09412); 0 for none.
-      cutmix: alpha of CutMix (arXiv:1905.04899); with both, a fair coin picks for the step.
-      batch: image B H W 3, label B, and whatever else, which stays as it is.
-      key: the same on all hosts.
-
-    `targets` is B K float32: lambda at the label, 1 - lambda at the partner's label.
+      cutmix: alpha of CutMix (arXiv:1905.04899); with both, a fair coin chooses for each step.
     """
-    if not mixup and not cutmix:
-        return None
 
-    def mix(batch: dict, key: jax.Array) -> dict:
+    mixup: float
+    cutmix: float
+    num_classes: int
+
+    def __call__(self, batch: dict, key: jax.Array) -> dict:
+        """Returns the mixed batch.
+
+        Args:
+          batch: image B H W 3, label B, and other columns, which are not changed.
+          key: the same on all hosts.
+
+        `targets` is B K float32: lambda at the label, 1 - lambda at the partner's label.
+        """
         images, labels = batch["image"], batch["label"]
         _, H, W, _ = images.shape
-        own = _own_share(mixup, cutmix, (H, W), key)  # H W
-        targets = jax.nn.one_hot(labels, num_classes)  # B K
+        own = _own_share(self.mixup, self.cutmix, (H, W), key)  # H W
+        targets = jax.nn.one_hot(labels, self.num_classes)  # B K
         weights = own[None, :, :, None].astype(images.dtype)
         share = jnp.mean(own)  # Of CutMix, the exact area: boxes end at the border.
         return batch | {
@@ -36,7 +45,10 @@ def make_mixer(mixup: float, cutmix: float, num_classes: int) -> Callable | None
             "targets": share * targets + (1 - share) * _partners(targets),
         }
 
-    return mix
+
+def make_mixer(data: Data, num_classes: int) -> Mixer | None:
+    """Returns the mixer of a config's data section; None if nothing is mixed."""
+    return Mixer(data.mixup, data.cutmix, num_classes) if data.mixup or data.cutmix else None
 
 
 def _partners(x: jax.Array) -> jax.Array:
@@ -44,7 +56,7 @@ def _partners(x: jax.Array) -> jax.Array:
 
 
 def _own_share(mixup: float, cutmix: float, size: tuple[int, int], key: jax.Array) -> jax.Array:
-    """How much of each pixel remains an image's own: H W, lambda or a box of zeros."""
+    """Returns the weight of each pixel of an image itself: H W, lambda or a box of zeros."""
     coin_key, ratio_key, box_key = jax.random.split(key, 3)
     is_cut = jax.random.bernoulli(coin_key, 0.5 if mixup and cutmix else float(cutmix > 0))
     alpha = jnp.where(is_cut, cutmix, mixup)
@@ -53,7 +65,7 @@ def _own_share(mixup: float, cutmix: float, size: tuple[int, int], key: jax.Arra
 
 
 def _box(size: tuple[int, int], ratio: jax.Array, key: jax.Array) -> jax.Array:
-    """H W: 1 in a box of area 1 - ratio about a uniform centre, but for what lies outside."""
+    """Returns H W: 1 in a box of area 1 - ratio about a uniform centre, cut at the border."""
     centres = jax.random.uniform(key, (2,))
     rows, columns = (
         jnp.abs(jnp.arange(length) + 0.5 - centre * length) < length * jnp.sqrt(1 - ratio) / 2

@@ -1,47 +1,45 @@
-"""From pixels to the model's input: crop, resize, flip, augment, and the range [-1, 1].
+"""Recipes that turn an image into the model's input: crop, resize, augment, scale to [-1, 1].
 
 The published weights take (x - 127.5) / 127.5, without ImageNet's mean and deviation.
 """
 
 import dataclasses
 import functools
-import math
-from collections.abc import Callable
 
 import numpy as np
 from PIL import Image
 
 from vit_jax.config.schema import Data
-from vit_jax.data import decode
-from vit_jax.data.augment import erase
+from vit_jax.data import augment, decode
 from vit_jax.data.decode import Encoded, Pixels
+from vit_jax.data.view import Box, Size, View, whole, window
 
-Size = tuple[int, int]  # Height, width.
-Box = tuple[int, int, int, int]  # Top, left, height, width.
 PILLOWS = {"antialias": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
-CENTRE = (0.5 - 1e-9,) * 2  # Of two middle places, the first.
-LAST = 1 - 1e-9  # The last place there is.
+CENTRE = (0.5 - 1e-9,) * 2  # The first of two middle positions.
+LAST = 1 - 1e-9  # The last position.
 CORNERS = ((0.0, 0.0), (0.0, LAST), (LAST, 0.0), (LAST, LAST))
-RANDOM_CROP = 7 / 8  # Of the short side resized: 224 of 256.
-PADDING = 4  # Pixels on each side (DeiT III, arXiv:2204.07118).
-LONGEST = 16  # Of a side that is resized, in sides of the target.
 
 
-def resize(image: Pixels, size: Size, resample: str = Data.resample) -> np.ndarray:
-    """H W 3 uint8 -> h w 3, with half-pixel centres.
+def resize(image: Pixels, size: Size, resample: str) -> np.ndarray:
+    """Resizes H W 3 uint8 to h w 3, with half-pixel centres.
 
-    'antialias' is Pillow's bilinear: a wider filter when shrinking, rounded to whole values;
-    'bicubic' is Pillow's, too. 'tf_bilinear' is `tf.image.resize` without antialiasing, as the
+    'antialias' and 'bicubic' are Pillow's filters, which widen when they shrink an image, and
+    round to whole values. 'tf_bilinear' is `tf.image.resize` without antialiasing, as the
     official code trained and evaluated: two neighbours on each axis whatever the scale, not
     rounded.
     """
-    return np.asarray(_resized(image, size, resample))
+    return np.asarray(_resized(image, size, resample, "pillow"))
 
 
 def _resized(
-    image: Pixels, size: Size, resample: str, decoder: str = Data.decoder, is_rounded: bool = False
+    image: Pixels, size: Size, resample: str, decoder: str, is_rounded: bool = False
 ) -> Pixels:
-    """`resize`, left in Pillow's memory if Pillow did it; OpenCV's can be rounded, and faster."""
+    """Resizes as `resize`, without the copy from Pillow's memory to numpy's.
+
+    Args:
+      decoder: with simplejpeg, OpenCV computes tf_bilinear.
+      is_rounded: OpenCV may round to whole values, which is faster.
+    """
     if _size(image) == tuple(size):
         return image
     if resample in PILLOWS:
@@ -59,7 +57,7 @@ def _resized(
 
 
 def _between(first: np.ndarray, second: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """first + (second - first) * weight, in float32."""
+    """Returns first + (second - first) * weight, in float32."""
     first = first.astype(np.float32, copy=False)
     mixed = np.subtract(second, first)
     mixed *= weight
@@ -69,7 +67,7 @@ def _between(first: np.ndarray, second: np.ndarray, weight: np.ndarray) -> np.nd
 
 @functools.lru_cache(1024)
 def _neighbours(old: int, new: int):
-    """For each new pixel, its two old neighbours and the weight of the second."""
+    """Returns, for each new pixel, its two old neighbours and the weight of the second."""
     centres = (np.arange(new, dtype=np.float32) + 0.5) * np.float32(old / new) - 0.5
     floor = np.floor(centres)
     first = np.clip(floor.astype(int), 0, old - 1)
@@ -78,31 +76,14 @@ def _neighbours(old: int, new: int):
 
 
 def to_unit_range(image: np.ndarray) -> np.ndarray:
-    """[0, 255] -> float32 in [-1, 1]."""
+    """Scales [0, 255] to float32 in [-1, 1]."""
     scaled = np.divide(image, np.float32(127.5), dtype=np.float32)
     return np.subtract(scaled, np.float32(1), out=scaled)
 
 
 def from_unit_range(image: np.ndarray) -> np.ndarray:
-    """[-1, 1] -> [0, 255], rounded, uint8."""
+    """Scales [-1, 1] to uint8 in [0, 255], rounded."""
     return np.clip(np.round((image + 1) * 127.5), 0, 255).astype(np.uint8)
-
-
-def inception_box(height: int, width: int, area: tuple[float, float], random) -> Box:
-    """A crop whose area, and aspect of 3/4 to 4/3, are random (GoogLeNet, arXiv:1409.4842).
-
-    After ten boxes that do not fit, the largest central box of a permitted aspect.
-    """
-    for _ in range(10):
-        target = random.uniform(*area) * height * width
-        aspect = math.exp(random.uniform(math.log(3 / 4), math.log(4 / 3)))
-        w, h = round(math.sqrt(target * aspect)), round(math.sqrt(target / aspect))
-        if 0 < w <= width and 0 < h <= height:
-            top, left = random.integers(height - h + 1), random.integers(width - w + 1)
-            return int(top), int(left), h, w
-    w = min(width, round(height * 4 / 3))
-    h = min(height, round(width * 4 / 3))
-    return (height - h) // 2, (width - w) // 2, h, w
 
 
 def _size(image: Pixels) -> Size:
@@ -118,180 +99,125 @@ def _cut(image: Pixels, box: Box) -> Pixels:
     return image.crop((left, top, left + width, top + height))
 
 
-def _mirrored(image: Pixels, decoder: str) -> Pixels:
-    if not isinstance(image, np.ndarray):
-        return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    if decoder == "simplejpeg":
-        return decode.opencv().flip(image, 1)
-    return image.take(range(image.shape[1] - 1, -1, -1), axis=1)
-
-
-def _to_uint8(image: Pixels) -> np.ndarray:
-    """Whole values for augmentation: what is between is cut off, as published numbers have it."""
-    return np.asarray(image).astype(np.uint8, copy=False)
-
-
-@dataclasses.dataclass(frozen=True)
-class View:
-    """What is shown of an image: a box of it, resized, padded by reflection, and a window."""
-
-    box: Box
-    resized: Size
-    window: Box
-    padding: int = 0
-
-    def shrink(self) -> int:
-        """How many times smaller the image may be, 8, 4 or 2, with no need to enlarge the box."""
-        least = min(old // new for old, new in zip(self.box[2:], self.resized))
-        return next((factor for factor in (8, 4, 2) if least >= factor), 1)
-
-    def of_smaller(self, factor: int) -> "View":
-        """The same view of the image made so many times smaller."""
-        top, left, height, width = self.box
-        box = (round(top / factor), round(left / factor), height // factor, width // factor)
-        return dataclasses.replace(self, box=box)
-
-
-def _whole(box: Box, size: Size) -> View:
-    return View(box, size, (0, 0, *size))
-
-
-def _window(old: Size, new: Size, fraction: float, place, padding: int = 0) -> View:
-    """A window of size `new` in the image resized so that it covers `new / fraction`.
-
-    Args:
-      place: of the window, down and across, from 0 to below 1; CENTRE is the middle.
-      padding: pixels by which the window may leave the image, which is mirrored there.
-    """
-    # A very long image is cut first, at the same place: memory follows the target alone.
-    longest = [math.ceil(LONGEST * new[k] * old[1 - k] / new[1 - k]) for k in (0, 1)]
-    cut = [min(side, most) for side, most in zip(old, longest)]
-    box = [int(u * (side - part + 1)) for u, side, part in zip(place, old, cut)] + cut
-    scale = max(side / part for side, part in zip(new, cut)) / fraction
-    resized = tuple(round(side * scale) for side in cut)
-    room = [side + 2 * padding - part + 1 for side, part in zip(resized, new)]
-    top, left = (int(u * free) for u, free in zip(place, room))
-    return View(tuple(box), resized, (top, left, *new), padding)
-
-
-def _shown(
+def _render(
     image: Pixels, view: View, resample: str, decoder: str, is_rounded: bool = False
-) -> Pixels:
+) -> np.ndarray:
+    """Returns the pixels of a view of an image."""
     image = _resized(_cut(image, view.box), view.resized, resample, decoder, is_rounded)
     if view.padding:
         pad = (view.padding, view.padding)
         image = np.pad(np.asarray(image), (pad, pad, (0, 0)), mode="reflect")
-    return _cut(image, view.window)
+    return np.asarray(_cut(image, view.window))
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainRecipe:
-    """Crops, flips and augments at random: (image, generator) -> h w 3 in [-1, 1].
+    """Turns images into training examples: (image, generator) -> h w 3 float32 in [-1, 1].
 
-    An image is `Encoded`, or H W 3 uint8. The draws are, in order, those of the crop, of the
-    flip, of `augment`, which maps H W 3 uint8 to such, and of random erasing. A fast crop is
-    approximate: a JPEG with a large crop is decoded smaller and cut at whole pixels of that,
-    and OpenCV's bilinear is rounded to whole values.
+    An image is `Encoded`, or H W 3 uint8. The steps of `data.augment` draw from the generator in
+    their order. A fast crop is approximate: a JPEG with a large crop is decoded smaller and cut at
+    whole pixels of that, and OpenCV's bilinear is rounded to whole values.
+
+    Raises ConfigError for an augmentation that cannot be made or a decoder that is not installed.
     """
 
+    data: Data
     size: Size
-    crop: str = Data.crop
-    crop_area: tuple[float, float] = Data.crop_area
-    flip: bool = Data.flip
-    resample: str = Data.resample
-    decoder: str = Data.decoder
-    fast_crop: bool = Data.fast_crop
-    augment: Callable[[np.ndarray, np.random.Generator], np.ndarray] | None = None
-    random_erasing: float = Data.random_erasing
 
     def __post_init__(self):
-        decode.check_decoder(self.decoder)
+        augment.parse(self.data.augment)
+        decode.check_decoder(self.data.decoder)
 
     def __call__(self, image: Encoded | np.ndarray, random: np.random.Generator) -> np.ndarray:
-        pixels = self._crop(image, random)
-        if self.flip and random.random() < 0.5:
-            pixels = _mirrored(pixels, self.decoder)
-        if self.augment is not None:
-            pixels = self.augment(_to_uint8(pixels), random)
-        scaled = to_unit_range(np.asarray(pixels))
-        return erase(scaled, self.random_erasing, random) if self.random_erasing else scaled
+        steps = augment.parse(self.data.augment)
+        pixels = self._crop(image, steps.crop, random)
+        for step in steps.uint8_steps:
+            if augment.pixels_of(step) == "uint8":
+                # Published numbers have fractions cut off before augmentation.
+                pixels = pixels.astype(np.uint8, copy=False)
+            pixels = step(pixels, random)
+        pixels = to_unit_range(pixels)
+        for step in steps.float_steps:
+            pixels = step(pixels, random)
+        return pixels
 
-    def _crop(self, image: Encoded | np.ndarray, random: np.random.Generator) -> Pixels:
-        if not self.fast_crop:
-            pixels = decode.read(image, self.decoder)
-            return _shown(pixels, self._view(_size(pixels), random), self.resample, self.decoder)
-        size = decode.size_of(image, self.decoder)
-        view = self._view(size, random)
+    def _crop(self, image: Encoded | np.ndarray, crop: augment.Crop, random) -> np.ndarray:
+        decoder, resample = self.data.decoder, self.data.resample
+        if not self.data.fast_crop:
+            pixels = decode.read(image, decoder)
+            view = crop.view(_size(pixels), self.size, random)
+            return _render(pixels, view, resample, decoder)
+        size = decode.size_of(image, decoder)
+        view = crop.view(size, self.size, random)
         factor = view.shrink()
-        pixels = decode.read(image, self.decoder, factor)
+        pixels = decode.read(image, decoder, factor)
         if _size(pixels) != size:  # Only a JPEG is decoded smaller.
             view = view.of_smaller(factor)
-        return _shown(pixels, view, self.resample, self.decoder, is_rounded=True)
-
-    def _view(self, size: Size, random: np.random.Generator) -> View:
-        """What is shown of an image of that size."""
-        if self.crop == "inception":
-            return _whole(inception_box(*size, self.crop_area, random), self.size)
-        if self.crop == "random":
-            return _window(size, self.size, RANDOM_CROP, random.random(2))
-        if self.crop == "pad":
-            return _window(size, self.size, 1, random.random(2), PADDING)
-        return _whole((0, 0, *size), self.size)
+        return _render(pixels, view, resample, decoder, is_rounded=True)
 
 
 @dataclasses.dataclass(frozen=True)
 class EvalRecipe:
-    """What every evaluated or predicted image goes through -> h w 3 in [-1, 1].
+    """Turns images into examples to evaluate or predict: image -> h w 3 float32 in [-1, 1].
 
-    An image is `Encoded`, or H W 3 uint8. 'resize' stretches the whole image, as the official
-    code does; 'center' first resizes so that the target is `crop_fraction` of the short side,
-    then cuts out the centre. Of 5 `crops`, c h w 3, the others are the corners; of 10, those of
-    the mirrored image follow (AlexNet's protocol).
+    An image is `Encoded`, or H W 3 uint8. Checkpoints store these fields.
+
+    Args:
+      crop: 'resize' stretches the whole image, as the official code does; 'center' resizes it so
+        that the target is `crop_fraction` of the short side, then cuts out the centre.
+      crops: 1; 5 for the corners too, c h w 3; 10 for those of the mirrored image too (AlexNet).
     """
 
     size: Size
-    crop: str = Data.eval_crop
-    resample: str = Data.resample
-    crop_fraction: float = Data.crop_fraction
-    decoder: str = Data.decoder
-    crops: int = Data.eval_crops
+    crop: str
+    resample: str
+    crop_fraction: float
+    decoder: str
+    crops: int = 1
 
     def __post_init__(self):
         decode.check_decoder(self.decoder)
 
+    @classmethod
+    def from_data(cls, data: Data, size: Size, crops: int = 1) -> "EvalRecipe":
+        """Returns the recipe of a config's data section."""
+        return cls(size, data.eval_crop, data.resample, data.crop_fraction, data.decoder, crops)
+
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of what it makes of an image."""
+        """Shape of the result."""
         return (*self.size, 3) if self.crops == 1 else (self.crops, *self.size, 3)
 
     def __call__(self, image: Encoded | np.ndarray) -> np.ndarray:
         pixels = decode.read(image, self.decoder)
         old = _size(pixels)
         if self.crop == "resize":
-            return self._shown(pixels, _whole((0, 0, *old), self.size))
+            return self._scaled(pixels, whole((0, 0, *old), self.size))
         views = [
-            _window(old, self.size, self.crop_fraction, place)
-            for place in (CENTRE, *CORNERS)[: min(self.crops, 5)]
+            window(old, self.size, self.crop_fraction, position)
+            for position in (CENTRE, *CORNERS)[: min(self.crops, 5)]
         ]
         if self.crops == 1:
-            return self._shown(pixels, views[0])
-        shown = [self._shown(pixels, view) for view in views]
+            return self._scaled(pixels, views[0])
+        scaled = [self._scaled(pixels, view) for view in views]
         if self.crops == 10:
-            mirrored = _mirrored(pixels, self.decoder)
-            shown += [self._shown(mirrored, view) for view in views]
-        return np.stack(shown)
+            mirrored = augment.mirror(np.asarray(pixels))
+            scaled += [self._scaled(mirrored, view) for view in views]
+        return np.stack(scaled)
 
-    def _shown(self, pixels: Pixels, view: View) -> np.ndarray:
-        return to_unit_range(np.asarray(_shown(pixels, view, self.resample, self.decoder)))
+    def _scaled(self, pixels: Pixels, view: View) -> np.ndarray:
+        return to_unit_range(_render(pixels, view, self.resample, self.decoder))
 
 
 def preprocess(images, model, recipe: EvalRecipe | None = None) -> np.ndarray:
-    """Images B H W 3 uint8 (or a list of H W 3 of any size) -> B h w 3 for the model.
+    """Turns images B H W 3 uint8, or a list of H W 3 of any size, into B h w 3 for the model.
 
-    Without a recipe, the official one: the whole image resized, pixels in [-1, 1].
+    The default recipe is the official one: the whole image resized, pixels in [-1, 1].
     Raises ValueError for anything but uint8 colour images.
     """
-    recipe = recipe or EvalRecipe(model.image_size, "resize", "tf_bilinear")
+    if recipe is None:
+        official = Data(eval_crop="resize", resample="tf_bilinear")
+        recipe = EvalRecipe.from_data(official, model.image_size)
     arrays = [np.asarray(image) for image in images]
     for array in arrays:
         if array.dtype != np.uint8 or array.ndim != 3 or array.shape[-1] != 3:

@@ -1,8 +1,8 @@
 """RandAugment (arXiv:1909.13719): a few operations, drawn at random, on one H W 3 uint8 image.
 
-It comes in two kinds: as the published numbers of AugReg (arXiv:2106.10270) and of the plain
-ViT-S/16 (76.5 %, arXiv:2205.01580) were made, quirks included; and with severities that rise
-with the magnitude, as DeiT has it.
+There are two kinds: PublishedRandAugment, which made the published numbers of AugReg
+(arXiv:2106.10270) and of the plain ViT-S/16 (76.5 %, arXiv:2205.01580), quirks included; and
+IncreasingRandAugment, whose severities increase with the magnitude, as in DeiT and timm.
 """
 
 import dataclasses
@@ -12,6 +12,9 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
+from vit_jax.config.schema import field
+
+REQUIRED = dataclasses.MISSING  # The default of an argument that has none.
 FULL_MAGNITUDE = 10  # At which an operation's argument reaches the value of its table.
 FILL = 128  # Grey where a moved image leaves nothing behind.
 VALUES = np.arange(256)
@@ -37,8 +40,8 @@ def _sign(random: np.random.Generator) -> int:
 class PublishedRandAugment:
     """`layers` operations of PUBLISHED, each drawn uniformly, all with one magnitude."""
 
-    layers: int
-    magnitude: float
+    layers: int = field(REQUIRED, "Operations, one after the other.", least=1)
+    magnitude: float = field(REQUIRED, "Magnitude of the operations; not clipped.", least=0)
 
     def __call__(self, image: np.ndarray, random: np.random.Generator) -> np.ndarray:
         operations = tuple(PUBLISHED.values())
@@ -205,7 +208,7 @@ PUBLISHED = {
 }
 
 
-# RandAugment with rising severities.
+# RandAugment with increasing severities.
 #
 # Facts from DeiT (arXiv:2012.12877) and its recipe rand-m9-mstd0.5-inc1: magnitude 9, std 0.5,
 # and prob 0.5, which timm takes where the recipe is silent. Operations are Pillow's; warps are
@@ -215,20 +218,21 @@ PUBLISHED = {
 
 
 @dataclasses.dataclass(frozen=True)
-class CorrectedRandAugment:
-    """`layers` operations of CORRECTED, each drawn uniformly and applied with `prob`.
+class IncreasingRandAugment:
+    """`layers` operations of INCREASING, each drawn uniformly and applied with `prob`.
 
     The magnitude is normal with deviation `std`, clipped to [0, 10]. Each layer draws the
     operation, whether it is applied, the magnitude, and the sign, used or not.
     """
 
-    layers: int
-    magnitude: float
-    std: float
-    prob: float
+    layers: int = field(REQUIRED, "Operations, one after the other.", least=1)
+    magnitude: float = field(REQUIRED, "Mean magnitude of the operations.", least=0)
+    _: dataclasses.KW_ONLY
+    std: float = field(0.0, "Standard deviation of the magnitude.", least=0)
+    prob: float = field(1.0, "Probability of each operation.", least=0, most=1)
 
     def __call__(self, image: np.ndarray, random: np.random.Generator) -> np.ndarray:
-        operations = tuple(CORRECTED.values())
+        operations = tuple(INCREASING.values())
         for _ in range(self.layers):
             operation = operations[random.integers(len(operations))]
             is_applied = random.random() < self.prob
@@ -264,7 +268,7 @@ def _more_or_less(enhancer: Callable) -> Callable:
 
 
 # (Pillow image, magnitude / 10, -1 or 1) -> Pillow image.
-CORRECTED = {
+INCREASING = {
     "AutoContrast": lambda image, level, sign: ImageOps.autocontrast(image),
     "Equalize": lambda image, level, sign: ImageOps.equalize(image),
     "Invert": lambda image, level, sign: ImageOps.invert(image),

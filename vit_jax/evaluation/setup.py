@@ -91,14 +91,7 @@ def prepare_setup(
         for note in plan.notes:
             print(f"{where}: {note}")
         params = jax.device_put(load.read_params(loaded.weights, plan), sharding)
-    data = config.data
-    recipe = dataclasses.replace(
-        loaded.recipe,
-        size=size,
-        crop=data.eval_crop,
-        resample=data.resample,
-        crop_fraction=data.crop_fraction,
-    )
+    recipe = EvalRecipe.from_data(config.data, size)
     return EvaluationSetup(loaded, config, overrides, model, params, recipe, mesh)
 
 

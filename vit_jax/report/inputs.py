@@ -4,9 +4,10 @@ import numpy as np
 
 from vit_jax.config.schema import Config
 from vit_jax.data import loader
-from vit_jax.data.preprocess import from_unit_range
+from vit_jax.data.augment import own_steps
+from vit_jax.data.preprocess import TrainRecipe, from_unit_range
 from vit_jax.data.sources import open_training
-from vit_jax.training import build
+from vit_jax.errors import ConfigError
 
 NUM_INPUTS = 12
 
@@ -16,12 +17,16 @@ def first_training_inputs(config: Config) -> list[tuple[str, np.ndarray]]:
 
     Raises:
       DataError: the data cannot be read.
+      ConfigError: the augmentation has steps from outside of the package; a report on a run from
+        elsewhere must not run code that its config names.
     """
     data, size = config.data, config.data.image_size
+    if own := own_steps(data.augment):
+        raise ConfigError(f"data.augment has {', '.join(own)}, which reports do not run.")
     source = open_training(data)
     rows = loader.TrainRows(
         source,
-        build.train_recipe(data, (size, size) if isinstance(size, int) else size),
+        TrainRecipe(data, (size, size) if isinstance(size, int) else size),
         loader.make_order(source, config.seed, data.repeats),
         loader.share_of_batch(config.batch_size),
         config.seed,

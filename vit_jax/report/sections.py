@@ -101,7 +101,8 @@ def image_figure(pixels: np.ndarray, caption: object = "", alt: str = "", class_
 def _shrink(pixels: np.ndarray) -> np.ndarray:
     height, width, _ = pixels.shape
     scale = min(1.0, MAX_IMAGE_SIZE / max(height, width))
-    return resize(pixels, (max(1, round(height * scale)), max(1, round(width * scale))))
+    size = max(1, round(height * scale)), max(1, round(width * scale))
+    return resize(pixels, size, "antialias")
 
 
 def grid(figures: Iterable[Html], class_: str = "") -> Html:

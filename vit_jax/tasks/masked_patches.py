@@ -53,7 +53,6 @@ class MaskedPatches:
         for field, value, allowed in (
             ("data.mixup", data.mixup, 0.0),
             ("data.cutmix", data.cutmix, 0.0),
-            ("data.random_erasing", data.random_erasing, 0.0),
             ("data.eval_crops", data.eval_crops, 1),
             ("task.teacher", task.teacher, ""),
         ):
@@ -61,6 +60,11 @@ class MaskedPatches:
                 value == allowed,
                 f"{field} is {value!r}; it must be {allowed!r} with task.name={task.name!r}",
             )
+        yield (
+            "erase" not in data.augment,
+            f"data.augment is {data.augment!r}; it must not have erase with "
+            f"task.name={task.name!r}",
+        )
 
     @staticmethod
     def build_model(config: Config, num_classes: int) -> MaskedViT:

@@ -6,7 +6,6 @@ import jax
 import numpy as np
 
 from vit_jax.data import loader
-from vit_jax.training import build
 from vit_jax.training.stage import Stage
 
 
@@ -25,7 +24,7 @@ class TrainBatches:
         data = self._stage.config.data
         rows = loader.TrainRows(
             self._stage.train_source,
-            build.train_recipe(data, self._stage.model.image_size),
+            self._stage.train_recipe,
             self._order,
             self._share,
             self._stage.config.seed,

@@ -8,10 +8,8 @@ import jax
 from jax.sharding import Mesh, NamedSharding
 
 from vit_jax.config.fields import without_traced
-from vit_jax.config.schema import Config, Data, Optimizer, Task
-from vit_jax.data import augment
-from vit_jax.data import mixup as mixup_lib
-from vit_jax.data.preprocess import TrainRecipe
+from vit_jax.config.schema import Config, Optimizer, Task
+from vit_jax.data.mixup import make_mixer
 from vit_jax.distributed import mesh as mesh_lib
 from vit_jax.evaluation.scoring import make_extract, make_score
 from vit_jax.models.registry import ViT, make_init
@@ -39,29 +37,6 @@ def num_steps(config: Config, num_examples: int) -> int:
     return max(int(examples / config.batch_size), 1)
 
 
-def train_recipe(data: Data, size: tuple[int, int]) -> TrainRecipe:
-    """How a config's images become training examples."""
-    return TrainRecipe(
-        size,
-        data.crop,
-        data.crop_area,
-        data.flip,
-        data.resample,
-        decoder=data.decoder,
-        fast_crop=data.fast_crop,
-        augment=augment.make_augment(
-            randaug=data.randaug,
-            layers=data.randaug_layers,
-            magnitude=data.randaug_magnitude,
-            std=data.randaug_std,
-            prob=data.randaug_prob,
-            three_augment=data.three_augment,
-            color_jitter=data.color_jitter,
-        ),
-        random_erasing=data.random_erasing,
-    )
-
-
 @dataclasses.dataclass(frozen=True)
 class Programs:
     """What is traced and compiled; runs that differ in learning rate, length or seed share it."""
@@ -77,20 +52,13 @@ class Programs:
 def assemble(config: Config, model: ViT, mesh: Mesh, teacher: ViT | None = None) -> Programs:
     """Everything that a training run calls, built but not yet compiled."""
     optimizer = without_traced(config.optimizer)
-    data = {"mixup": config.data.mixup, "cutmix": config.data.cutmix}
-    return _programs(optimizer, config.task, config.accumulate, model, mesh, teacher, **data)
+    mix = make_mixer(config.data, model.num_classes)
+    return _programs(optimizer, config.task, config.accumulate, model, mesh, teacher, mix)
 
 
 @functools.lru_cache(maxsize=1)
 def _programs(
-    optimizer: Optimizer,
-    task: Task,
-    accumulate: int,
-    model: ViT,
-    mesh: Mesh,
-    teacher,
-    mixup,
-    cutmix,
+    optimizer: Optimizer, task: Task, accumulate: int, model: ViT, mesh: Mesh, teacher, mix
 ) -> Programs:
     batches = mesh_lib.batch_sharding(mesh)
     init = make_init(model)
@@ -99,7 +67,6 @@ def _programs(
     step = make_train_step(
         objective.loss, optimizer, abstract_state, batches, accumulate=accumulate
     )
-    mix = mixup_lib.make_mixer(mixup, cutmix, model.num_classes)
     prepare = _make_prepare(mix, teacher, batches)
     return Programs(
         batch_sharding=batches,

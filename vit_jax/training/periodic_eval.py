@@ -7,11 +7,11 @@ no random numbers of training, so training is the same with and without them.
 import dataclasses
 from collections.abc import Callable
 
+from vit_jax.data.preprocess import EvalRecipe
 from vit_jax.evaluation import frozen
 from vit_jax.evaluation.evaluators import find_evaluator
 from vit_jax.training.build import Programs
 from vit_jax.training.stage import Stage
-from vit_jax.weights import load
 
 
 class Evaluation:
@@ -21,7 +21,7 @@ class Evaluation:
         """`is_stopped` is called between batches."""
         self.stage, self.programs = stage, programs
         config = stage.config
-        self.recipe = load.eval_recipe(config, stage.model)
+        self.recipe = EvalRecipe.from_data(config.data, stage.model.image_size)
         self.options = {
             "batch_size": config.batch_size,
             "sharding": programs.batch_sharding,

@@ -6,6 +6,7 @@ import jax
 
 from vit_jax import config as config_lib
 from vit_jax.checkpoints import checkpoint, workdir
+from vit_jax.data.preprocess import EvalRecipe
 from vit_jax.distributed import multihost
 from vit_jax.errors import CheckpointError
 from vit_jax.training.build import Programs
@@ -108,10 +109,11 @@ class Saver:
 
     def _meta(self) -> dict:
         stage = self._stage
+        recipe = EvalRecipe.from_data(stage.config.data, stage.model.image_size)
         return {
             "config": config_lib.to_dict({"": stage.config}),
             "classes": list(stage.classes),
-            "preprocessing": dataclasses.asdict(load.eval_recipe(stage.config, stage.model)),
+            "preprocessing": dataclasses.asdict(recipe),
             "seconds": self._log.clock.seconds,
             "bad_images": self.num_bad_images,
             "versions": workdir.versions(),

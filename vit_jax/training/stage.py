@@ -9,6 +9,7 @@ import jax
 
 from vit_jax.checkpoints import checkpoint
 from vit_jax.config.schema import Config, Init
+from vit_jax.data.preprocess import TrainRecipe
 from vit_jax.data.sources import open_both, open_split, relabelled
 from vit_jax.errors import ConfigError, DataError
 from vit_jax.models.registry import ViT, build, param_shapes
@@ -42,6 +43,7 @@ class Stage:
     fewshot_sources: dict[str, tuple]  # Name -> training and test source.
     model: ViT
     mesh: jax.sharding.Mesh
+    train_recipe: TrainRecipe
     total_steps: int
     start_from: load.LazyWeights | None
     plan: adapt.AdaptPlan | None
@@ -82,7 +84,9 @@ def prepare_stage(
     Raises ConfigError, DataError or CheckpointError, in one line.
     """
     mesh = build_lib.build_mesh(config)
-    task_registry.build_model(config, num_classes=1)  # Errors of the model before data is read.
+    # Errors of the model and the augmentation before data is read.
+    model = task_registry.build_model(config, num_classes=1)
+    train_recipe = TrainRecipe(config.data, model.image_size)
     wanted = (config.data, config.fewshot)
     alike = (e for e in earlier.values() if (e.config.data, e.config.fewshot) == wanted)
     same = next(alike, None)  # Its data is open already.
@@ -110,6 +114,7 @@ def prepare_stage(
         fewshot_sources=same.fewshot_sources if same else _open_fewshot(config),
         model=model,
         mesh=mesh,
+        train_recipe=train_recipe,
         total_steps=total_steps,
         start_from=found,
         plan=plan,

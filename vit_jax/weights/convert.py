@@ -11,7 +11,7 @@ import numpy as np
 from vit_jax import config as config_lib
 from vit_jax import trees
 from vit_jax.checkpoints import checkpoint
-from vit_jax.config.schema import Init
+from vit_jax.config.schema import Data, Init
 from vit_jax.data import packaged
 from vit_jax.data.preprocess import EvalRecipe
 from vit_jax.errors import CheckpointError, ConfigError
@@ -273,7 +273,7 @@ def _format_shape(shape: tuple[int, ...]) -> str:
 
 def _photo_outputs(model: ViT | BitResNet, params: dict) -> np.ndarray:
     """Outputs of the model on a packaged photo."""
-    pixels = EvalRecipe(model.image_size)(packaged.photos()[0])[None]
+    pixels = EvalRecipe.from_data(Data(), model.image_size)(packaged.photos()[0])[None]
     return np.asarray(jax.jit(model.apply)({"params": params}, pixels))
 
 

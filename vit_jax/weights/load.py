@@ -14,7 +14,7 @@ import numpy as np
 from vit_jax import config as config_lib
 from vit_jax import trees
 from vit_jax.checkpoints import checkpoint, workdir
-from vit_jax.config.schema import Config, Init
+from vit_jax.config.schema import Config, Data, Init
 from vit_jax.data.preprocess import EvalRecipe
 from vit_jax.errors import CheckpointError, ConfigError
 from vit_jax.models import registry as model_registry
@@ -245,11 +245,10 @@ def _load_file(file: WeightsFile, entry: published.PublishedWeights | None) -> L
     names = metadata.classes or _read_class_names_beside(file.path, model.num_classes)
     names = names or (entry and published.class_names(entry))
     names = names if model.num_classes else None  # Names of a head that was omitted.
-    recipe = EvalRecipe(
-        model.image_size,
-        metadata.crop or "resize",
-        metadata.resample or "tf_bilinear",
-        metadata.crop_fraction or EvalRecipe.crop_fraction,
+    data = Data(
+        eval_crop=metadata.crop or "resize",
+        resample=metadata.resample or "tf_bilinear",
+        crop_fraction=metadata.crop_fraction or Data.crop_fraction,
     )
     return LoadedModel(
         folder=None,
@@ -257,7 +256,7 @@ def _load_file(file: WeightsFile, entry: published.PublishedWeights | None) -> L
         weights=weights,
         classes=tuple(names or (f"class {k}" for k in range(model.num_classes))),
         has_class_names=bool(names),
-        recipe=recipe,
+        recipe=EvalRecipe.from_data(data, model.image_size),
         config=None,
         weights_file=file,
     )
@@ -285,7 +284,7 @@ def _load_step(path: pathlib.Path) -> LoadedModel:
         weights=weights if has_classes else _without_masked_patch_params(weights),
         classes=tuple(meta["classes"]) if has_classes else (),
         has_class_names=meta.get("has_class_names", True),
-        recipe=eval_recipe(config, model),
+        recipe=EvalRecipe.from_data(config.data, model.image_size),
         config=None if is_converted else config,
         weights_file=None,
     )
