@@ -120,7 +120,7 @@ def test_state_shapes_are_those_of_a_training_run(name):
     model = task_registry.build_model(config, num_classes=10)
     mesh = mesh_lib.make_mesh(data=2, fsdp=2, tensor=2)
     found = memory.add_shardings(memory.state_shapes(config, model), mesh)
-    run = build.assemble(config, model, mesh).abstract_state
+    run = build.build_programs(config, model, mesh).abstract_state
     assert jax.tree.structure(found) == jax.tree.structure(run)
     for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(run)):
         assert (ours.shape, ours.dtype, ours.sharding) == (

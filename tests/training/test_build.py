@@ -35,7 +35,7 @@ def test_configs_share_a_program_unless_they_change_it(fields, is_other):
 
     def programs(run: Config):
         mesh, model = build.build_mesh(run), task_registry.build_model(run, num_classes=3)
-        return build.assemble(run, model, mesh)
+        return build.build_programs(run, model, mesh)
 
     first = programs(start)
     assert (programs(config.replaced(start, fields, "config")) is not first) == is_other

@@ -99,7 +99,7 @@ def _training(config: Config) -> tuple[Callable[[], jax.Array], int]:
     """Returns a function that runs the train step on a fixed batch, and the parameter count."""
     mesh = build.build_mesh(config)
     model = task_registry.build_model(config, config.data.num_classes)
-    parts = build.assemble(config, model, mesh)
+    parts = build.build_programs(config, model, mesh)
     hyperparams = optimizer.make_hyperparams(config.optimizer, config.steps)(0)
     init_key, batch_key, key = jax.random.split(jax.random.key(config.seed), 3)
     state = parts.init_state(init_key)

@@ -1,6 +1,6 @@
 """Fills batches with rows, by threads or by processes, in order and in bounded memory.
 
-All work on the same batch, each on rows of its own: memory does not grow with their number.
+All workers fill the same batch, each its own rows, so memory does not grow with their number.
 """
 
 import atexit
@@ -22,24 +22,24 @@ import numpy as np
 
 from vit_jax.errors import DataError
 
-AHEAD = 2  # Batches that are being filled, or wait to be asked for.
-HELD = 3  # Batches that a caller may hold at a time without a copy.
-MAX_THREADS = 16  # More would wait for Python's lock.
-PAGE = 4096  # Bytes; arrays that begin at a multiple of 64 need no copy to a CPU device.
+AHEAD = 2  # Batches that are being filled or are ready.
+HELD = 3  # Batches that a caller may keep at a time without a copy.
+MAX_THREADS = 16  # More threads would wait for the global interpreter lock.
+PAGE = 4096  # Bytes; arrays aligned to 64 bytes need no copy to a CPU device.
 
-Failure = tuple[int, Exception]  # A row's place in its batch, and what it raised.
+Failure = tuple[int, Exception]  # Position of a row in its batch, and its exception.
 
 
 def batches(rows: Sequence[dict], size: int, workers: int) -> Iterator[dict[str, np.ndarray]]:
-    """Every `size` rows as one dictionary of arrays, in order; rows beyond are left out.
+    """Yields every `size` rows as one dictionary of arrays, in order; an incomplete batch is dropped.
 
     Args:
       rows: dictionaries with the same names, shapes and dtypes; for processes, picklable.
-      workers: processes that fill the batches; with 0, a thread for each core does.
+      workers: number of processes that fill the batches; 0 uses one thread per core.
 
-    What a row raises is raised in place of its batch. Memory is filled again when nothing
-    refers to a batch's arrays any more, so at most AHEAD + HELD batches are in memory, and
-    copies of what a caller holds beyond HELD.
+    An exception of a row is raised instead of its batch. Memory is reused when nothing refers to
+    the arrays of a batch any more, so at most AHEAD + HELD batches are in memory, plus copies of
+    batches that a caller keeps beyond HELD.
     """
     count = len(rows) // size
     if not count:
@@ -66,7 +66,7 @@ def batches(rows: Sequence[dict], size: int, workers: int) -> Iterator[dict[str,
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How the arrays of a batch lie in memory."""
+    """Memory layout of the arrays of a batch."""
 
     size: int  # Rows.
     columns: dict[str, tuple[int, tuple[int, ...], np.dtype]]  # Offset in bytes, shape, dtype.
@@ -82,11 +82,11 @@ class Layout:
         return cls(size, columns, end)
 
     def slot(self, memory, number: int) -> np.ndarray:
-        """The bytes of batch number `number` in memory."""
+        """Returns the bytes of batch number `number`."""
         return np.frombuffer(memory, np.uint8, self.num_bytes, number * self.num_bytes)
 
     def arrays(self, slot: np.ndarray) -> dict[str, np.ndarray]:
-        """A batch's arrays, which keep `slot` alive."""
+        """Returns the arrays of a batch; they keep `slot` alive."""
         return {
             name: slot[start : start + math.prod(shape) * dtype.itemsize].view(dtype).reshape(shape)
             for name, (start, shape, dtype) in self.columns.items()
@@ -94,10 +94,10 @@ class Layout:
 
 
 def _lent(crew, slot: int, free: collections.deque) -> dict[str, np.ndarray]:
-    """A slot's own arrays; it is free when the last reference to them is gone."""
+    """Returns the arrays of a slot, which is free again when nothing refers to them."""
     memory = crew.layout.slot(crew.memory, slot)
     weakref.finalize(memory, free.append, slot).atexit = False
-    # Labels and ids are small: whoever keeps those does not keep the images.
+    # Labels and ids are small copies: keeping them does not keep the images.
     return {
         name: array.copy() if array.ndim == 1 else array
         for name, array in crew.layout.arrays(memory).items()
@@ -111,7 +111,7 @@ def _copied(crew, slot: int, free: collections.deque) -> dict[str, np.ndarray]:
 
 
 def _fill(rows, first: int, arrays: dict[str, np.ndarray], places: range) -> Failure | None:
-    """Writes some places of the batch whose first row is `first`; returns the first failure."""
+    """Writes some rows of the batch that starts at row `first`; returns the first failure."""
     for place in places:
         try:
             for name, value in rows[first + place].items():
@@ -122,16 +122,16 @@ def _fill(rows, first: int, arrays: dict[str, np.ndarray], places: range) -> Fai
 
 
 def _keep_freed_memory() -> None:
-    """Has glibc keep what an image leaves, rather than ask for its pages again with the next.
+    """Makes glibc keep the memory of an image for the next one.
 
-    It gives freed memory back above a threshold: twice the largest block that was ever freed,
-    up to 64 MB.
+    glibc returns freed memory to the system above a threshold, which is twice the largest block
+    that was freed so far, up to 64 MB.
     """
     np.empty(1 << 24, np.uint8)
 
 
 class _Threads:
-    """Threads of this process, one for each core."""
+    """Threads of this process, one per core."""
 
     def __init__(self, rows, layout: Layout):
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -157,12 +157,12 @@ class _Threads:
 
 
 def _shares(size: int, count: int) -> list[range]:
-    """The places 0 to size - 1 of a batch, dealt out."""
+    """Returns the positions of a batch, distributed over the workers."""
     return [range(first, size, count) for first in range(min(size, count))]
 
 
 class _Processes:
-    """Processes of their own, which end with this one whatever becomes of it."""
+    """Worker processes, which end with this process in any case."""
 
     def __init__(self, rows, layout: Layout, num_workers: int):
         self.layout = layout
@@ -170,7 +170,7 @@ class _Processes:
         arena = _shared_memory(layout.num_bytes * (AHEAD + HELD))
         self.memory = arena.buffer
         self.workers: list[tuple] = []
-        atexit.register(self.stop)  # For an iterator that nobody closes.
+        atexit.register(self.stop)  # For an iterator that is not closed.
         try:
             for share in _shares(layout.size, num_workers):
                 self._start(context, (rows, layout, arena, share))
@@ -182,12 +182,12 @@ class _Processes:
         ours, theirs = context.Pipe()
         process = context.Process(target=_work, args=(theirs, *arguments), daemon=True)
         process.start()
-        theirs.close()  # Now the pipe ends when either process does.
+        theirs.close()  # The pipe now ends when either process ends.
         self.workers.append((process, ours))
 
     def fill(self, number: int, slot: int) -> None:
         for _, pipe in self.workers:
-            with contextlib.suppress(OSError):  # `wait` tells of a worker that is gone.
+            with contextlib.suppress(OSError):  # `wait` reports a worker that has ended.
                 pipe.send((number, slot))
 
     def wait(self, slot: int) -> list[Failure]:
@@ -199,21 +199,21 @@ class _Processes:
         except (EOFError, OSError) as error:
             process.join()
             raise DataError(
-                f"a data worker process came to an end: exit code {process.exitcode}."
+                f"a data worker process ended unexpectedly with exit code {process.exitcode}."
             ) from error
 
     def stop(self) -> None:
         atexit.unregister(self.stop)
         for process, pipe in self.workers:
-            process.kill()  # It holds nothing that needs an orderly end.
+            process.kill()  # It has no state to save.
             process.join()
             pipe.close()
 
 
 def _shared_memory(num_bytes: int) -> heap.Arena:
-    """Memory without a name: it is gone with the last process that knows it.
+    """Returns shared memory without a name, which is freed with the last process that uses it.
 
-    A named block would outlive a killed process, and containers limit those to 64 MB.
+    A named block would remain after a killed process, and containers limit those to 64 MB.
     """
     if not hasattr(os, "memfd_create"):
         return heap.Arena(num_bytes)  # A temporary file, deleted already.
@@ -225,9 +225,9 @@ def _shared_memory(num_bytes: int) -> heap.Arena:
 
 
 def _work(pipe, rows, layout: Layout, arena: heap.Arena, places: range) -> None:
-    """A worker's life: fills its places of one batch after the other until the pipe ends."""
+    """Fills the worker's positions of one batch after the other until the pipe ends."""
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # Sent to the whole group; the parent answers.
+        signal.signal(number, signal.SIG_IGN)  # Sent to the process group; the parent handles it.
     _keep_freed_memory()
     with contextlib.suppress(EOFError, OSError):
         while True:
@@ -238,7 +238,7 @@ def _work(pipe, rows, layout: Layout, arena: heap.Arena, places: range) -> None:
 
 
 def _portable(place: int, error: Exception) -> Failure:
-    """A failure that can be pickled; of what is no user's mistake, its traceback."""
+    """Returns a failure that can be pickled; a bug is reported with its traceback."""
     if isinstance(error, DataError):
         return place, error
     return place, RuntimeError("in a data worker:\n" + "".join(traceback.format_exception(error)))

@@ -1,6 +1,6 @@
-"""Protocols on frozen features, from images on: what is fitted on which, and what is told of it.
+"""Protocols on frozen features of images: what is fitted, what is scored, and the report.
 
-Each takes `features_of(source) -> {"features": N D, "label": N}`, which reads every image once,
+Each function takes `features_of(source) -> {"features": N D, "label": N}`, which reads every image once,
 the source that is fitted on, the source that is scored, and the number of classes of both; it
 returns a report of plain numbers, counts being integers.
 """
@@ -18,17 +18,17 @@ HALF_FROM = 2**30  # Bytes of float32 features from which they are kept in float
 
 
 class Stopped(Exception):
-    """A signal came while images were seen."""
+    """Raised when a signal arrives while features are computed."""
 
 
 def make_feature_function(extract: Callable, params, recipe, **options) -> Callable:
     """Returns `features_of(source)`; features of more than a gigabyte are kept in float16.
 
-    So those of ImageNet's 1.28 million images, 768 of each, take 2 GB.
+    Features of ImageNet's 1.28 million images with D = 768 take 2 GB.
 
     Args:
-      extract: jitted, of `evaluators.features.make_extractor`.
-      **options: those of `score_all`; `features_of` raises Stopped where one stops it.
+      extract: jitted function of `features.make_extractor`.
+      **options: options of `scoring.score_all`; `features_of` raises Stopped if it is stopped.
     """
 
     def features_of(source) -> dict[str, np.ndarray]:
@@ -47,11 +47,11 @@ def make_feature_function(extract: Callable, params, recipe, **options) -> Calla
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """Features N D of a training set of which some are known; in a slice, others are 0."""
+    """Features N D of a training set of which some rows are known; other rows are 0 in slices."""
 
     num: int  # N
-    places: np.ndarray  # Of those known, ascending.
-    values: np.ndarray  # One row for each of them, D.
+    places: np.ndarray  # Indices of the known rows, ascending.
+    values: np.ndarray  # The known rows, D each.
     ndim = 2
 
     @property
@@ -81,7 +81,7 @@ def few_shot(
     seeds: int = fewshot.SEEDS,
     l2: float | Sequence[float] = fewshot.L2,
 ) -> dict:
-    """Closed-form least squares; of the training set, only the images drawn are seen."""
+    """Fits closed-form least squares; only the training images that are drawn are read."""
     labels = train.labels
     draws = [fewshot.draw_shots(labels, max(shots), seed) for seed in range(seeds)]
     places = np.unique(np.concatenate(draws))
@@ -99,7 +99,7 @@ def few_shot(
     )
     sizes = np.bincount(labels, minlength=num_classes)
     report = {"n": len(scored["label"]), "seeds": seeds, "num_seen": len(places)}
-    report["smallest_class"] = int(sizes.min())  # Fewer than the shots are all it has.
+    report["smallest_class"] = int(sizes.min())  # May be less than the number of shots.
     for count, each in found.items():
         told = {"mean": each.mean, "std": each.std, "correct": each.correct, "l2": each.l2}
         report[f"{count}shot"] = told
@@ -107,7 +107,7 @@ def few_shot(
 
 
 def linear_probe(features_of: Callable, train, test, num_classes: int, **options) -> dict:
-    """Logistic regression on all of the training set; options are those of `probes.probe`."""
+    """Fits logistic regression on the training set; options as in `probes.probe`."""
     found = probes.probe(*_sides(features_of, train, test), num_classes, **options)
     return {
         "n": found.n,
@@ -120,7 +120,7 @@ def linear_probe(features_of: Callable, train, test, num_classes: int, **options
 
 
 def nearest_neighbours(features_of: Callable, train, test, num_classes: int, **options) -> dict:
-    """Votes of the nearest of all training examples; options are those of `probes.knn`."""
+    """Classifies by votes of the nearest training examples; options as in `probes.knn`."""
     found = probes.knn(*_sides(features_of, train, test), num_classes, **options)
     top1 = {f"{k}nn": correct / found.n for k, correct in found.correct.items()}
     return {"n": found.n, "correct": found.correct, **top1}

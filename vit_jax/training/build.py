@@ -1,4 +1,4 @@
-"""Config -> mesh, model, shardings, jitted steps."""
+"""The compiled programs of a run: initial state, train step, scores and features."""
 
 import dataclasses
 import functools
@@ -23,14 +23,14 @@ from vit_jax.training.train_step import (
 
 
 def build_mesh(config: Config) -> Mesh:
-    """The mesh of a config; raises ConfigError where devices or batch do not fit."""
+    """Returns the mesh of a config; raises ConfigError if devices or batch size do not fit."""
     mesh = mesh_lib.make_mesh(**dataclasses.asdict(config.mesh))
     mesh_lib.check_batch_size(config.batch_size, mesh, config.accumulate)
     return mesh
 
 
 def num_steps(config: Config, num_examples: int) -> int:
-    """Steps in all, from whichever of steps, epochs and examples is set."""
+    """Returns the total number of steps from steps, epochs or examples."""
     if config.steps is not None:
         return config.steps
     examples = config.examples or config.epochs * num_examples
@@ -39,18 +39,18 @@ def num_steps(config: Config, num_examples: int) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Programs:
-    """What is traced and compiled; runs that differ in learning rate, length or seed share it."""
+    """Compiled programs; runs that differ in learning rate, length or seed share them."""
 
     batch_sharding: NamedSharding
-    abstract_state: TrainState  # Shapes, dtypes and places.
+    abstract_state: TrainState  # Shapes, dtypes and shardings.
     init_state: Callable  # (key, params or None) -> TrainState
     train_step: Callable  # (state, batch, key, hyperparams, teacher_params) -> (state, metrics)
-    score: Callable  # (params, batch) -> per-example arrays, whole on every host
-    extract: Callable | None  # The same of frozen features; None where there are none.
+    score: Callable  # (params, batch) -> per-example arrays, replicated on every host
+    extract: Callable | None  # Frozen features in the same form, or None.
 
 
-def assemble(config: Config, model: ViT, mesh: Mesh, teacher: ViT | None = None) -> Programs:
-    """Everything that a training run calls, built but not yet compiled."""
+def build_programs(config: Config, model: ViT, mesh: Mesh, teacher: ViT | None = None) -> Programs:
+    """Returns the programs of a training run; they are compiled when they are first called."""
     optimizer = without_traced(config.optimizer)
     mix = make_mixer(config.data, model.num_classes)
     return _programs(optimizer, config.task, config.accumulate, model, mesh, teacher, mix)
@@ -74,8 +74,8 @@ def _programs(
         init_state=make_init_state(init, optimizer, abstract_state),
         train_step=_on(
             mesh,
-            lambda state, batch, key, hyperparams, taught=None: step(
-                state, prepare(batch, key, state.step, taught), key, hyperparams
+            lambda state, batch, key, hyperparams, teacher_params=None: step(
+                state, prepare(batch, key, state.step, teacher_params), key, hyperparams
             ),
         ),
         score=_on(mesh, make_score(model, mesh, task)),
@@ -84,7 +84,7 @@ def _programs(
 
 
 def _on(mesh: Mesh, function: Callable) -> Callable:
-    """The function, traced where models see the mesh."""
+    """Returns the function, traced with the mesh set."""
 
     def call(*args):
         with jax.set_mesh(mesh):
@@ -94,18 +94,18 @@ def _on(mesh: Mesh, function: Callable) -> Callable:
 
 
 def _make_prepare(mix: Callable | None, teacher: ViT | None, batches: NamedSharding) -> Callable:
-    """Returns `prepare(batch, key, step, taught) -> batch`, on the devices.
+    """Returns `prepare(batch, key, step, teacher_params) -> batch`, on the devices.
 
-    It mixes images, and asks a teacher, whose parameters are `taught`, about the mixed ones.
+    It mixes images and adds the logits of the teacher for the mixed images.
     """
     if mix is None and teacher is None:
         return lambda batch, *_: batch
 
-    def prepare(batch: dict, key: jax.Array, step: jax.Array, taught) -> dict:
-        if mix is not None:  # Folded once more: the step's own key makes the dropout's noise.
+    def prepare(batch: dict, key: jax.Array, step: jax.Array, teacher_params) -> dict:
+        if mix is not None:  # The key of the step itself is used for dropout.
             batch = mix(batch, jax.random.fold_in(jax.random.fold_in(key, step), 1))
         if teacher is not None:
-            batch = batch | {"teacher": teacher.apply({"params": taught}, batch["image"])}
+            batch = batch | {"teacher": teacher.apply({"params": teacher_params}, batch["image"])}
         return batch
 
     return jax.jit(prepare, in_shardings=(batches, None, None, None), out_shardings=batches)

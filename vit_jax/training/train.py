@@ -56,7 +56,7 @@ def _run(stage: Stage, stop: StopSignal, fallback: bool, profile: Window | None)
     """Runs the training loop; returns the summary."""
     config = stage.config
     teacher = stage.teacher
-    programs = build.assemble(config, stage.model, stage.mesh, teacher and teacher.model)
+    programs = build.build_programs(config, stage.model, stage.mesh, teacher and teacher.model)
     hyperparams = optimizer.make_hyperparams(config.optimizer, stage.total_steps)
     log = TrainingLog(stage.folder, stage.name, stage.total_steps, config.batch_size)
     saver = Saver(stage, programs, log)
