@@ -243,9 +243,7 @@ def test_a_worker_that_is_killed_is_told_of():
     left = batches(noise(21), 0, 100, workers=2)
     next(left)
     os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
-    with pytest.raises(
-        DataError, match=r"^a data worker process ended unexpectedly with exit code -9\.$"
-    ):
+    with pytest.raises(DataError, match=r"^a data worker process ended .* with exit code -9\.$"):
         list(left)
     assert not multiprocessing.active_children()
 

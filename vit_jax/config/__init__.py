@@ -12,10 +12,10 @@ from vit_jax.config.loading import (
     parse_arg,
     replaced,
     resolve,
-    smoke,
     to_config_dict,
     to_dict,
 )
+from vit_jax.config.trial import smoke
 from vit_jax.errors import ConfigError
 
 __all__ = [

@@ -104,70 +104,6 @@ def parse_arg(arg: str | None, **defaults) -> ConfigDict:
     return ConfigDict(values)
 
 
-def smoke(config: ConfigDict, keep_data: bool = False) -> ConfigDict:
-    """Replaces model, data and length of every stage for a trial of at most two minutes.
-
-    The recipe stays the same: task, loss, optimizer, schedule, augmentation, head, position
-    embedding, model family, and a change of image size between stages. A teacher is trained
-    first, as a stage.
-    """
-    if not config.stages and config.task.teacher:
-        config = _teacher_first(config)
-    stages = [config.stages[name] for name in config.stages] or [config]
-    config.mesh.update(data=-1, fsdp=1)
-    pixels = stages[0].data.image_size
-    for stage in stages:
-        patch = _shrink_model(stage.model)
-        stage.data.image_size = patch * (4 if stage.data.image_size == pixels else 5)
-        if not keep_data:
-            stage.data.update(source="digits", split="train", val_split="val", mix=())
-        _shrink_subset(stage.data)
-        _shrink_schedule(stage.optimizer)
-        stage.update(batch_size=16, accumulate=min(stage.accumulate, 2))
-        stage.update(steps=20, epochs=None, examples=None)
-        stage.update(log_every=5, eval_every=stage.eval_every and 10, checkpoint_every=10)
-        if stage.fewshot.every:
-            stage.fewshot.update(every=10, source="digits", sets=(), test_split="val", shots=(1,))
-        stage.init.path = ""
-        if stage.task.teacher not in config.stages:
-            stage.task.teacher = ""
-    return config
-
-
-def _teacher_first(config: ConfigDict) -> ConfigDict:
-    """Returns a config with the stage `student` after a stage `teacher` that has no teacher."""
-    staged = base_config("teacher", "student")
-    for name in staged.stages:
-        run = {key: value for key, value in config.to_dict().items() if key != "stages"}
-        _update(staged.stages[name], run, name)
-    staged.stages.teacher.task.teacher = ""
-    staged.stages.student.task.teacher = "teacher"
-    return staged
-
-
-def _shrink_model(model) -> int:
-    """Replaces a model by the smallest of its family; returns the pixels of a patch."""
-    if model.name.startswith("bit_"):
-        model.name = "bit_r26x1"
-        return 8
-    is_hybrid = model.name.startswith("r")
-    model.update(name="r_ti16" if is_hybrid else "vit_ti16", patch=None if is_hybrid else 8)
-    model.update(num_layers=2, hidden_size=32, mlp_size=64, num_heads=2)
-    return 32 if is_hybrid else 8
-
-
-def _shrink_subset(data) -> None:
-    """Limits a subset to a few batches."""
-    data.update(per_class=None, count=data.count and min(data.count, 64))
-    data.fraction = data.fraction and max(data.fraction, 0.05)
-
-
-def _shrink_schedule(optimizer) -> None:
-    optimizer.update(warmup_steps=2, timescale=min(optimizer.timescale, 5))
-    optimizer.cooldown_steps = min(optimizer.cooldown_steps, 2)
-    optimizer.ema = optimizer.ema and min(optimizer.ema, 0.9)  # Averages must follow 20 steps.
-
-
 def load(file_and_arg: str) -> ConfigDict:
     """Returns the config of `FILE[:ARGS]`: the result of its `get_config(args)`, or a .json file.
 
@@ -238,9 +174,9 @@ def _copied(config: ConfigDict) -> ConfigDict:
     names = list(config.get("stages", ()))
     copied = base_config(*names)
     for name in names:
-        _update(copied.stages[name], config.stages[name].to_dict(), f"config.stages.{name}")
+        update_section(copied.stages[name], config.stages[name].to_dict(), f"config.stages.{name}")
     values = {name: value for name, value in config.to_dict().items() if name != "stages"}
-    _update(copied, values, "config")
+    update_section(copied, values, "config")
     return copied
 
 
@@ -333,7 +269,7 @@ def from_dict(values: dict) -> dict[str, Config]:
     if not isinstance(stages, dict):
         raise ConfigError(f"config.stages is {stages!r}; expected a section of stages.")
     config = base_config(*stages)
-    _update(config, values, "config")
+    update_section(config, values, "config")
     return check(config)
 
 
@@ -346,11 +282,12 @@ def to_dict(stages: dict[str, Config]) -> dict:
 def to_config_dict(stages: dict[str, Config]) -> ConfigDict:
     """Returns a locked ConfigDict with the values of checked stages, to change and check again."""
     config = base_config(*(name for name in stages if name))
-    _update(config, to_dict(stages), "config")
+    update_section(config, to_dict(stages), "config")
     return config
 
 
-def _update(config: ConfigDict, values: dict, where: str) -> None:
+def update_section(config: ConfigDict, values: dict, where: str) -> None:
+    """Sets fields of a ConfigDict from nested dictionaries; raises ConfigError, naming them."""
     for name, value in values.items():
         if name not in config and not where.endswith(".kwargs"):
             renamed = hint(f"{where.rpartition('.')[2]}.{name}")
@@ -360,7 +297,7 @@ def _update(config: ConfigDict, values: dict, where: str) -> None:
         if isinstance(config.get(name), ConfigDict):
             if not isinstance(value, dict):
                 raise ConfigError(f"{where}.{name} is {value!r}; expected a section of fields.")
-            _update(config[name], value, f"{where}.{name}")
+            update_section(config[name], value, f"{where}.{name}")
             continue
         try:
             config[name] = tuple(value) if isinstance(value, list) else value
@@ -383,7 +320,7 @@ def replaced(config: Config, values: dict[str, object], where: str) -> Config:
                 nested = dict.fromkeys(DURATIONS) | nested
             for section in reversed(sections):
                 nested = {section: nested}
-            _update(changed, nested, "config")
+            update_section(changed, nested, "config")
         return check(changed)[""]
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error

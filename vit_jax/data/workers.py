@@ -31,7 +31,7 @@ Failure = tuple[int, Exception]  # Position of a row in its batch, and its excep
 
 
 def batches(rows: Sequence[dict], size: int, workers: int) -> Iterator[dict[str, np.ndarray]]:
-    """Yields every `size` rows as one dictionary of arrays, in order; an incomplete batch is dropped.
+    """Yields every `size` rows as a dictionary of arrays, in order; drops an incomplete batch.
 
     Args:
       rows: dictionaries with the same names, shapes and dtypes; for processes, picklable.

@@ -1,8 +1,8 @@
 """Protocols on frozen features of images: what is fitted, what is scored, and the report.
 
-Each function takes `features_of(source) -> {"features": N D, "label": N}`, which reads every image once,
-the source that is fitted on, the source that is scored, and the number of classes of both; it
-returns a report of plain numbers, counts being integers.
+Each function takes `features_of(source) -> {"features": N D, "label": N}`, which reads every image
+once, the sources to fit on and to score, and their number of classes; it returns a report of plain
+numbers.
 """
 
 import dataclasses

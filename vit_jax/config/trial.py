@@ -1,0 +1,67 @@
+"""Trial configs: the recipe of a config with a tiny model, packaged images and 20 steps."""
+
+from vit_jax.config.loading import ConfigDict, base_config, update_section
+
+
+def smoke(config: ConfigDict, keep_data: bool = False) -> ConfigDict:
+    """Replaces model, data and length of every stage for a trial of at most two minutes.
+
+    The recipe stays the same: task, loss, optimizer, schedule, augmentation, head, position
+    embedding, model family, and a change of image size between stages. A teacher is trained
+    first, as a stage.
+    """
+    if not config.stages and config.task.teacher:
+        config = _teacher_first(config)
+    stages = [config.stages[name] for name in config.stages] or [config]
+    config.mesh.update(data=-1, fsdp=1)
+    pixels = stages[0].data.image_size
+    for stage in stages:
+        patch = _shrink_model(stage.model)
+        stage.data.image_size = patch * (4 if stage.data.image_size == pixels else 5)
+        if not keep_data:
+            stage.data.update(source="digits", split="train", val_split="val", mix=())
+        _shrink_subset(stage.data)
+        _shrink_schedule(stage.optimizer)
+        stage.update(batch_size=16, accumulate=min(stage.accumulate, 2))
+        stage.update(steps=20, epochs=None, examples=None)
+        stage.update(log_every=5, eval_every=stage.eval_every and 10, checkpoint_every=10)
+        if stage.fewshot.every:
+            stage.fewshot.update(every=10, source="digits", sets=(), test_split="val", shots=(1,))
+        stage.init.path = ""
+        if stage.task.teacher not in config.stages:
+            stage.task.teacher = ""
+    return config
+
+
+def _teacher_first(config: ConfigDict) -> ConfigDict:
+    """Returns a config with the stage `student` after a stage `teacher` that has no teacher."""
+    staged = base_config("teacher", "student")
+    for name in staged.stages:
+        run = {key: value for key, value in config.to_dict().items() if key != "stages"}
+        update_section(staged.stages[name], run, name)
+    staged.stages.teacher.task.teacher = ""
+    staged.stages.student.task.teacher = "teacher"
+    return staged
+
+
+def _shrink_model(model) -> int:
+    """Replaces a model by the smallest of its family; returns the pixels of a patch."""
+    if model.name.startswith("bit_"):
+        model.name = "bit_r26x1"
+        return 8
+    is_hybrid = model.name.startswith("r")
+    model.update(name="r_ti16" if is_hybrid else "vit_ti16", patch=None if is_hybrid else 8)
+    model.update(num_layers=2, hidden_size=32, mlp_size=64, num_heads=2)
+    return 32 if is_hybrid else 8
+
+
+def _shrink_subset(data) -> None:
+    """Limits a subset to a few batches."""
+    data.update(per_class=None, count=data.count and min(data.count, 64))
+    data.fraction = data.fraction and max(data.fraction, 0.05)
+
+
+def _shrink_schedule(optimizer) -> None:
+    optimizer.update(warmup_steps=2, timescale=min(optimizer.timescale, 5))
+    optimizer.cooldown_steps = min(optimizer.cooldown_steps, 2)
+    optimizer.ema = optimizer.ema and min(optimizer.ema, 0.9)  # Averages must follow 20 steps.
