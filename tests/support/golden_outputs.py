@@ -1,4 +1,4 @@
-"""Cases whose outputs by timm and Hugging Face are kept in `tests/golden/peers.json`."""
+"""Cases whose outputs of timm and Hugging Face are stored in `tests/golden/peers.json`."""
 
 import pathlib
 
@@ -12,7 +12,7 @@ SIZE = 64
 
 ERF = {"gelu": "erf", "num_classes": 5, "image_size": SIZE}
 SHALLOW = ERF | {"num_layers": 2}
-CASES = {  # Who computed it, under which name there; and our model.
+CASES = {  # Title -> (library, its name of the model, arguments of create_model).
     "Ti/16": ("timm", "vit_tiny_patch16_224", ("vit_ti16", SHALLOW)),
     "Ti/16, mean of patches": (
         "timm",
@@ -51,15 +51,15 @@ CASES = {  # Who computed it, under which name there; and our model.
 
 
 def params_of(model) -> dict[str, np.ndarray]:
-    """Weights from a formula, the same on every machine: sines scaled like a fresh model's."""
+    """Weights from a formula, equal on every machine, scaled like initial weights."""
     params = {}
     for number, (name, shape) in enumerate(sorted(param_shapes(model).items())):
         size = int(np.prod(shape))
-        # The digits of a fast sine: as good as noise, and the same on every machine.
+        # A pseudo-random sequence that no library version changes.
         waves = np.mod(np.sin(np.arange(size) * 12.9898 + number) * 43758.5453, 2) - 1
         fan_in = max(size // shape[-1], 1)
         scale = 3 / fan_in**0.5
-        if name.endswith(("bias", "/scale")) or shape[0] == 1:  # Tokens and positions as well.
+        if name.endswith(("bias", "/scale")) or shape[0] == 1:  # Includes tokens and positions.
             scale = 0.3
         values = waves * scale + (1.0 if name.endswith("/scale") else 0.0)
         params[name] = values.reshape(shape).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Weights in the forms of timm, DINO, Hugging Face and big_vision, with a numpy forward pass."""
+"""Weights in the formats of timm, Hugging Face and Flax, and timm's forward pass in numpy."""
 
 import json
 import math
@@ -33,7 +33,7 @@ def some(*shape):
 
 
 def timm_weights(*, positions=1 + ROWS * COLUMNS, registers=0, scales=False, head=D):
-    """A ViT under timm's names: linear layers out x in, the convolution O I H W."""
+    """Random weights of a ViT with timm's names: linear layers out x in, convolution O I H W."""
     w = {
         "cls_token": some(1, 1, D),
         "pos_embed": some(1, positions, D),
@@ -65,7 +65,7 @@ def linear(x, w, name):
     return x @ w[f"{name}.weight"].T + w[f"{name}.bias"]
 
 
-def attention(q, k, v):  # B T D, heads side by side.
+def attention(q, k, v):  # B T D; heads are concatenated along D.
     q, k, v = (x.reshape(*x.shape[:2], H, D // H) for x in (q, k, v))
     scores = np.einsum("bqhd,bkhd->bhqk", q, k) / math.sqrt(D // H)
     A = np.exp(scores - scores.max(-1, keepdims=True))
@@ -79,7 +79,7 @@ def mlp(x, w, name):
 
 
 def outputs(w, images, *, eps=1e-6, pool="token"):
-    """timm's VisionTransformer with the exact GELU, in numpy."""
+    """Outputs of timm's VisionTransformer with the exact GELU, computed in numpy."""
     w = {name: array.astype(np.float64) for name, array in w.items()}
     B, none = len(images), np.zeros((1, 0, D))
     patches = images.reshape(B, ROWS, P, COLUMNS, P, 3).transpose(0, 1, 3, 5, 2, 4)
@@ -127,12 +127,12 @@ def save(path, w, config=None, processor=None):
 
 
 def assert_outputs(path, expected, **options):
-    """Of a model with those options; returns it and its parameters."""
+    """Compares the outputs of a model with those weights; returns it and its parameters."""
     model = create_model("vit_b16", **MODEL | SIZE | {"gelu": "erf"} | options)
     params = vit_jax.load_params(path, model)
-    found = np.asarray(jax.jit(model.apply)({"params": params}, IMAGES))
+    actual = np.asarray(jax.jit(model.apply)({"params": params}, IMAGES))
     assert np.abs(expected).max() > 0.1
-    np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
+    np.testing.assert_allclose(actual, expected, atol=1e-5 * np.abs(expected).max())
     return model, params
 
 
@@ -145,7 +145,7 @@ TIMM_CONFIG = {
 
 
 def as_huggingface(w, version=4, is_dino=False, root=None):
-    """By Hugging Face's names: query, key and value apart."""
+    """timm weights with Hugging Face's names: separate query, key and value."""
     kind = "dinov2." if is_dino else "vit."
     root = kind if root is None else root
     block = "encoder.layer.{}" if version == 4 or is_dino else "layers.{}"
@@ -171,13 +171,13 @@ def as_huggingface(w, version=4, is_dino=False, root=None):
         new[f"{root}layernorm.{end}"] = w[f"norm.{end}"]
         if "head.weight" in w:
             new[f"classifier.{end}"] = w[f"head.{end}"]
-    for ours, theirs in (
+    for old, name in (
         ("cls_token", "cls_token"),
         ("pos_embed", "position_embeddings"),
         ("reg_token", "register_tokens"),
     ):
-        if ours in w:
-            new[f"{root}embeddings.{theirs}"] = w[ours]
+        if old in w:
+            new[f"{root}embeddings.{name}"] = w[old]
     for name in w:
         if ".ls" in name:
             _, i, scale, _ = name.split(".")
@@ -189,17 +189,17 @@ HF_CONFIG = {"model_type": "vit", "num_attention_heads": H, "image_size": list(S
 
 
 def as_official(w, block=("MultiHeadDotProductAttention_1", "LayerNorm_2", "MlpBlock_3")):
-    """By the official code's names: dense kernels in x out, heads apart, H W I O."""
+    """timm weights with the official names: dense in x out, separate heads, conv H W I O."""
     new = {
         "cls": w["cls_token"],
         "Transformer/posembed_input/pos_embedding": w["pos_embed"],
         "embedding/kernel": w["patch_embed.proj.weight"].transpose(2, 3, 1, 0),
         "embedding/bias": w["patch_embed.proj.bias"],
     }
-    for ours, theirs in (("norm", "Transformer/encoder_norm"), ("head", "head")):
-        scale = "scale" if ours == "norm" else "kernel"
-        new[f"{theirs}/{scale}"] = w[f"{ours}.weight"].T
-        new[f"{theirs}/bias"] = w[f"{ours}.bias"]
+    for old, name in (("norm", "Transformer/encoder_norm"), ("head", "head")):
+        scale = "scale" if old == "norm" else "kernel"
+        new[f"{name}/{scale}"] = w[f"{old}.weight"].T
+        new[f"{name}/bias"] = w[f"{old}.bias"]
     attention, norm2, mlp = block
     for i in range(L):
         to, old = f"Transformer/encoderblock_{i}", f"blocks.{i}"

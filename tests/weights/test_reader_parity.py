@@ -25,7 +25,7 @@ pytestmark = pytest.mark.parity
 TOLERANCE = 2e-4  # Of the largest logit.
 CLASSES = 10
 
-# Our name, timm's, options of timm's, options of ours.
+# Title -> (name here, name in timm, options of timm, options of create_model).
 MODELS = {
     "Ti/16": ("vit_ti16", "vit_tiny_patch16_224", {}, {}),
     "S/16": ("vit_s16", "vit_small_patch16_224", {}, {}),
@@ -97,7 +97,7 @@ def run(torch, model, pixels) -> np.ndarray:
     return model(torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())).numpy()
 
 
-def ours(model, params, pixels) -> np.ndarray:
+def outputs_of(model, params, pixels) -> np.ndarray:
     return np.asarray(jax.jit(model.apply)({"params": params}, pixels))
 
 
@@ -106,9 +106,9 @@ def difference(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.abs(a - b).max() / np.abs(b).max())
 
 
-def report(record_property, title: str, peer: str, there: float, back: float) -> None:
-    record_property("parity", (title, peer, there, back))
-    print(f"\nparity | {title} | {peer} | {there:.1e} | {back:.1e}")
+def report(record_property, title: str, peer: str, read: float, written: float) -> None:
+    record_property("parity", (title, peer, read, written))
+    print(f"\nparity | {title} | {peer} | {read:.1e} | {written:.1e}")
 
 
 @pytest.mark.parametrize("title", MODELS)
@@ -122,29 +122,29 @@ def test_timm_logits_equal_both_ways(torch, title, pixels, tmp_path, record_prop
         match_group_norms(peer, 1e-6)
     randomize(torch, peer)
     expected = run(torch, peer, pixels)
-    path = tmp_path / "theirs.safetensors"
+    path = tmp_path / "source.safetensors"
     safetensors.torch.save_file(peer.state_dict(), path)
 
     gelu = {} if name.startswith("bit") else {"gelu": "erf"}
     model = vit_jax.create_model(name, num_classes=CLASSES, **gelu, **options)
     params = vit_jax.load_params(path, model)
-    there = difference(ours(model, params, pixels), expected)
+    read = difference(outputs_of(model, params, pixels), expected)
     assert vit_jax.create_model(**infer_model_options(open_weights_file(path))).grid == model.grid
 
     flat = trees.flatten(params)
     plan = writer.plan_export("safetensors", model, {k: v.shape for k, v in flat.items()})
-    writer.write(plan, tmp_path / "ours.safetensors", model, flat, WeightsMetadata(), "")
+    writer.write(plan, tmp_path / "written.safetensors", model, flat, WeightsMetadata(), "")
     fresh = timm.create_model(
-        timm_name, num_classes=CLASSES, checkpoint_path=str(tmp_path / "ours.safetensors"),
+        timm_name, num_classes=CLASSES, checkpoint_path=str(tmp_path / "written.safetensors"),
         **timm_options,
     ).eval()  # fmt: skip
     for key, value in peer.state_dict().items():
         assert torch.equal(value, fresh.state_dict()[key]), key
     if name.startswith("r"):
         match_group_norms(fresh, 1e-6)
-    back = difference(run(torch, fresh, pixels), expected)
-    report(record_property, title, "timm", there, back)
-    assert max(there, back) <= TOLERANCE
+    written = difference(run(torch, fresh, pixels), expected)
+    report(record_property, title, "timm", read, written)
+    assert max(read, written) <= TOLERANCE
 
 
 @pytest.mark.parametrize("title", [title for title in MODELS if "DINO" not in title])
@@ -156,17 +156,17 @@ def test_timm_reads_written_npz(torch, title, pixels, tmp_path):
     model = vit_jax.create_model(name, num_classes=CLASSES, **gelu, **options)
     peer = timm.create_model(timm_name, num_classes=CLASSES, **timm_options).eval()
     randomize(torch, peer)
-    source = tmp_path / "theirs.safetensors"
+    source = tmp_path / "source.safetensors"
     import safetensors.torch
 
     safetensors.torch.save_file(peer.state_dict(), source)
     flat = trees.flatten(vit_jax.load_params(source, model))
     plan = writer.plan_export("npz", model, {k: v.shape for k, v in flat.items()})
-    writer.write(plan, tmp_path / "ours.npz", model, flat, WeightsMetadata(), "")
+    writer.write(plan, tmp_path / "written.npz", model, flat, WeightsMetadata(), "")
     fresh = timm.create_model(timm_name, num_classes=CLASSES, **timm_options).eval()
-    fresh.load_pretrained(str(tmp_path / "ours.npz")) if hasattr(
+    fresh.load_pretrained(str(tmp_path / "written.npz")) if hasattr(
         fresh, "load_pretrained"
-    ) else timm.models.load_checkpoint(fresh, str(tmp_path / "ours.npz"))
+    ) else timm.models.load_checkpoint(fresh, str(tmp_path / "written.npz"))
     for key, value in peer.state_dict().items():
         assert torch.equal(value, fresh.state_dict()[key]), key
 
@@ -217,25 +217,25 @@ def test_huggingface_logits_equal_both_ways(torch, title, pixels, tmp_path, reco
     peer.eval()
     randomize(torch, peer)
     expected = run(torch, lambda x: peer(x).logits, pixels)
-    peer.save_pretrained(tmp_path / "theirs")
-    params = vit_jax.load_params(tmp_path / "theirs", model)
-    there = difference(ours(model, params, pixels), expected)
-    options = infer_model_options(open_weights_file(tmp_path / "theirs"))
+    peer.save_pretrained(tmp_path / "source")
+    params = vit_jax.load_params(tmp_path / "source", model)
+    read = difference(outputs_of(model, params, pixels), expected)
+    options = infer_model_options(open_weights_file(tmp_path / "source"))
     assert_same_model(vit_jax.create_model(**options), model)
 
     flat = trees.flatten(params)
     plan = writer.plan_export("huggingface", model, {k: v.shape for k, v in flat.items()})
     titles = tuple(f"kind {k}" for k in range(CLASSES))
     metadata = WeightsMetadata(classes=titles, crop="resize", resample="antialias")
-    writer.write(plan, tmp_path / "ours", model, flat, metadata, "# card")
-    fresh, loading = type(peer).from_pretrained(tmp_path / "ours", output_loading_info=True)
+    writer.write(plan, tmp_path / "written", model, flat, metadata, "# card")
+    fresh, loading = type(peer).from_pretrained(tmp_path / "written", output_loading_info=True)
     assert not any(loading.values()), loading
-    back = difference(run(torch, lambda x: fresh.eval()(x).logits, pixels), expected)
+    written = difference(run(torch, lambda x: fresh.eval()(x).logits, pixels), expected)
     assert fresh.config.id2label[3] == "kind 3"
-    assert open_weights_file(tmp_path / "ours").metadata.classes == titles
-    assert json.loads((tmp_path / "ours" / "preprocessor_config.json").read_text())["do_resize"]
-    report(record_property, title, "Hugging Face", there, back)
-    assert max(there, back) <= TOLERANCE
+    assert open_weights_file(tmp_path / "written").metadata.classes == titles
+    assert json.loads((tmp_path / "written" / "preprocessor_config.json").read_text())["do_resize"]
+    report(record_property, title, "Hugging Face", read, written)
+    assert max(read, written) <= TOLERANCE
 
 
 def test_huggingface_version_5_names_are_read(torch, pixels, tmp_path):

@@ -162,7 +162,7 @@ def test_npz_round_trip_is_exact(tmp_path, family):
     assert_same_model(loaded.model, model)
     params = trees.flatten(loaded.params())
     assert_bits(params, arrays)
-    path, _ = write("npz", tmp_path / "ours.npz", model, params)
+    path, _ = write("npz", tmp_path / "written.npz", model, params)
     assert_bits(dict(np.load(path)), stored)
 
 
@@ -174,7 +174,7 @@ def test_timm_round_trip_is_exact(tmp_path):
         )
         loaded = load.load(folder.parent)
         params = trees.flatten(loaded.params())
-        path, _ = write("safetensors", tmp_path / "ours.safetensors", loaded.model, params)
+        path, _ = write("safetensors", tmp_path / "written.safetensors", loaded.model, params)
         assert_bits(safetensors.numpy.load_file(path), w)
 
 
@@ -191,7 +191,7 @@ def test_huggingface_round_trip_is_exact(tmp_path, kind):
     source = peer_weights.save(tmp_path / "hf" / "model.safetensors", stored, config).parent
     loaded = load.load(source)
     params = trees.flatten(loaded.params())
-    folder, _ = write("huggingface", tmp_path / "ours", loaded.model, params)
+    folder, _ = write("huggingface", tmp_path / "written", loaded.model, params)
     if is_dino:  # Expected by Hugging Face's class.
         stored[f"{kind}.embeddings.mask_token"] = np.zeros((1, peer_weights.D), np.float32)
     assert_bits(safetensors.numpy.load_file(folder / "model.safetensors"), stored)
@@ -210,7 +210,7 @@ def test_huggingface_round_trip_is_exact(tmp_path, kind):
 def test_outputs_of_timms_forward_pass_on_a_written_file_are_equal(tmp_path, options):
     model = tiny(gelu="erf", num_layers=peer_weights.L, **options)
     arrays = some_arrays(model)
-    path, _ = write("safetensors", tmp_path / "ours.safetensors", model, arrays)
+    path, _ = write("safetensors", tmp_path / "written.safetensors", model, arrays)
     w = safetensors.numpy.load_file(path)
     assert w["pos_embed"].shape[1] == (6 if "registers" in options else 7)
     expected = peer_weights.outputs(w, peer_weights.IMAGES)

@@ -3,11 +3,9 @@
 `open_archive` reads the directory and the header of each array; `Archive.read` allocates memory
 for one array. Nothing is unpickled, and no array name is used as a path.
 
-The libraries are used where they are safe: `safetensors.safe_open` parses headers,
-`np.lib.format` parses array headers. They do not replace the reading of the bytes:
-`np.load(allow_pickle=False)` allocates what a header claims before it reads (1 TiB from a file of
-200 bytes), inflates zip bombs, accepts overlapping and duplicate members, and reports bfloat16 as
-void; `safe_open` maps the whole file and verifies no checksum.
+`safetensors.safe_open` and `np.lib.format` parse headers, but do not read arrays:
+`np.load(allow_pickle=False)` allocates whatever size a header claims, inflates zip bombs, accepts
+duplicate members and returns bfloat16 as void; `safe_open` has no checksums.
 """
 
 import contextlib

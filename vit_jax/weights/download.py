@@ -3,6 +3,9 @@
 Files are stored in `vit_jax/weights/<host>/<path>` under `$XDG_CACHE_HOME` or `~/.cache`. Beside
 FILE are FILE.json (its URL, size, SHA-256, ETag and date), FILE.part (an incomplete download) with
 FILE.part.json (its version on the server), and FILE.lock (held by the process that downloads).
+
+fsspec does not resume downloads, and `huggingface_hub.http_get` resumes without verifying the
+version (If-Range), so neither replaces this module; `hf://` URLs use huggingface_hub.
 """
 
 import datetime
