@@ -14,7 +14,8 @@ PROGRAM = (
     r"(?:python3? -m (?:vit_jax\.main|pytest)|vit-jax|pytest|python3? benchmarks/\S+\.py)"
 )
 # A command ends at a shell operator, at the end of a quoted string or at the end of the line.
-COMMAND = re.compile(rf'(?<![\w/-])({PROGRAM}(?: .*?)?)(?= && | ?; | \| | &$|"$|$)')
+ARGUMENTS = r'(?: (?:[^"]|"[^"]*")*?)?'
+COMMAND = re.compile(rf'(?<![\w/-])({PROGRAM}{ARGUMENTS})(?= && | ?; | \| | &$|"$|$)')
 
 
 @dataclasses.dataclass(frozen=True)
