@@ -1,35 +1,37 @@
-"""Puts the tables of every config field into fields.md, from `vit_jax/config/schema.py`."""
+"""MkDocs hook that writes the tables of config fields into fields.md."""
 
 import dataclasses
 import inspect
+from collections.abc import Iterator
 
 from vit_jax.config import registry, schema
 
 MARK = "<!-- fields -->"
+BOUNDS = {"above": "Above", "least": "At least", "most": "At most"}
 
 
 def on_page_markdown(markdown: str, **_) -> str:
-    """Called by MkDocs for every page."""
+    """Returns the Markdown of a page; MkDocs calls this for every page."""
     return markdown.replace(MARK, "\n\n".join(tables())) if MARK in markdown else markdown
 
 
-def tables(section: type = schema.Config, name: str = "config"):
-    """Markdown of a section's own fields, then of its sections."""
+def tables(section: type = schema.Config, name: str = "config") -> Iterator[str]:
+    """Yields the Markdown of the fields of a section, then of the sections in it."""
     fields = dataclasses.fields(section)
-    rows = [_row(each) for each in fields if not dataclasses.is_dataclass(each.type)]
+    rows = [_row(field) for field in fields if not dataclasses.is_dataclass(field.type)]
     head = ["| Field | Default | Meaning |", "|---|---|---|"]
-    yield "\n".join([f"## {name}", "", _promise(section), "", *head, *rows])
-    for each in fields:
-        if chooser := each.metadata.get("kwargs_of"):
+    yield "\n".join([f"## {name}", "", _summary(section), "", *head, *rows])
+    for field in fields:
+        if chooser := field.metadata.get("kwargs_of"):
             table = next(other for other in fields if other.name == chooser).metadata["table"]
-            yield _entries(registry.load_object(table), chooser, each.name)
-    for each in fields:
-        if dataclasses.is_dataclass(each.type):
-            yield from tables(each.type, f"{name}.{each.name}")
+            yield _entries(registry.load_object(table), chooser, field.name)
+    for field in fields:
+        if dataclasses.is_dataclass(field.type):
+            yield from tables(field.type, f"{name}.{field.name}")
 
 
 def _entries(table, chooser: str, kwargs: str) -> str:
-    """The entries of a table with the defaults of their options."""
+    """Returns a table of the entries that a field selects, with their options and defaults."""
     rows = [f"| `{chooser}` | Defaults of `{kwargs}` | Meaning |", "|---|---|---|"]
     for name, entry in table.items():
         parameters = inspect.signature(entry).parameters.values()
@@ -38,24 +40,32 @@ def _entries(table, chooser: str, kwargs: str) -> str:
     return "\n".join(rows)
 
 
-def _promise(section: type) -> str:
+def _summary(section: type) -> str:
+    """Returns the first line of a docstring without `config.NAME: `."""
     first = section.__doc__.splitlines()[0]
-    return first.partition(": ")[2].capitalize() if first.startswith("config.") else first
+    text = first.partition(": ")[2] if first.startswith("config.") else first
+    return text[:1].upper() + text[1:]
 
 
-def _row(field) -> str:
+def _row(field: dataclasses.Field) -> str:
     meaning, allowed = field.metadata["meaning"], _allowed(field.metadata)
     return f"| `{field.name}` | `{field.default!r}` | {meaning}{allowed} |".replace("||", "| |")
 
 
 def _allowed(metadata) -> str:
-    if metadata["table"]:
-        names = ", ".join(f"`{name!r}`" for name in registry.load_object(metadata["table"]))
-        return f" One of {names}, or `'package.module:name'`."
-    if metadata["choices"]:
-        return " One of " + ", ".join(f"`{choice!r}`" for choice in metadata["choices"]) + "."
-    names = {"above": "above", "least": "at least", "most": "at most"}
-    bounds = [
-        f"{words} {metadata[key]:,}" for key, words in names.items() if metadata[key] is not None
+    """Returns a sentence with the allowed values of a field, or ''."""
+    names = [
+        *metadata["choices"],
+        *(registry.load_object(metadata["table"]) if metadata["table"] else ()),
     ]
-    return f" {', '.join(bounds).capitalize()}." if bounds else ""
+    if names:
+        own = ", or `'package.module:name'`" if metadata["table"] else ""
+        return " One of " + ", ".join(f"`{name!r}`" for name in names) + f"{own}."
+    limits = [
+        f"{text} {metadata[key]:,}" for key, text in BOUNDS.items() if metadata[key] is not None
+    ]
+    return (
+        " " + ", ".join([*limits[:1], *(limit.lower() for limit in limits[1:])]) + "."
+        if limits
+        else ""
+    )
