@@ -9,7 +9,8 @@ import pytest
 from vit_jax import trees
 from vit_jax.config.fields import Kwargs
 from vit_jax.config.schema import Optimizer
-from vit_jax.training.optimizer import OPTIMIZERS, make_optimizer, make_schedule
+from vit_jax.training.optimizer import OPTIMIZERS, make_optimizer
+from vit_jax.training.schedules import make_schedule
 
 STEPS, RATE = 100, 0.03
 RANDOM = np.random.default_rng(0)
@@ -84,6 +85,49 @@ def adamw_by_hand(config, decay, b1=0.9, b2=0.999):
         yield dict(params)
 
 
+def nadamw_by_hand(config, decay, b1=0.9, b2=0.999):
+    """AdamW with the moment of the next step (Dozat 2016, algorithm 2, constant b1)."""
+    params = {name: p.copy() for name, p in START.items()}
+    m, v = zeros(), zeros()
+    for t, (grads, rate) in enumerate(zip(GRADIENTS, rates_of(config)), start=1):
+        for name, g in clipped(grads, config.clip_norm).items():
+            m[name] = b1 * m[name] + (1 - b1) * g
+            v[name] = b2 * v[name] + (1 - b2) * g**2
+            next_m = b1 * m[name] / (1 - b1 ** (t + 1)) + (1 - b1) * g / (1 - b1**t)
+            step = next_m / (np.sqrt(v[name] / (1 - b2**t)) + 1e-8)
+            params[name] = params[name] - rate * step - rate * decay * params[name]
+        yield dict(params)
+
+
+def schedule_free_adamw_by_hand(config, decay, b1=0.9, b2=0.999, weight_lr_power=2.0):
+    """Algorithm 1 of arXiv:2405.15682 for given gradients; yields the averages x."""
+    x, z, v = ({name: p.copy() for name, p in each.items()} for each in (START, START, zeros()))
+    largest = total = 0.0
+    for t, (grads, rate) in enumerate(zip(GRADIENTS, rates_of(config)), start=1):
+        largest = max(largest, rate)
+        total += largest**weight_lr_power
+        share = largest**weight_lr_power / total if total else 0.0
+        for name, g in clipped(grads, config.clip_norm).items():
+            y = (1 - b1) * z[name] + b1 * x[name]
+            v[name] = b2 * v[name] + (1 - b2) * g**2
+            step = g / (np.sqrt(v[name] / (1 - b2**t)) + 1e-8)
+            z[name] = z[name] - rate * step - rate * decay * y
+            x[name] = (1 - share) * x[name] + share * z[name]
+        yield dict(x)
+
+
+def lion_by_hand(config, decay, b1=0.9, b2=0.99):
+    """Algorithm 2 of arXiv:2302.06675."""
+    params = {name: p.copy() for name, p in START.items()}
+    m = zeros()
+    for grads, rate in zip(GRADIENTS, rates_of(config)):
+        for name, g in clipped(grads, config.clip_norm).items():
+            step = np.sign(b1 * m[name] + (1 - b1) * g)
+            m[name] = b2 * m[name] + (1 - b2) * g
+            params[name] = params[name] - rate * (step + decay * params[name])
+        yield dict(params)
+
+
 def sgd_by_hand(config, decay, momentum=0.9, nesterov=False):
     """SGD with momentum; Nesterov's form is that of arXiv:1212.0901, equation 7."""
     params = {name: p.copy() for name, p in START.items()}
@@ -136,6 +180,16 @@ def lamb_by_hand(config, decay, undecayed=""):
 RULES = [  # Name, options and the same rule in numpy.
     ("adamw", {}, adamw_by_hand),
     ("adamw", {"b1": 0.8, "b2": 0.99}, adamw_by_hand),
+    ("nadamw", {}, nadamw_by_hand),
+    ("nadamw", {"b1": 0.8, "b2": 0.99}, nadamw_by_hand),
+    ("schedule_free_adamw", {}, schedule_free_adamw_by_hand),
+    (
+        "schedule_free_adamw",
+        {"b1": 0.8, "b2": 0.99, "weight_lr_power": 1.0},
+        schedule_free_adamw_by_hand,
+    ),
+    ("lion", {}, lion_by_hand),
+    ("lion", {"b1": 0.95, "b2": 0.98}, lion_by_hand),
     ("sgd", {}, sgd_by_hand),
     ("sgd", {"momentum": 0.8}, sgd_by_hand),
     ("sgd", {"nesterov": True}, sgd_by_hand),
@@ -173,6 +227,8 @@ def test_adafactor_stores_a_row_and_a_column_of_second_moments_of_a_matrix():
 
 DTYPES = {
     "adamw": "mu_dtype",
+    "nadamw": "mu_dtype",
+    "lion": "mu_dtype",
     "sgd": "accumulator_dtype",
     "adafactor": "dtype_momentum",
     "lamb": "mu_dtype",
@@ -180,7 +236,7 @@ DTYPES = {
 
 
 @pytest.mark.parametrize("name", DTYPES)
-def test_bfloat16_moment_halves_its_memory_and_changes_the_path_by_less_than_two_percent(name):
+def test_bfloat16_moment_gives_nearly_the_same_path(name):
     slow = Optimizer(**{**vars(CONSTANT), "lr": 1e-3, "clip_norm": 1.0})
     exact, state = trace(with_options(slow, name))
     rounded, small = trace(with_options(slow, name, **{DTYPES[name]: "bfloat16"}))
@@ -189,4 +245,5 @@ def test_bfloat16_moment_halves_its_memory_and_changes_the_path_by_less_than_two
     assert "bfloat16" not in {str(leaf.dtype) for leaf in jax.tree.leaves(state)}
     for each in START:
         moved = np.linalg.norm(exact[-1][each] - START[each])
-        assert np.linalg.norm(exact[-1][each] - rounded[-1][each]) < 0.02 * moved
+        limit = 0.1 if name == "lion" else 0.02  # Some signs of Lion change.
+        assert np.linalg.norm(exact[-1][each] - rounded[-1][each]) < limit * moved

@@ -12,7 +12,7 @@ from vit_jax.config.schema import Optimizer, Task
 from vit_jax.distributed import mesh as mesh_lib
 from vit_jax.models.registry import make_init
 from vit_jax.tasks.classification import Classification
-from vit_jax.training.optimizer import make_schedule
+from vit_jax.training.schedules import make_schedule
 from vit_jax.training.train_step import make_abstract_state, make_init_state, make_train_step
 
 BATCH, STEPS = 16, 50

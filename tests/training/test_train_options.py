@@ -98,8 +98,12 @@ def test_a_student_learns_from_a_teacher_of_its_own_classes(tmp_path):
             *("optimizer.name=adafactor", "optimizer.schedule=rsqrt"),
             *("optimizer.lr_factors=((r'embedding', 0.0),)", "optimizer.layer_decay=0.7"),
         ],
+        [
+            *("optimizer.name=schedule_free_adamw", "optimizer.kwargs.b2=0.98"),
+            *("optimizer.schedule=constant", "optimizer.lr_factors=((r'embedding', 0.0),)"),
+        ],
     ],
-    ids=["lamb", "adafactor"],
+    ids=["lamb", "adafactor", "schedule_free"],
 )
 def test_a_run_that_was_cut_goes_on_to_the_same_bits(tmp_path, options):
     flags = [*options, "optimizer.ema=0.9", "model.dropout=0.1"]

@@ -11,7 +11,8 @@ from vit_jax.config.fields import without_traced
 from vit_jax.config.schema import Optimizer
 from vit_jax.distributed import mesh as mesh_lib
 from vit_jax.models.registry import make_init
-from vit_jax.training.optimizer import make_optimizer, make_schedule
+from vit_jax.training.optimizer import make_optimizer
+from vit_jax.training.schedules import make_schedule
 from vit_jax.training.train_step import make_abstract_state, make_init_state, make_train_step
 
 ADAMW = Optimizer()

@@ -10,7 +10,7 @@ from vit_jax.config.schema import Optimizer, Task
 from vit_jax.distributed import mesh as mesh_lib
 from vit_jax.models.registry import make_init
 from vit_jax.tasks.classification import Classification
-from vit_jax.training.optimizer import make_schedule
+from vit_jax.training.schedules import make_schedule
 from vit_jax.training.train_step import make_abstract_state, make_init_state, make_train_step
 
 STEPS, RATE, MOMENTUM = 100, 0.02, 0.9
@@ -43,7 +43,8 @@ def toy_init(key):
 def trace(rho=None, accumulate=1, **fields):
     """States after each of 100 steps of SGD with momentum; with `rho(step)`, of SAM."""
     mesh = mesh_lib.make_mesh()
-    config = Optimizer(name="sgd", lr=RATE, schedule="linear", clip_norm=None, **fields)
+    defaults = {"name": "sgd", "lr": RATE, "schedule": "linear", "clip_norm": None}
+    config = Optimizer(**defaults | fields)
     schedule = make_schedule(config, STEPS)
     abstract_state = make_abstract_state(toy_init, config, mesh)
     state = make_init_state(toy_init, config, abstract_state)(jax.random.key(0))
@@ -103,6 +104,20 @@ def test_averaged_weights_equal_numpy_and_are_evaluated():
     state, _ = next(trace())
     assert state.ema is None
     assert state.eval_params is state.params
+
+
+def test_schedule_free_takes_gradients_at_interpolated_points_and_evaluates_the_average():
+    x, z, v = W.copy(), W.copy(), np.zeros(3)  # Algorithm 1 of arXiv:2405.15682.
+    actual = trace(name="schedule_free_adamw", schedule="constant", weight_decay=0.1)
+    for t, (state, metrics) in enumerate(actual, start=1):
+        y = 0.1 * z + 0.9 * x
+        np.testing.assert_allclose(metrics["loss"], loss_of(y), rtol=1e-3)
+        g = gradient_of(y)
+        v = 0.999 * v + 0.001 * g**2
+        z = z - RATE * (g / (np.sqrt(v / (1 - 0.999**t)) + 1e-8) + 0.1 * y)
+        x = x + (z - x) / t
+        np.testing.assert_allclose(state.params["w"], x, rtol=1e-4, atol=1e-5)
+        assert state.eval_params is state.params
 
 
 @pytest.mark.parametrize("accumulate", [2, 4, 8])

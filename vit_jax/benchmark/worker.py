@@ -30,7 +30,7 @@ from vit_jax.errors import ConfigError, VitJaxError
 from vit_jax.models.registry import make_init
 from vit_jax.planning import accelerators
 from vit_jax.tasks import registry as task_registry
-from vit_jax.training import build, optimizer
+from vit_jax.training import build, schedules
 
 # Side of the matrices whose product measures a CPU's peak FLOP/s: 16 MB in float32, larger than
 # the caches; 0.1 s on two cores.
@@ -100,7 +100,7 @@ def _training(config: Config) -> tuple[Callable[[], jax.Array], int]:
     mesh = build.build_mesh(config)
     model = task_registry.build_model(config, config.data.num_classes)
     parts = build.build_programs(config, model, mesh)
-    hyperparams = optimizer.make_hyperparams(config.optimizer, config.steps)(0)
+    hyperparams = schedules.make_hyperparams(config.optimizer, config.steps)(0)
     init_key, batch_key, key = jax.random.split(jax.random.key(config.seed), 3)
     state = parts.init_state(init_key)
     batch = _random_batch(config, parts.batch_sharding, batch_key)

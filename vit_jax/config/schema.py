@@ -198,7 +198,7 @@ class Optimizer:
     schedule: str = field(
         "cosine",
         "Learning rate after the warm-up.",
-        table="vit_jax.training.optimizer:SCHEDULES",
+        table="vit_jax.training.schedules:SCHEDULES",
         is_traced=True,
     )
     warmup_steps: int = field(0, "Steps of linear warm-up from zero.", least=0, is_traced=True)

@@ -1,20 +1,17 @@
-"""Optimizers and learning-rate schedules (section 4.1, Tables 3 and 4).
+"""Optimizers (section 4.1, Tables 3 and 4).
 
-`config.optimizer.name` and `config.optimizer.schedule` choose an entry of OPTIMIZERS and of
-SCHEDULES, or any importable function of the same form.
+`config.optimizer.name` chooses an entry of OPTIMIZERS, or any importable function of that form.
 
 Factors by name are (regex, factor) pairs: the first regex found in a parameter's slash name gives
 its factor; without one the factor is 1.
 """
 
-import collections
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from vit_jax import trees
@@ -34,11 +31,20 @@ class UpdateRule(NamedTuple):
     """The parts of an update that differ between optimizers.
 
     An update is -lr x after_decay(direction(gradient) + weight decay x parameter).
+
+    Attributes:
+      direction: transformation of gradients.
+      after_decay: transformation of the sum, for the parameters that decay.
+      wrap: function of the optimizer with all of the above, and of its learning rate, that returns
+        the optimizer to use.
     """
 
     direction: optax.GradientTransformation
-    # Applied to the parameters that decay.
     after_decay: optax.GradientTransformation | None = None
+    wrap: (
+        Callable[[optax.GradientTransformation, optax.Schedule], optax.GradientTransformation]
+        | None
+    ) = None
 
 
 class OptimizerEntry(Protocol):
@@ -65,6 +71,42 @@ def adamw(
 ) -> optax.GradientTransformation:
     """AdamW (arXiv:1711.05101), with the defaults of Table 3."""
     return optax.scale_by_adam(b1, b2, eps, mu_dtype=mu_dtype)
+
+
+def nadamw(
+    b1: DecayRate = 0.9,
+    b2: DecayRate = 0.999,
+    eps: Epsilon = 1e-8,
+    mu_dtype: FloatDtype = "float32",
+) -> optax.GradientTransformation:
+    """AdamW with Nesterov momentum (Dozat 2016)."""
+    return optax.scale_by_adam(b1, b2, eps, mu_dtype=mu_dtype, nesterov=True)
+
+
+def lion(
+    b1: DecayRate = 0.9, b2: DecayRate = 0.99, mu_dtype: FloatDtype = "float32"
+) -> optax.GradientTransformation:
+    """Lion, the sign of a moment (arXiv:2302.06675); lr 3 to 10 times below that of AdamW."""
+    return optax.scale_by_lion(b1, b2, mu_dtype)
+
+
+def schedule_free_adamw(
+    b1: Annotated[float, bounds(above=0, most=0.99999)] = 0.9,
+    b2: DecayRate = 0.999,
+    eps: Epsilon = 1e-8,
+    weight_lr_power: Annotated[float, bounds(least=0)] = 2.0,
+) -> UpdateRule:
+    """Schedule-free AdamW (arXiv:2405.15682); use it with `schedule="constant"` and a warm-up."""
+
+    def wrap(tx, schedule):
+        def schedule_from_one(count):  # optax counts these steps from 1.
+            return schedule(count - 1)
+
+        return schedule_free(tx, schedule_from_one, b1, weight_lr_power)
+
+    # Adam without a first moment, which the average of iterates replaces.
+    rms = optax.scale_by_rms(b2, eps, eps_in_sqrt=False, bias_correction=True)
+    return UpdateRule(rms, wrap=wrap)
 
 
 def sgd(
@@ -107,9 +149,12 @@ def lamb(
 
 OPTIMIZERS: Mapping[str, OptimizerEntry] = {
     "adamw": adamw,
+    "nadamw": nadamw,
+    "schedule_free_adamw": schedule_free_adamw,
     "sgd": sgd,
     "adafactor": adafactor,
     "lamb": lamb,
+    "lion": lion,
 }
 
 
@@ -148,6 +193,8 @@ def make_optimizer(
         _scale_by_name(config.lr_factors, config.layer_decay) if is_scaled else optax.identity(),
         optax.scale_by_learning_rate(schedule),
     )
+    if rule.wrap:
+        tx = rule.wrap(tx, schedule)
     if all(factor for _, factor in config.lr_factors):
         return tx
 
@@ -157,6 +204,57 @@ def make_optimizer(
         )
 
     return optax.partition({"trained": tx, "frozen": optax.set_to_zero()}, labels)
+
+
+class ScheduleFreeState(NamedTuple):
+    """State of `schedule_free`."""
+
+    inner: optax.contrib.ScheduleFreeState
+
+    def points(self, params):
+        """Returns y = b1 x + (1 - b1) z for averages x; frozen parameters have no z."""
+        b1, iterates = self.inner.b1, trees.flatten(self.inner.z)
+        return trees.map_with_names(
+            lambda name, x: b1 * x + (1 - b1) * iterates[name] if name in iterates else x, params
+        )
+
+
+def schedule_free(
+    tx: optax.GradientTransformation, *args, **kwargs
+) -> optax.GradientTransformation:
+    """`optax.contrib.schedule_free` for parameters that are the averages x, which are evaluated.
+
+    In optax, the parameters are the points y at which gradients are taken, and x is computed from
+    y for evaluation. Here evaluation, checkpoints and exports get x as the parameters, and the
+    train step computes y with `gradient_params`. State and memory are the same.
+    """
+    inner = optax.contrib.schedule_free(tx, *args, **kwargs)
+
+    def init(params):
+        return ScheduleFreeState(inner.init(params))
+
+    def update(grads, state, params):
+        points = state.points(params)
+        updates, inner_state = inner.update(grads, state.inner, points)
+        points = optax.apply_updates(points, updates)
+        averages = optax.contrib.schedule_free_eval_params(inner_state, points)
+        return jax.tree.map(jnp.subtract, averages, params), ScheduleFreeState(inner_state)
+
+    return optax.GradientTransformation(init, update)
+
+
+def gradient_params(opt_state: optax.OptState, params):
+    """Returns the parameters at which the gradient of a step is taken.
+
+    These are `params`, except for schedule-free optimizers.
+    """
+
+    def is_schedule_free(node) -> bool:
+        return isinstance(node, ScheduleFreeState)
+
+    nodes = jax.tree.leaves(opt_state, is_leaf=is_schedule_free)
+    state = next(filter(is_schedule_free, nodes), None)
+    return params if state is None else state.points(params)
 
 
 def factor_of(name: str, factors: Factors) -> float:
@@ -203,91 +301,3 @@ def _scale_by_name(factors: Factors, layer_decay: float | None) -> optax.Gradien
         return trees.map_with_names(scale_leaf, updates)
 
     return optax.stateless(scale)
-
-
-class ScheduleEntry(Protocol):
-    """An entry of SCHEDULES."""
-
-    def __call__(self, config: Optimizer, total_steps: int) -> optax.Schedule:
-        """Returns the learning rate as a traceable function of the steps after the warm-up."""
-
-
-def linear(config: Optimizer, total_steps: int) -> optax.Schedule:
-    """Linear from `lr` to `end_lr`."""
-    return optax.linear_schedule(config.lr, config.end_lr, _decay_steps(config, total_steps))
-
-
-def cosine(config: Optimizer, total_steps: int) -> optax.Schedule:
-    """Half a cosine from `lr` to `end_lr`."""
-    decay_steps = _decay_steps(config, total_steps)
-    return optax.cosine_decay_schedule(config.lr, decay_steps, config.end_lr / config.lr)
-
-
-def rsqrt(config: Optimizer, total_steps: int) -> optax.Schedule:
-    """Reciprocal square root, lr / sqrt(1 + t / timescale) (arXiv:2106.04560)."""
-    del total_steps
-    return lambda t: config.lr / jnp.sqrt(1 + t / config.timescale)
-
-
-def stair(config: Optimizer, total_steps: int) -> optax.Schedule:
-    """Divided by 10 at each fraction `stair_at` of the run (BiT-HyperRule, arXiv:1912.11370)."""
-    counts = collections.Counter(
-        max(round(fraction * total_steps) - config.warmup_steps, 0) for fraction in config.stair_at
-    )
-    factors = {step: 0.1**count for step, count in counts.items()}
-    return optax.piecewise_constant_schedule(config.lr, factors)
-
-
-def constant(config: Optimizer, total_steps: int) -> optax.Schedule:
-    """Constant `lr`."""
-    del total_steps
-    return optax.constant_schedule(config.lr)
-
-
-SCHEDULES: Mapping[str, ScheduleEntry] = {
-    "linear": linear,
-    "cosine": cosine,
-    "rsqrt": rsqrt,
-    "stair": stair,
-    "constant": constant,
-}
-
-
-def make_schedule(config: Optimizer, total_steps: int) -> optax.Schedule:
-    """Returns the learning rate at each step: warm-up, the config's schedule and cool-down.
-
-    The warm-up is linear from 0, so the rate of step 0 is 0, as in the official code. The last
-    `cooldown_steps` of any schedule are multiplied by a factor that falls linearly to 0.
-    """
-    entry = registry.find(SCHEDULES, config.schedule, "config.optimizer.schedule")
-    schedule = entry(config, total_steps)
-    if config.warmup_steps:
-        warmup = optax.linear_schedule(0.0, config.lr, config.warmup_steps)
-        schedule = optax.join_schedules([warmup, schedule], [config.warmup_steps])
-    if not config.cooldown_steps:
-        return schedule
-    return lambda step: (
-        schedule(step) * jnp.clip((total_steps - step) / config.cooldown_steps, 0.0, 1.0)
-    )
-
-
-def _decay_steps(config: Optimizer, total_steps: int) -> int:
-    return max(total_steps - config.warmup_steps, 1)
-
-
-def make_hyperparams(config: Optimizer, total_steps: int) -> Callable[[int], dict[str, np.float32]]:
-    """Returns `hyperparams(step)`: `lr`, and SAM's radius `rho` if the config sets one.
-
-    The radius falls with the learning rate from `sam_rho` to `sam_rho_min`
-    (arXiv:2203.08065, section 4.2).
-    """
-    schedule = make_schedule(config, total_steps)
-    lr = np.asarray(jax.jit(jax.vmap(schedule))(jnp.arange(total_steps)), np.float32)
-    values = {"lr": lr}
-    if config.sam_rho is not None:
-        smallest = config.sam_rho if config.sam_rho_min is None else config.sam_rho_min
-        span, fraction = config.lr - config.end_lr, np.ones_like(lr)
-        if span:
-            fraction = np.maximum((lr - config.end_lr) / span, 0.0)
-        values["rho"] = np.float32(smallest + (config.sam_rho - smallest) * fraction)
-    return lambda step: {name: array[step] for name, array in values.items()}

@@ -11,7 +11,7 @@ from vit_jax.checkpoints import workdir
 from vit_jax.checkpoints.signals import SignalRecorder
 from vit_jax.distributed import mesh, multihost
 from vit_jax.errors import DataError, Interrupted
-from vit_jax.training import build, optimizer
+from vit_jax.training import build, schedules
 from vit_jax.training.batches import TrainBatches
 from vit_jax.training.in_flight import StepsInFlight
 from vit_jax.training.metrics import TrainingLog
@@ -57,7 +57,7 @@ def _run(stage: Stage, stop: StopSignal, fallback: bool, profile: Window | None)
     config = stage.config
     teacher = stage.teacher
     programs = build.build_programs(config, stage.model, stage.mesh, teacher and teacher.model)
-    hyperparams = optimizer.make_hyperparams(config.optimizer, stage.total_steps)
+    hyperparams = schedules.make_hyperparams(config.optimizer, stage.total_steps)
     log = TrainingLog(stage.folder, stage.name, stage.total_steps, config.batch_size)
     saver = Saver(stage, programs, log)
     profiler = Profiler(stage.folder, profile)

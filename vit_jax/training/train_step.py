@@ -9,7 +9,7 @@ import optax
 
 from vit_jax.config.schema import Optimizer
 from vit_jax.distributed import mesh as mesh_lib
-from vit_jax.training.optimizer import make_optimizer
+from vit_jax.training.optimizer import gradient_params, make_optimizer
 
 
 @flax.struct.dataclass
@@ -158,7 +158,8 @@ def make_train_step(
         step_gradient = gradient
         if "rho" in hyperparams:
             step_gradient = make_sharp_gradient(gradient, hyperparams["rho"], config.gsam_alpha)
-        (loss, metrics), grads = step_gradient(state.params, batch, key)
+        points = gradient_params(state.opt_state, state.params)
+        (loss, metrics), grads = step_gradient(points, batch, key)
         grad_norm = optax.tree.norm(grads)
         tx = make_optimizer(config, hyperparams["lr"])
         updates, opt_state = tx.update(grads, state.opt_state, state.params)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from vit_jax.config.schema import Optimizer
-from vit_jax.training.optimizer import SCHEDULES, make_hyperparams, make_schedule
+from vit_jax.training.schedules import SCHEDULES, make_hyperparams, make_schedule
 
 
 def rates(total_steps=1000, **fields):
