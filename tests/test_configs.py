@@ -330,6 +330,7 @@ def quick_compiling(monkeypatch):
 
 @pytest.mark.usefixtures("quick_compiling")
 @pytest.mark.parametrize("row", TRIALS)
+@pytest.mark.slow
 def test_a_trial_takes_two_steps(row, tmp_path):
     config = config_lib.load(f"{ROOT}/configs/{row}")
     for stage in [config.stages[name] for name in config.stages] or [config]:

@@ -37,7 +37,7 @@ def run(argv: list[str]) -> int:
     rest, file, overrides = parser.split_config_flags(argv)
     if rest and not rest[0].startswith("-") and rest[0] not in VERBS:
         raise ConfigError(
-            f"unknown verb {rest[0]!r}; expected one of {', '.join(VERBS)}."
+            f"unknown command {rest[0]!r}; expected one of {', '.join(VERBS)}."
             f"{nearest(rest[0], VERBS)}"
         )
     if not rest or rest[0] not in (*VERBS, "--help", "-h"):
@@ -63,7 +63,7 @@ def main() -> None:
 
         if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
             if multihost.is_lost_process(error):
-                _exit(f"a step was interrupted: {error}", HostError.exit_code, argv)
+                _exit(f"lost connection to another process: {error}", HostError.exit_code, argv)
             multihost.exit_all(traceback.format_exc(), 1)
             raise  # A bug: with its traceback, and exit code 1.
         advice = "use a smaller batch_size, model or image_size"

@@ -38,13 +38,13 @@ def checked(**overrides: str):
             {"optimizer__decay_factors": "(('a', -1),)"},
             "optimizer.decay_factors: 'a' has the factor -1.0, below 0.",
         ),
-        ({"optimizer__stair_at": "(0.6, 0.3)"}, "optimizer.stair_at is (0.6, 0.3); it must rise."),
+        ({"optimizer__stair_at": "(0.6, 0.3)"}, "optimizer.stair_at is (0.6, 0.3); the values must increase."),
         ({"optimizer__stair_at": "(0.6, 1.3)"}, "it must be at most 1."),
         ({"optimizer__end_lr": "1"}, "optimizer.end_lr is 1.0; it must be at most lr, 0.001."),
         ({"optimizer__gsam_alpha": "0.5"}, "optimizer.sam_rho is None;"),
         (
             {"optimizer__sam_rho": "0.1", "optimizer__sam_rho_min": "0.2"},
-            "optimizer.sam_rho is 0.1; sam_rho_min (0.2) must be at most that",
+            "optimizer.sam_rho is 0.1; sam_rho_min (0.2) must be at most sam_rho",
         ),
         (
             {"task__name": "masked_patches", "task__mask_share": "0.95"},

@@ -239,6 +239,7 @@ def test_flags_that_do_not_belong_are_told(run, flags, words):
         main.run(["evaluate", f"--workdir={run}", *flags])
 
 
+@pytest.mark.slow
 def test_the_runs_of_a_sweep_are_named_and_their_dev_part_is_scored_again(tmp_path, capsys):
     flags = ["--config=configs/transfer.py:smoke", f"--workdir={tmp_path}"]
     sweep = ["--config.sweep.grid=(('optimizer.lr',(0.1,)),)", "--config.sweep.dev=0.2"]

@@ -105,7 +105,7 @@ def test_a_block_does_not_know_the_order_of_tokens():
 def test_images_of_another_size_are_refused():
     model = tiny()
     params, turned = some_params(model), some_images(1, 12, 8, 3)
-    with pytest.raises(ConfigError, match=r"images are 12x8, .* 8x12"):
+    with pytest.raises(ConfigError, match=r"images are 12x8; .* 8x12"):
         model.apply({"params": params}, turned)
 
 

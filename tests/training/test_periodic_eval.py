@@ -9,6 +9,8 @@ from tests.support.runs import final_state, records
 from vit_jax import main
 from vit_jax.errors import ConfigError
 
+pytestmark = pytest.mark.slow  # Training runs, some in processes of their own.
+
 FEWSHOT = ("fewshot.every=6", "fewshot.source=digits", "fewshot.shots=(1,5)", "fewshot.seeds=2")
 FLAGS = (
     "--config=configs/finetune.py:smoke",
@@ -88,9 +90,9 @@ def test_what_was_missed_at_the_end_is_measured_by_the_same_command(measured, tm
     ("fields", "words"),
     [
         (("fewshot.source=tfds",), "takes one or more"),
-        (("fewshot.test_split=train",), "it needs two splits"),
+        (("fewshot.test_split=train",), "expected two different splits"),
         (("fewshot.shots=()",), "and a number of shots"),
-        (("fewshot.source=digits", "fewshot.sets=('x',)"), "has no names of sets"),
+        (("fewshot.source=digits", "fewshot.sets=('x',)"), "is one data set"),
         (("task.name=masked_patches",), "which has no features of an image"),
     ],
 )
@@ -114,5 +116,5 @@ def test_sets_are_told_apart_by_their_names(photo_folder, tmp_path):
     found = stage._open_fewshot(Config(steps=1, fewshot=rule))
     assert {name: tuple(map(len, sides)) for name, sides in found.items()} == {"photos": (48, 14)}
     rule = FewShot(every=1, source="folder", sets=places)
-    with pytest.raises(ConfigError, match="two sets that are called photos"):
+    with pytest.raises(ConfigError, match="two sets with the name photos"):
         stage._open_fewshot(Config(steps=1, data=Data(), fewshot=rule))

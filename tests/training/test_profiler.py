@@ -13,6 +13,7 @@ from vit_jax.training import metrics
 SHARES = ("train/data_wait", "train/device", "train/host")
 
 
+@pytest.mark.slow
 def test_a_window_of_steps_is_traced_and_named_step_by_step(tmp_path, capsys):
     assert main.run([*tiny_flags(tmp_path), "--profile=3:2"]) == 0
     assert f"step 4: trace in {tmp_path / 'profile'}" in capsys.readouterr().out

@@ -92,7 +92,7 @@ def test_no_run_starts_from_a_sweep():
     ("data", "words"),
     [
         ({"val_split": ""}, "sweep needs data.val_split"),
-        ({"dev": 0.5}, r"data\.dev is not for a sweep"),
+        ({"dev": 0.5}, r"data\.dev must be None in a sweep"),
     ],
 )
 def test_a_sweep_has_something_to_be_judged_by(data, words):
@@ -103,7 +103,7 @@ def test_a_sweep_has_something_to_be_judged_by(data, words):
 
 def test_a_sweep_does_not_choose_weights_by_what_it_reports():
     wrong = dataclasses.replace(config_of(), select="best", eval_every=5)
-    with pytest.raises(ConfigError, match="would choose by what they are scored on"):
+    with pytest.raises(ConfigError, match="would select on the split that they are scored on"):
         config_lib.check(config_lib.to_config_dict({"": wrong}))
 
 

@@ -14,6 +14,7 @@ from vit_jax.checkpoints import checkpoint
 from vit_jax.errors import DataError, NonFiniteError, VitJaxError
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_no_number_ends_with_code_5_and_a_finite_checkpoint(tmp_path, capsys):
     flags = tiny_flags(tmp_path, "optimizer.lr=1e38", "optimizer.clip_norm=None", "steps=40")
     with pytest.raises(NonFiniteError, match="3 steps in a row") as caught:
@@ -101,6 +102,7 @@ def test_changed_data_is_told_of_when_a_run_goes_on(learnt, tmp_path):
         main.run(flags)
 
 
+@pytest.mark.slow
 def test_stages_start_from_each_other_and_are_done_once(tmp_path, capsys):
     flags = [f"--config={ROOT / 'configs' / 'quickstart.py'}:smoke", f"--workdir={tmp_path}"]
     stages = ("pretrain", "finetune", "scratch")

@@ -15,6 +15,8 @@ from vit_jax.tasks.classification import Classification
 from vit_jax.training.schedules import make_schedule
 from vit_jax.training.train_step import make_abstract_state, make_init_state, make_train_step
 
+pytestmark = pytest.mark.slow  # Training runs, some in processes of their own.
+
 BATCH, STEPS = 16, 50
 MESHES = [(1, 1, 1), (8, 1, 1), (1, 8, 1), (2, 2, 2)]
 ADAMW = Optimizer(lr=1e-3, weight_decay=0.1)

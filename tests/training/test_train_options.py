@@ -14,6 +14,8 @@ from vit_jax.checkpoints import checkpoint
 from vit_jax.errors import ConfigError, DataError
 from vit_jax.weights import load
 
+pytestmark = pytest.mark.slow  # Training runs, some in processes of their own.
+
 
 def run(folder, *overrides: str) -> dict:
     """A tiny run's summary."""

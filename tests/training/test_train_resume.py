@@ -16,6 +16,8 @@ from vit_jax import main
 from vit_jax.checkpoints import checkpoint
 from vit_jax.errors import VitJaxError
 
+pytestmark = pytest.mark.slow  # Training runs, some in processes of their own.
+
 # Dropout, stochastic depth, augmentation and shuffling on: all that randomness can hide in.
 NOISY = """
 from vit_jax.config import base_config

@@ -10,8 +10,8 @@ WHERE = (
     ".safetensors file, a Hugging Face folder, a URL (https, gs, hf, file), or a published name"
 )
 LAYER = (
-    "pre_logits (default), token, mean (of the patches), tokens, or block_I: the tokens after "
-    "layer I, counted from 0"
+    "pre_logits (default), token (class token), mean (mean of the patch tokens), tokens (all "
+    "tokens), or block_I: the tokens after layer I, counted from 0"
 )
 
 

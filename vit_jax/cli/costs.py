@@ -37,13 +37,13 @@ def add_plan_flags(parser) -> None:
     parser.add_argument(
         "--accelerator",
         metavar="NAME",
-        help="v3 to v6e, a100 to b200 (default: the one here, or h100)",
+        help="v3 to v6e, a100 to b200 (default: that of this machine, or h100)",
     )
     parser.add_argument(
         "--mfu",
         type=arguments.fraction,
         metavar="FRACTION",
-        help="model FLOPs as a fraction of the peak (default 0.4; 0.32 to 0.43 in the paper)",
+        help="expected model FLOPs utilisation, MFU (default 0.4; 0.32 to 0.43 in the paper)",
     )
     for flag, noun in (("--num_classes", "classes"), ("--num_examples", "training examples")):
         parser.add_argument(
@@ -58,7 +58,7 @@ def add_plan_flags(parser) -> None:
     parser.add_argument(
         "--compile",
         action="store_true",
-        help="compile the step for up to 64 simulated devices, and print XLA's figures beside",
+        help="compile the step for up to 64 simulated devices, and print what XLA reports, too",
     )
     parser.add_argument(
         "--layout", action="store_true", help="list the sharding and bytes of every array"
@@ -99,7 +99,9 @@ def add_benchmark_flags(parser) -> None:
     parser.add_argument("--model", metavar="NAME", help="model (default vit_b16)")
     parser.add_argument("--batch", type=int, metavar="N", help="batch size (default 16)")
     parser.add_argument(
-        "--suite", choices=("cpu",), help="time all models of the published table, beside timm"
+        "--suite",
+        choices=("cpu",),
+        help="time the models of the CPU table in docs/results.md",
     )
     for flag, noun, choices in (
         ("--dtype", "dtype of the computation", ("float32", "bfloat16", "both")),
@@ -123,14 +125,16 @@ def add_benchmark_flags(parser) -> None:
         metavar="AXIS:N,...",
         help="devices along each axis, as in data:4,fsdp:2",
     )
-    parser.add_argument("--scan", action="store_true", help="loop over layers in one program")
+    parser.add_argument("--scan", action="store_true", help="compile one layer and scan over all")
     parser.add_argument(
-        "--remat", choices=("none", "dots", "full"), help="recompute in the backward pass"
+        "--remat",
+        choices=("none", "dots", "full"),
+        help="recompute in the backward pass: nothing, all but matrix products, or all",
     )
     parser.add_argument(
         "--kernels",
         choices=("auto", "plain", "cpu", "cudnn"),
-        help="form of matrix products",
+        help="implementation of matrix products and attention: plain, cpu or cudnn",
     )
     parser.add_argument(
         "--config.KEY",
@@ -155,12 +159,12 @@ def add_benchmark_flags(parser) -> None:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="environment variable of our processes; may be repeated",
+        help="environment variable of the vit_jax processes, not of timm; may be repeated",
     )
     parser.add_argument(
         "--tuned",
         action="store_true",
-        help="time twice: as it is, and with glibc's malloc set to keep freed memory",
+        help="time twice: with default settings, and with glibc's malloc set to keep freed memory",
     )
     parser.add_argument("--peer", choices=("timm",), help="time timm in the same run")
     parser.add_argument(
@@ -224,7 +228,7 @@ PLAN = Verb(
 )
 BENCHMARK = Verb(
     "benchmark",
-    "time training and inference, beside timm in the same run",
+    "measure the speed of training and inference, and of timm in the same run",
     "--model=vit_s16 --batch=16 --peer=timm --peer_python=../torch/bin/python",
     add_benchmark_flags,
     run_benchmark,

@@ -16,7 +16,7 @@ PROTOCOLS = {  # Protocol -> its flags.
 
 
 def add_evaluate_flags(parser) -> None:
-    parser.add_argument("--workdir", metavar="DIR", help="a finished or running workdir")
+    parser.add_argument("--workdir", metavar="DIR", help="workdir of a finished or running run")
     parser.add_argument("--checkpoint", metavar="WHERE", help=arguments.WHERE)
     parser.add_argument(
         "--out", metavar="DIR", help="folder for the results (default: the folder of the run)"
@@ -24,8 +24,8 @@ def add_evaluate_flags(parser) -> None:
     parser.add_argument(
         "--config.data.KEY",
         metavar="VALUE",
-        help="set a field of the data: data.split is the split to score; for frozen features, "
-        "data.split is the split to fit on and data.val_split the split to score",
+        help="set a field of config.data. classification: data.split is the split to score. Other "
+        "protocols: data.split is the training split, data.val_split the test split",
     )
     parser.add_argument(
         "--protocol",
@@ -38,7 +38,7 @@ def add_evaluate_flags(parser) -> None:
     own.add_argument(
         "--class_map",
         metavar="FILE",
-        help="the class of the model for each class of the data, one a line",
+        help="text file: line i is the model's class (name or number) for class i of the data",
     )
     own.add_argument(
         "--restrict",
@@ -69,8 +69,8 @@ def add_evaluate_flags(parser) -> None:
         "--l2",
         type=arguments.positive_floats,
         metavar="X,...",
-        help="L2 penalty (default: fewshot 1024, probe 1 to 1e-6); of several values, the best on "
-        "a part of the training examples is used",
+        help="L2 penalty (default: fewshot 1024, probe 1 to 1e-6); the best of several values "
+        "is selected on held-out training examples",
     )
     frozen.add_argument(
         "--neighbours",

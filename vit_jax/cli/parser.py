@@ -50,10 +50,10 @@ def make_parser(verbs: Iterable[Verb]) -> Parser:
     parser = Parser(
         prog="vit_jax",
         description="Vision Transformers in JAX: train, evaluate, predict, convert.",
-        epilog="`vit_jax VERB --help` lists the flags of a verb. The default verb is train.",
+        epilog="`vit_jax COMMAND --help` lists its flags. The default command is train.",
         allow_abbrev=False,
     )
-    subparsers = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    subparsers = parser.add_subparsers(dest="verb", metavar="COMMAND", required=True)
     for verb in verbs:
         subparser = subparsers.add_parser(
             verb.name,

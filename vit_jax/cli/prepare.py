@@ -8,7 +8,8 @@ def add_flags(parser) -> None:
     parser.add_argument(
         "source",
         metavar="SOURCE",
-        help="folder or tar file of class folders or tars, with or without train, val and test",
+        help="folder or tar file with one folder (or inner tar file) per class; folders "
+        "train, val and test above them are optional",
     )
     parser.add_argument(
         "destination", metavar="DESTINATION", help="new folder, read by data.source=prepared"

@@ -9,13 +9,13 @@ def add_report_flags(parser) -> None:
         "workdirs",
         nargs="+",
         metavar="WORKDIR",
-        help="runs, finished or not; stages and runs of sweeps are found inside",
+        help="workdirs; all stages and runs of sweeps in them are included",
     )
     parser.add_argument(
         "--out",
         metavar="FILE",
-        help="page that compares several runs, or page of the only run (default: report.html in "
-        "the workdir, or in the working folder)",
+        help="output file (default: report.html in the workdir; for several workdirs, in the "
+        "working folder)",
     )
     parser.add_argument(
         "--no_model",
@@ -101,7 +101,7 @@ def add_tables_flags(parser) -> None:
         help="table1 to table9, figure2, 3, 4, 5, 8, 9 or 12, communication, or benchmark",
     )
     parser.add_argument(
-        "files", nargs="*", metavar="FILE", help="workdirs, or files of `benchmark --out`"
+        "files", nargs="*", metavar="INPUT", help="workdirs, or files written by `benchmark --out`"
     )
     parser.add_argument("--out", metavar="DIR", help="folder for a plot of the table")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -131,7 +131,7 @@ FIGURES = Verb(
 )
 TABLES = Verb(
     "tables",
-    "print a table of the paper beside your results",
+    "print a table of the paper next to your results",
     "table6",
     add_tables_flags,
     run_tables,

@@ -31,7 +31,7 @@ def add_flags(parser) -> None:
         "--shard",
         type=arguments.shard,
         metavar="I/N",
-        help="run as process I of N (from 0) that share the runs of a sweep in one workdir",
+        help="run a part of a sweep: this is process I (0 to N-1) of N that share one workdir",
     )
     parser.add_argument(
         "--coordinator",

@@ -36,7 +36,9 @@ def add_convert_flags(parser) -> None:
         metavar="N",
         help="image side in pixels that position embeddings are resized to",
     )
-    parser.add_argument("--pool", choices=("gap",), help="drop the class token")
+    parser.add_argument(
+        "--pool", choices=("gap",), help="pool by the mean of the patches; drops the class token"
+    )
     parser.add_argument("--no_head", action="store_true", help="omit head and pre_logits")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
 
@@ -90,7 +92,7 @@ INSPECT = Verb(
 )
 CONVERT = Verb(
     "convert",
-    "write weights in another format, account for every tensor, and compare outputs",
+    "write weights in another format, list the mapping of every tensor, and compare outputs",
     "imagenet21k+imagenet2012/ViT-B_16 vit_b16.safetensors",
     add_convert_flags,
     run_convert,

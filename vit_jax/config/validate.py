@@ -78,24 +78,25 @@ def _rules(config: Config) -> Iterator[tuple[bool, str]]:
     )
     yield (
         not (is_sweep and config.data.dev),
-        "data.dev is not for a sweep, which holds out examples itself: set sweep.dev",
+        "data.dev must be None in a sweep; set sweep.dev, the fraction of held-out examples",
     )
     yield (
         not (is_sweep and config.select == "best"),
-        "select is 'best'; the last runs of a sweep would choose by what they are scored on",
+        "select is 'best'; in a sweep it must be 'last', because the final runs would select "
+        "on the split that they are scored on",
     )
     fewshot = config.fewshot
     names_sets = fewshot.source in ("folder", "prepared", "tfds", "vtab")
     yield (
         fewshot.every is None or names_sets == bool(fewshot.sets),
         f"fewshot.sets is {fewshot.sets}; fewshot.source={fewshot.source!r} "
-        f"{'takes one or more' if names_sets else 'has no names of sets'}",
+        f"{'takes one or more' if names_sets else 'is one data set; leave sets empty'}",
     )
     of_itself = fewshot.test_split == fewshot.split
     yield (
         fewshot.every is None or not (of_itself or not fewshot.shots),
-        f"fewshot scores {fewshot.test_split!r} after {fewshot.shots} shots of {fewshot.split!r}; "
-        "it needs two splits, and a number of shots",
+        f"fewshot.split is {fewshot.split!r}, test_split {fewshot.test_split!r} and shots "
+        f"{fewshot.shots}; expected two different splits and at least one number of shots",
     )
     yield (
         fewshot.every is None or task.has_classes,
@@ -136,7 +137,7 @@ def _optimizer_rules(optimizer: Optimizer) -> Iterator[tuple[bool, str]]:
             yield factor >= 0, f"optimizer.{name}: {pattern!r} has the factor {factor}, below 0"
     yield (
         list(optimizer.stair_at) == sorted(optimizer.stair_at),
-        f"optimizer.stair_at is {optimizer.stair_at}; it must rise",
+        f"optimizer.stair_at is {optimizer.stair_at}; the values must increase",
     )
     yield (
         optimizer.end_lr <= optimizer.lr,
@@ -146,8 +147,8 @@ def _optimizer_rules(optimizer: Optimizer) -> Iterator[tuple[bool, str]]:
     yield (
         (rho is not None and (rho_min or 0.0) <= rho)
         or (rho_min is None and not optimizer.gsam_alpha),
-        f"optimizer.sam_rho is {rho}; sam_rho_min ({rho_min}) must be at most that, "
-        "and gsam_alpha needs it",
+        f"optimizer.sam_rho is {rho}; sam_rho_min ({rho_min}) must be at most "
+        "sam_rho, and gsam_alpha requires sam_rho",
     )
 
 
