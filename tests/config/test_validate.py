@@ -38,7 +38,10 @@ def checked(**overrides: str):
             {"optimizer__decay_factors": "(('a', -1),)"},
             "optimizer.decay_factors: 'a' has the factor -1.0, below 0.",
         ),
-        ({"optimizer__stair_at": "(0.6, 0.3)"}, "optimizer.stair_at is (0.6, 0.3); the values must increase."),
+        (
+            {"optimizer__stair_at": "(0.6, 0.3)"},
+            "optimizer.stair_at is (0.6, 0.3); the values must increase.",
+        ),
         ({"optimizer__stair_at": "(0.6, 1.3)"}, "it must be at most 1."),
         ({"optimizer__end_lr": "1"}, "optimizer.end_lr is 1.0; it must be at most lr, 0.001."),
         ({"optimizer__gsam_alpha": "0.5"}, "optimizer.sam_rho is None;"),

@@ -139,7 +139,7 @@ def test_a_data_set_must_be_named(folder):
 
 
 def test_an_unknown_name_is_answered_with_the_nearest(folder):
-    words = r"data\.dataset=cifer10: TFDS does not know it\. Did you mean cifar10\?$"
+    words = r"data\.dataset=cifer10: not a TFDS data set\. Did you mean cifar10\?$"
     with pytest.raises(DataError, match=words):
         open_tfds(folder, dataset="cifer10")
 

@@ -149,7 +149,7 @@ def test_study_figures_reject_missing_or_unsuitable_runs(tmp_path):
     summary = json.loads((tmp_path / "old" / "summary.json").read_text())
     del summary["num_examples"]
     (tmp_path / "old" / "summary.json").write_text(json.dumps(summary))
-    with pytest.raises(ConfigError, match=r"old: its summary\.json has no num_examples of train"):
+    with pytest.raises(ConfigError, match=r"old: its summary\.json lacks num_examples.train"):
         main.run(["tables", "figure4", old])
     bit = write_run(tmp_path / "bit", 0.5, model__name="bit_r50x1")
     with pytest.raises(ConfigError, match="figure8 needs Vision Transformers"):

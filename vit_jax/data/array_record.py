@@ -186,7 +186,7 @@ def open_builder(dataset: str, dir: str, title: str) -> tuple:
         builder = tfds.builder(dataset, data_dir=dir or None)
     except tfds.core.DatasetNotFoundError as error:
         hint = nearest(dataset, tfds.list_builders(with_community_datasets=False))
-        raise DataError(f"{title}: TFDS does not know it.{hint}") from error
+        raise DataError(f"{title}: not a TFDS data set.{hint}") from error
     except Exception as error:  # TFDS raises its own and its builders' errors alike.
         raise DataError(f"{title}: TFDS cannot open it ({_in_brief(error)}).") from error
     how = (

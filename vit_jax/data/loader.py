@@ -193,7 +193,9 @@ class TrainRows:
                 return self._record(place, planned, (planned + step) % len(self.source))
             except UnreadableImage:
                 continue
-        raise DataError(f"{error} The images after it cannot be read either.") from error
+        raise DataError(
+            f"{error} The next {MOST_BAD} images cannot be read either; check data.dir."
+        ) from error
 
 
 @dataclasses.dataclass(frozen=True)

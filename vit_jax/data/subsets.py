@@ -101,7 +101,7 @@ def _take(source, indices: np.ndarray):
     parts = np.split(indices, np.searchsorted(indices, ends[:-1]))
     for part, whole in zip(parts, source.sources):
         if not len(part):
-            raise DataError(f"the draw from data.mix leaves nothing of the set of {whole.name(0)}.")
+            raise DataError(f"the subset has no example of the data.mix source of {whole.name(0)}.")
     starts = ends - np.array(source.sizes)
     taken = (
         Subset(whole, part - start) for whole, part, start in zip(source.sources, parts, starts)

@@ -104,7 +104,7 @@ def _overridden(loaded: load.LoadedModel, overrides: Mapping[str, object], verb:
             )
     if loaded.config is None and "data.source" not in overrides:
         raise ConfigError(
-            "these weights have no config; name the data, as in --config.data.source=folder."
+            "these weights have no config; set the data, as in --config.data.source=folder."
         )
     if loaded.config is None:
         config = config_lib.base_config()

@@ -69,7 +69,7 @@ def compute_statistics(
             if not np.isfinite(distance).all():
                 raise CheckpointError(
                     f"{where}: the attention weights of layer {i} are not finite; the weights are "
-                    "damaged or of a diverged run."
+                    "damaged, or the training run diverged."
                 )
             total = total + distance[:size].sum(axis=0)
             if mean is not None:

@@ -22,7 +22,9 @@ def first_training_inputs(config: Config) -> list[tuple[str, np.ndarray]]:
     """
     data, size = config.data, config.data.image_size
     if own := own_steps(data.augment):
-        raise ConfigError(f"data.augment has {', '.join(own)}, which reports do not run.")
+        raise ConfigError(
+            f"data.augment has {', '.join(own)}; reports do not run user-defined steps."
+        )
     source = open_training(data)
     rows = loader.TrainRows(
         source,

@@ -169,7 +169,7 @@ def read_finished_runs(folders: Iterable[str]) -> list[FinishedRun]:
             raise ConfigError(f"{folder}: no such folder.")
         runs = list(filter(None, map(_read_finished_run, run_folders(folder))))
         if not runs:
-            raise ConfigError(f"{folder}: no finished run in it or in its folders.")
+            raise ConfigError(f"{folder}: no finished run in this folder or its subfolders.")
         all_runs += runs
     return list({run.folder.resolve(): run for run in all_runs}.values())
 

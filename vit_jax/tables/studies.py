@@ -42,7 +42,7 @@ def figure4_rows(folders: Sequence[str]) -> list[dict]:
 def _num_examples(run: FinishedRun) -> int:
     count = run.summary.get("num_examples", {}).get("train")
     if not count:
-        raise ConfigError(f"{run.folder}: its {workdir.SUMMARY} has no num_examples of train.")
+        raise ConfigError(f"{run.folder}: its {workdir.SUMMARY} lacks num_examples.train.")
     return count
 
 
@@ -83,7 +83,7 @@ def _initial_weights(run: FinishedRun) -> tuple | str:
 def _read_scored_runs(figure: str, folders: Sequence[str]) -> list[FinishedRun]:
     """Reads the runs that have a score; raises ConfigError if they do not have the same one."""
     if not folders:
-        raise ConfigError(f"tables {figure} needs a WORKDIR: the paper prints no numbers of it.")
+        raise ConfigError(f"tables {figure} needs a WORKDIR: the paper gives no numbers for it.")
     runs = [run for run in results.read_finished_runs(folders) if run.study_score is not None]
     if not runs:
         raise ConfigError(f"{folders[0]}: no run in it has a few-shot score or an accuracy.")

@@ -69,10 +69,12 @@ class Stage:
             ("training examples", data["num_examples"], len(self.train_source)),
         ):
             if old != new:
-                raise DataError(f"the data has {new} {what}; the run was started with {old}.")
+                raise DataError(
+                    f"the data has {new} {what}, not {old} as before; use a new --workdir."
+                )
         if data["fingerprints"] != self.fingerprints:
             raise DataError(
-                "names, labels or images differ from those that the run was started with."
+                "names, labels or images are not those of this run; use a new --workdir."
             )
 
 

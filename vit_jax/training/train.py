@@ -45,7 +45,7 @@ def train_stage(stage: Stage, *, fallback: bool = False, profile: Window | None 
             summary = _run(stage, stop, fallback, profile)
         if received := stop.exchange():
             raise Interrupted(
-                f"{received.name}: {stage.folder} was finished already; the same command resumes "
+                f"{received.name}: {stage.folder} is already finished; the same command continues "
                 "with the next stage.",
                 received,
             )

@@ -181,7 +181,7 @@ def _index_npz(file: _BoundedFile, size: int) -> tuple[dict[str, _StoredArray], 
     if (signature, count, length) != (b"PK\5\6", len(members), len(comment)):
         raise ValueError("its end record is damaged")
     if (total := sum(member.file_size for member in members)) > MAX_ZIP_EXPANSION * size + 16 * MIB:
-        raise ValueError(f"{size} bytes that claim to contain {total}")
+        raise ValueError(f"the file is truncated: {size} of {total} bytes")
     arrays, ends = {}, [member.header_offset for member in members[1:]] + [start]
     for member, end in zip(members, ends):
         name = member.orig_filename.removesuffix(".npy")  # `filename` may have been changed.
@@ -200,7 +200,7 @@ def _index_member(file: _BoundedFile, member: zipfile.ZipInfo, name: str) -> _St
     packed_size, is_deflated = member.compress_size, member.compress_type == zipfile.ZIP_DEFLATED
     is_stored = member.compress_type == 0 and packed_size == member.file_size
     if member.flag_bits & 0x61 or not (is_stored or is_deflated):  # Bits of encryption and patches.
-        raise ValueError(f"{name} is encrypted, or neither stored nor deflated")
+        raise ValueError(f"{name} is encrypted or has an unsupported compression")
     # The local header may be longer than the directory entry; it determines where data starts.
     file_name = f"{name}.npy".encode()
     file.seek(member.header_offset)
@@ -248,7 +248,7 @@ def _index_safetensors(file: _BoundedFile, size: int) -> tuple[dict[str, _Stored
         if "vit_jax_crc32c" in notes:
             checksums = _parse_json_object(notes["vit_jax_crc32c"], "list of checksums")
         if checksums.keys() != set(header.keys()):
-            raise ValueError("its checksums are those of other arrays")
+            raise ValueError("its list of checksums does not match its arrays")
         # The library has verified that the arrays fill the file in this order without gaps.
         for name in header.offset_keys():
             tensor = header.get_slice(name)

@@ -158,12 +158,12 @@ def _check_destination(path: pathlib.Path, source: str, destination: str, overwr
     if path.suffix in SUFFIXES.values():
         card = writer.card_path(path)
         if path.exists() and (path.is_dir() or path.resolve() == pathlib.Path(source).resolve()):
-            raise ConfigError(f"{path} is the source or a folder; name another file.")
+            raise ConfigError(f"{path} is the source or a folder; choose another file.")
         if path.exists() and not overwrite:
             raise ConfigError(f"{path} exists; name a new file, or give --overwrite.")
         if card.exists() and not card.read_text(errors="replace").startswith(CARD_START):
             raise ConfigError(
-                f"{card} exists and is not a model card, which is written there; rename it."
+                f"{card} exists and would be overwritten by the model card; rename it."
             )
     elif path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise ConfigError(f"{path} exists; name a new folder.")

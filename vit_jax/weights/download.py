@@ -234,7 +234,7 @@ def _attempt_download(
             if state["size"] is not None:
                 _check(http_url, state["size"], size, None, None)
             elif not response.chunked and sha256 is None:
-                raise CheckpointError(f"{http_url}: the server does not send the file's size.")
+                raise CheckpointError(f"{http_url}: the server does not send the file size.")
             part.write_bytes(b"")
             write_atomically(pathlib.Path(f"{part}.json"), json.dumps(state))
         elif not _is_remainder(response, done, state):

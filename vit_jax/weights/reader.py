@@ -211,7 +211,7 @@ def _match_rows(
                 errors.append(f"{name} is not a tensor of the format {format.name}")
         for param in row.params if row else ():
             if param in tensor_of:
-                errors.append(f"{name} and {tensor_of[param]} are both {param}")
+                errors.append(f"{name} and {tensor_of[param]} both map to {param}")
             tensor_of[param] = name
         if row:
             rows[name] = row
