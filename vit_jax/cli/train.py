@@ -59,8 +59,11 @@ def run(args, file: str | None, overrides: dict[str, str]) -> int:
         config = config_lib.load(file)
     else:
         config = config_lib.to_config_dict(workdir.read_config(folder))
-    for stage in config_lib.resolve(config, overrides).values():  # Errors before slow imports.
-        arguments.check_weights_file(stage.init.path or None)
+    for key, text in overrides.items():
+        config_lib.override(config, key, text)
+    for stage in config.get("stages", {}).values() or [config]:  # Errors before slow imports.
+        arguments.check_weights_file(stage.get("init", {}).get("path") or None)
+    config_lib.check(config)
     workdir.check_not_in_use(folder)
     from vit_jax.distributed import cluster, multihost
 
@@ -76,7 +79,6 @@ def run(args, file: str | None, overrides: dict[str, str]) -> int:
     summary = run_lib.train(
         config,
         folder,
-        overrides=overrides,
         fallback=args.fallback,
         profile=args.profile and Window(args.profile[0], sum(args.profile) - 1),
         shard=args.shard and sweep.Shard(*args.shard),
