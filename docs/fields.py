@@ -41,9 +41,9 @@ def _entries(table, chooser: str, kwargs: str) -> str:
 
 
 def _summary(section: type) -> str:
-    """Returns the first line of a docstring without `config.NAME: `."""
+    """Returns the first line of a docstring without `config.NAME: ` or `config.`."""
     first = section.__doc__.splitlines()[0]
-    text = first.partition(": ")[2] if first.startswith("config.") else first
+    text = first.partition(": ")[2] or first.removeprefix("config.")
     return text[:1].upper() + text[1:]
 
 
