@@ -201,7 +201,9 @@ RULES = [  # Name, options and the same rule in numpy.
 
 @pytest.mark.parametrize("decay", [0.3, 0.0])
 @pytest.mark.parametrize("config", [CONSTANT, WARMUP], ids=["constant", "warmup_and_clipping"])
-@pytest.mark.parametrize(("name", "options", "by_hand"), RULES, ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(
+    ("name", "options", "by_hand"), RULES, ids=lambda value: getattr(value, "__name__", str(value))
+)
 def test_optimizer_follows_its_paper_for_100_steps(name, options, by_hand, config, decay):
     actual, _ = trace(with_options(config, name, weight_decay=decay, **options))
     assert_same_trace(actual, by_hand(config, decay, **options))
