@@ -1,12 +1,12 @@
-"""Images per second from JPEG files to float32 batches, beside tf.data and torch.
+"""Images per second from JPEG files to float32 batches, compared with tf.data and torch.
 
   python benchmarks/pipeline.py --python tensorflow:/envs/tf/bin/python torch:/envs/torch/bin/python
 
-Everyone reads the same files: random resized crop of 5 % to 100 % of the area to 224x224, flip,
-[-1, 1], batches of 64. Every contestant has processes of its own, and the passes take turns, so
-that a busy machine is busy for all. Peers need tensorflow, or torch and timm, in the environment
-that is named for them; without a name they are left out. `--memory 20000` watches the memory
-over so many images instead.
+All pipelines read the same files: random resized crop of 5 % to 100 % of the area to 224x224, flip,
+[-1, 1], batches of 64. Each pass of a pipeline is a new process, and the passes of all pipelines
+alternate, so that other load on the machine affects all of them. Peers need tensorflow, or torch
+and timm, in the environment that `--python` names; peers without an environment are skipped.
+`--memory 20000` measures the memory over that many images instead.
 """
 
 import argparse
@@ -27,9 +27,9 @@ BATCH_SIZE, SIZE, AREA = 64, 224, (0.05, 1.0)
 NUM_FILES = 512
 ENVIRONMENTS = ("ours", "tensorflow", "torch")
 
-# Contestant -> its environment, and the arguments of that environment's function.
+# Name of a pipeline -> its environment, and the arguments of the function of the environment.
 FAST = {"decoder": "simplejpeg", "resample": "tf_bilinear"}
-CONTESTANTS = {
+PIPELINES = {
     "tf.data, official style, bilinear": ("tensorflow", {"is_fused": False}),
     "tf.data, fused decode and crop, bilinear": ("tensorflow", {}),
     "tf.data, fused, antialiased": ("tensorflow", {"antialias": True}),
@@ -52,7 +52,7 @@ CONTESTANTS = {
         {**FAST, "workers": 2, "fast_crop": True},
     ),
 }
-GOALS = [  # What, in how many times what.
+GOALS = [  # Pipeline, peer, minimum ratio of their speeds.
     ("ours, simplejpeg, bilinear", "tf.data, fused decode and crop, bilinear", 1.1),
     ("ours, Pillow, antialiased", "tf.data, fused, antialiased", 1.0),
 ]
@@ -60,21 +60,21 @@ SCALINGS = ("torch + timm, antialiased", "ours, Pillow, antialiased", "ours, sim
 
 
 def make_photos(folder: pathlib.Path) -> None:
-    """512 crops of two real photos, 500x375, quality 90: about 50 KB each."""
+    """Writes 512 crops of two photos, 500x375, JPEG quality 90, about 50 KB each."""
     from PIL import Image
     from sklearn.datasets import load_sample_images
 
     photos, random = load_sample_images().images, np.random.default_rng(0)
     for i in range(NUM_FILES):
         photo = photos[i % 2]
-        top, left = (random.integers(whole - part) for whole, part in zip(photo.shape, (375, 500)))
+        top, left = (random.integers(old - new) for old, new in zip(photo.shape, (375, 500)))
         path = folder / "ab"[i % 2] / f"{i:03}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(photo[top : top + 375, left : left + 500]).save(path, quality=90)
 
 
 def ours(folder: str, workers: int, **options):
-    """Batches of this package."""
+    """Returns batches of this package."""
     sys.path.insert(0, str(ROOT))
     from vit_jax.config.schema import Data
     from vit_jax.data import loader
@@ -90,7 +90,7 @@ def ours(folder: str, workers: int, **options):
 
 
 def tensorflow(folder: str, is_fused: bool = True, antialias: bool = False):
-    """Batches of tf.data, in as many threads as it likes."""
+    """Returns batches of tf.data, which chooses its number of threads."""
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     import tensorflow as tf
 
@@ -116,12 +116,12 @@ def tensorflow(folder: str, is_fused: bool = True, antialias: bool = False):
 
 
 def torch(folder: str, workers: int):
-    """Batches of torch's DataLoader with timm's transform."""
+    """Returns batches of torch's DataLoader with timm's transform."""
     import torch
     from PIL import Image
 
     torch.set_num_threads(1)
-    for operator in ("nms", "qnms"):  # torchvision beside a CPU torch lacks them.
+    for operator in ("nms", "qnms"):  # Missing in torchvision with a CPU build of torch.
         torch.library.define(
             f"torchvision::{operator}",
             "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
@@ -154,19 +154,19 @@ def torch(folder: str, workers: int):
 
 
 def measure(batches, num_batches: int, num_rounds: int) -> list[tuple[float, float]]:
-    """Images a second, and a second of CPU, in each round after one to warm up."""
+    """Returns images per second and per CPU second of each round, after a warm-up round."""
     speeds = []
     for _ in range(num_rounds + 1):
         start, start_cpu = time.perf_counter(), cpu_seconds()
         for _ in itertools.islice(batches, num_batches):
             pass
-        took = time.perf_counter() - start, cpu_seconds() - start_cpu
-        speeds.append(tuple(num_batches * BATCH_SIZE / seconds for seconds in took))
+        elapsed = time.perf_counter() - start, cpu_seconds() - start_cpu
+        speeds.append(tuple(num_batches * BATCH_SIZE / seconds for seconds in elapsed))
     return speeds[1:]
 
 
 def processes() -> list[pathlib.Path]:
-    """What the kernel tells of this process and its workers."""
+    """Returns the /proc folders of this process and its workers."""
     import multiprocessing
 
     workers = (child.pid for child in multiprocessing.active_children())
@@ -174,14 +174,17 @@ def processes() -> list[pathlib.Path]:
 
 
 def cpu_seconds() -> float:
-    """Of this process and its workers."""
+    """Returns the CPU seconds of this process and its workers."""
     fields = [path.joinpath("stat").read_text().rpartition(")")[2].split() for path in processes()]
-    ticks = sum(int(ours[11]) + int(ours[12]) for ours in fields)  # User and system.
+    ticks = sum(int(values[11]) + int(values[12]) for values in fields)  # User and system.
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def megabytes() -> float:
-    """Of this process and its workers, without libraries; what they share counts once."""
+    """Returns the memory of this process and its workers, without libraries.
+
+    Pages that they share are counted once.
+    """
     texts = [path.joinpath("smaps_rollup").read_text() for path in processes()]
     lines = itertools.chain.from_iterable(text.splitlines() for text in texts)
     kinds = ("Pss_Anon:", "Pss_Shmem:")
@@ -189,7 +192,7 @@ def megabytes() -> float:
 
 
 def watch_memory(batches, num_images: int) -> dict[str, float]:
-    """Peak, and slope over the last three quarters in MB per 1,000 images."""
+    """Returns the peak, and the slope over the last three quarters in MB per 1,000 images."""
     points = []
     for number in range(num_images // BATCH_SIZE):
         next(batches)
@@ -201,48 +204,50 @@ def watch_memory(batches, num_images: int) -> dict[str, float]:
 
 
 def run(arguments, name: str) -> list | dict | None:
-    """One contestant in a process of its own; None where it cannot run."""
-    environment, options = CONTESTANTS[name]
+    """Returns the measurements of one pipeline in a new process; None if it cannot run."""
+    environment, options = PIPELINES[name]
     python = arguments.pythons.get(environment)
     if python is None:
         return None
     job = {"name": environment, "folder": arguments.folder, "options": options}
     job |= {"batches": arguments.batches, "rounds": arguments.rounds, "memory": arguments.memory}
-    done = subprocess.run(
+    process = subprocess.run(
         [python, __file__, "--job", json.dumps(job)], capture_output=True, text=True
     )
-    if done.returncode:
-        print(f"{name}: {done.stderr.strip().splitlines()[-1]}", file=sys.stderr)
+    if process.returncode:
+        print(f"{name}: {process.stderr.strip().splitlines()[-1]}", file=sys.stderr)
         return None
-    return json.loads(done.stdout.splitlines()[-1])
+    return json.loads(process.stdout.splitlines()[-1])
 
 
-def do(job: dict):
-    """What `run` asks of its process."""
+def run_job(job: dict) -> None:
+    """Measures the pipeline of a job and prints the result as JSON, in the process of `run`."""
     batches = globals()[job["name"]](job["folder"], **job["options"])
     if job["memory"]:
-        found = watch_memory(batches, job["memory"])
+        result = watch_memory(batches, job["memory"])
     else:
-        found = measure(batches, job["batches"], job["rounds"])
-    print(json.dumps(found))
+        result = measure(batches, job["batches"], job["rounds"])
+    print(json.dumps(result))
 
 
 def print_speeds(speeds: dict[str, list[tuple[float, float]]]) -> None:
-    """A Markdown table of medians, then the goals and the scaling from one worker to two."""
+    """Prints a Markdown table of medians, the goals, and the scaling from one worker to two."""
     medians = {
-        name: tuple(map(statistics.median, zip(*found))) for name, found in speeds.items() if found
+        name: tuple(map(statistics.median, zip(*values)))
+        for name, values in speeds.items()
+        if values
     }
     print("| Pipeline | img/s, median | lowest to highest | img per CPU second |")
     print("|---|---|---|---|")
     for name, (speed, per_cpu) in medians.items():
-        low, *_, high = sorted(found for found, _ in speeds[name])
+        low, *_, high = sorted(speed for speed, _ in speeds[name])
         print(f"| {name} | {speed:,.0f} | {low:,.0f} to {high:,.0f} | {per_cpu:,.0f} |")
-    print("\n| Goal | Wanted | Found | by CPU seconds |\n|---|---|---|---|")
-    for mine, peer, wanted in GOALS:
-        both = [found for name, found in medians.items() if name.startswith(mine)]
-        if both and peer in medians:
-            ratios = [max(best) / theirs for best, theirs in zip(zip(*both), medians[peer])]
-            print(f"| {mine} / {peer} | {wanted} | {ratios[0]:.2f} | {ratios[1]:.2f} |")
+    print("\n| Goal | Minimum ratio | Measured ratio | Ratio by CPU seconds |\n|---|---|---|---|")
+    for ours, peer, minimum in GOALS:
+        variants = [speed for name, speed in medians.items() if name.startswith(ours)]
+        if variants and peer in medians:
+            ratios = [max(best) / theirs for best, theirs in zip(zip(*variants), medians[peer])]
+            print(f"| {ours} / {peer} | {minimum} | {ratios[0]:.2f} | {ratios[1]:.2f} |")
     for name in SCALINGS:
         one, two = (medians.get(f"{name}, {n}") for n in ("1 worker", "2 workers"))
         if one and two:
@@ -252,32 +257,50 @@ def print_speeds(speeds: dict[str, list[tuple[float, float]]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--folder", help="class folders of .jpg files; photos are made if none")
+    parser.add_argument(
+        "--folder", help="class folders of .jpg files (default: crops of two photos)"
+    )
     parser.add_argument("--python", nargs="*", default=[], metavar="NAME:PATH")
-    parser.add_argument("--only", default="", help="contestants whose name has this in it")
-    parser.add_argument("--passes", type=int, default=3, help="processes of each contestant")
-    parser.add_argument("--rounds", type=int, default=3, help="timings of each process")
-    parser.add_argument("--batches", type=int, default=16, help="of 64 images, in a round")
-    parser.add_argument("--memory", type=int, default=0, metavar="N", help="images to watch")
+    parser.add_argument(
+        "--only", default="", help="run only the pipelines whose name contains this text"
+    )
+    parser.add_argument(
+        "--passes", type=int, default=3, help="processes of each pipeline (default 3)"
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="timed rounds of each process (default 3)"
+    )
+    parser.add_argument(
+        "--batches", type=int, default=16, help="batches of 64 images in each round (default 16)"
+    )
+    parser.add_argument(
+        "--memory",
+        type=int,
+        default=0,
+        metavar="N",
+        help="measure memory over N images instead of speed",
+    )
     parser.add_argument("--job", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.job:
-        return do(json.loads(arguments.job))
-    named = dict(entry.split(":", 1) for entry in arguments.python)
-    if set(named) - set(ENVIRONMENTS):
-        parser.error(f"--python takes {', '.join(f'{name}:PATH' for name in ENVIRONMENTS)}")
-    arguments.pythons = {"ours": sys.executable} | named
-    names = [name for name in CONTESTANTS if arguments.only in name]
-    with tempfile.TemporaryDirectory() as made:
+        return run_job(json.loads(arguments.job))
+    pythons = dict(entry.split(":", 1) for entry in arguments.python)
+    if set(pythons) - set(ENVIRONMENTS):
+        parser.error(f"--python expects {', '.join(f'{name}:PATH' for name in ENVIRONMENTS)}")
+    arguments.pythons = {"ours": sys.executable} | pythons
+    names = [name for name in PIPELINES if arguments.only in name]
+    with tempfile.TemporaryDirectory() as temporary:
         if not arguments.folder:
-            make_photos(pathlib.Path(made))
-            arguments.folder = made
+            make_photos(pathlib.Path(temporary))
+            arguments.folder = temporary
         if arguments.memory:
-            print("| Pipeline | MB at a quarter | peak | MB per 1,000 images |\n|---|---|---|---|")
+            print(
+                "| Pipeline | MB after a quarter | peak | MB per 1,000 images |\n|---|---|---|---|"
+            )
             for name in names:
-                if found := run(arguments, name):
-                    print(f"| {name} | {found['first']:,.0f} | {found['peak']:,.0f} | ", end="")
-                    print(f"{found['slope']:+.2f} |", flush=True)
+                if memory := run(arguments, name):
+                    print(f"| {name} | {memory['first']:,.0f} | {memory['peak']:,.0f} | ", end="")
+                    print(f"{memory['slope']:+.2f} |", flush=True)
             return None
         speeds: dict[str, list] = {name: [] for name in names}
         for _, name in itertools.product(range(arguments.passes), names):

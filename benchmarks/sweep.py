@@ -1,11 +1,11 @@
-"""A sweep on packaged images: its table, killed twice, and against its runs started one by one.
+"""Time of a sweep, of the same sweep with two kills, and of its runs in separate processes.
 
   python benchmarks/sweep.py --folder=runs/sweep
 
-`configs/mnist5k.py` for a few epochs, four learning rates on a held-out tenth of the training
-images, then three seeds on all of them. The same sweep is killed twice (SIGKILL) and started
-again; then each of its runs is started in a process of its own. Seconds are of whole processes.
-JAX_COMPILATION_CACHE_DIR is a new folder for each of the three, so that all begin alike.
+`configs/mnist5k.py` for a few epochs: four learning rates, scored on a held-out tenth of the
+training images, then three seeds on all training images. The sweep runs without interruption, then
+with two kills (SIGKILL) and restarts, then as separate processes, one for each run. Seconds are
+the time of complete processes. Each of the three has its own empty JAX_COMPILATION_CACHE_DIR.
 """
 
 import argparse
@@ -20,10 +20,11 @@ import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RATES, SEEDS, DEV = (3e-4, 1e-3, 3e-3, 1e-2), 3, 0.1
-KILLED_AT = (0.35, 0.4)  # Of the whole sweep's seconds, each start anew.
+KILLED_AT = (0.35, 0.4)  # Time from start to kill, as a fraction of the full time.
 
 
 def command(epochs: int, workdir: pathlib.Path, **fields) -> list[str]:
+    """Returns the command line of a run; `__` in a field name stands for a dot."""
     overrides = [f"--config.{name.replace('__', '.')}={value}" for name, value in fields.items()]
     file = f"configs/mnist5k.py:epochs={epochs}"
     start = [sys.executable, "-m", "vit_jax.main", f"--config={file}", f"--workdir={workdir}"]
@@ -31,7 +32,7 @@ def command(epochs: int, workdir: pathlib.Path, **fields) -> list[str]:
 
 
 def run(line: list[str], cache: pathlib.Path, kill_after: float | None = None) -> float:
-    """Seconds that a process took; it is killed after some, or must end well."""
+    """Returns the seconds of a process, which is killed after `kill_after` or must exit with 0."""
     environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cache)}
     begin = time.perf_counter()
     process = subprocess.Popen(line, cwd=ROOT, env=environment, stdout=sys.stderr)
@@ -46,8 +47,9 @@ def run(line: list[str], cache: pathlib.Path, kill_after: float | None = None) -
 
 
 def score(workdir: pathlib.Path) -> tuple:
-    found = json.loads((workdir / "summary.json").read_text())["metrics"]
-    return found["val/top1"], found["val/loss"]
+    """Returns the final accuracy and loss of a run."""
+    metrics = json.loads((workdir / "summary.json").read_text())["metrics"]
+    return metrics["val/top1"], metrics["val/loss"]
 
 
 def main() -> None:
@@ -63,27 +65,29 @@ def main() -> None:
         "sweep__seeds": SEEDS,
         "sweep__dev": DEV,
     }
-    whole = run(command(args.epochs, folder / "whole", **swept), folder / "cache-whole")
+    full = run(command(args.epochs, folder / "full", **swept), folder / "cache-full")
     killed = command(args.epochs, folder / "killed", **swept)
-    for share in KILLED_AT:
-        run(killed, folder / "cache-killed", kill_after=share * whole)
+    for fraction in KILLED_AT:
+        run(killed, folder / "cache-killed", kill_after=fraction * full)
     run(killed, folder / "cache-killed")
-    tables = [(folder / name / "sweep.md").read_text() for name in ("whole", "killed")]
-    assert tables[0] == tables[1], "a killed sweep has another table"
+    tables = [(folder / name / "sweep.md").read_text() for name in ("full", "killed")]
+    assert tables[0] == tables[1], "the table of the killed sweep differs"
 
-    best = json.loads((folder / "whole/summary.json").read_text())["best"]["optimizer.lr"]
+    best = json.loads((folder / "full/summary.json").read_text())["best"]["optimizer.lr"]
     singles = {f"grid/lr={rate}": {"optimizer__lr": rate, "data__dev": DEV} for rate in RATES} | {
         f"seed_{seed}": {"optimizer__lr": best, "seed": seed} for seed in range(SEEDS)
     }
-    apart = 0.0
+    separate = 0.0
     for name, fields in singles.items():
         workdir = folder / "single" / name
-        apart += run(command(args.epochs, workdir, **fields), folder / "cache-single")
-        assert score(workdir) == score(folder / "whole" / name), f"{name} scores otherwise alone"
+        separate += run(command(args.epochs, workdir, **fields), folder / "cache-single")
+        assert score(workdir) == score(folder / "full" / name), (
+            f"{name}: the score of the separate run differs"
+        )
 
     print(tables[0])
-    print(f"killed twice: the same table\n{len(singles)} runs as one sweep: {whole:.0f} s")
-    print(f"{len(singles)} runs, each started alone: {apart:.0f} s, {apart / whole:.2f} times")
+    print(f"killed twice: same table\n{len(singles)} runs as one sweep: {full:.0f} s")
+    print(f"{len(singles)} separate processes: {separate:.0f} s, {separate / full:.2f} times")
 
 
 if __name__ == "__main__":

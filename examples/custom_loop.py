@@ -1,4 +1,4 @@
-"""A training loop of your own around the ViT: scikit-learn's digits, 300 steps on a CPU.
+"""A custom training loop around the ViT: 300 steps on the digits of scikit-learn, on a CPU.
 
 python examples/custom_loop.py
 """
