@@ -4,6 +4,7 @@ CONTRIBUTING.md has the rules; this test rejects words and openings that they ex
 """
 
 import ast
+import json
 import re
 
 import pytest
@@ -22,6 +23,7 @@ PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "notebooks/README.md")),
     *sorted((ROOT / "docs").rglob("*.md")),
 ]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
@@ -51,6 +53,12 @@ def test_docstrings_errors_and_help_have_no_excluded_words(path):
 def test_documents_have_no_excluded_words(path):
     text = re.sub(r"```.*?```", "", path.read_text(), flags=re.DOTALL)
     assert not excluded_in(re.sub(r"`[^`]*`", "", text))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_notebooks_have_no_excluded_words(path):
+    for cell in json.loads(path.read_text())["cells"]:
+        assert not excluded_in("".join(cell["source"])), cell["id"]
 
 
 def test_excluded_words_are_found_in_any_case_and_form():
