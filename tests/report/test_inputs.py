@@ -5,9 +5,8 @@ import numpy as np
 from tests.support.written_pages import Page
 from vit_jax.checkpoints import workdir
 from vit_jax.data import loader
-from vit_jax.data.preprocess import from_unit_range
+from vit_jax.data.preprocess import TrainRecipe, from_unit_range
 from vit_jax.data.sources import open_training
-from vit_jax.training import build
 
 
 def test_inputs_are_the_first_batch_as_augmented_in_step_1(quickstart):
@@ -20,6 +19,6 @@ def test_inputs_are_the_first_batch_as_augmented_in_step_1(quickstart):
     for position, image in enumerate(images):
         index = order[position]
         random = np.random.default_rng((config.seed, 0, index))
-        recipe = build.train_recipe(config.data, (size, size))
+        recipe = TrainRecipe(config.data, (size, size))
         expected = from_unit_range(recipe(source[index]["image"], random))
         np.testing.assert_array_equal(image, expected)

@@ -191,7 +191,7 @@ def check_section(cls, values, where: str):
             entry = registry.find(table, chosen, f"{where}.{chooser.name}")
             built[name] = check_kwargs(entry, value, place, chosen)
         else:
-            built[name] = check_value(value, each, place)
+            built[name] = _check_value(value, each.type, each.metadata, place, each.default)
     return cls(**built)
 
 
@@ -278,17 +278,8 @@ def _type_name(kind) -> str:
     return f"({', '.join(_type_name(item).removeprefix('a ') for item in items)})"
 
 
-def check_value(value, each: dataclasses.Field, place: str):
-    """Returns the value in its declared type; raises ConfigError if it is out of bounds.
-
-    Args:
-      each: a field made by `fields.field`.
-      place: the name of the field in errors.
-    """
-    return _check_value(value, each.type, each.metadata, place, each.default)
-
-
 def _check_value(value, kind, limits: Mapping, place: str, default=None):
+    """Returns the value in its declared type; raises ConfigError if it is out of bounds."""
     kinds = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
     fitting = [_as_kind(value, kind) for kind in kinds]
     if all(fit is _MISFIT for fit in fitting):

@@ -15,35 +15,34 @@ import functools
 import inspect
 import math
 import re
-import typing
 from collections.abc import Callable
+from typing import Annotated, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 from vit_jax.config import registry
-from vit_jax.config.schema import field
-from vit_jax.config.validate import check_value
+from vit_jax.config.fields import bounds
+from vit_jax.config.validate import check_kwargs
 from vit_jax.data.randaugment import IncreasingRandAugment, PublishedRandAugment
 from vit_jax.data.view import Box, Size, View, whole, window
 from vit_jax.errors import ConfigError
 
 FIELD = "config.data.augment"
-REQUIRED = dataclasses.MISSING  # The default of an argument that has none.
 PIXEL_MEAN = np.array([0.485, 0.456, 0.406])  # ImageNet's, of RGB in [0, 1].
 PIXEL_STD = np.array([0.229, 0.224, 0.225])
 RANDOM_CROP = 7 / 8  # Of the short side resized: 224 of 256.
 PADDING = 4  # Pixels on each side (DeiT III, arXiv:2204.07118).
 
 
-class Crop(typing.Protocol):
+class Crop(Protocol):
     """The first step: chooses the part of an image that is resized to the model's size."""
 
     def view(self, old: Size, new: Size, random: np.random.Generator) -> View:
         """Returns a view, of size `new`, of an image of size `old`."""
 
 
-class Step(typing.Protocol):
+class Step(Protocol):
     """A step after the crop: maps an image H W 3 to an image of the same shape and dtype.
 
     The result depends on the image and the generator alone, and the image is not modified:
@@ -59,10 +58,14 @@ class Step(typing.Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class InceptionCrop:
-    """A box of random area and of aspect 3/4 to 4/3 (GoogLeNet, arXiv:1409.4842)."""
+    """A box of random area and of aspect 3/4 to 4/3 (GoogLeNet, arXiv:1409.4842).
 
-    min_area: float = field(0.05, "Smallest area, as a fraction of the image.", above=0, most=1)
-    max_area: float = field(1.0, "Largest area, as a fraction of the image.", above=0, most=1)
+    Args:
+      min_area, max_area: bounds of the area, as fractions of the image.
+    """
+
+    min_area: Annotated[float, bounds(above=0, most=1)] = 0.05
+    max_area: Annotated[float, bounds(above=0, most=1)] = 1.0
 
     def __post_init__(self):
         if self.min_area > self.max_area:
@@ -119,7 +122,7 @@ class PadCrop:
 class Flip:
     """Mirrors half of the images, left to right."""
 
-    pixels: typing.ClassVar = "any"
+    pixels: ClassVar = "any"
 
     def __call__(self, image: np.ndarray, random: np.random.Generator) -> np.ndarray:
         return mirror(image) if random.random() < 0.5 else image
@@ -157,11 +160,14 @@ class ColorJitter:
     """Brightness, contrast and saturation by factors of 1 +- their strength, in any order.
 
     Draws the order, then the three factors.
+
+    Args:
+      brightness, contrast, saturation: the strengths; None for that of brightness.
     """
 
-    brightness: float = field(REQUIRED, "Strength of the change of brightness.", least=0, most=1)
-    contrast: float | None = field(None, "None for that of brightness.", least=0, most=1)
-    saturation: float | None = field(None, "None for that of brightness.", least=0, most=1)
+    brightness: Annotated[float, bounds(least=0, most=1)]
+    contrast: Annotated[float | None, bounds(least=0, most=1)] = None
+    saturation: Annotated[float | None, bounds(least=0, most=1)] = None
 
     def __call__(self, image: np.ndarray, random: np.random.Generator) -> np.ndarray:
         picture = Image.fromarray(image)
@@ -189,8 +195,8 @@ class Erase:
     values beyond.
     """
 
-    probability: float = field(REQUIRED, "Probability of erasing.", least=0, most=1)
-    pixels: typing.ClassVar = "float32"
+    probability: Annotated[float, bounds(least=0, most=1)]
+    pixels: ClassVar = "float32"
 
     def __call__(self, image: np.ndarray, random: np.random.Generator) -> np.ndarray:
         if random.random() >= self.probability:
@@ -224,7 +230,7 @@ AUGMENTATIONS: dict[str, Callable[..., Crop | Step]] = {
 }
 
 
-class Augmentation(typing.NamedTuple):
+class Augmentation(NamedTuple):
     """The steps of one augmentation string."""
 
     crop: Crop
@@ -265,7 +271,7 @@ def own_steps(text: str) -> list[str]:
     return [step.strip() for step in text.split("|") if ":" in step.partition("(")[0]]
 
 
-class _Call(typing.NamedTuple):
+class _Call(NamedTuple):
     """One step as written."""
 
     name: str
@@ -304,25 +310,21 @@ def _call(step: str, where: str) -> _Call:
 def _checked(call: _Call, where: str) -> _Call:
     """Returns the call of a row of the table with checked arguments and without defaults."""
     entry = registry.find(AUGMENTATIONS, call.name, f"{where}: a step")
-    parameters = inspect.signature(entry).parameters
-    fields = dataclasses.fields(entry) if dataclasses.is_dataclass(entry) else ()
-    fields = {each.name: each for each in fields if each.metadata}
+    signature = inspect.signature(entry)
     try:
-        given = inspect.signature(entry).bind(*call.args, **call.kwargs).arguments
+        arguments = signature.bind(*call.args, **call.kwargs).arguments
     except TypeError as error:
-        expected = ", ".join(str(parameter) for parameter in parameters.values())
-        raise ConfigError(f"{where}: {call}: {error}; expected {call.name}({expected}).") from error
+        expected = ", ".join(signature.parameters) or "no arguments"
+        raise ConfigError(f"{where}: {call}: {error}; expected {expected}.") from error
+    checked = check_kwargs(entry, arguments, f"{where}: {call.name}", call.name)
     args, kwargs = [], {}
-    for name, parameter in parameters.items():
-        value = given.get(name, parameter.default)
-        if name in given and name in fields:
-            value = check_value(value, fields[name], f"{where}: {name} of {call.name}")
-        if value == parameter.default:
+    for index, (name, parameter) in enumerate(signature.parameters.items()):
+        if name not in checked:
             continue
-        if parameter.kind is parameter.KEYWORD_ONLY or len(args) < list(parameters).index(name):
-            kwargs[name] = value
+        if len(args) == index and parameter.kind is not parameter.KEYWORD_ONLY:
+            args.append(checked[name])
         else:
-            args.append(value)
+            kwargs[name] = checked[name]
     return _Call(call.name, tuple(args), kwargs)
 
 

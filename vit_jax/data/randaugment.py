@@ -8,13 +8,13 @@ IncreasingRandAugment, whose severities increase with the magnitude, as in DeiT 
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import Annotated
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
-from vit_jax.config.schema import field
+from vit_jax.config.fields import bounds
 
-REQUIRED = dataclasses.MISSING  # The default of an argument that has none.
 FULL_MAGNITUDE = 10  # At which an operation's argument reaches the value of its table.
 FILL = 128  # Grey where a moved image leaves nothing behind.
 VALUES = np.arange(256)
@@ -40,8 +40,8 @@ def _sign(random: np.random.Generator) -> int:
 class PublishedRandAugment:
     """`layers` operations of PUBLISHED, each drawn uniformly, all with one magnitude."""
 
-    layers: int = field(REQUIRED, "Operations, one after the other.", least=1)
-    magnitude: float = field(REQUIRED, "Magnitude of the operations; not clipped.", least=0)
+    layers: Annotated[int, bounds(least=1)]
+    magnitude: Annotated[float, bounds(least=0)]
 
     def __call__(self, image: np.ndarray, random: np.random.Generator) -> np.ndarray:
         operations = tuple(PUBLISHED.values())
@@ -225,11 +225,11 @@ class IncreasingRandAugment:
     operation, whether it is applied, the magnitude, and the sign, used or not.
     """
 
-    layers: int = field(REQUIRED, "Operations, one after the other.", least=1)
-    magnitude: float = field(REQUIRED, "Mean magnitude of the operations.", least=0)
+    layers: Annotated[int, bounds(least=1)]
+    magnitude: Annotated[float, bounds(least=0)]
     _: dataclasses.KW_ONLY
-    std: float = field(0.0, "Standard deviation of the magnitude.", least=0)
-    prob: float = field(1.0, "Probability of each operation.", least=0, most=1)
+    std: Annotated[float, bounds(least=0)] = 0.0
+    prob: Annotated[float, bounds(least=0, most=1)] = 1.0
 
     def __call__(self, image: np.ndarray, random: np.random.Generator) -> np.ndarray:
         operations = tuple(INCREASING.values())

@@ -290,14 +290,6 @@ def _load_step(path: pathlib.Path) -> LoadedModel:
     )
 
 
-def eval_recipe(config: Config, model: Model) -> EvalRecipe:
-    """Returns the evaluation preprocessing of a config for the image size of a model."""
-    data = config.data
-    return EvalRecipe(
-        model.image_size, data.eval_crop, data.resample, data.crop_fraction, data.decoder
-    )
-
-
 def load_params(
     path: str | pathlib.Path,
     model: Model,
