@@ -13,7 +13,8 @@ import sys
 
 import numpy as np
 
-from vit_jax.data.sources import make_source
+from vit_jax.config.schema import Data
+from vit_jax.data.sources import open_split
 from vit_jax.evaluation import fewshot
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -27,7 +28,7 @@ def run_command(*arguments: str) -> None:
 
 def pixels(split: str) -> tuple[np.ndarray, np.ndarray]:
     """Returns the 64 grey values of each digit, and the labels."""
-    source = make_source("digits", split)
+    source = open_split(Data(source="digits"), split)
     images = [source[i]["image"][..., 0].ravel() for i in range(len(source))]
     return np.array(images, np.float32) / 255, source.labels
 

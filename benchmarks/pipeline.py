@@ -79,9 +79,9 @@ def ours(folder: str, workers: int, **options):
     from vit_jax.config.schema import Data
     from vit_jax.data import loader
     from vit_jax.data.preprocess import TrainRecipe
-    from vit_jax.data.sources import make_source
+    from vit_jax.data.sources import open_split
 
-    source = make_source("folder", "train", dir=folder, val_fraction=0.0)
+    source = open_split(Data(source="folder", dir=folder, val_fraction=0.0), "train")
     augment = f"inception_crop{AREA}|flip"
     recipe = TrainRecipe(Data(augment=augment, **options), (SIZE, SIZE))
     share, order = loader.share_of_batch(BATCH_SIZE), loader.make_order(source, seed=0)

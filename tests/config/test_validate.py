@@ -26,8 +26,8 @@ def checked(**overrides: str):
             {"data__per_class": "5", "data__fraction": "0.5"},
             "data: set one of per_class, fraction, count; found ['per_class', 'fraction'].",
         ),
-        ({"data__mix": "(('a', 0),)", "data__source": "tfds"}, "shares must be at least 1."),
-        ({"data__mix": "(('a', 1),)"}, "data.source=fake has one data set only."),
+        ({"data__mix": "(('a', 0),)", "data__source": "tfds"}, "expected shares of at least 1."),
+        ({"data__mix": "(('a', 1),)"}, "data sets of data.source='fake' cannot be mixed."),
         ({"data__mix": "(('a', 0.5),)"}, "it must be a tuple, of (string, whole number) each."),
         ({"data__mix": "a"}, "data.mix is 'a'; it must be a tuple, of (string, whole number)"),
         (

@@ -1,4 +1,4 @@
-"""What `prepare` wrote is read by split and slice, with labels and names from its manifest."""
+"""Folders that `prepare` wrote, by split and slice, with the labels and names of the manifest."""
 
 import json
 import pickle
@@ -13,7 +13,7 @@ from PIL import Image
 from vit_jax.config.schema import Data
 from vit_jax.data import manifest, subsets
 from vit_jax.data.decode import decode
-from vit_jax.data.sources import make_source, open_training
+from vit_jax.data.sources import open_split, open_training
 from vit_jax.errors import DataError
 from vit_jax.prepare.prepare import prepare_dataset
 
@@ -50,8 +50,8 @@ def without_val(tmp_path_factory) -> str:
     return str(root / "set")
 
 
-def open_prepared(folder, split="train", **options):
-    return make_source("prepared", split, dir=folder, **options)
+def open_prepared(folder, split="train", **fields):
+    return open_split(Data(source="prepared", dir=folder, **fields), split)
 
 
 def found_in(source) -> list[tuple[int, int, str]]:
@@ -64,7 +64,7 @@ def found_in(source) -> list[tuple[int, int, str]]:
     ("split", "size"),
     [("train", 65), ("val", 7), ("train[:20%]", 13), ("train[10:30]+val", 27), ("train[-5:]", 5)],
 )
-def test_labels_and_names_are_those_of_the_records(folder, split, size):
+def test_prepared_source_has_the_labels_and_names_of_its_records(folder, split, size):
     source = open_prepared(folder, split)
     assert len(source) == size
     assert source.classes == ("ant", "bee", "cat")
@@ -76,7 +76,7 @@ def test_labels_and_names_are_those_of_the_records(folder, split, size):
         assert name.split("/", 1)[1] == f"{source.classes[k]}/{number}.png"
 
 
-def test_labels_are_known_without_a_look_at_the_records(folder):
+def test_prepared_labels_are_read_without_the_records(folder):
     source = open_prepared(folder)
 
     class Untouchable:
@@ -87,7 +87,7 @@ def test_labels_are_known_without_a_look_at_the_records(folder):
     assert list(np.bincount(blind.labels)) == [40, 20, 5]
 
 
-def test_slices_part_a_split(folder):
+def test_slices_of_a_prepared_split_are_disjoint_and_complete(folder):
     parts = [set(found_in(open_prepared(folder, s))) for s in ("train[:98%]", "train[98%:]")]
     assert not parts[0] & parts[1]
     assert parts[0] | parts[1] == set(found_in(open_prepared(folder)))
@@ -95,7 +95,7 @@ def test_slices_part_a_split(folder):
     assert len({k for k, *_ in found_in(open_prepared(folder, "train[:20%]"))}) >= 2
 
 
-def test_train_and_val_share_a_set_without_val(without_val):
+def test_open_prepared_without_val_holds_it_out_of_train(without_val):
     train, val = (set(found_in(open_prepared(without_val, s))) for s in ("train", "val"))
     assert (len(train), len(val)) == (54, 6)
     assert not train & val
@@ -104,14 +104,14 @@ def test_train_and_val_share_a_set_without_val(without_val):
         open_prepared(without_val, "val", val_fraction=0.0)
 
 
-def test_a_fingerprint_tells_contents_and_slices_apart(folder, without_val):
+def test_prepared_fingerprint_depends_on_contents_and_slice(folder, without_val):
     prints = [open_prepared(folder, s).fingerprint() for s in ("train", "val", "train[:50%]")]
     assert len({*prints, open_prepared(without_val).fingerprint()}) == 4
     assert prints[0] == open_prepared(folder).fingerprint()
 
 
-def test_a_source_goes_to_another_process_as_a_few_bytes(folder, tmp_path):
-    source = subsets.draw(open_prepared(folder), fraction=0.5)
+def test_prepared_source_is_pickled_in_a_few_bytes(folder, tmp_path):
+    source = subsets.draw_subset(open_prepared(folder), Data(fraction=0.5))
     assert source.name(0)  # The manifest is open; it stays here.
     packed = pickle.dumps(source)
     assert len(packed) < 10_000
@@ -121,7 +121,7 @@ def test_a_source_goes_to_another_process_as_a_few_bytes(folder, tmp_path):
     assert done.stdout == f"{[int(k) for k in source.labels]} False\n", done.stderr
 
 
-def test_a_million_labels_take_four_bytes_each(tmp_path):
+def test_manifest_writes_a_million_labels_with_four_bytes_each(tmp_path):
     record = {"path": "train/a/1.jpg", "label": 7}
     line = json.dumps(record).encode() + b"\n"
     manifest.write(tmp_path, ((line, record) for _ in range(1_000_000)))
@@ -131,7 +131,7 @@ def test_a_million_labels_take_four_bytes_each(tmp_path):
     assert manifest.record(str(tmp_path), 999_999) == manifest.record(str(tmp_path), 0) == record
 
 
-def test_prepared_sets_are_mixed_by_their_folders(folder, without_val):
+def test_open_training_mixes_prepared_folders(folder, without_val):
     data = Data(source="prepared", mix=((without_val, 1), (folder, 3)), fraction=0.5)
     train = open_training(data)
     assert train.classes == ("ant", "bee", "cat")
@@ -139,7 +139,7 @@ def test_prepared_sets_are_mixed_by_their_folders(folder, without_val):
     assert [train[i]["label"] for i in range(len(train))] == list(train.labels)
 
 
-def test_mistakes_are_told_in_one_line(folder, tmp_path):
+def test_open_prepared_reports_mistakes_in_one_line(folder, tmp_path):
     with pytest.raises(DataError, match=r"has splits \['train', 'val'\], not 'test'\.$"):
         open_prepared(folder, "test")
     with pytest.raises(DataError, match=r"data\.split=train\[:a\] of .* cannot be read"):
@@ -151,14 +151,14 @@ def test_mistakes_are_told_in_one_line(folder, tmp_path):
     (tmp_path / "half.partial").mkdir()
     with pytest.raises(DataError, match="`prepare` has not finished it; run it again"):
         open_prepared(str(tmp_path / "half"))
-    with pytest.raises(DataError, match="`prepare` did not write this folder; data"):
+    with pytest.raises(DataError, match="`prepare` did not write this folder; use data"):
         open_prepared(str(tmp_path))
 
 
-def test_a_missing_shard_is_named(without_val, tmp_path):
+def test_open_prepared_names_a_missing_shard(without_val, tmp_path):
     copy = tmp_path / "set"
     shutil.copytree(without_val, copy)
     shard = next(copy.glob("*.array_record-*"))
     shard.unlink()
-    with pytest.raises(DataError, match=f"{shard.name}: this file of the data set is missing"):
+    with pytest.raises(DataError, match=f"{shard.name}: no such file; the data set is incomplete"):
         open_prepared(str(copy))

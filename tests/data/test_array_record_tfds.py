@@ -7,9 +7,10 @@ import sys
 import numpy as np
 import pytest
 
+from vit_jax.config.schema import Data
 from vit_jax.data import subsets
 from vit_jax.data.decode import decode
-from vit_jax.data.sources import make_source
+from vit_jax.data.sources import open_split
 from vit_jax.errors import DataError
 
 # In a process of its own: it imports all of TFDS, and a user prepares data elsewhere too.
@@ -48,9 +49,10 @@ for builder in (TinyShapes, PlainNumbers):
 READ = """
 import json, sys
 from vit_jax.data.decode import decode
-from vit_jax.data.sources import make_source
+from vit_jax.config.schema import Data
+from vit_jax.data.array_record import open_tfds
 
-source = make_source("tfds", "train", dataset="tiny_shapes", dir=sys.argv[1])
+source = open_tfds(Data(dataset="tiny_shapes", dir=sys.argv[1]), "train")
 found = [[int(decode(source[i]["image"]).mean()), source[i]["label"]] for i in range(len(source))]
 print(json.dumps({"found": sorted(found), "tensorflow": "tensorflow" in sys.modules}))
 """
@@ -70,17 +72,17 @@ def folder(tmp_path_factory) -> str:
     return str(folder)
 
 
-def open_tfds(folder: str, split: str = "train", dataset: str = "tiny_shapes", **options):
-    return make_source("tfds", split, dataset=dataset, dir=folder, **options)
+def open_tfds(folder: str, split: str = "train", dataset: str = "tiny_shapes"):
+    return open_split(Data(source="tfds", dataset=dataset, dir=folder), split)
 
 
-def test_every_example_is_read_and_tensorflow_never_imported(folder):
+def test_open_tfds_reads_every_example_without_tensorflow(folder):
     read = json.loads(run_python(READ, folder).splitlines()[-1])
     assert read["tensorflow"] is False
     assert read["found"] == [[10 * i, i % 3] for i in range(8)]
 
 
-def test_records_are_decoded_pixels_with_the_classes_of_the_data_set(folder):
+def test_tfds_records_have_the_images_and_classes_of_the_data_set(folder):
     source = open_tfds(folder)
     assert source.classes == open_tfds(folder, "test").classes == ("disc", "square", "star")
     assert len(source) == 8
@@ -95,11 +97,11 @@ def test_records_are_decoded_pixels_with_the_classes_of_the_data_set(folder):
     assert source.name(2) == "tiny_shapes/1.0.0/train#2"
 
 
-def test_a_version_may_be_named(folder):
+def test_open_tfds_accepts_a_version(folder):
     assert len(open_tfds(folder, dataset="tiny_shapes:1.0.0")) == 8
 
 
-def test_slices_part_a_split(folder):
+def test_slices_of_a_tfds_split_are_disjoint_and_complete(folder):
     parts = [open_tfds(folder, split) for split in ("train[:50%]", "train[50%:]")]
     assert [len(part) for part in parts] == [4, 4]
     greys = sorted(int(decode(part[i]["image"]).mean()) for part in parts for i in range(4))
@@ -107,25 +109,25 @@ def test_slices_part_a_split(folder):
     assert len(open_tfds(folder, "train[2:5]")) == 3
 
 
-def test_a_subset_is_drawn_by_the_labels_of_the_records(folder):
-    source = subsets.draw(open_tfds(folder), per_class=2)
+def test_draw_subset_uses_the_labels_of_tfds_records(folder):
+    source = subsets.draw_subset(open_tfds(folder), Data(per_class=2))
     assert sorted(source.labels) == [0, 0, 1, 1, 2, 2]
     assert [source[i]["label"] for i in range(6)] == list(source.labels)
 
 
-def test_an_unknown_split_is_answered_with_the_known(folder):
+def test_open_tfds_rejects_an_unknown_split_with_the_known_ones(folder):
     for split in ("val", "val[:50%]"):
         words = r"tiny_shapes has splits \['test', 'train'\], not 'val"
         with pytest.raises(DataError, match=words):
             open_tfds(folder, split)
 
 
-def test_a_slice_that_is_none_is_refused(folder):
+def test_open_tfds_rejects_a_slice_with_a_wrong_syntax(folder):
     with pytest.raises(DataError, match=r"tiny_shapes cannot be read .*train\[:a\]"):
         open_tfds(folder, "train[:a]")
 
 
-def test_data_that_is_not_prepared_is_answered_with_the_command(folder):
+def test_open_tfds_gives_the_command_that_prepares_missing_data(folder):
     words = r"data\.dataset=cifar10 is not under .*/cifar10/.*; prepare it once with `pip install"
     with pytest.raises(DataError, match=words) as caught:
         open_tfds(folder, dataset="cifar10")
@@ -133,22 +135,22 @@ def test_data_that_is_not_prepared_is_answered_with_the_command(folder):
     assert f"data_dir='{folder}'" in str(caught.value)
 
 
-def test_a_data_set_must_be_named(folder):
+def test_open_tfds_needs_a_name(folder):
     with pytest.raises(DataError, match=r"needs data\.dataset"):
         open_tfds(folder, dataset="")
 
 
-def test_an_unknown_name_is_answered_with_the_nearest(folder):
+def test_open_tfds_rejects_an_unknown_name_with_the_nearest(folder):
     words = r"data\.dataset=cifer10: not a TFDS data set\. Did you mean cifar10\?$"
     with pytest.raises(DataError, match=words):
         open_tfds(folder, dataset="cifer10")
 
 
-def test_an_unknown_version_is_refused(folder):
+def test_open_tfds_rejects_an_unknown_version(folder):
     with pytest.raises(DataError, match=r"data\.dataset=tiny_shapes:9\.0\.0"):
         open_tfds(folder, dataset="tiny_shapes:9.0.0")
 
 
-def test_a_data_set_without_classes_is_refused(folder):
+def test_open_tfds_rejects_a_data_set_without_classes(folder):
     with pytest.raises(DataError, match=r"data\.dataset=plain_numbers"):
         open_tfds(folder, dataset="plain_numbers")

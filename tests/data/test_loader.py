@@ -25,7 +25,7 @@ from vit_jax.data.loader import (
     to_devices,
 )
 from vit_jax.data.preprocess import EvalRecipe, TrainRecipe
-from vit_jax.data.sources import ArraySource, FakeSource, make_source
+from vit_jax.data.sources import ArraySource, FakeSource, open_split
 from vit_jax.distributed import mesh as mesh_lib
 from vit_jax.errors import ConfigError, DataError
 
@@ -140,7 +140,7 @@ def test_augmentation_differs_between_examples_and_epochs():
 
 @pytest.fixture(scope="module")
 def folder(photo_folder) -> FolderSource:
-    return make_source("folder", "train", dir=str(photo_folder))
+    return open_split(Data(source="folder", dir=str(photo_folder)), "train")
 
 
 def test_worker_processes_change_not_a_bit(folder):

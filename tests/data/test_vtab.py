@@ -16,7 +16,7 @@ from vit_jax import config as config_lib
 from vit_jax.config.schema import Data
 from vit_jax.data import vtab
 from vit_jax.data.decode import decode
-from vit_jax.data.sources import make_source, open_both
+from vit_jax.data.sources import open_both, open_split
 from vit_jax.errors import DataError
 
 RETINOPATHY = "diabetic_retinopathy_detection/btgraham-300"
@@ -61,7 +61,7 @@ TABLE_9 = {  # In its order: TFDS's name, where val200 begin, the test split, cl
 }
 
 
-def test_the_tasks_are_those_of_table_9_in_its_order():
+def test_tasks_are_those_of_table_9_in_its_order():
     assert list(vtab.TASKS) == list(TABLE_9)
     sizes = {group: len(tasks) for group, tasks in vtab.GROUPS.items()}
     assert sizes == {"natural": 7, "specialized": 4, "structured": 8}
@@ -71,7 +71,7 @@ def test_the_tasks_are_those_of_table_9_in_its_order():
 
 
 @pytest.mark.parametrize("name", TABLE_9)
-def test_splits_are_those_of_vtab_1k(name):
+def test_slices_are_those_of_vtab_1k(name):
     dataset, val, test, _ = TABLE_9[name]
     task = vtab.TASKS[name]
     assert task.dataset == dataset
@@ -83,11 +83,11 @@ def test_splits_are_those_of_vtab_1k(name):
     }
 
 
-def test_classes_are_those_of_tfds_builders(tmp_path):
+def test_tasks_have_the_classes_of_the_tfds_builders(tmp_path):
     for name, (dataset, _, _, count) in TABLE_9.items():
         task, features = vtab.TASKS[name], tfds.builder(dataset, data_dir=tmp_path).info.features
         assert isinstance(features["image"], tfds.features.Image)
-        if isinstance(task.label, vtab.Rule):
+        if isinstance(task.label, vtab.LabelRule):
             assert len(task.label.classes) == len(set(task.label.classes)) == count
         else:
             assert features[task.label].num_classes == count
@@ -102,7 +102,7 @@ def scene(*depths: float) -> dict:
     return {"objects": {"size": [np.int64(0)] * len(depths), "pixel_coords": places}}
 
 
-def test_clevrs_labels_are_counts_and_the_nearest_depth():
+def test_clevr_labels_are_the_count_and_the_nearest_depth():
     assert [vtab.clevr_count(scene(*range(9, 9 + n))) for n in (3, 4, 10)] == [0, 1, 7]
     assert vtab.clevr_distance(scene(12.0, 9.2, 10.5)) == 3
     found = [vtab.clevr_distance(scene(z, 50.0)) for z in (7, 8, 8.1, 8.5, 8.75, 9.5, 9.75, 10.5)]
@@ -115,7 +115,7 @@ def street(*objects: tuple[int, float]) -> dict:
     return {"objects": {"type": [np.int64(kind) for kind, _ in objects], "location": places}}
 
 
-def test_kittis_label_is_the_nearest_car_van_or_truck():
+def test_kitti_label_is_the_nearest_car_van_or_truck():
     car, van, truck, pedestrian, sitting, cyclist, tram, misc = range(8)
     assert [vtab.kitti_distance(street((k, 5.0))) for k in (car, van, truck)] == [0, 0, 0]
     others = (pedestrian, sitting, cyclist, tram, misc)
@@ -126,7 +126,7 @@ def test_kittis_label_is_the_nearest_car_van_or_truck():
     assert found == [0, 0, 1, 1, 2]  # A depth on a threshold is below it.
 
 
-def test_dsprites_labels_are_sixteenths():
+def test_dsprites_labels_are_sixteenths_of_the_range():
     places = [vtab.dsprites_location({"label_x_position": n}) for n in range(32)]
     turns = [vtab.dsprites_orientation({"label_orientation": n}) for n in range(40)]
     assert places == [math.floor(n / 2) for n in range(32)]
@@ -216,7 +216,12 @@ def folder(tmp_path_factory) -> str:
 
 
 def open_vtab(folder: str, task: str, split: str):
-    return make_source("vtab", split, dataset=task, dir=folder)
+    return open_split(Data(source="vtab", dataset=task, dir=folder), split)
+
+
+def open_real(folder: str):
+    data = Data(source="tfds", dataset="imagenet2012_real", dir=folder)
+    return open_split(data, "validation")
 
 
 def numbers(source) -> list[int]:
@@ -231,7 +236,7 @@ def in_tfds(folder: str, dataset: str, split: str) -> list[int]:
     return [int(r) + 256 * int(g) for r, g, _ in (each["image"][0, 0] for each in records)]
 
 
-def test_the_thousand_images_are_the_first_800_and_200_of_the_rest(folder):
+def test_open_vtab_reads_the_first_800_images_and_200_of_the_rest(folder):
     train, test = (in_tfds(folder, "clevr", split) for split in ("train", "validation"))
     both = train[:800] + train[1800:]
     assert numbers(open_vtab(folder, "clevr_dist", "train800val200")) == both
@@ -242,7 +247,7 @@ def test_the_thousand_images_are_the_first_800_and_200_of_the_rest(folder):
     assert numbers(open_vtab(folder, "kitti_dist", "train800val200")) == train + val
 
 
-def test_derived_labels_are_those_of_the_images(folder):
+def test_derived_labels_match_the_images(folder):
     clevr = open_vtab(folder, "clevr_count", "val200")
     numbered = numbers(clevr)
     assert list(clevr.labels) == [n % 4 for n in numbered]
@@ -262,7 +267,7 @@ def test_derived_labels_are_those_of_the_images(folder):
         assert [source[i]["label"] for i in range(40)] == list(source.labels[:40])
 
 
-def test_sprites_are_black_and_white_in_three_channels(folder):
+def test_binary_source_is_black_and_white_in_three_channels(folder):
     loc, ori = (open_vtab(folder, f"dsprites_{what}", "val200") for what in ("loc", "ori"))
     assert len(loc) == 200
     for i in range(5):
@@ -277,7 +282,7 @@ def test_sprites_are_black_and_white_in_three_channels(folder):
     assert loc.fingerprint() != ori.fingerprint()
 
 
-def test_grey_images_have_three_channels(folder):
+def test_smallnorb_images_have_three_channels(folder):
     azimuth, elevation = (
         open_vtab(folder, f"smallnorb_{what}", "train800val200") for what in ("azim", "elev")
     )
@@ -293,7 +298,7 @@ def test_grey_images_have_three_channels(folder):
     assert list(open_vtab(folder, "smallnorb_azim", "test").labels) == turns[200:]
 
 
-def test_what_is_held_out_of_a_task_is_its_own_part_for_choosing(folder):
+def test_open_both_with_dev_reads_train800_and_val200(folder):
     data = Data(
         source="vtab", dataset="smallnorb_azim", dir=folder, split="train800val200", dev=0.5
     )
@@ -306,7 +311,7 @@ def test_what_is_held_out_of_a_task_is_its_own_part_for_choosing(folder):
 def test_labels_are_read_without_decoding_an_image(folder, monkeypatch):
     tasks = ("clevr_count", "kitti_dist", "dsprites_ori", "smallnorb_azim")
     sources = [open_vtab(folder, task, "train800") for task in tasks]
-    real = make_source("tfds", "validation", dataset="imagenet2012_real", dir=folder)
+    real = open_real(folder)
 
     def refuse(*_, **__):
         raise AssertionError("an image was decoded")
@@ -319,7 +324,7 @@ def test_labels_are_read_without_decoding_an_image(folder, monkeypatch):
         decode(sources[0][0]["image"])
 
 
-def test_a_source_goes_to_other_processes(folder):
+def test_vtab_sources_can_be_pickled(folder):
     for task in ("clevr_dist", "dsprites_loc", "smallnorb_elev"):
         source = open_vtab(folder, task, "val200")
         again = pickle.loads(pickle.dumps(source))
@@ -327,8 +332,8 @@ def test_a_source_goes_to_other_processes(folder):
         assert again.fingerprint() == source.fingerprint()
 
 
-def test_sets_of_labels_are_read_and_may_be_empty(folder):
-    source = make_source("tfds", "validation", dataset="imagenet2012_real", dir=folder)
+def test_label_sets_are_read_and_may_be_empty(folder):
+    source = open_real(folder)
     sets = [[(), (3,), (999, 0, 2)][n % 3] for n in numbers(source)]
     assert source.label_sets == sets
     own = [source[i]["label"] for i in range(7)]
@@ -342,20 +347,20 @@ def test_sets_of_labels_are_read_and_may_be_empty(folder):
 @pytest.mark.parametrize(
     ("task", "split", "words"),
     [
-        ("clevr_cout", "test", r"clevr_cout is no task .*Did you mean clevr_count\?$"),
-        ("", "test", r"data\.dataset=\(empty\) is no task of data\.source=vtab; choose from calt"),
+        ("clevr_cout", "test", r"clevr_cout is not a task .*Did you mean clevr_count\?$"),
+        ("", "test", r"data\.dataset=\(empty\) is not a task of .*; expected one of caltech101"),
         ("kitti_dist", "train", r"has splits train800, val200, train800val200, test, not 'train'"),
         ("pets", "test", r"pets \(oxford_iiit_pet of TFDS\) is not under .*; prepare it once with"),
         ("dtd", "train800", r"train\[:800\] of dtd \(dtd of TFDS\) cannot be read \("),
     ],
 )
-def test_what_is_not_there_is_told_in_one_line(folder, task, split, words):
+def test_open_vtab_rejects_unknown_names_and_missing_data_in_one_line(folder, task, split, words):
     with pytest.raises(DataError, match=words) as caught:
         open_vtab(folder, task, split)
     assert "\n" not in str(caught.value)
 
 
-def test_another_number_of_classes_is_refused(folder, monkeypatch):
+def test_open_vtab_rejects_a_builder_with_other_classes(folder, monkeypatch):
     task = dataclasses.replace(vtab.TASKS["smallnorb_azim"], num_classes=9)
     monkeypatch.setitem(vtab.TASKS, "smallnorb_azim", task)
     with pytest.raises(DataError, match=r"has 18 classes; VTAB's has 9\.$"):

@@ -46,9 +46,10 @@ def report(folder, name: str = "eval-val") -> dict:
 @pytest.fixture(scope="module")
 def few(tmp_path_factory):
     """A folder with images of three of the digits, under other names."""
-    from vit_jax.data.sources import make_source
+    from vit_jax.config.schema import Data
+    from vit_jax.data.sources import open_split
 
-    folder, source = tmp_path_factory.mktemp("few"), make_source("digits", "val")
+    folder, source = tmp_path_factory.mktemp("few"), open_split(Data(source="digits"), "val")
     for i in range(len(source)):
         title = {3: "three", 1: "one", 7: "seven"}.get(source[i]["label"])
         if title:

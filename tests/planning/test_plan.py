@@ -127,7 +127,7 @@ def test_infer_data_size_uses_arguments_known_names_and_defaults(capsys):
 
 def test_share_of_split_slices():
     splits = ("train", "train[:98%]", "train[98%:]", "train[10%:30%]", "train[:800]")
-    assert [round(dataset_info.share_of(s), 4) for s in splits] == [1.0, 0.98, 0.02, 0.2, 800]
+    assert [round(dataset_info.slice_size(s), 4) for s in splits] == [1.0, 0.98, 0.02, 0.2, 800]
 
 
 def test_plan_takes_the_number_of_devices_from_the_mesh(config_file, capsys):

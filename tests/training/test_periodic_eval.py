@@ -1,4 +1,4 @@
-"""Evaluators of a run as it trains: each on its schedule, and none of them changes training."""
+"""Evaluation during training: each has its schedule, and none of them changes training."""
 
 import json
 
@@ -44,7 +44,7 @@ def measured(tmp_path_factory):
     return folder, train(folder, *FEWSHOT)
 
 
-def test_each_evaluator_comes_on_its_own_schedule_and_at_the_end(measured):
+def test_each_evaluation_has_its_own_schedule_and_runs_at_the_end(measured):
     folder, summary = measured
     lines = records(folder)
     val = [line["step"] for line in lines if "val/top1" in line]
@@ -52,12 +52,12 @@ def test_each_evaluator_comes_on_its_own_schedule_and_at_the_end(measured):
     assert (val, few) == ([4, 8, 12], [6, 12])
     last = lines[-1]
     assert last["fewshot/digits_n"] == 359
-    assert last["fewshot/digits_5shot"] > 0.2, "twice as good as chance, from random features"
+    assert last["fewshot/digits_5shot"] > 0.2, "random features are twice as good as chance"
     assert set(last) >= {f"fewshot/digits_{k}shot{end}" for k in (1, 5) for end in ("", "_std")}
     assert summary["metrics"]["fewshot/digits_5shot"] == last["fewshot/digits_5shot"]
 
 
-def test_evaluators_change_nothing_of_training_and_have_a_clock_of_their_own(plain, measured):
+def test_evaluations_do_not_change_training_and_are_timed_apart(plain, measured):
     folder, summary = measured
     assert final_state(folder) == final_state(plain)
     keys = ("train/loss", "train/ids_crc")
@@ -69,7 +69,7 @@ def test_evaluators_change_nothing_of_training_and_have_a_clock_of_their_own(pla
     assert summary["seconds"]["eval"] > 0
 
 
-def test_what_was_missed_at_the_end_is_measured_by_the_same_command(measured, tmp_path):
+def test_rerun_computes_the_evaluations_that_an_interrupt_left_out(measured, tmp_path):
     import shutil
 
     folder, summary = measured
@@ -78,7 +78,7 @@ def test_what_was_missed_at_the_end_is_measured_by_the_same_command(measured, tm
     lines = [json.loads(line) for line in (copy / "metrics.jsonl").read_text().splitlines()]
     lines[-1] = {k: v for k, v in lines[-1].items() if not k.startswith("fewshot/")}
     (copy / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (copy / "summary.json").unlink()  # As a signal before the last evaluator leaves it.
+    (copy / "summary.json").unlink()  # As after a signal before the last evaluation.
     assert main.run([f"--workdir={copy}"]) == 0
     again = json.loads((copy / "summary.json").read_text())["metrics"]
     for name, value in summary["metrics"].items():
@@ -96,14 +96,14 @@ def test_what_was_missed_at_the_end_is_measured_by_the_same_command(measured, tm
         (("task.name=masked_patches",), "which has no features of an image"),
     ],
 )
-def test_an_evaluator_that_cannot_be_is_refused_before_the_run(tmp_path, fields, words):
+def test_config_rejects_impossible_fewshot_before_the_run(tmp_path, fields, words):
     overrides = [f"--config.{field}" for field in ("fewshot.every=2", *fields)]
     with pytest.raises(ConfigError, match=words):
         main.run([*FLAGS, *overrides, f"--workdir={tmp_path / 'w'}"])
     assert not (tmp_path / "w").exists()
 
 
-def test_sets_are_told_apart_by_their_names(photo_folder, tmp_path):
+def test_fewshot_sets_with_the_same_name_are_rejected(photo_folder, tmp_path):
     import shutil
 
     from vit_jax.config.schema import Config, Data, FewShot

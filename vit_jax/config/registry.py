@@ -21,6 +21,14 @@ def load_object(path: str) -> object:
         raise ConfigError(f"{path!r} cannot be imported: {error}.") from error
 
 
+class Table(dict):
+    """A table whose rows are of one class; `row(object)` makes a row of a user's own object."""
+
+    def __init__(self, row: type, rows: Mapping[str, object]):
+        super().__init__(rows)
+        self.row = row
+
+
 def find(table: Mapping[str, object], name: str, field: str) -> object:
     """Returns the entry `name` of a table, or the object that `package.module:name` names.
 
@@ -35,9 +43,11 @@ def find(table: Mapping[str, object], name: str, field: str) -> object:
             f"{nearest(name, table)}"
         )
     try:
-        return load_object(name)
+        found = load_object(name)
     except ConfigError as error:
         raise ConfigError(f"{field} is {name!r}; {error}") from error
+    row = getattr(table, "row", object)
+    return found if isinstance(found, row) else row(found)
 
 
 def chosen(section, name: str) -> object:

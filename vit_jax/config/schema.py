@@ -4,8 +4,6 @@ import dataclasses
 
 from vit_jax.config.fields import Kwargs, field
 
-SOURCES = ("mnist5k", "digits", "folder", "prepared", "tfds", "vtab", "fake")
-
 
 @dataclasses.dataclass(frozen=True)
 class Model:
@@ -82,9 +80,9 @@ class Data:
 
     source: str = field(
         "fake",
-        "Kind of source; 'prepared' is a folder that the verb `prepare` wrote, 'vtab' a task of "
-        "VTAB-1k (Table 9), whose name is `dataset`.",
-        choices=SOURCES,
+        "Kind of data set; 'prepared' is a folder that the verb `prepare` wrote, and 'vtab' the "
+        "task `dataset` of VTAB-1k (Table 9).",
+        table="vit_jax.data.sources:SOURCES",
     )
     dir: str = field("", "The image folder, the prepared folder, or TFDS's data folder.")
     dataset: str = field("", "TFDS name, such as cifar10 or my_set:1.0.0.")
@@ -297,8 +295,8 @@ class FewShot:
     every: int | None = field(None, "Steps between evaluations, and at the end.", least=1)
     source: str = field(
         "",
-        "Kind of source, as in config.data; '' for the run's own data.",
-        choices=("", *SOURCES),
+        "Kind of data set, as in config.data; '' for the data of the run.",
+        table="vit_jax.data.sources:SOURCES",
     )
     sets: tuple[str, ...] = field((), "Data sets, or folders, each of which is evaluated.")
     dir: str = field("", "TFDS's data folder, if `source` is not that of config.data.")

@@ -86,11 +86,11 @@ def _rules(config: Config) -> Iterator[tuple[bool, str]]:
         "on the split that they are scored on",
     )
     fewshot = config.fewshot
-    names_sets = fewshot.source in ("folder", "prepared", "tfds", "vtab")
+    has_sets = bool(fewshot.source and registry.chosen(fewshot, "source").named_by)
     yield (
-        fewshot.every is None or names_sets == bool(fewshot.sets),
+        fewshot.every is None or has_sets == bool(fewshot.sets),
         f"fewshot.sets is {fewshot.sets}; fewshot.source={fewshot.source!r} "
-        f"{'takes one or more' if names_sets else 'is one data set; leave sets empty'}",
+        f"{'takes one or more' if has_sets else 'is one data set; leave sets empty'}",
     )
     of_itself = fewshot.test_split == fewshot.split
     yield (
@@ -122,11 +122,11 @@ def _data_rules(data: Data) -> Iterator[tuple[bool, str]]:
     )
     yield (
         all(share > 0 for _, share in data.mix),
-        f"data.mix is {data.mix}; shares must be at least 1",
+        f"data.mix is {data.mix}; expected shares of at least 1",
     )
     yield (
-        not data.mix or data.source in ("tfds", "folder", "prepared"),
-        f"data.mix: data.source={data.source} has one data set only",
+        not data.mix or registry.chosen(data, "source").can_mix,
+        f"data.mix is {data.mix}; data sets of data.source={data.source!r} cannot be mixed",
     )
 
 

@@ -1,4 +1,4 @@
-"""A folder of class folders of image files."""
+"""Folders of class folders of image files."""
 
 import dataclasses
 import os
@@ -8,13 +8,14 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from vit_jax.config.schema import Data
 from vit_jax.data.decode import SUFFIXES, Encoded, UnreadableImage
 from vit_jax.errors import DataError, nearest
 
 
 @dataclasses.dataclass(frozen=True)
 class FolderSource:
-    """Image files, still encoded."""
+    """Image files under a folder, not decoded (a `Source`)."""
 
     root: str
     files: tuple[str, ...]  # Relative to the root.
@@ -40,32 +41,32 @@ class FolderSource:
         return self.files[index]
 
 
-def open_folder(dir: str, split: str, val_fraction: float) -> FolderSource:
-    """Class folders of images: `dir/<split>/<class>/...`, or `dir/<class>/...`.
+def open_folder(data: Data, split: str) -> FolderSource:
+    """Opens class folders of images: `data.dir/<split>/<class>/...`, or `data.dir/<class>/...`.
 
-    Without `dir/val`, 'train' and 'val' share the images of `dir/train` (or of `dir`),
-    class by class, in the order of a checksum of the file's name: the same files fall to
-    the same side on every machine. Classes are those of training, sorted.
+    Without a folder `val`, the splits 'train' and 'val' share the images of the folder `train`
+    (or of `data.dir`): `data.val_fraction` of each class is 'val'. Classes are the class folders
+    of training, sorted by name.
     """
-    root = pathlib.Path(dir)
-    if not dir or not root.is_dir():
-        raise DataError(f"data.dir={dir or '(empty)'}: no such folder.")
-    # A class may be called `train`, too: a split holds folders, a class holds images.
+    root = pathlib.Path(data.dir)
+    if not data.dir or not root.is_dir():
+        raise DataError(f"data.dir={data.dir or '(empty)'}: no such folder.")
+    # A class may have the name `train`: the folder of a split has folders, that of a class images.
     has_splits = any(
         (root / name).is_dir() and _class_folders(root / name) for name in ("train", "val", "test")
     )
     train_root = root / "train" if has_splits else root
     if not train_root.is_dir():
         if split == "train" or not (root / split).is_dir():
-            raise DataError(f"{root}: it has folders of splits, but none for {split!r}.")
-        train_root = root / split  # A folder that was made for evaluation only.
+            raise DataError(f"{root}: no folder for split {split!r}.")
+        train_root = root / split  # A folder for evaluation only.
     classes = _class_folders(train_root)
     if len(classes) < 2:
         found = f"only the class {classes[0]!r}" if classes else "no class folders"
-        raise DataError(f"{train_root}: {found}; training needs at least two class folders.")
+        raise DataError(f"{train_root}: {found}; expected at least two class folders.")
     for name in classes:
         if not any(_images(train_root, name)):
-            raise DataError(f"{train_root / name}: no images ({', '.join(SUFFIXES)}) in it.")
+            raise DataError(f"{train_root / name}: no images ({', '.join(SUFFIXES)}).")
     is_shared = split == "train" and not (root / "val").is_dir()
     if has_splits and (root / split).is_dir() and not is_shared:
         unknown = sorted(set(_class_folders(root / split)) - set(classes))
@@ -74,12 +75,11 @@ def open_folder(dir: str, split: str, val_fraction: float) -> FolderSource:
                 f"{root / split}: class {unknown[0]!r} is not among the {len(classes)} "
                 f"classes of {train_root}.{nearest(unknown[0], classes)}"
             )
-        return _folder_source(root / split, classes, _image_files(root / split, classes))
+        return folder_source(root / split, _image_files(root / split, classes))
     if split not in ("train", "val"):
         raise DataError(f"{root}: no folder for split {split!r}.")
-    found = _image_files(train_root, classes)
-    files = {name: _split_by_checksum(paths, split, val_fraction) for name, paths in found.items()}
-    return _folder_source(train_root, classes, files)
+    files = _image_files(train_root, classes)
+    return folder_source(train_root, share_files(files, split, data.val_fraction))
 
 
 def _class_folders(root: pathlib.Path) -> list[str]:
@@ -91,7 +91,7 @@ def _image_files(root: pathlib.Path, classes: list[str]) -> dict[str, list[str]]
 
 
 def _images(root: pathlib.Path, title: str) -> Iterator[str]:
-    """Image files of a class at any depth, relative to the root, in order."""
+    """Yields the image files of a class at any depth, relative to the root, in order."""
     for path in sorted((root / title).rglob("*")):
         name = path.relative_to(root)
         is_hidden = any(part.startswith(".") for part in name.parts)
@@ -99,16 +99,27 @@ def _images(root: pathlib.Path, title: str) -> Iterator[str]:
             yield str(name)
 
 
-def _split_by_checksum(files: list[str], split: str, val_fraction: float) -> list[str]:
-    """At least one file of a class on each side, as long as it has two."""
+def share_files(
+    files: dict[str, list[str]], split: str, val_fraction: float
+) -> dict[str, list[str]]:
+    """Returns the files of each class that belong to 'train' or to 'val'.
+
+    A checksum of the file's name decides, so that it is the same on every machine. With a
+    `val_fraction` above 0, a class of two or more files has at least one in each split.
+    """
+    return {name: _share(names, split, val_fraction) for name, names in files.items()}
+
+
+def _share(files: list[str], split: str, val_fraction: float) -> list[str]:
     ordered = sorted(files, key=lambda name: (zlib.crc32(os.fsencode(name)), name))
     cut = min(max(round(len(files) * val_fraction), 1), len(files) - 1) if val_fraction else 0
     return sorted(ordered[cut:] if split == "train" else ordered[:cut])
 
 
-def _folder_source(root, classes, files: dict[str, list[str]]) -> FolderSource:
-    labels = [k for k, name in enumerate(classes) for _ in files[name]]
+def folder_source(root: pathlib.Path, files: dict[str, list[str]]) -> FolderSource:
+    """Returns the source of the files of each class, relative to a folder; not of no files."""
+    labels = [k for k, names in enumerate(files.values()) for _ in names]
     if not labels:
         raise DataError(f"{root}: no images ({', '.join(SUFFIXES)}) in its class folders.")
-    flat = tuple(file for name in classes for file in files[name])
-    return FolderSource(str(root), flat, np.array(labels), tuple(classes))
+    flat = tuple(name for names in files.values() for name in names)
+    return FolderSource(str(root), flat, np.array(labels), tuple(files))

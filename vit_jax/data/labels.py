@@ -1,4 +1,4 @@
-"""Labels of one list of class names as labels of another."""
+"""Conversion of labels from one list of class names to another."""
 
 import dataclasses
 import functools
@@ -10,11 +10,12 @@ from vit_jax.errors import DataError, nearest
 
 @dataclasses.dataclass(frozen=True)
 class Relabelled:
-    """A source whose classes stand among others, in another order or fewer."""
+    """A source with labels of another list of classes (a `Source`)."""
 
     source: object
     classes: tuple[str, ...]
-    numbers: tuple[int, ...] | None = None  # Of the source's classes here; by its names if None.
+    # Label here of each class of the source; None looks the class names up.
+    numbers: tuple[int, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.source)
@@ -30,11 +31,11 @@ class Relabelled:
 
     @functools.cached_property
     def table(self) -> np.ndarray:
-        """The label here of each label of the source."""
+        """Label here of each label of the source."""
         if self.numbers is not None:
             return np.array(self.numbers, np.int64)
-        place = {title: k for k, title in enumerate(self.classes)}
-        return np.array([place[title] for title in self.source.classes], np.int64)
+        number = {title: k for k, title in enumerate(self.classes)}
+        return np.array([number[title] for title in self.source.classes], np.int64)
 
     @property
     def labels(self) -> np.ndarray:
@@ -48,9 +49,9 @@ class Relabelled:
 
 
 def relabelled(source, classes: tuple[str, ...]):
-    """The source with labels counted among `classes`; itself if it counts like that already.
+    """Returns the source with labels in a list of classes; the same object if they are equal.
 
-    Raises DataError for a class that is not among them.
+    Raises DataError for a class that is not in the list.
     """
     if source.classes == classes:
         return source
@@ -65,5 +66,5 @@ def relabelled(source, classes: tuple[str, ...]):
 
 
 def union(*lists: tuple[str, ...]) -> tuple[str, ...]:
-    """All class names, in the order in which they first appear."""
+    """Returns all class names in the order of first occurrence."""
     return tuple(dict.fromkeys(title for titles in lists for title in titles))

@@ -1,4 +1,4 @@
-"""Several data sets as one stream, each with its share."""
+"""Several data sets as one stream, in given proportions."""
 
 import dataclasses
 import functools
@@ -11,10 +11,10 @@ from vit_jax.data.labels import relabelled, union
 
 @dataclasses.dataclass(frozen=True)
 class Mixture:
-    """Records of several sources with equal classes, one source after the other.
+    """Concatenated examples of several sources with the same classes (a `Source`).
 
-    Record `i` of source `s` has the index `sum(sizes[:s]) + i`. How often a source's turn comes
-    is for the loader to arrange, by `sizes` and `shares`.
+    Example `i` of source `s` has the index `sum(sizes[:s]) + i`. The loader draws from the
+    sources in proportion to `shares`.
     """
 
     sources: tuple
@@ -26,16 +26,16 @@ class Mixture:
 
     @functools.cached_property
     def sizes(self) -> tuple[int, ...]:
-        """Records of each source."""
+        """Number of examples of each source."""
         return tuple(map(len, self.sources))
 
     @functools.cached_property
     def ends(self) -> np.ndarray:
-        """The index after the last of each source."""
+        """Index after the last example of each source."""
         return np.cumsum(self.sizes)
 
-    def _find(self, index: int) -> tuple[object, int]:
-        """The source of a record, and the record's index there."""
+    def _locate(self, index: int) -> tuple[object, int]:
+        """Returns the source of an example, and the index of the example in it."""
         if not 0 <= index < len(self):
             raise IndexError(index)
         which = int(np.searchsorted(self.ends, index, side="right"))
@@ -45,8 +45,8 @@ class Mixture:
         return int(self.ends[-1])
 
     def __getitem__(self, index: int) -> dict:
-        source, within = self._find(index)
-        return source[within]
+        source, index_in_source = self._locate(index)
+        return source[index_in_source]
 
     @property
     def labels(self) -> np.ndarray:
@@ -57,11 +57,11 @@ class Mixture:
         return zlib.crc32(repr((parts, self.shares, self.classes)).encode(errors="replace"))
 
     def name(self, index: int) -> str:
-        source, within = self._find(index)
-        return source.name(within)
+        source, index_in_source = self._locate(index)
+        return source.name(index_in_source)
 
 
 def mix(sources, shares) -> Mixture:
-    """A mixture whose classes are those of all sources, in the order they first appear in."""
+    """Returns a mixture with the classes of all sources, in the order of first occurrence."""
     classes = union(*(source.classes for source in sources))
     return Mixture(tuple(relabelled(source, classes) for source in sources), tuple(shares))

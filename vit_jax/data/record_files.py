@@ -1,4 +1,4 @@
-"""ArrayRecord files that are written whole or not at all."""
+"""Atomic writing of ArrayRecord files."""
 
 import contextlib
 import errno
@@ -10,14 +10,14 @@ from vit_jax.atomic_io import add_path_to_errors
 
 
 @contextlib.contextmanager
-def whole_file(path: pathlib.Path) -> Iterator[Callable[[bytes], None]]:
-    """Gives `write` of an ArrayRecord file that takes its name when it is complete.
+def write_atomically(path: pathlib.Path) -> Iterator[Callable[[bytes], None]]:
+    """Yields `write(record)` of an ArrayRecord file, which gets its name when it is complete.
 
-    Raises OSError, naming the file, where the disk is full; nothing is left of it then.
+    If the disk is full, raises OSError with the name of the file, and leaves no file.
     """
     from array_record.python.array_record_module import ArrayRecordWriter
 
-    # Not the name that a process which is about to die may still be writing to.
+    # A killed process may still be writing to its temporary file.
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         with add_path_to_errors(path):
@@ -35,7 +35,7 @@ def whole_file(path: pathlib.Path) -> Iterator[Callable[[bytes], None]]:
 
 
 def _disk_error(error: RuntimeError) -> Exception:
-    """The OSError that the writer tells of in words only; the error itself where it is none."""
+    """Returns the OSError whose text is in an error of the writer; else the error itself."""
     for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
         if os.strerror(number) in str(error):
             return OSError(number, os.strerror(number))

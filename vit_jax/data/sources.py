@@ -1,35 +1,99 @@
-"""Random-access records: `source[i]` is {'image': pixels or an encoded file, 'label': int}.
-
-Pixels are H W 3 uint8; a file's bytes are an `images.Encoded`, which the recipes decode.
-
-A source also has `classes`, the names in label order, equal for all its splits; `labels`;
-`name(i)`, what a person calls record i; and `fingerprint()`, a number that other records would
-hardly share. One whose images have sets of right labels has them as `label_sets`, too.
-"""
+"""Data sets by kind: `config.data.source` -> the examples of a split."""
 
 import dataclasses
 import functools
+import warnings
 import zlib
+from collections.abc import Callable
+from typing import Protocol
 
 import numpy as np
 
+from vit_jax.config import registry
 from vit_jax.config.schema import Data
 from vit_jax.data import packaged, subsets
 from vit_jax.data.array_record import open_prepared, open_tfds
 from vit_jax.data.image_folder import open_folder
-from vit_jax.data.labels import relabelled
 from vit_jax.data.mixture import mix
 from vit_jax.data.vtab import open_vtab
 from vit_jax.errors import DataError
 
-__all__ = ["make_source", "open_both", "open_split", "open_training", "relabelled"]
 
-PACKAGED = {"mnist5k": packaged.mnist5k, "digits": packaged.digits}
+class Source(Protocol):
+    """Examples of one split by index. Threads share a source, and worker processes unpickle it.
+
+    A source whose images have several right labels also has `label_sets`, N tuples of labels.
+
+    Attributes:
+      classes: class names in the order of the labels, the same for all splits.
+      labels: N int64, without reading images.
+    """
+
+    classes: tuple[str, ...]
+    labels: np.ndarray
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> dict:
+        """Returns {'image': H W 3 uint8 or decode.Encoded (bytes of a file), 'label': int}.
+
+        Raises IndexError beyond the last example, and decode.UnreadableImage, a DataError in one
+        line, if the image cannot be read.
+        """
+
+    def name(self, index: int) -> str:
+        """Returns the name of an example for messages and tables, such as its path."""
+
+    def fingerprint(self) -> int:
+        """Returns a checksum of the examples: a run resumes on data with the same one only."""
+
+
+class Opener(Protocol):
+    """Opens one split of a `config.data` section, without decoding images.
+
+    Raises DataError in one line if the data or the split is missing, or cannot be used.
+    `data.val_fraction` is 0 if no split `val` is used.
+    """
+
+    def __call__(self, data: Data, split: str, /) -> Source: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceKind:
+    """Row of `SOURCES`.
+
+    Attributes:
+      open: opens a split.
+      named_by: field of config.data that names the data set, 'dir' or 'dataset'; '' if the kind
+        is one data set, which config.data.mix and config.fewshot.sets cannot name.
+      dev_splits: splits for training and for scoring that the data set prescribes for the choice
+        of hyperparameters: config.data.dev uses them, and config.data.mix is an error.
+    """
+
+    open: Opener
+    named_by: str = "dir"
+    dev_splits: tuple[str, str] | None = None
+
+    @property
+    def can_mix(self) -> bool:
+        return bool(self.named_by) and self.dev_splits is None
+
+    def select(self, data: Data, name: str) -> Data:
+        """Returns the section for another data set of this kind."""
+        return dataclasses.replace(data, **{self.named_by: name})
+
+    def title(self, data: Data) -> str:
+        """Returns a short name of the data set: last folder, or name without version."""
+        if self.named_by == "dir":
+            title = data.dir.rstrip("/").rpartition("/")[2]
+        else:
+            title = data.dataset.partition(":")[0].replace("/", "_") if self.named_by else ""
+        return title or data.source
 
 
 @dataclasses.dataclass(frozen=True)
 class ArraySource:
-    """Images N H W 3 uint8 that are in memory already."""
+    """Images N H W 3 uint8 in memory (a `Source`)."""
 
     images: np.ndarray
     labels: np.ndarray
@@ -50,7 +114,7 @@ class ArraySource:
 
 @dataclasses.dataclass(frozen=True)
 class FakeSource:
-    """Noise around one colour per class: quick to make, possible to learn."""
+    """Noise around one colour per class (a `Source`): fast to compute, and possible to learn."""
 
     num_examples: int
     image_size: tuple[int, int]
@@ -79,106 +143,94 @@ class FakeSource:
         return str(index)
 
 
-def open_split(data: Data, split: str):
-    """The records of one split of a `config.data` section."""
-    return make_source(
-        data.source,
-        split,
-        dir=data.dir,
-        dataset=data.dataset,
-        # Nothing is held out for a split that nobody looks at.
-        val_fraction=data.val_fraction if data.val_split == "val" else 0.0,
-        num_classes=data.num_classes,
-        num_examples=data.num_examples,
-        image_size=data.image_size,
-    )
+def open_fake(data: Data, split: str) -> FakeSource:
+    """Opens `data.num_examples` images of `data.num_classes` classes."""
+    seed = _train_or_val(data, split)
+    size = data.image_size
+    size = (size, size) if isinstance(size, int) else size
+    classes = tuple(f"class {k}" for k in range(data.num_classes))
+    return FakeSource(data.num_examples, size, classes, seed)
 
 
-def open_training(data: Data):
-    """The records trained on."""
-    return open_both(data)[0] if data.dev is not None else _draw(data)
-
-
-def open_both(data: Data) -> tuple:
-    """The records trained on, and those scored meanwhile: of `dev`, of `val_split`, or None.
-
-    VTAB's tasks have a part of their own for choosing, whatever share `dev` names.
-    """
-    if data.dev is not None and data.source == "vtab":
-        return open_split(data, "train800"), open_split(data, "val200")
-    drawn = _draw(data)
-    if data.dev is not None:
-        return subsets.hold_out(drawn, data.dev, data.subset_seed)
-    return drawn, open_split(data, data.val_split) if data.val_split else None
-
-
-def _draw(data: Data):
-    """`data.split`, or the mixture of `data.mix`, and the draw from it."""
-    if data.mix:
-        key = "dataset" if data.source == "tfds" else "dir"
-        sets = [dataclasses.replace(data, **{key: name}) for name, _ in data.mix]
-        sources = [open_split(each, data.split) for each in sets]
-        source = mix(sources, shares=[share for _, share in data.mix])
-    else:
-        source = open_split(data, data.split)
-    return subsets.draw(
-        source,
-        per_class=data.per_class,
-        fraction=data.fraction,
-        count=data.count,
-        seed=data.subset_seed,
-    )
-
-
-def make_source(
-    source: str,
-    split: str,
-    *,
-    dir: str = Data.dir,
-    dataset: str = Data.dataset,
-    val_fraction: float = Data.val_fraction,
-    num_classes: int = Data.num_classes,
-    num_examples: int = Data.num_examples,
-    image_size: int | tuple[int, int] = Data.image_size,
-):
-    """The records of one split.
-
-    Args:
-      source: 'mnist5k', 'digits', 'folder', 'prepared', 'tfds', 'vtab' or 'fake'.
-      split: 'train' or 'val'; a folder has those its data came with, TFDS and VTAB their own.
-      dir, dataset: where a folder lies; TFDS's data folder and the name in it, or VTAB's task.
-      val_fraction: share of a folder or prepared set without `val` that is kept for 'val'.
-      num_classes, num_examples, image_size: of the fake source.
-
-    Raises DataError, in one line, where there is no such split or it cannot be used.
-    """
-    if source == "folder":
-        return open_folder(dir, split, val_fraction)
-    if source == "prepared":
-        return open_prepared(dir, split, val_fraction)
-    if source == "tfds":
-        return open_tfds(dataset, split, dir)
-    if source == "vtab":
-        return open_vtab(dataset, split, dir)
-    if split not in ("train", "val"):
-        raise DataError(f"data.source={source} has splits train and val, not {split!r}.")
-    if source == "fake":
-        size = (image_size, image_size) if isinstance(image_size, int) else image_size
-        classes = tuple(f"class {k}" for k in range(num_classes))
-        return FakeSource(num_examples, size, classes, seed=("train", "val").index(split))
-    return _packaged_split(source, split)
-
-
-def _packaged_split(name: str, split: str) -> subsets.Subset:
-    """A fifth for 'val', drawn once and for all."""
-    source = _packaged(name)
+def open_packaged(read: Callable, data: Data, split: str) -> subsets.Subset:
+    """Opens images N H W uint8 and labels N of the digits 0 to 9; a fixed fifth is 'val'."""
+    is_val = _train_or_val(data, split)
+    source = _digits(read)
     order = np.random.default_rng(0).permutation(len(source))
     cut = len(source) // 5
-    return subsets.Subset(source, order[cut:] if split == "train" else order[:cut])
+    return subsets.Subset(source, order[:cut] if is_val else order[cut:])
 
 
 @functools.cache
-def _packaged(name: str) -> ArraySource:
-    images, labels = PACKAGED[name]()
+def _digits(read: Callable) -> ArraySource:
+    images, labels = read()
     images = np.repeat(images[..., None], 3, axis=-1)
     return ArraySource(images, labels.astype(np.int64), tuple("0123456789"))
+
+
+def _train_or_val(data: Data, split: str) -> int:
+    """Returns 0 for 'train' and 1 for 'val'."""
+    if split not in ("train", "val"):
+        raise DataError(f"data.source={data.source} has splits train and val, not {split!r}.")
+    return int(split == "val")
+
+
+SOURCES = registry.Table(
+    SourceKind,
+    {
+        "mnist5k": SourceKind(functools.partial(open_packaged, packaged.mnist5k), named_by=""),
+        "digits": SourceKind(functools.partial(open_packaged, packaged.digits), named_by=""),
+        "folder": SourceKind(open_folder),
+        "prepared": SourceKind(open_prepared),
+        "tfds": SourceKind(open_tfds, named_by="dataset"),
+        "vtab": SourceKind(open_vtab, named_by="dataset", dev_splits=("train800", "val200")),
+        "fake": SourceKind(open_fake, named_by=""),
+    },
+)
+
+
+def find_kind(data: Data) -> SourceKind:
+    """Returns the kind that `data.source` names; a user's own function is an `Opener`."""
+    return registry.find(SOURCES, data.source, "config.data.source")
+
+
+def open_split(data: Data, split: str) -> Source:
+    """Opens one split of a `config.data` section.
+
+    Raises DataError in one line if the data or the split is missing, or cannot be used.
+    """
+    if data.val_split != "val":  # No examples are held out for a split that is not used.
+        data = dataclasses.replace(data, val_fraction=0.0)
+    return find_kind(data).open(data, split)
+
+
+def open_training(data: Data) -> Source:
+    """Opens the training examples."""
+    return open_both(data)[0] if data.dev is not None else _open_subset(data)
+
+
+def open_both(data: Data) -> tuple[Source, Source | None]:
+    """Opens the training examples and those scored during training: `dev`, `val_split` or None."""
+    kind = find_kind(data)
+    if data.dev is not None and kind.dev_splits:
+        train, dev = kind.dev_splits
+        return open_split(data, train), open_split(data, dev)
+    source = _open_subset(data)
+    if data.dev is not None:
+        return subsets.split_off_dev(source, data)
+    return source, open_split(data, data.val_split) if data.val_split else None
+
+
+def _open_subset(data: Data) -> Source:
+    """Opens `data.split`, or the mixture `data.mix`, and draws the subset of it."""
+    if not data.mix:
+        return subsets.draw_subset(open_split(data, data.split), data)
+    kind = find_kind(data)
+    sources = [open_split(kind.select(data, name), data.split) for name, _ in data.mix]
+    return subsets.draw_subset(mix(sources, shares=[share for _, share in data.mix]), data)
+
+
+def make_source(source: str, split: str, **fields) -> Source:
+    """`open_split(Data(source=source, **fields), split)`; this name is deprecated."""
+    warnings.warn("use open_split(Data(source=...), split)", DeprecationWarning, stacklevel=2)
+    return open_split(Data(source=source, **fields), split)

@@ -1,4 +1,4 @@
-"""Seeded draws from a source, the smaller ones within the larger ones of the same seed."""
+"""Random subsets of a source: with the same seed, a smaller one is part of a larger one."""
 
 import dataclasses
 import zlib
@@ -12,7 +12,7 @@ from vit_jax.errors import DataError
 
 @dataclasses.dataclass(frozen=True)
 class Subset:
-    """Some records of another source, in a given order."""
+    """Examples of another source at given indices (a `Source`)."""
 
     source: object
     indices: np.ndarray
@@ -38,48 +38,41 @@ class Subset:
         return self.source.name(int(self.indices[index]))
 
 
-def draw(
-    source,
-    *,
-    per_class: int | None = Data.per_class,
-    fraction: float | None = Data.fraction,
-    count: int | None = Data.count,
-    seed: int = Data.subset_seed,
-):
-    """Records drawn at random (Figure 4's subsets), in the source's order.
+def draw_subset(source, data: Data):
+    """Returns the subset of `data.per_class`, `fraction` or `count` (Figure 4) by `subset_seed`.
 
-    Args:
-      per_class: so many of each class.
-      fraction, count: a share of all records, or so many, whatever their classes.
-      seed: another seed is another draw; a smaller draw lies within a larger one of its seed.
-
-    One of the three may be given; with none the source itself comes back. A mixture stays one:
-    the draw is from all its records together. Raises DataError where there are too few.
+    Examples keep their order. Without any of the three, the result is the source itself. A
+    subset of a mixture is drawn from all its examples, and is a mixture. Raises DataError if
+    there are too few examples.
     """
-    if per_class is None and fraction is None and count is None:
+    if data.per_class is None and data.fraction is None and data.count is None:
         return source
-    order = np.random.default_rng(seed).permutation(len(source))
-    if per_class is not None:
-        picked = _first_of_each_class(source, order, per_class)
+    order = np.random.default_rng(data.subset_seed).permutation(len(source))
+    if data.per_class is not None:
+        indices = _first_of_each_class(source, order, data.per_class)
     else:
-        total = count if count is not None else max(1, round(fraction * len(source)))
+        total = data.count
+        if total is None:
+            total = max(1, round(data.fraction * len(source)))
         if total > len(source):
             raise DataError(f"data.count is {total}, but the split has {len(source)} examples.")
-        picked = order[:total]
-    return _take(source, np.sort(picked))
+        indices = order[:total]
+    return _take(source, np.sort(indices))
 
 
-def hold_out(source, share: float, seed: int = Data.subset_seed) -> tuple:
-    """The source without a share of its examples, drawn at random, and that share (Table 4)."""
-    order = np.random.default_rng((seed, 1)).permutation(len(source))
-    cut = max(1, round(share * len(source)))
+def split_off_dev(source, data: Data) -> tuple:
+    """Returns the source without a random share `data.dev` of its examples, and this share."""
+    order = np.random.default_rng((data.subset_seed, 1)).permutation(len(source))
+    cut = max(1, round(data.dev * len(source)))
     if cut >= len(source):
-        raise DataError(f"{len(source)} training examples are too few to hold some out.")
+        raise DataError(
+            f"data.dev is {data.dev}, but {len(source)} training examples are too few to split."
+        )
     return _take(source, np.sort(order[cut:])), _take(source, np.sort(order[:cut]))
 
 
 def _first_of_each_class(source, order: np.ndarray, count: int) -> np.ndarray:
-    """Of the places in `order`, the first `count` of every class."""
+    """Returns the first `count` indices of each class in `order`."""
     labels = source.labels[order]
     sizes = np.bincount(labels, minlength=len(source.classes))
     if sizes.min() < count:
@@ -94,16 +87,18 @@ def _first_of_each_class(source, order: np.ndarray, count: int) -> np.ndarray:
 
 
 def _take(source, indices: np.ndarray):
-    """The records of these ascending indices; of a mixture, a mixture of subsets."""
+    """Returns the examples at ascending indices; those of a mixture as a mixture of subsets."""
     if not isinstance(source, Mixture):
         return Subset(source, indices)
     ends = source.ends
     parts = np.split(indices, np.searchsorted(indices, ends[:-1]))
-    for part, whole in zip(parts, source.sources):
+    for part, member in zip(parts, source.sources):
         if not len(part):
-            raise DataError(f"the subset has no example of the data.mix source of {whole.name(0)}.")
+            raise DataError(
+                f"the subset has no example of the data.mix source of {member.name(0)}."
+            )
     starts = ends - np.array(source.sizes)
-    taken = (
-        Subset(whole, part - start) for whole, part, start in zip(source.sources, parts, starts)
+    subsets = (
+        Subset(member, part - start) for member, part, start in zip(source.sources, parts, starts)
     )
-    return Mixture(tuple(taken), source.shares)
+    return Mixture(tuple(subsets), source.shares)

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from vit_jax.checkpoints import workdir
-from vit_jax.data.record_files import whole_file
+from vit_jax.data import record_files
 from vit_jax.distributed.progress import Progress
 from vit_jax.errors import ConfigError
 from vit_jax.evaluation import scoring, setup
@@ -122,7 +122,7 @@ def _write_npz(path: pathlib.Path, batches: Iterator[dict], dtype, about: dict) 
 def _write_records(path: pathlib.Path, batches: Iterator[dict], dtype, about: dict) -> tuple:
     """Writes one record for each example; returns the shape of the features."""
     labels, shape = [], ()
-    with whole_file(path) as write:
+    with record_files.write_atomically(path) as write:
         for batch in batches:
             shape = batch["features"].shape[1:]
             labels += batch["label"].tolist()

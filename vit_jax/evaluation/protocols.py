@@ -5,7 +5,7 @@ Labels of both splits must have the same classes; they may differ from those of 
 """
 
 from vit_jax.checkpoints import workdir
-from vit_jax.data.sources import relabelled
+from vit_jax.data.labels import relabelled
 from vit_jax.distributed.progress import Progress
 from vit_jax.errors import ConfigError
 from vit_jax.evaluation import frozen, scoring

@@ -8,7 +8,7 @@ import jax
 from vit_jax import trees
 from vit_jax.config.schema import Config, Mesh
 from vit_jax.data import dataset_info
-from vit_jax.data.sources import PACKAGED, open_training
+from vit_jax.data.sources import find_kind, open_training
 from vit_jax.distributed import mesh as mesh_lib
 from vit_jax.errors import ConfigError, DataError
 from vit_jax.planning.accelerators import (
@@ -109,10 +109,10 @@ def infer_data_size(
     data = config.data
     arguments = dict(item.partition("=")[::2] for item in file.partition(":")[2].split(","))
     names = [arguments.get(key, "") for key in ("data", "dataset", "task")]
-    name = dataset_info.find(data.dataset, *names, data.dir.rstrip("/").rpartition("/")[2])
-    if data.source != "fake" and data.source not in PACKAGED and name and not data.mix:
-        info, source = dataset_info.KNOWN[name], f"known data set {name}"
-        share = dataset_info.share_of(data.split)
+    name = dataset_info.find_dataset(data.dataset, *names, data.dir.rstrip("/").rpartition("/")[2])
+    if find_kind(data).named_by and name and not data.mix:
+        info, source = dataset_info.DATASETS[name], f"known data set {name}"
+        share = dataset_info.slice_size(data.split)
         count = share if isinstance(share, int) else info.num_examples * share
         count = data.count or count * (data.fraction or 1)
         count = data.per_class * info.num_classes if data.per_class else count
@@ -122,7 +122,7 @@ def infer_data_size(
             records = open_training(data)
             sizes, source = [len(records.classes), len(records)], "read from the data"
         except (DataError, ConfigError, OSError):
-            sizes = list(dataset_info.KNOWN["imagenet"])
+            sizes = list(dataset_info.DATASETS["imagenet"])
             source = "assumed as in ImageNet: the data cannot be read"
     arguments = (num_classes, num_examples)
     sizes = [argument or size for argument, size in zip(arguments, sizes)]

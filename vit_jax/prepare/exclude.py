@@ -3,6 +3,7 @@
 import dataclasses
 import pathlib
 
+from vit_jax.config.schema import Data
 from vit_jax.data import manifest
 from vit_jax.data.array_record import open_prepared
 from vit_jax.errors import DataError
@@ -30,7 +31,7 @@ class PreparedBatch:
     split: str
 
     def __call__(self) -> list[tuple[str, duplicates.Signature]]:
-        source = open_prepared(self.dir, self.split, val_fraction=0)
+        source = open_prepared(Data(dir=self.dir, val_fraction=0.0), self.split)
         return _signatures(
             (source.name(i), source.records[i][source.image_key]) for i in range(len(source))
         )
@@ -50,7 +51,7 @@ def _signatures(images) -> list[tuple[str, duplicates.Signature]]:
 def signature_batches(where: str) -> list[FileBatch] | list[PreparedBatch]:
     """Returns functions that together compute all signatures of a folder, tar or prepared set."""
     folder = pathlib.Path(where)
-    if manifest.about(folder) is None:
+    if manifest.read_info(folder) is None:
         entries = listing.list_images(where)
         return [FileBatch(entries[i : i + BATCH]) for i in range(0, len(entries), BATCH)]
     import tensorflow_datasets as tfds
@@ -68,7 +69,7 @@ def content_digest(where: str) -> str:
 
     Raises DataError if there are no images.
     """
-    about = manifest.about(pathlib.Path(where))
+    about = manifest.read_info(pathlib.Path(where))
     if about is not None:
         return about["manifest"]
     entries = listing.list_images(where)

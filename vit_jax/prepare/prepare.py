@@ -63,7 +63,7 @@ def prepare_dataset(source: str, destination: str, *, excluded: str = "", worker
         "excluded": exclude.content_digest(excluded) if excluded else None,
     }
     if folder.is_dir() and any(folder.iterdir()):
-        _check_same_plan(manifest.about(folder), plan, folder)
+        _check_same_plan(manifest.read_info(folder), plan, folder)
     else:
         with workdir.Lock(partial):
             _create_partial(partial, plan)
@@ -82,7 +82,7 @@ def _check_destination(folder: pathlib.Path, destination: str) -> None:
     if not destination or not folder.name:
         raise ConfigError(f"DESTINATION is {destination!r}; expected the path of a new folder.")
     is_empty = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
-    if not is_empty and (not folder.is_dir() or manifest.about(folder) is None):
+    if not is_empty and (not folder.is_dir() or manifest.read_info(folder) is None):
         raise ConfigError(f"{folder} exists and is not a prepared data set; choose a new folder.")
 
 
@@ -214,7 +214,7 @@ def _write_metadata(partial: pathlib.Path, images: listing.Listing, plan: dict) 
     for title in images.classes:
         writer.writerow((title, *(counts.images[title, column] for column in columns)))
     write_atomically(data / manifest.CLASSES, table.getvalue())
-    workdir.write_json(data / manifest.ABOUT, plan | {"manifest": digest})
+    workdir.write_json(data / manifest.INFO, plan | {"manifest": digest})
 
 
 def _print_summary(folder: pathlib.Path, images: listing.Listing, progress) -> str:

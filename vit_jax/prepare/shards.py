@@ -9,8 +9,7 @@ import pathlib
 import numpy as np
 
 from vit_jax.atomic_io import write_atomically
-from vit_jax.data import decode
-from vit_jax.data import record_files as records_lib
+from vit_jax.data import decode, record_files
 from vit_jax.errors import DataError
 from vit_jax.prepare import duplicates
 from vit_jax.prepare.listing import ImageFile
@@ -45,7 +44,7 @@ class Shard:
         """
         index = _load_excluded(self.folder / EXCLUDED)
         path = self.folder / DATA / _file_name(self.split, self.index, self.num_shards)
-        with records_lib.whole_file(path) as write:
+        with record_files.write_atomically(path) as write:
             records = []
             for image, label, title in self.images:
                 record = {"path": image.path, "split": self.split, "class": title, "label": label}

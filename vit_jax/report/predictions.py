@@ -7,8 +7,8 @@ import pathlib
 import numpy as np
 
 from vit_jax.data import subsets
+from vit_jax.data.labels import relabelled
 from vit_jax.data.preprocess import from_unit_range
-from vit_jax.data.sources import relabelled
 from vit_jax.errors import CheckpointError, ConfigError
 from vit_jax.evaluation import accuracy, scoring, setup
 from vit_jax.figures import attention as attention_lib

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from vit_jax.data.dataset_info import KNOWN
+from vit_jax.data.dataset_info import DATASETS
 
 TABLE_1 = {  # (layers, hidden size D, MLP size, heads, parameters in millions).
     "ViT-Base": (12, 768, 3072, 12, 86),
@@ -134,7 +134,7 @@ TABLE_6 = (
     ScalingRow("R50x1+ViT-L/16", "r50_l16", 7, 86.60, 89.72, 99.18, 93.64, 97.03, 99.40, 859),
     ScalingRow("R50x1+ViT-L/16", "r50_l16", 14, 87.12, 89.76, 99.31, 93.89, 97.36, 99.11, 1668),
 )
-JFT_CLASSES, JFT_EXAMPLES = KNOWN["jft"]
+JFT_CLASSES, JFT_EXAMPLES = DATASETS["jft"]
 
 # Pre-trained on JFT-300M for 7 epochs with Adam, or with SGD and the hyperparameters of BiT.
 TASKS_7 = ("ImageNet", "CIFAR-10", "CIFAR-100", "Pets", "Flowers")

@@ -109,7 +109,7 @@ class FinishedRun:
 def dataset_title(config: Config) -> str | None:
     """Returns the paper's name of a config's training data, from their name or folder."""
     folder = pathlib.PurePath(config.data.dir).name
-    name = dataset_info.find(config.data.dataset, folder)
+    name = dataset_info.find_dataset(config.data.dataset, folder)
     return DATASET_TITLES.get(name)
 
 

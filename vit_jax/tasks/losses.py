@@ -102,11 +102,14 @@ class Loss:
     supports_smoothing: bool = True
 
 
-LOSSES = {
-    "softmax": Loss(softmax_cross_entropy),
-    "sigmoid": Loss(sigmoid_cross_entropy, SIGMOID),
-    "binary": Loss(binary_cross_entropy, SIGMOID, supports_smoothing=False),
-}
+LOSSES = registry.Table(
+    Loss,
+    {
+        "softmax": Loss(softmax_cross_entropy),
+        "sigmoid": Loss(sigmoid_cross_entropy, SIGMOID),
+        "binary": Loss(binary_cross_entropy, SIGMOID, supports_smoothing=False),
+    },
+)
 
 
 def find_loss(name: str) -> Loss:
@@ -114,8 +117,7 @@ def find_loss(name: str) -> Loss:
 
     A `package.module:name` is a Loss, or a LossFunction, whose probabilities are then a softmax.
     """
-    found = registry.find(LOSSES, name, "config.task.loss")
-    return found if isinstance(found, Loss) else Loss(found)
+    return registry.find(LOSSES, name, "config.task.loss")
 
 
 class Distillation(Protocol):

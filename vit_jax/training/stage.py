@@ -9,8 +9,9 @@ import jax
 
 from vit_jax.checkpoints import checkpoint
 from vit_jax.config.schema import Config, Init
+from vit_jax.data.labels import relabelled
 from vit_jax.data.preprocess import TrainRecipe
-from vit_jax.data.sources import open_both, open_split, relabelled
+from vit_jax.data.sources import Source, find_kind, open_both, open_split
 from vit_jax.errors import ConfigError, DataError
 from vit_jax.models.registry import ViT, build, param_shapes
 from vit_jax.tasks import registry as task_registry
@@ -38,9 +39,9 @@ class Stage:
     name: str
     config: Config
     folder: pathlib.Path
-    train_source: object
-    val_source: object | None
-    fewshot_sources: dict[str, tuple]  # Name -> training and test source.
+    train_source: Source
+    val_source: Source | None
+    fewshot_sources: dict[str, tuple[Source, Source]]  # Name -> training and test source.
     model: ViT
     mesh: jax.sharding.Mesh
     train_recipe: TrainRecipe
@@ -141,27 +142,23 @@ def _open_data(config: Config) -> tuple:
 
 def _open_fewshot(config: Config) -> dict[str, tuple]:
     """Returns training and test source of each set of `config.fewshot`, by name."""
-    rule, found = config.fewshot, {}
-    if rule.every is None:
-        return found
+    section, sources = config.fewshot, {}
+    if section.every is None:
+        return sources
     data = dataclasses.replace(config.data, mix=())
-    if rule.source and rule.source != data.source:  # It has its own folder.
-        data = dataclasses.replace(data, source=rule.source, dir=rule.dir)
-    key = "dir" if data.source in ("folder", "prepared") else "dataset"
-    for name in rule.sets or (getattr(data, key) or data.source,):
-        of_set = dataclasses.replace(data, **{key: name})
-        train = open_split(of_set, rule.split)
-        test = relabelled(open_split(of_set, rule.test_split), train.classes)
+    if section.source and section.source != data.source:  # It has its own folder.
+        data = dataclasses.replace(data, source=section.source, dir=section.dir)
+    kind = find_kind(data)
+    for selected in [kind.select(data, name) for name in section.sets] or [data]:
+        title = kind.title(selected)
+        train = open_split(selected, section.split)
+        test = relabelled(open_split(selected, section.test_split), train.classes)
         if not len(train) or not len(test):
-            raise DataError(f"fewshot.sets: a split of {name} is empty.")
-        if key == "dir":
-            title = name.rstrip("/").rpartition("/")[2]
-        else:
-            title = name.partition(":")[0].replace("/", "_")
-        if title in found:
+            raise DataError(f"fewshot.sets: a split of {title} is empty.")
+        if title in sources:
             raise ConfigError(f"config.fewshot.sets has two sets with the name {title}.")
-        found[title] = (train, test)
-    return found
+        sources[title] = (train, test)
+    return sources
 
 
 def _starting_weights(
