@@ -99,6 +99,31 @@ def nadamw_by_hand(config, decay, b1=0.9, b2=0.999):
         yield dict(params)
 
 
+def newton_schulz(matrix):
+    """Five steps of the quintic iteration of Jordan (2024)."""
+    x = matrix / np.linalg.norm(matrix)
+    for _ in range(5):
+        squares = x @ x.T
+        x = 3.4445 * x + (-4.775 * squares + 2.0315 * squares @ squares) @ x
+    return x
+
+
+def muon_by_hand(config, decay, beta=0.95, nesterov=True, consistent_rms=0.2):
+    """Section 2.2 of arXiv:2502.16982 for the kernel; AdamW for the other parameters."""
+    params = {name: p.copy() for name, p in START.items()}
+    m = np.zeros_like(START["kernel"])
+    others = adamw_by_hand(config, decay)
+    for t, (grads, rate, after) in enumerate(zip(GRADIENTS, rates_of(config), others), start=1):
+        g = clipped(grads, config.clip_norm)["kernel"]
+        m = beta * m + (1 - beta) * g
+        moment = m / (1 - beta**t)
+        if nesterov:
+            moment = beta * m / (1 - beta ** (t + 1)) + (1 - beta) * g / (1 - beta**t)
+        step = consistent_rms * np.sqrt(max(m.shape)) * newton_schulz(moment)
+        params["kernel"] = params["kernel"] - rate * step - rate * decay * params["kernel"]
+        yield {**after, "kernel": params["kernel"]}
+
+
 def schedule_free_adamw_by_hand(config, decay, b1=0.9, b2=0.999, weight_lr_power=2.0):
     """Algorithm 1 of arXiv:2405.15682 for given gradients; yields the averages x."""
     x, z, v = ({name: p.copy() for name, p in each.items()} for each in (START, START, zeros()))
@@ -182,6 +207,8 @@ RULES = [  # Name, options and the same rule in numpy.
     ("adamw", {"b1": 0.8, "b2": 0.99}, adamw_by_hand),
     ("nadamw", {}, nadamw_by_hand),
     ("nadamw", {"b1": 0.8, "b2": 0.99}, nadamw_by_hand),
+    ("muon", {}, muon_by_hand),
+    ("muon", {"beta": 0.9, "nesterov": False, "consistent_rms": 0.5}, muon_by_hand),
     ("schedule_free_adamw", {}, schedule_free_adamw_by_hand),
     (
         "schedule_free_adamw",
@@ -230,6 +257,7 @@ def test_adafactor_stores_a_row_and_a_column_of_second_moments_of_a_matrix():
 DTYPES = {
     "adamw": "mu_dtype",
     "nadamw": "mu_dtype",
+    "muon": "mu_dtype",
     "lion": "mu_dtype",
     "sgd": "accumulator_dtype",
     "adafactor": "dtype_momentum",

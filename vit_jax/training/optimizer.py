@@ -6,6 +6,7 @@ Factors by name are (regex, factor) pairs: the first regex found in a parameter'
 its factor; without one the factor is 1.
 """
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, NamedTuple, Protocol
@@ -90,6 +91,65 @@ def lion(
     return optax.scale_by_lion(b1, b2, mu_dtype)
 
 
+def muon(
+    beta: DecayRate = 0.95,
+    nesterov: bool = True,
+    ns_steps: Annotated[int, bounds(least=1, most=20)] = 5,
+    consistent_rms: Annotated[float, bounds(above=0)] = 0.2,
+    adam_b1: DecayRate = 0.9,
+    adam_b2: DecayRate = 0.999,
+    eps: Epsilon = 1e-8,
+    mu_dtype: FloatDtype = "float32",
+) -> optax.GradientTransformation:
+    """Muon (arXiv:2502.16982) for the kernels of hidden layers, Adam for all other parameters.
+
+    Other parameters are the patch embedding, the head, position embeddings, tokens, norms and
+    biases. A kernel is one matrix from all inputs to all outputs: those of queries, keys and
+    values are D x (h d), that of the attention output is (h d) x D.
+
+    The moment of a kernel is orthogonalized by `ns_steps` Newton-Schulz iterations and scaled to
+    the root mean square `consistent_rms`, which is about that of AdamW, so that one learning rate
+    and one weight decay fit all parameters.
+    """
+
+    def axes(params):
+        return trees.map_with_names(_matrix_axes, params)
+
+    def labels(params):
+        return trees.map_with_names(
+            lambda name, leaf: "muon" if _matrix_axes(name, leaf) else "adam", params
+        )
+
+    def scale(update: jax.Array, axes: optax.contrib.MuonDimensionNumbers) -> jax.Array:
+        fan_in = math.prod(update.shape[axis] for axis in axes.reduction_axis)
+        return update * (consistent_rms * max(fan_in, update.size // fan_in) ** 0.5)
+
+    hidden = optax.chain(
+        optax.contrib.scale_by_muon(
+            ns_steps=ns_steps,
+            beta=beta,
+            eps=eps,
+            mu_dtype=mu_dtype,
+            nesterov=nesterov,
+            weight_dimension_numbers=axes,
+        ),
+        optax.stateless(lambda updates, _: jax.tree.map(scale, updates, axes(updates))),
+    )
+    adam = optax.scale_by_adam(adam_b1, adam_b2, eps, mu_dtype=mu_dtype)
+    return optax.partition({"muon": hidden, "adam": adam}, labels)
+
+
+def _matrix_axes(name: str, leaf: jax.Array) -> optax.contrib.MuonDimensionNumbers | None:
+    """Returns the input and output axes of the kernel of a hidden layer, otherwise None."""
+    is_kernel = leaf.ndim > 1 and re.search(r"(^|/)kernel$", name)
+    if not is_kernel or re.match(r"(embedding|conv_root|head|patch_head)/", name):
+        return None
+    is_projection_to_heads = re.search(r"/(query|key|value)/kernel$", name)
+    num_inputs = 1 if is_projection_to_heads else leaf.ndim - 1
+    axes = tuple(range(leaf.ndim))
+    return optax.contrib.MuonDimensionNumbers(axes[:num_inputs], axes[num_inputs:])
+
+
 def schedule_free_adamw(
     b1: Annotated[float, bounds(above=0, most=0.99999)] = 0.9,
     b2: DecayRate = 0.999,
@@ -150,6 +210,7 @@ def lamb(
 OPTIMIZERS: Mapping[str, OptimizerEntry] = {
     "adamw": adamw,
     "nadamw": nadamw,
+    "muon": muon,
     "schedule_free_adamw": schedule_free_adamw,
     "sgd": sgd,
     "adafactor": adafactor,
