@@ -17,6 +17,7 @@ def load_example(name: str):
     return module
 
 
+@pytest.mark.slow
 def test_custom_loop_learns_digits():
     assert load_example("custom_loop").main(steps=60) > 0.4
 

@@ -12,6 +12,8 @@ from sklearn.neighbors import KNeighborsClassifier
 from vit_jax import main
 from vit_jax.errors import ConfigError, DataError
 
+pytestmark = pytest.mark.slow  # Trains or runs models for seconds.
+
 DIGITS = ("--config.data.source=digits", "--config.batch_size=64")
 
 

@@ -94,6 +94,7 @@ def test_the_best_l2_is_found_on_a_fifth_and_fitted_to_all(digits):
     assert abs(found.correct / 797 - wanted.score(standardised(test[0], features), test[1])) < 2e-3
 
 
+@pytest.mark.slow
 def test_a_probe_of_chunks_is_the_probe_of_all(digits):
     features, labels, *test = (each[:200] for each in digits)
     options = {"l2": [1e-1, 1e-2], "devices": jax.devices()[:2]}

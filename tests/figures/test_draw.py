@@ -13,6 +13,8 @@ from vit_jax.figures import attention_statistics as statistics_lib
 from vit_jax.figures import draw as draw_lib
 from vit_jax.weights import load
 
+pytestmark = pytest.mark.slow  # Trains or runs models for seconds.
+
 ALL = {"figure6", "figure7", "figure10", "figure11", "figure14", "heads", "patches"}
 
 

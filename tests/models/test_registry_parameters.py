@@ -158,6 +158,7 @@ def test_a_hybrid_has_the_published_parameters(name):
 
 
 @pytest.mark.parametrize("name", BITS)
+@pytest.mark.slow
 def test_a_bit_resnet_has_the_published_parameters(name):
     shapes = whole(name)
     assert count(shapes) == BITS[name] == PARAMETERS[name]

@@ -131,6 +131,7 @@ def test_second_run_does_not_change_a_finished_data_set(prepared, files, capsys)
     ]
 
 
+@pytest.mark.slow
 def test_nested_tar_files_give_the_same_data_set_as_folders(prepared, files, tmp_path):
     parts: dict[str, dict[str, dict[str, bytes]]] = {"train": {}, "val": {}}
     for path, data in files.items():
@@ -191,6 +192,7 @@ def test_damaged_images_are_left_out_and_listed(files, photos, tmp_path, capsys)
 
 
 @pytest.mark.parametrize("kind", ["folder", "tar", "prepared"])
+@pytest.mark.slow
 def test_near_duplicates_of_excluded_images_are_left_out(kind, prepared, files, photos, tmp_path):
     copied = ["train/ant/01.jpg", "train/bee/14.jpg", "train/ant/screen.png"]
     test_set = {}

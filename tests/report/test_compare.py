@@ -1,7 +1,11 @@
 """The page that compares runs."""
 
+import pytest
+
 from tests.support.written_pages import Page
 from vit_jax import main
+
+pytestmark = pytest.mark.slow  # Trains or runs models for seconds.
 
 
 def test_comparison_has_a_curve_per_run_and_the_config_differences(quickstart, tmp_path):

@@ -1,12 +1,15 @@
 """Training inputs in a page against the data pipeline of step 1."""
 
 import numpy as np
+import pytest
 
 from tests.support.written_pages import Page
 from vit_jax.checkpoints import workdir
 from vit_jax.data import loader
 from vit_jax.data.preprocess import TrainRecipe, from_unit_range
 from vit_jax.data.sources import open_training
+
+pytestmark = pytest.mark.slow  # Trains or runs models for seconds.
 
 
 def test_inputs_are_the_first_batch_as_augmented_in_step_1(quickstart):

@@ -14,6 +14,8 @@ from vit_jax.checkpoints import workdir
 from vit_jax.evaluation import setup
 from vit_jax.training import metrics
 
+pytestmark = pytest.mark.slow  # Trains or runs models for seconds.
+
 
 def test_training_writes_a_page_per_stage_and_a_comparison(quickstart):
     for name in ("pretrain", "finetune", "scratch"):

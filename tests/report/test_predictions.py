@@ -3,9 +3,12 @@
 import csv
 
 import numpy as np
+import pytest
 
 from tests.support.written_pages import Page
 from vit_jax import main
+
+pytestmark = pytest.mark.slow  # Trains or runs models for seconds.
 
 
 def test_predictions_and_confusion_matrix_equal_those_of_evaluate(reported, tmp_path):

@@ -98,6 +98,7 @@ def test_npz_converted_through_all_formats_has_equal_contents(paths):
     assert open_archive(paths["npz"]).metadata == open_archive(paths["npz again"]).metadata
 
 
+@pytest.mark.slow
 def test_predictions_and_scores_are_equal_in_every_format(paths, photo_folder, tmp_path, capsys):
     photos = sorted((photo_folder / "val").rglob("*.jpg"))[::3]
     found, scores = set(), set()

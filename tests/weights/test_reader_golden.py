@@ -12,6 +12,8 @@ import pytest
 from tests.support.golden_outputs import CASES, GOLDEN, params_of, photo_pixels
 from vit_jax import create_model, trees
 
+pytestmark = pytest.mark.slow  # Trains or runs models for seconds.
+
 
 @pytest.mark.parametrize("title", CASES)
 def test_outputs_equal_timm_and_huggingface(title, photos):
