@@ -1,5 +1,6 @@
 """Losses and masked means against their definitions in numpy."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -86,6 +87,33 @@ def test_sigmoid_cross_entropy_is_the_sum_over_the_classes():
 def test_binary_cross_entropy_has_target_one_for_every_class_of_a_mixed_image():
     actual = losses.binary_cross_entropy(jnp.float32(LOGITS), jnp.float32(TARGETS))
     np.testing.assert_allclose(actual, binary_cross_entropies(TARGETS > 0).mean(-1), rtol=1e-5)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 1.0, 2.0, 3.5])
+def test_focal_loss_weighs_cross_entropy_by_a_power_of_one_minus_the_probability(gamma):
+    p = softmax(LOGITS)
+    actual = losses.focal_loss(jnp.float32(LOGITS), jnp.float32(TARGETS), gamma)
+    expected = -(TARGETS * (1 - p) ** gamma * np.log(p)).sum(-1)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5)
+    actual = losses.focal_loss(jnp.float32(LOGITS), jnp.array([2, 1]), gamma)
+    p_label = p[[0, 1], [2, 1]]
+    np.testing.assert_allclose(actual, -((1 - p_label) ** gamma) * np.log(p_label), rtol=1e-5)
+
+
+def test_focal_loss_has_gamma_two_in_the_table_and_softmax_probabilities():
+    # With p of 0.9, it is 100 times smaller than the cross-entropy (section 3.2 of the paper).
+    logits, label = np.log([[0.9, 0.06, 0.04]]), np.array([0])
+    loss = losses.find_loss("focal")
+    np.testing.assert_allclose(loss.function(logits, label), -np.log(0.9) / 100, rtol=1e-5)
+    np.testing.assert_allclose(loss.activation.probability(logits, label), 0.9, rtol=1e-6)
+
+
+def test_focal_loss_and_its_gradient_are_finite_for_huge_logits():
+    logits = jnp.array([[1e4, 0.0], [0.0, 1e4]])
+    values = losses.focal_loss(logits, jnp.array([0, 0]))
+    np.testing.assert_allclose(values, [0, 1e4])
+    gradient = jax.grad(lambda x: losses.focal_loss(x, jnp.array([0, 0])).sum())(logits)
+    np.testing.assert_allclose(gradient, [[0, 0], [-1, 1]], atol=1e-6)
 
 
 @pytest.mark.parametrize("name", losses.LOSSES)

@@ -66,6 +66,17 @@ def binary_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     return sigmoid_cross_entropy(logits, targets) / logits.shape[-1]
 
 
+def focal_loss(logits: jax.Array, labels: jax.Array, gamma: float = 2.0) -> jax.Array:
+    """Softmax focal loss, sum of -t (1 - p)^gamma log p over the classes (arXiv:1708.02002).
+
+    logits B K -> B, in nats, with probabilities p = softmax(logits) and targets t. With gamma 0
+    it is the cross-entropy; with gamma from 1 on, well-classified examples have less weight.
+    """
+    targets = smooth_labels(labels, logits.shape[-1])
+    log_p = jax.nn.log_softmax(logits.astype(jnp.float32))
+    return -jnp.sum(targets * (-jnp.expm1(log_p)) ** gamma * log_p, axis=-1)
+
+
 def _softmax_probability(logits: jax.Array, labels: jax.Array) -> jax.Array:
     return jnp.exp(-softmax_cross_entropy(logits, labels))
 
@@ -108,6 +119,7 @@ LOSSES = registry.Table(
         "softmax": Loss(softmax_cross_entropy),
         "sigmoid": Loss(sigmoid_cross_entropy, SIGMOID),
         "binary": Loss(binary_cross_entropy, SIGMOID, supports_smoothing=False),
+        "focal": Loss(focal_loss),
     },
 )
 
