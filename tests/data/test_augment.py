@@ -1,5 +1,7 @@
 """Steps of augmentation against Pillow and their published bounds."""
 
+import colorsys
+
 import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
@@ -30,6 +32,7 @@ STEPS = [
     "randaug_increasing(2,9,std=0.5,prob=0.5)",
     "three_augment",
     "color_jitter(0.3)",
+    "color_jitter(0.3,hue=0.1)",
     "erase(0.5)",
 ]
 
@@ -145,6 +148,46 @@ def test_color_jitter_scales_brightness_by_at_most_its_strength():
     assert 59 <= min(values) < 65
     assert 135 < max(values) <= 140
     assert abs(np.mean(values) - 100) < 4
+
+
+def test_color_jitter_shifts_the_hue_as_colorsys_does():
+    rows, columns = np.mgrid[:24, :20]
+    image = np.stack([10 * rows, 12 * columns, 255 - 5 * (rows + columns)], -1).astype(np.uint8)
+    shifts = []
+    for seed in range(40):
+        random = generator(seed)
+        random.permutation(4)
+        random.uniform(0, 1, 3)
+        shifts.append(random.uniform(-0.4, 0.4))
+        jittered = ColorJitter(0.0, hue=0.4)(image, generator(seed))
+        hsv = [colorsys.rgb_to_hsv(*pixel) for pixel in image.reshape(-1, 3) / 255]
+        shifted = [colorsys.hsv_to_rgb((h + shifts[-1]) % 1, s, v) for h, s, v in hsv]
+        difference = jittered.reshape(-1, 3) - 255 * np.array(shifted)
+        assert np.abs(difference).max() <= 18  # Three of 256 steps of the hue, 6 levels each.
+        assert np.abs(difference).mean() < 2.5
+    assert min(shifts) < -0.3
+    assert max(shifts) > 0.3
+
+
+def test_color_jitter_with_hue_draws_the_order_of_four_changes(photo):
+    orders = set()
+    for seed in range(300):
+        random = generator(seed)
+        order, factors = random.permutation(4), random.uniform(0.7, 1.3, 3)
+        shift = random.uniform(-0.1, 0.1)
+        picture = Image.fromarray(photo)
+        for i in order:
+            if i == 3:
+                h, s, v = picture.convert("HSV").split()
+                h = h.point([(level + int(shift * 255)) % 256 for level in range(256)])
+                picture = Image.merge("HSV", (h, s, v)).convert("RGB")
+                continue
+            enhancer = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)[i]
+            picture = enhancer(picture).enhance(factors[i])
+        jittered = ColorJitter(0.3, hue=0.1)(photo, generator(seed))
+        np.testing.assert_array_equal(jittered, np.asarray(picture))
+        orders.add(tuple(order))
+    assert len(orders) == 24
 
 
 def erased_box(image: np.ndarray, seed: int, probability: float = 1.0):

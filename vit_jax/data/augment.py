@@ -157,17 +157,20 @@ class ThreeAugment:
 
 @dataclasses.dataclass(frozen=True)
 class ColorJitter:
-    """Brightness, contrast and saturation by factors of 1 +- their strength, in any order.
+    """Brightness, contrast and saturation by factors of 1 +- their strength, and a shift of hue.
 
-    Draws the order, then the three factors.
+    As in torchvision. Draws the order of the changes, the three factors, and the shift if `hue` is
+    not 0.
 
     Args:
       brightness, contrast, saturation: the strengths; None for that of brightness.
+      hue: largest shift of the hue, to either side, as a fraction of the colour circle.
     """
 
     brightness: Annotated[float, bounds(least=0, most=1)]
     contrast: Annotated[float | None, bounds(least=0, most=1)] = None
     saturation: Annotated[float | None, bounds(least=0, most=1)] = None
+    hue: Annotated[float, bounds(least=0, most=0.5)] = 0.0
 
     def __call__(self, image: np.ndarray, random: np.random.Generator) -> np.ndarray:
         picture = Image.fromarray(image)
@@ -178,11 +181,22 @@ class ColorJitter:
                 for strength in (self.brightness, self.contrast, self.saturation)
             ]
         )
-        order = random.permutation(3)
+        order = random.permutation(4 if self.hue else 3)
         factors = random.uniform(1 - strengths, 1 + strengths)
+        shift = random.uniform(-self.hue, self.hue) if self.hue else 0.0
         for i in order:
-            picture = enhancers[i](picture).enhance(factors[i])
+            if i < 3:
+                picture = enhancers[i](picture).enhance(factors[i])
+            else:
+                picture = _shift_hue(picture, shift)
         return np.asarray(picture)
+
+
+def _shift_hue(picture: Image.Image, shift: float) -> Image.Image:
+    """Returns the picture with its hue shifted by a fraction of the colour circle."""
+    hue, saturation, value = picture.convert("HSV").split()
+    hue = Image.fromarray(np.asarray(hue) + np.uint8(int(shift * 255) % 256))  # Wraps around.
+    return Image.merge("HSV", (hue, saturation, value)).convert("RGB")
 
 
 @dataclasses.dataclass(frozen=True)
