@@ -307,7 +307,7 @@ def test_help_is_complete_and_shows_an_example(verb, capsys):
         main.run([*verb, "--help"])
     assert caught.value.code == 0
     out = capsys.readouterr().out
-    assert "VERB" in out if not verb else "python -m vit_jax.main" in out
+    assert "COMMAND" in out if not verb else "python -m vit_jax.main" in out
 
 
 def test_the_process_ends_with_the_code_and_one_line(tiny, tmp_path):

@@ -98,7 +98,7 @@ def test_changed_data_is_told_of_when_a_run_goes_on(learnt, tmp_path):
     assert set(fingerprints) == {"train", "val"}
     changed = {"train": fingerprints["train"] + 1, "val": fingerprints["val"]}
     rewrite(step, "data", checkpoint.read_item(step, "data") | {"fingerprints": changed})
-    with pytest.raises(DataError, match="names, labels or images are not"):
+    with pytest.raises(DataError, match="images, names or labels have changed"):
         main.run(flags)
 
 

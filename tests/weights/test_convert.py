@@ -130,7 +130,7 @@ def test_evaluate_of_converted_weights_needs_data(paths):
     for file_format in ALL_FORMATS[1:]:
         error = error_of("evaluate", f"--checkpoint={paths[file_format]}")
         assert error.exit_code == 2
-        assert "these weights have no config; name the data" in str(error)
+        assert "these weights have no config; set the data" in str(error)
 
 
 def test_closing_line_has_counts_and_difference(paths, tmp_path, capsys):
@@ -275,7 +275,7 @@ def test_convert_rejects_wrong_arguments_in_one_line_and_writes_nothing(
 
 def test_convert_replaces_no_other_file(paths, tmp_path):
     (tmp_path / "x.npz.md").write_text("# My notes")
-    assert "x.npz.md exists and is not a model card" in str(
+    assert "x.npz.md exists and would be overwritten" in str(
         error_of("convert", paths["npz"], tmp_path / "x.npz")
     )
     (tmp_path / "new" / "hf.tmp").mkdir(parents=True)

@@ -198,7 +198,7 @@ def test_fetch_restarts_a_broken_chunked_response(site, monkeypatch):
 
 def test_fetch_of_unknown_length_needs_a_digest(site):
     site.framing = "none"
-    assert "does not send the file's size" in fetch_error(f"{site.url}/models/vit.npz")
+    assert "does not send the file size" in fetch_error(f"{site.url}/models/vit.npz")
     digest = hashlib.sha256(BODY).hexdigest()
     site.cuts = [200_000]
     assert "; expected" in fetch_error(f"{site.url}/models/vit.npz", sha256=digest)

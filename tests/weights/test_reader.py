@@ -286,7 +286,7 @@ def test_open_weights_file_rejects_two_tensors_for_one_parameter(tmp_path):
     stored = dict(writer.export_tensors(plan, some_arrays(tiny())))
     stored |= {"layernorm.bias": stored["vit.layernorm.bias"]}
     safetensors.numpy.save_file(stored, folder)
-    assert "and layernorm.bias are both" in read_error(folder, open_weights_file)
+    assert "and layernorm.bias both map to" in read_error(folder, open_weights_file)
 
 
 def test_open_weights_file_rejects_heads_that_do_not_divide_the_width(tmp_path):

@@ -17,7 +17,7 @@ FIELDS = {  # Flag of `benchmark` -> the config field that it sets.
 
 
 def add_plan_flags(parser) -> None:
-    parser.add_argument("--config", metavar="FILE[:ARGS]", help="config file")
+    parser.add_argument("--config", metavar="FILE[:ARGS]", help="config file (required)")
     parser.add_argument(
         "--config.KEY", metavar="VALUE", help="set one field, as in --config.model.remat=dots"
     )

@@ -16,7 +16,7 @@ PROTOCOLS = {  # Protocol -> its flags.
 
 
 def add_evaluate_flags(parser) -> None:
-    parser.add_argument("--workdir", metavar="DIR", help="workdir of a finished or running run")
+    parser.add_argument("--workdir", metavar="DIR", help="folder of a run, or give --checkpoint")
     parser.add_argument("--checkpoint", metavar="WHERE", help=arguments.WHERE)
     parser.add_argument(
         "--out", metavar="DIR", help="folder for the results (default: the folder of the run)"
@@ -44,7 +44,7 @@ def add_evaluate_flags(parser) -> None:
         "--restrict",
         action="store_true",
         default=None,
-        help="predict the classes of the data only, as for ImageNet-A and ImageNet-R",
+        help="choose among the classes of the data only, as for ImageNet-A and ImageNet-R",
     )
     own.add_argument(
         "--label_sets",

@@ -48,9 +48,9 @@ def split_config_flags(argv: list[str]) -> tuple[list[str], str | None, dict[str
 def make_parser(verbs: Iterable[Verb]) -> Parser:
     """Returns the parser of all verbs."""
     parser = Parser(
-        prog="vit_jax",
+        prog="vit-jax",
         description="Vision Transformers in JAX: train, evaluate, predict, convert.",
-        epilog="`vit_jax COMMAND --help` lists its flags. The default command is train.",
+        epilog="`vit-jax COMMAND --help` lists the flags of a command. The default is train.",
         allow_abbrev=False,
     )
     subparsers = parser.add_subparsers(dest="verb", metavar="COMMAND", required=True)

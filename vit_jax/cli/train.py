@@ -10,7 +10,9 @@ from vit_jax.errors import ConfigError
 
 def add_flags(parser) -> None:
     parser.add_argument(
-        "--config", metavar="FILE[:ARGS]", help="config file; without it, the workdir's run resumes"
+        "--config",
+        metavar="FILE[:ARGS]",
+        help="config file; without it, the run of the workdir resumes",
     )
     parser.add_argument(
         "--config.KEY", metavar="VALUE", help="set one field, as in --config.optimizer.lr=3e-4"
@@ -25,7 +27,7 @@ def add_flags(parser) -> None:
         "--profile",
         type=arguments.step_range,
         metavar="START:STEPS",
-        help="write a trace of these steps for xprof, into the folder profile of the run",
+        help="trace STEPS steps from step START for xprof, into the folder profile of the run",
     )
     parser.add_argument(
         "--shard",

@@ -127,7 +127,7 @@ def load(file_and_arg: str) -> ConfigDict:
         words = " ".join(str(error).split())
         # Messages of ml_collections about an unknown field.
         key = re.match(r"""["']*(?:Key ")?(\w+)["']+(?: does not exist|$)""", words)
-        if key and ("does not exist" in words or hint(key[1])):
+        if key and hint(key[1]):
             words = f"no field {key[1]!r}.{hint(key[1])}"
         raise ConfigError(f"--config={path}: {type(error).__name__}: {words}") from error
     if not isinstance(config, ConfigDict):

@@ -126,7 +126,9 @@ class Data:
     )
     fast_crop: bool = field(False, "Let JPEGs shrink by 1/2, 1/4 or 1/8 while they are decoded.")
     repeats: int = field(
-        1, "Repeated augmentation (arXiv:1902.05509): times an image stands in a batch.", least=1
+        1,
+        "Repeated augmentation (arXiv:1902.05509): copies of an image in a batch.",
+        least=1,
     )
     mixup: float = field(0.0, "Alpha of mixup (arXiv:1710.09412); 0 for none.", least=0)
     cutmix: float = field(
@@ -336,7 +338,7 @@ class Config:
     steps: int | None = field(
         None, "Length in steps; set one of steps, epochs and examples.", least=1
     )
-    epochs: float | None = field(None, "Length in passes over the training split.", above=0)
+    epochs: float | None = field(None, "Length in epochs of the training split.", above=0)
     examples: int | None = field(None, "Length in examples.", least=1)
     accumulate: int = field(
         1, "Micro-batches per step, computed one after the other to save memory.", least=1

@@ -115,7 +115,7 @@ def upgrade(values: dict) -> dict:
 def hint(field: str) -> str:
     """Returns ` Use NEW.` for a field of an earlier version such as `data.crop`, or ``.
 
-    A name without a section, such as `crop`, stands for that field of any section.
+    A name without a section, such as `crop`, matches that field of any section.
     """
     matches = (new for old, new in RENAMED.items() if field in (old, old.rpartition(".")[2]))
     new = next(matches, None)

@@ -40,7 +40,7 @@ def check_run(values, where: str, earlier: tuple[str, ...] | None) -> Config:
         raise ConfigError(
             f"{where}: set one of steps, epochs, examples; found {found} "
             f"(--config.{lengths[0] if lengths else 'steps'}="
-            f"{'None clears one' if lengths else '1000 sets one'})."
+            f"{'None clears it' if lengths else '1000 sets one'})."
         )
     if config.init.path and config.init.stage:
         raise ConfigError(f"{where}.init: set path or stage, not both.")

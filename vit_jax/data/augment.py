@@ -266,7 +266,7 @@ def normalize(text: str, where: str = FIELD) -> str:
     """Returns the one spelling of an augmentation string, such as `resize|randaug(2,10)`.
 
     Raises ConfigError as `parse` does, but imports nothing: of a step of the user's own it checks
-    the syntax alone. A config may come with weights from elsewhere, and evaluating those must
+    the syntax alone. A config may belong to weights from elsewhere, and evaluating those must
     not run code that the config names.
     """
     calls = _calls(text, where)

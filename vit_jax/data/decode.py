@@ -150,7 +150,7 @@ def simplejpeg():
 
 @functools.cache
 def opencv():
-    """OpenCV, told to leave the threads to the loader."""
+    """Returns OpenCV, limited to one thread because the loader has its own."""
     try:
         import cv2
     except ImportError as error:

@@ -42,7 +42,7 @@ def element(tag: str, *content: object, **attributes: object) -> Html:
     """Returns `<tag attributes>content</tag>`.
 
     Args:
-      attributes: `class_` stands for `class`; attributes with value None are left out.
+      attributes: `class_` is written as `class`; attributes with value None are omitted.
     """
     pairs = ((name.rstrip("_"), value) for name, value in attributes.items() if value is not None)
     text = "".join(f' {name.replace("_", "-")}="{to_html(value)}"' for name, value in pairs)

@@ -164,7 +164,7 @@ def draw_corruption(key: jax.Array, num_patches: int, task: Task) -> Corruption:
 
     Exactly round(task.corrupted * N) patches are corrupted. Each of them becomes the mask token
     with probability `task.mask_share`, another patch of the same image with probability
-    `task.random_share`, and else stays as it is. (The paper does not say which image the other
+    `task.random_share`, and else stays as it is. (The paper does not define which image the other
     patch comes from. With the same image, corruption does not depend on batch or device.)
     """
     N = num_patches

@@ -67,8 +67,8 @@ class StepsInFlight:
         num_images = max(step * config.batch_size, len(self._stage.train_source))
         if num_bad > config.data.max_bad * num_images:
             raise DataError(
-                f"{num_bad} images could not be read, more than data.max_bad="
-                f"{config.data.max_bad} of {num_images}; the command `prepare` lists them."
+                f"{num_bad} of {num_images} images could not be read, more than data.max_bad="
+                f"{config.data.max_bad} allows; the command `prepare` lists them."
             )
 
     def _check_finite(self, step: int, values: dict) -> None:

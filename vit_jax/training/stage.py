@@ -75,7 +75,7 @@ class Stage:
                 )
         if data["fingerprints"] != self.fingerprints:
             raise DataError(
-                "names, labels or images are not those of this run; use a new --workdir."
+                "images, names or labels have changed since this run started; use a new --workdir."
             )
 
 

@@ -202,7 +202,7 @@ class Sweep:
 
 
 def _is_in_use(folder: pathlib.Path) -> bool:
-    """Returns True if a run is in progress in another process, as seen by process 0."""
+    """Returns True if a run is in progress in another process; process 0 decides."""
 
     def look() -> bool:
         try:

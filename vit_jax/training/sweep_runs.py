@@ -77,7 +77,7 @@ def grid(config: Config, where: str = "config") -> dict[str, GridRun]:
                 "least one value, and no section."
             )
         if key in SAME or key.partition(".")[0] in SAME or key in SAME_DATA:
-            raise ConfigError(f"{place} has {key!r}; it must be equal in all runs of a grid.")
+            raise ConfigError(f"{place} has {key!r}; set it in the config, for all runs.")
     if sum(key in DURATIONS for key in keys) > 1:
         raise ConfigError(f"{place} has several of {', '.join(DURATIONS)}; expected one.")
     for combination in itertools.product(*(values for _, values in config.sweep.grid)):

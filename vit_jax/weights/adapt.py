@@ -33,7 +33,7 @@ ReadParams = Callable[[Collection[str] | None], Iterator[tuple[str, np.ndarray]]
 
 @dataclasses.dataclass(frozen=True)
 class AdaptPlan:
-    """What happens to each parameter; made from shapes, before any array is read.
+    """Plan of the change of each parameter, made from shapes before any array is read.
 
     Attributes:
       new_shapes: shapes of the parameters of a new head; see `initial_bias`.

@@ -161,7 +161,7 @@ def _cache_path(http_url: str) -> pathlib.Path:
 
 
 def _cache_problem(file: pathlib.Path, http_url: str, size: int | None, sha256: str | None) -> str:
-    """Why a cached file cannot be used; '' if it can."""
+    """Returns the reason why a cached file cannot be used, or '' if it can."""
     record, num_bytes = _read_json(f"{file}.json"), file.stat().st_size if file.is_file() else None
     if num_bytes is None or record.get("url") != http_url or record.get("size") != num_bytes:
         return f"has {num_bytes} bytes; its record gives {record.get('size', 'no size')}"

@@ -31,7 +31,7 @@ MAX_METADATA = {"npz": 65_000, "safetensors": 900_000}  # Bytes of JSON that fit
 
 @dataclasses.dataclass(frozen=True)
 class ExportPlan:
-    """How parameters are stored; made from the model, before any array is read.
+    """Plan of the stored tensors, made from the model before any array is read.
 
     Attributes:
       file_format: one of FILE_FORMATS.
