@@ -1,6 +1,7 @@
 """Every command line in README and docs runs, or is listed in NOT_RUN with the reason."""
 
 import ast
+import pathlib
 import re
 import shlex
 
@@ -21,6 +22,7 @@ NOT_RUN = {  # Of these commands, only the files, flags and test names are check
     r"/shared/|--coordinator": "several hosts: tests/distributed/test_multihost_processes.py",
     r"data\.dataset=imagenet2012|vtab\.py|table9 ": "data sets of TFDS: tests/tables/test_vtab.py",
 }
+TIERS = ("slow", "browser", "parity")  # Markers that the default tests leave out.
 PAGES = [page for page in documents.PAGES if documents.commands(page)]
 
 
@@ -69,18 +71,30 @@ def test_commands_that_are_not_run_have_existing_files_and_flags(page, monkeypat
 
 
 def check_pytest(args: list[str]) -> None:
-    """Asserts that the files exist and that -k matches the name of a test in them."""
-    files = [ROOT / arg for arg in args if arg.startswith("tests")]
-    assert all(file.exists() for file in files), args
+    """Asserts that every file exists and that the command selects a test in each of them."""
     keyword = args[args.index("-k") + 1] if "-k" in args else ""
     assert re.fullmatch(r"\w*", keyword), "only a single word is supported here"
-    names = [
-        node.name
-        for file in files
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8") if keyword else ""))
+    tier = args[args.index("-m") + 1] if "-m" in args else ""
+    for path in (ROOT / arg for arg in args if arg.startswith("tests")):
+        assert path.exists(), args
+        files = sorted(path.rglob("test_*.py")) if path.is_dir() else [path]
+        tests = [test for file in files for test in tiers_of_tests(file)]
+        assert any(keyword in name and tier == found for name, found in tests), args
+
+
+def tiers_of_tests(file: pathlib.Path) -> list[tuple[str, str]]:
+    """Returns the name of every test in a file with the tier of its marker, '' for the default."""
+
+    def tier_of(node: ast.AST) -> str:
+        return next((tier for tier in TIERS if f"mark.{tier}" in ast.unparse(node)), "")
+
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    marks = [node for node in tree.body if ast.unparse(node).startswith("pytestmark")]
+    return [
+        (node.name, next(filter(None, map(tier_of, [*marks, *node.decorator_list])), ""))
+        for node in tree.body
         if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
     ]
-    assert not keyword or any(keyword in name for name in names), args
 
 
 def check_script(script: str, *args: str) -> None:
