@@ -52,6 +52,15 @@ def test_sections_and_tuples_can_be_swept():
     )
 
 
+def test_grid_can_vary_options_of_the_optimizer():
+    grid = sweep_runs.grid(config_of((("optimizer.kwargs.b2", (0.98, 0.999)),)))
+    assert list(grid) == ["b2=0.98", "b2=0.999"]
+    assert grid["b2=0.98"].config.optimizer.kwargs == {"b2": 0.98}
+    assert grid["b2=0.999"].config.optimizer.kwargs == {}
+    with pytest.raises(ConfigError, match=r"sweep\.grid.*kwargs has no option 'momentum'"):
+        sweep_runs.grid(config_of((("optimizer.kwargs.momentum", (0.9,)),)))
+
+
 @pytest.mark.parametrize(
     ("grid", "words"),
     [

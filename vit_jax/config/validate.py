@@ -238,8 +238,9 @@ def _type_of(parameter: inspect.Parameter) -> tuple[type | types.UnionType, dict
     annotation = parameter.annotation
     if typing.get_origin(annotation) is typing.Annotated:
         return typing.get_args(annotation)
-    is_known = annotation in TYPE_NAMES or typing.get_origin(annotation) is tuple
-    if is_known or isinstance(annotation, types.UnionType):
+    is_union = isinstance(annotation, types.UnionType)
+    kinds = typing.get_args(annotation) if is_union else (annotation,)
+    if all(kind in TYPE_NAMES or typing.get_origin(kind) is tuple for kind in kinds):
         return annotation, bounds()
     if type(parameter.default) in (bool, int, float, str, tuple):
         return type(parameter.default), bounds()
