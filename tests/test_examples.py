@@ -22,12 +22,14 @@ def test_custom_loop_learns_digits():
     assert load_example("custom_loop").main(steps=60) > 0.4
 
 
+@pytest.mark.slow
 def test_patch_detector_gives_a_box_and_a_score_for_each_patch():
     outputs = load_example("patch_detector").main()
     assert outputs["boxes"].shape == (2, 8, 12, 4)
     assert outputs["scores"].shape == (2, 8, 12)
 
 
+@pytest.mark.slow
 def test_two_towers_pull_the_views_together():
     losses = load_example("two_towers").main(steps=8)
     assert np.isfinite(losses).all()

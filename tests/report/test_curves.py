@@ -11,6 +11,8 @@ from vit_jax import main
 from vit_jax.report import curves
 from vit_jax.training import metrics
 
+pytestmark = pytest.mark.slow  # Shares a trained quickstart.
+
 
 def test_curves_equal_the_lines_of_metrics_jsonl(quickstart):
     charts = Page(quickstart / "finetune" / "report.html").charts()

@@ -11,6 +11,8 @@ from vit_jax import main
 from vit_jax.checkpoints import workdir
 from vit_jax.errors import ConfigError
 
+pytestmark = pytest.mark.slow  # Shares a trained quickstart.
+
 
 def test_killed_run_has_a_page_of_what_it_logged(reported, tmp_path):
     folder = copy_as_killed(reported / "finetune", tmp_path / "killed")
