@@ -1,10 +1,14 @@
 """Data sets by kind: `config.data.source` -> the examples of a split."""
 
+import csv
 import dataclasses
 import functools
+import io
+import os
+import pathlib
 import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 import numpy as np
@@ -13,10 +17,10 @@ from vit_jax.config import registry
 from vit_jax.config.schema import Data
 from vit_jax.data import packaged, subsets
 from vit_jax.data.array_record import open_prepared, open_tfds
-from vit_jax.data.image_folder import open_folder
+from vit_jax.data.image_folder import FolderSource, folder_source, open_folder, share_files
 from vit_jax.data.mixture import mix
 from vit_jax.data.vtab import open_vtab
-from vit_jax.errors import DataError
+from vit_jax.errors import DataError, nearest
 
 
 class Source(Protocol):
@@ -175,12 +179,104 @@ def _train_or_val(data: Data, split: str) -> int:
     return int(split == "val")
 
 
+def open_csv(data: Data, split: str) -> FolderSource:
+    """Opens images in lists: `data.dir` is a CSV file, or a folder of `train.csv`, `val.csv`, ...
+
+    A list is UTF-8 text with the columns `path`, relative to the list, and `label`, a class name.
+    Without `val.csv`, the splits 'train' and 'val' share the images of `train.csv` as those of a
+    folder. Classes are those of training, sorted: numbers by value, before other names.
+    """
+    where = pathlib.Path(data.dir)
+    lists = {path.stem: path for path in where.glob("*.csv")} if data.dir else {}
+    lists = {"train": where} if where.is_file() else lists
+    train_list = lists.get("train", lists.get(split))  # Only for evaluation if not `train.csv`.
+    if train_list is None:
+        raise DataError(f"data.dir={data.dir or '(empty)'}: no such CSV file, and no train.csv.")
+    files = _read_list(train_list)
+    classes = sorted(files, key=_class_order)
+    if len(classes) < 2:
+        raise DataError(f"{train_list}: classes {classes}; expected at least two.")
+    files = {title: files[title] for title in classes}
+    if split in lists and lists[split] != train_list:
+        files = _read_list(lists[split], classes)
+    elif train_list == lists.get("train") and "val" not in lists and split in ("train", "val"):
+        files = share_files(files, split, data.val_fraction)
+    elif split not in lists:
+        raise DataError(f"{where}: no list {split}.csv for split {split!r}.")
+    if not any(files.values()):
+        raise DataError(f"{where}: split {split!r} has no images.")
+    return folder_source(train_list.parent, files)
+
+
+def _class_order(title: str) -> tuple:
+    return (0, int(title), title) if title.isdecimal() else (1, 0, title)
+
+
+def _read_list(file: pathlib.Path, classes: Iterable[str] = ()) -> dict[str, list[str]]:
+    """Returns the image paths of each class in a CSV list, in its order.
+
+    Args:
+      classes: allowed class names; any if empty.
+
+    Raises DataError with file and line.
+    """
+    files: dict[str, list[str]] = {title: [] for title in classes}
+    lines: dict[str, int] = {}  # Path -> its line.
+    text = io.StringIO(_read_text(file), newline="")
+    reader = csv.reader(text, skipinitialspace=True, strict=True)
+    try:
+        header = [name.strip() for name in next(reader, [])]
+        for name in ("path", "label"):
+            if header.count(name) != 1:
+                raise DataError(
+                    f"{file}, line 1: {header.count(name)} columns {name!r} in the header "
+                    f"{','.join(header)[:80]!r}; expected path,label."
+                )
+        for row in reader:
+            if not row:  # An empty line.
+                continue
+            where = f"{file}, line {reader.line_num}"
+            if len(row) != len(header):
+                raise DataError(f"{where}: {len(row)} columns; the header has {len(header)}.")
+            path = row[header.index("path")].strip()
+            title = row[header.index("label")].strip()
+            if not path or not title:
+                raise DataError(f"{where}: the {'label' if path else 'path'} is empty.")
+            if classes and title not in files:
+                raise DataError(
+                    f"{where}: class {title!r} is not among the {len(files)} classes of training."
+                    f"{nearest(title, files)}"
+                )
+            first_line = lines.setdefault(os.path.normpath(path), reader.line_num)
+            if first_line != reader.line_num:
+                raise DataError(f"{where}: path {path!r} is also in line {first_line}.")
+            if not (file.parent / path).is_file():
+                raise DataError(f"{where}: no such file: {file.parent / path}.")
+            files.setdefault(title, []).append(path)
+    except csv.Error as error:
+        raise DataError(f"{file}, line {reader.line_num}: not valid CSV ({error}).") from error
+    return files
+
+
+def _read_text(file: pathlib.Path) -> str:
+    """Returns the text of a UTF-8 file, with or without a byte order mark."""
+    try:
+        data = file.read_bytes()
+        return data.decode("utf-8-sig")
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read ({error.strerror}).") from error
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise DataError(f"{file}, line {line}: not UTF-8 ({error.reason}).") from error
+
+
 SOURCES = registry.Table(
     SourceKind,
     {
         "mnist5k": SourceKind(functools.partial(open_packaged, packaged.mnist5k), named_by=""),
         "digits": SourceKind(functools.partial(open_packaged, packaged.digits), named_by=""),
         "folder": SourceKind(open_folder),
+        "csv": SourceKind(open_csv),
         "prepared": SourceKind(open_prepared),
         "tfds": SourceKind(open_tfds, named_by="dataset"),
         "vtab": SourceKind(open_vtab, named_by="dataset", dev_splits=("train800", "val200")),
