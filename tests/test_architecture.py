@@ -6,6 +6,7 @@ import pathlib
 import pytest
 
 from tests.support.runs import ROOT
+from tools import files_to_edit
 
 PACKAGE = ROOT / "vit_jax"
 ORDER = (  # A module imports from its own package and from those before it.
@@ -127,3 +128,9 @@ def test_config_files_import_the_config_package_only():
         modules = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
         assert modules <= {"vit_jax.config"}, path
         assert ast.get_docstring(tree), path
+
+
+@pytest.mark.parametrize("kind", files_to_edit.KINDS)
+def test_an_addition_edits_no_more_files_than_allowed(kind):
+    word, allowed = files_to_edit.KINDS[kind]
+    assert 1 <= len(files_to_edit.files_naming(word)) <= allowed
