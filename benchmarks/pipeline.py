@@ -84,9 +84,9 @@ def ours(folder: str, workers: int, **options):
     source = open_split(Data(source="folder", dir=folder, val_fraction=0.0), "train")
     augment = f"inception_crop{AREA}|flip"
     recipe = TrainRecipe(Data(augment=augment, **options), (SIZE, SIZE))
-    share, order = loader.share_of_batch(BATCH_SIZE), loader.make_order(source, seed=0)
-    rows = loader.TrainRows(source, recipe, order, share, 0, 0, 10**6)
-    return loader.host_batches(rows, share, workers)
+    shard, sampler = loader.HostShard.from_hosts(BATCH_SIZE), loader.make_sampler(source, seed=0)
+    rows = loader.TrainRows(source, recipe, sampler, shard, 0, 0, 10**6)
+    return loader.host_batches(rows, shard, workers)
 
 
 def tensorflow(folder: str, is_fused: bool = True, antialias: bool = False):

@@ -1,4 +1,4 @@
-"""The order of examples is a function of seed and place, whoever reads them."""
+"""The order of examples depends on seed and position alone, for any hosts and workers."""
 
 import itertools
 import re
@@ -16,12 +16,11 @@ from vit_jax.data.loader import (
     GRAIN_SHUFFLE_FROM,
     PADDING_ID,
     EvalRows,
-    Order,
-    Share,
+    HostShard,
+    IndexSampler,
     TrainRows,
     crc_of_ids,
     host_batches,
-    share_of_batch,
     to_devices,
 )
 from vit_jax.data.preprocess import EvalRecipe, TrainRecipe
@@ -42,14 +41,14 @@ def noise(count: int, labels=None) -> ArraySource:
 
 
 def train_batches(source, batch_size, start, stop, hosts=1, host=0, workers=0, recipe=RECIPE):
-    share = Share(batch_size, host, hosts)
-    rows = TrainRows(source, recipe, Order(len(source), 5), share, 5, start, stop)
-    return list(host_batches(rows, share, workers))
+    shard = HostShard(batch_size, host, hosts)
+    rows = TrainRows(source, recipe, IndexSampler(len(source), 5), shard, 5, start, stop)
+    return list(host_batches(rows, shard, workers))
 
 
 def eval_batches(source, batch_size, hosts=1, host=0, workers=0):
-    share = Share(batch_size, host, hosts)
-    return list(host_batches(EvalRows(source, EVAL_RECIPE, share), share, workers))
+    shard = HostShard(batch_size, host, hosts)
+    return list(host_batches(EvalRows(source, EVAL_RECIPE, shard), shard, workers))
 
 
 def assert_same(batches, others, extra=("bad",)):
@@ -61,44 +60,44 @@ def assert_same(batches, others, extra=("bad",)):
             np.testing.assert_array_equal(batch[name], other[name])
 
 
-def test_every_epoch_has_each_example_exactly_once_in_an_order_of_its_own():
-    order = Order(10, seed=0)
-    epochs = [[order[10 * epoch + i] for i in range(10)] for epoch in range(5)]
+def test_index_sampler_shuffles_every_epoch_anew():
+    sampler = IndexSampler(10, seed=0)
+    epochs = [[sampler[10 * epoch + i] for i in range(10)] for epoch in range(5)]
     assert [sorted(epoch) for epoch in epochs] == [list(range(10))] * 5
     assert len({tuple(epoch) for epoch in epochs}) == 5
     assert tuple(range(10)) not in map(tuple, epochs)
 
 
-def test_large_sets_are_shuffled_whole_by_grain():
-    order = Order(GRAIN_SHUFFLE_FROM, seed=0)
-    first = [order[i] for i in range(GRAIN_SHUFFLE_FROM)]
+def test_index_sampler_shuffles_large_sets_as_a_whole():
+    sampler = IndexSampler(GRAIN_SHUFFLE_FROM, seed=0)
+    first = [sampler[i] for i in range(GRAIN_SHUFFLE_FROM)]
     assert sorted(first) == list(range(GRAIN_SHUFFLE_FROM))
-    assert [order[GRAIN_SHUFFLE_FROM + i] for i in range(9)] != first[:9]
+    assert [sampler[GRAIN_SHUFFLE_FROM + i] for i in range(9)] != first[:9]
 
 
-def test_the_order_follows_the_seed_alone():
-    a, b, c = ([Order(100, seed)[i] for i in range(100)] for seed in (1, 1, 2))
+def test_index_sampler_depends_on_the_seed_alone():
+    a, b, c = ([IndexSampler(100, seed)[i] for i in range(100)] for seed in (1, 1, 2))
     assert a == b != c
-    order = Order(7, seed=3)
-    there = [order[i] for i in range(20)]
-    assert [order[i] for i in reversed(range(20))] == there[::-1]  # No memory of what was read.
+    sampler = IndexSampler(7, seed=3)
+    there = [sampler[i] for i in range(20)]
+    assert [sampler[i] for i in reversed(range(20))] == there[::-1]  # No memory of what was read.
 
 
-def test_one_example_is_a_data_set():
-    assert [Order(1, 0)[place] for place in range(3)] == [0, 0, 0]
+def test_index_sampler_accepts_one_example():
+    assert [IndexSampler(1, 0)[position] for position in range(3)] == [0, 0, 0]
 
 
-def test_batches_run_over_the_ends_of_epochs_without_loss():
+def test_batches_continue_across_epochs_without_loss():
     # 4 batches of 5 over 7 examples: two whole epochs and 6 of the third.
     ids = np.concatenate([batch["id"] for batch in train_batches(noise(7), 5, 0, 4)])
     assert sorted(ids[:7]) == sorted(ids[7:14]) == list(range(7))
     assert len(set(ids[14:])) == 6
     np.testing.assert_array_equal(
-        ids, np.concatenate([Order(7, 5).batch(step, 5) for step in range(4)])
+        ids, np.concatenate([IndexSampler(7, 5).batch(step, 5) for step in range(4)])
     )
 
 
-def test_a_row_is_the_image_and_label_of_its_id():
+def test_train_rows_have_the_image_and_label_of_their_id():
     source = noise(9)
     plain = TrainRecipe(Data(augment="resize"), (8, 9))
     for batch in train_batches(source, 4, 0, 5, recipe=plain):
@@ -114,17 +113,17 @@ def test_a_row_is_the_image_and_label_of_its_id():
 
 
 @pytest.mark.parametrize("hosts", [2, 4])
-def test_the_shares_of_hosts_make_up_the_global_batch(hosts):
+def test_host_shards_make_up_the_global_batch(hosts):
     source = noise(21)
-    shares = [train_batches(source, 8, 2, 8, hosts, host) for host in range(hosts)]
+    shards = [train_batches(source, 8, 2, 8, hosts, host) for host in range(hosts)]
     joined = [
         {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        for parts in zip(*shares, strict=True)
+        for parts in zip(*shards, strict=True)
     ]
     assert_same(joined, train_batches(source, 8, 2, 8))
 
 
-def test_a_start_in_the_middle_goes_on_as_if_nothing_had_happened():
+def test_train_rows_from_a_later_step_equal_those_of_the_whole_run():
     source = noise(13)  # An epoch ends within step 2, and step 4 of the 26.
     whole = train_batches(source, 6, 0, 8)
     for start in (1, 2, 3, 7):
@@ -143,7 +142,7 @@ def folder(photo_folder) -> FolderSource:
     return open_split(Data(source="folder", dir=str(photo_folder)), "train")
 
 
-def test_worker_processes_change_not_a_bit(folder):
+def test_worker_processes_give_equal_batches(folder):
     # 7 steps of 8 over 48 files: the second epoch begins in the last step.
     recipe = TrainRecipe(Data(), (16, 24))
     without = train_batches(folder, 8, 0, 7, recipe=recipe)
@@ -152,7 +151,7 @@ def test_worker_processes_change_not_a_bit(folder):
 
 
 @pytest.mark.parametrize(("label", "workers"), [(3, 0), (3, 1), (-1, 0)])
-def test_a_label_out_of_range_names_its_record(label, workers):
+def test_label_out_of_range_is_reported_with_its_record(label, workers):
     source = noise(6, labels=[0, 1, 2, 0, label, 2])
     expected = f"4: label {label} is out of range [0, 3)."
     with pytest.raises(DataError) as caught:
@@ -164,7 +163,7 @@ def test_a_label_out_of_range_names_its_record(label, workers):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_an_unreadable_image_names_its_file(workers, tmp_path):
+def test_unreadable_image_is_reported_with_its_file(workers, tmp_path):
     for name in ("a/0.png", "a/1.png", "b/0.png", "b/1.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         Image.new("RGB", (4, 4)).save(tmp_path / name)
@@ -185,15 +184,15 @@ B = 12
 
 @pytest.mark.parametrize("count", [1, 7, B - 1, B, B + 1])
 @pytest.mark.parametrize("hosts", [1, 2, 3])
-def test_evaluation_counts_each_example_once(count, hosts):
+def test_eval_rows_have_each_example_once(count, hosts):
     source = noise(count)
-    shares = [eval_batches(source, B, hosts, host) for host in range(hosts)]
+    shards = [eval_batches(source, B, hosts, host) for host in range(hosts)]
     # All hosts see the same number of whole batches: a device program needs them all.
-    assert {len(batches) for batches in shares} == {-(-count // B)}
-    assert {len(b["id"]) for batches in shares for b in batches} == {B // hosts}
+    assert {len(batches) for batches in shards} == {-(-count // B)}
+    assert {len(b["id"]) for batches in shards for b in batches} == {B // hosts}
     rows = [
         {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        for parts in zip(*shares, strict=True)
+        for parts in zip(*shards, strict=True)
     ]
     ids, mask, labels, images = (
         np.concatenate([batch[name] for batch in rows]) for name in ("id", "mask", "label", "image")
@@ -206,19 +205,19 @@ def test_evaluation_counts_each_example_once(count, hosts):
         np.testing.assert_array_equal(images[i], EVAL_RECIPE(source.images[i]))
 
 
-def test_a_reader_may_leave_early():
-    share = Share(2, 0, 1)
-    rows = TrainRows(noise(5), RECIPE, Order(5, 0), share, 0, 0, 10**9)
-    assert len(list(itertools.islice(host_batches(rows, share, 0), 3))) == 3
+def test_host_batches_can_be_abandoned_early():
+    shard = HostShard(2, 0, 1)
+    rows = TrainRows(noise(5), RECIPE, IndexSampler(5, 0), shard, 0, 0, 10**9)
+    assert len(list(itertools.islice(host_batches(rows, shard, 0), 3))) == 3
 
 
-def test_a_batch_is_shared_evenly_or_not_at_all():
-    assert share_of_batch(8, 4, 1).rows == 2
+def test_host_shard_rejects_a_batch_that_does_not_divide():
+    assert HostShard.from_hosts(8, 4, 1).num_rows == 2
     with pytest.raises(ConfigError, match="batch_size 10 is not divisible by 4 hosts"):
-        share_of_batch(10, 4)
+        HostShard.from_hosts(10, 4)
 
 
-def test_the_crc_is_of_the_ids_as_little_endian_words():
+def test_crc_of_ids_is_that_of_little_endian_64_bit_integers():
     ids = np.array([3, 0, 2**33 + 7])
     assert crc_of_ids(ids) == zlib.crc32(struct.pack("<3q", *ids))
     assert crc_of_ids(ids.astype(">i8")) == crc_of_ids(ids)
@@ -227,7 +226,7 @@ def test_the_crc_is_of_the_ids_as_little_endian_words():
 
 
 @pytest.mark.parametrize("devices", [1, 8])
-def test_rows_arrive_on_devices_in_order_and_ids_stay_behind(devices):
+def test_to_devices_keeps_the_order_of_rows_and_drops_ids(devices):
     mesh = mesh_lib.make_mesh(devices=jax.devices()[:devices])
     batch = eval_batches(FakeSource(11, SIZE, ("a", "b"), 0), 16)[0]
     arrays = to_devices(batch, mesh_lib.batch_sharding(mesh))

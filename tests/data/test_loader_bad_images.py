@@ -17,7 +17,7 @@ from tests.support.runs import ROOT
 from vit_jax.config.schema import Data
 from vit_jax.data.decode import Encoded, decode, read, size_of
 from vit_jax.data.image_folder import FolderSource
-from vit_jax.data.loader import Order, Share, TrainRows, host_batches
+from vit_jax.data.loader import HostShard, IndexSampler, TrainRows, host_batches
 from vit_jax.data.preprocess import TrainRecipe
 from vit_jax.errors import DataError
 
@@ -137,7 +137,7 @@ DECODED = {
 
 @pytest.mark.parametrize("decoder", DECODERS)
 @pytest.mark.parametrize("kind", REFUSED)
-def test_what_is_no_whole_image_is_refused_by_name(kind, decoder):
+def test_decode_rejects_damaged_images_with_their_name(kind, decoder):
     data, words = REFUSED[kind]
     if words is None:  # Pillow reads the rows it needs, and stops.
         assert decode(Encoded(data, "x"), decoder).shape == (64, 96, 3)
@@ -149,7 +149,7 @@ def test_what_is_no_whole_image_is_refused_by_name(kind, decoder):
 
 @pytest.mark.parametrize("decoder", DECODERS)
 @pytest.mark.parametrize("kind", DECODED)
-def test_what_is_a_whole_image_is_seen_as_a_viewer_shows_it(kind, decoder):
+def test_decode_shows_images_as_a_viewer_does(kind, decoder):
     data, expected, levels = DECODED[kind]
     image = decode(Encoded(data, "x"), decoder)
     assert image.dtype == np.uint8
@@ -162,7 +162,7 @@ def test_what_is_a_whole_image_is_seen_as_a_viewer_shows_it(kind, decoder):
 @pytest.mark.parametrize("decoder", DECODERS)
 @pytest.mark.parametrize("shrink", [2, 4, 8])
 @pytest.mark.parametrize("kind", ["JPEG", "grey JPEG", "EXIF-turned JPEG", "PNG named .jpg"])
-def test_a_jpeg_that_shrinks_is_the_mean_of_its_pixels(kind, shrink, decoder):
+def test_read_shrinks_a_jpeg_to_means_of_its_pixels(kind, shrink, decoder):
     data = DECODED[kind][0]
     whole = decode(Encoded(data, "x")).astype(float)
     small = np.asarray(read(Encoded(data, "x"), decoder, shrink))
@@ -186,14 +186,14 @@ def folder_of_all(root: pathlib.Path) -> tuple[FolderSource, set[int]]:
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
-def test_in_training_exactly_the_refused_are_skipped(decoder, tmp_path):
+def test_train_rows_skip_exactly_the_rejected_images(decoder, tmp_path):
     source, refused = folder_of_all(tmp_path)
     recipe = TrainRecipe(Data(decoder=decoder, fast_crop=True), (16, 16))
-    share, order = Share(len(source), 0, 1), Order(len(source), 0)
-    rows = TrainRows(source, recipe, order, share, 0, 0, 1, on_bad_image="skip")
-    (batch,) = host_batches(rows, share, 0)
+    shard, sampler = HostShard(len(source), 0, 1), IndexSampler(len(source), 0)
+    rows = TrainRows(source, recipe, sampler, shard, 0, 0, 1, on_bad_image="skip")
+    (batch,) = host_batches(rows, shard, 0)
     assert {int(i) for i in batch["id"][batch["bad"] > 0]} == refused
-    np.testing.assert_array_equal(batch["id"], order.batch(0, len(source)))
+    np.testing.assert_array_equal(batch["id"], sampler.batch(0, len(source)))
     good = np.array([i not in refused for i in batch["id"]])
     np.testing.assert_array_equal(batch["label"][good], source.labels[batch["id"][good]])
 
@@ -227,7 +227,7 @@ print(json.dumps(found))
 """
 
 
-def test_no_file_takes_more_memory_than_a_large_photo(tmp_path):
+def test_recipes_need_no_more_memory_than_for_a_large_photo(tmp_path):
     folder_of_all(tmp_path)
     done = subprocess.run(
         [sys.executable, "-c", ATTACKS, tmp_path, *DECODERS],

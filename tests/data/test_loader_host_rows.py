@@ -25,8 +25,8 @@ class RowSharding:
         ([(None,)], list(range(16))),
     ],
 )
-def test_host_share_contains_the_rows_of_the_local_devices(spans, rows):
-    share = loader.share_of(RowSharding(*spans), 16)
-    assert share.rows == len(rows)
-    indices = [share.place(row) for row in range(2 * share.rows)]
+def test_host_shard_contains_the_rows_of_the_local_devices(spans, rows):
+    shard = loader.HostShard.from_sharding(RowSharding(*spans), 16)
+    assert shard.num_rows == len(rows)
+    indices = [shard.position(row) for row in range(2 * shard.num_rows)]
     assert indices == rows + [16 + row for row in rows]

@@ -18,12 +18,12 @@ from vit_jax.data import workers as workers_lib
 from vit_jax.data.decode import Encoded
 from vit_jax.data.loader import (
     GRAIN_SHUFFLE_FROM,
-    MixedOrder,
-    Order,
-    Share,
+    HostShard,
+    IndexSampler,
+    MixtureSampler,
     TrainRows,
     host_batches,
-    make_order,
+    make_sampler,
     to_devices,
 )
 from vit_jax.data.preprocess import TrainRecipe
@@ -40,9 +40,9 @@ def noise(count: int) -> ArraySource:
 
 
 def batches(source, start, stop, hosts=1, host=0, workers=0, size=8, repeats=1):
-    share, order = Share(size, host, hosts), make_order(source, SEED, repeats)
-    rows = TrainRows(source, TrainRecipe(Data(), SIZE), order, share, SEED, start, stop)
-    return host_batches(rows, share, workers)
+    shard, sampler = HostShard(size, host, hosts), make_sampler(source, SEED, repeats)
+    rows = TrainRows(source, TrainRecipe(Data(), SIZE), sampler, shard, SEED, start, stop)
+    return host_batches(rows, shard, workers)
 
 
 def joined(parts) -> dict:
@@ -71,7 +71,7 @@ def test_workers_and_shards_change_neither_order_nor_pixels(workers, hosts):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_resumed_sequence_is_the_rest_of_the_uninterrupted_one(workers):
+def test_resumed_batches_equal_those_of_the_uninterrupted_run(workers):
     source = noise(13)
     whole = joined(batches(source, 0, 9))
     for stop in (1, 4):  # At the second, the third epoch begins within the batch.
@@ -81,29 +81,31 @@ def test_a_resumed_sequence_is_the_rest_of_the_uninterrupted_one(workers):
         assert_equal(joined([before, *batches(source, stop, 9, workers=workers)]), whole)
 
 
-def test_plain_augmentation_follows_seed_epoch_and_index():
+def test_augmentation_depends_on_seed_epoch_and_index():
     source = noise(5)
     rows = joined(batches(source, 0, 4))
-    for place in range(32):
-        index = rows["id"][place]
-        random = np.random.default_rng((SEED, place // 5, index))
+    for position in range(32):
+        index = rows["id"][position]
+        random = np.random.default_rng((SEED, position // 5, index))
         expected = TrainRecipe(Data(), SIZE)(source.images[index], random)
-        np.testing.assert_array_equal(rows["image"][place], expected)
+        np.testing.assert_array_equal(rows["image"][position], expected)
 
 
-def assert_visits_count(order, places: int):
+def assert_occurrences_count(sampler, positions: int):
     seen = collections.Counter()
-    for place in range(places):
-        index = order[place]
-        assert order.visit(place) == seen[index]
+    for position in range(positions):
+        index = sampler[position]
+        assert sampler.occurrence(position) == seen[index]
         seen[index] += 1
 
 
-def test_repeats_stand_side_by_side_and_look_different():
+def test_repeats_are_consecutive_and_augmented_differently():
     source = noise(6)
-    order, once = make_order(source, SEED, repeats=3), make_order(source, SEED)
-    assert [order[place] for place in range(60)] == [once[place // 3] for place in range(60)]
-    assert_visits_count(order, 60)
+    sampler, once = make_sampler(source, SEED, repeats=3), make_sampler(source, SEED)
+    assert [sampler[position] for position in range(60)] == [
+        once[position // 3] for position in range(60)
+    ]
+    assert_occurrences_count(sampler, 60)
     rows = joined(batches(source, 0, 6, size=6, repeats=3))
     np.testing.assert_array_equal(rows["id"][::3], rows["id"][2::3])
     images = {image.tobytes() for image in rows["image"]}
@@ -111,9 +113,9 @@ def test_repeats_stand_side_by_side_and_look_different():
 
 
 @pytest.mark.parametrize("shares", [(1,), (1, 1), (3, 1), (5, 2, 1), (1, 7)])
-def test_a_mixture_keeps_its_shares_in_every_stretch(shares):
-    order = MixedOrder([50] * len(shares), shares, seed=1)
-    owners = np.array([order[place] for place in range(4 * sum(shares))]) // 50
+def test_mixture_sampler_keeps_its_shares_in_every_stretch(shares):
+    sampler = MixtureSampler([50] * len(shares), shares, seed=1)
+    owners = np.array([sampler[position] for position in range(4 * sum(shares))]) // 50
     for which, share in enumerate(shares):
         so_far = np.cumsum(owners == which)
         ideal = np.arange(1, len(owners) + 1) * share / sum(shares)
@@ -123,43 +125,43 @@ def test_a_mixture_keeps_its_shares_in_every_stretch(shares):
         )
 
 
-def test_each_set_of_a_mixture_goes_through_epochs_of_its_own():
-    order = MixedOrder([5, 7], (2, 1), seed=1)
-    ids = np.array([order[place] for place in range(3 * 35)])
+def test_mixture_sampler_gives_each_set_its_own_epochs():
+    sampler = MixtureSampler([5, 7], (2, 1), seed=1)
+    ids = np.array([sampler[position] for position in range(3 * 35)])
     small, large = ids[ids < 5].reshape(-1, 5), ids[ids >= 5].reshape(-1, 7)
     np.testing.assert_array_equal(np.sort(small), [range(5)] * 14)
     np.testing.assert_array_equal(np.sort(large), [range(5, 12)] * 5)
     assert len({tuple(epoch) for epoch in small}) > 10
-    assert_visits_count(order, 105)
-    assert_visits_count(MixedOrder([5, 7], (2, 1), seed=1, repeats=2), 105)
+    assert_occurrences_count(sampler, 105)
+    assert_occurrences_count(MixtureSampler([5, 7], (2, 1), seed=1, repeats=2), 105)
 
 
-def test_sets_of_equal_size_are_not_shuffled_alike():
-    order = MixedOrder([30, 30], (1, 1), seed=1)
-    ids = [order[place] for place in range(60)]
+def test_mixture_sampler_shuffles_sets_of_equal_size_differently():
+    sampler = MixtureSampler([30, 30], (1, 1), seed=1)
+    ids = [sampler[position] for position in range(60)]
     assert [i for i in ids if i < 30] != [i - 30 for i in ids if i >= 30]
 
 
-def test_a_mixture_of_large_sets_takes_no_memory():
-    order = MixedOrder([GRAIN_SHUFFLE_FROM, 14_000_000], (1, 3), seed=1)
+def test_mixture_sampler_of_large_sets_needs_no_memory():
+    sampler = MixtureSampler([GRAIN_SHUFFLE_FROM, 14_000_000], (1, 3), seed=1)
     far = 10**9
-    assert 0 <= order[far] < order.num_examples
-    assert order.visit(far) in (far // 4 // GRAIN_SHUFFLE_FROM, far * 3 // 4 // 14_000_000)
+    assert 0 <= sampler[far] < sampler.num_examples
+    assert sampler.occurrence(far) in (far // 4 // GRAIN_SHUFFLE_FROM, far * 3 // 4 // 14_000_000)
 
 
-def test_one_source_and_a_mixture_have_the_orders_that_suit_them():
+def test_make_sampler_chooses_by_the_kind_of_source():
     class Mixed:
         sizes, shares = (3, 4), (1, 2)
 
-    assert type(make_order(noise(3), 0)) is Order
-    assert type(make_order(Mixed(), 0)) is MixedOrder
+    assert type(make_sampler(noise(3), 0)) is IndexSampler
+    assert type(make_sampler(Mixed(), 0)) is MixtureSampler
 
 
 # The memory of batches is used again.
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_batch_that_is_kept_stays_as_it_is(workers):
+def test_kept_batch_is_not_overwritten(workers):
     source = noise(21)
     kept, seen = [], []
     for batch in batches(source, 0, 12, workers=workers):  # More than there are slots.
@@ -169,11 +171,11 @@ def test_a_batch_that_is_kept_stays_as_it_is(workers):
         assert_equal(batch, then)
 
 
-def test_a_batch_on_devices_stays_as_it_is():
-    place = mesh.batch_sharding(mesh.make_mesh(devices=jax.devices()[:1]))
+def test_batch_on_devices_is_not_overwritten():
+    sharding = mesh.batch_sharding(mesh.make_mesh(devices=jax.devices()[:1]))
     kept, seen = [], []
     for batch in batches(noise(21), 0, 12):
-        kept.append(to_devices(batch, place))
+        kept.append(to_devices(batch, sharding))
         seen.append(batch["image"].copy())
         del batch
         if len(kept) == 3:  # As a training loop does: the oldest go, the newest stay.
@@ -181,9 +183,9 @@ def test_a_batch_on_devices_stays_as_it_is():
     assert set(kept[0]) == {"image", "label", "mask"}
 
 
-def test_memory_is_used_again_once_nothing_refers_to_it():
-    places = [batch["image"].ctypes.data for batch in batches(noise(21), 0, 30)]
-    assert len(set(places)) <= workers_lib.AHEAD + workers_lib.HELD
+def test_memory_of_released_batches_is_reused():
+    addresses = [batch["image"].ctypes.data for batch in batches(noise(21), 0, 30)]
+    assert len(set(addresses)) <= workers_lib.AHEAD + workers_lib.HELD
 
 
 # Worker processes come to an end.
@@ -223,7 +225,7 @@ def is_alive(pid: int) -> bool:
         ("os.kill(os.getpid(), signal.SIGKILL)", -signal.SIGKILL, ""),
     ],
 )
-def test_no_worker_and_no_noise_is_left(end, code, words, tmp_path):
+def test_workers_end_with_their_process_and_print_nothing(end, code, words, tmp_path):
     script = tmp_path / "reader.py"
     script.write_text(READER + textwrap.indent(end, "    ") + "\n")
     environment = os.environ | {"PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"}
@@ -237,7 +239,7 @@ def test_no_worker_and_no_noise_is_left(end, code, words, tmp_path):
     assert not any(map(is_alive, pids))
 
 
-def test_a_worker_that_is_killed_is_told_of():
+def test_killed_worker_is_reported():
     import multiprocessing
 
     left = batches(noise(21), 0, 100, workers=2)
@@ -261,12 +263,12 @@ class Late:
 
 
 @pytest.mark.parametrize(("workers", "kind"), [(0, AttributeError), (1, RuntimeError)])
-def test_a_mistake_in_the_code_keeps_its_words(workers, kind):
-    order = Order(8, SEED)
-    recipe = Late(Holes()[order[0]]["image"].mean())
-    rows = TrainRows(Holes(), recipe, order, Share(2, 0, 1), 0, 0, 2)
+def test_error_in_a_worker_keeps_its_message(workers, kind):
+    sampler = IndexSampler(8, SEED)
+    recipe = Late(Holes()[sampler[0]]["image"].mean())
+    rows = TrainRows(Holes(), recipe, sampler, HostShard(2, 0, 1), 0, 0, 2)
     with pytest.raises(kind, match="no_such_thing"):
-        list(host_batches(rows, rows.share, workers))
+        list(host_batches(rows, rows.shard, workers))
 
 
 # Unreadable images.
@@ -296,18 +298,18 @@ def skipping(source, workers=0) -> dict:
     rows = TrainRows(
         source,
         TrainRecipe(Data(), SIZE),
-        Order(8, SEED),
-        Share(4, 0, 1),
+        IndexSampler(8, SEED),
+        HostShard(4, 0, 1),
         SEED,
         0,
         4,
         on_bad_image="skip",
     )
-    return joined(host_batches(rows, rows.share, workers))
+    return joined(host_batches(rows, rows.shard, workers))
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_the_next_readable_image_stands_in_for_one_that_is_not(workers):
+def test_next_readable_image_replaces_an_unreadable_one(workers):
     rows, whole = skipping(Holes(2, 6, 7), workers), joined(batches(Holes(), 0, 4, size=4))
     np.testing.assert_array_equal(rows["id"], whole["id"])  # As planned.
     taken = {2: 3, 6: 0, 7: 0}
@@ -320,14 +322,14 @@ def test_the_next_readable_image_stands_in_for_one_that_is_not(workers):
     assert not whole["bad"].any()
 
 
-def test_an_error_is_an_error_unless_told_otherwise():
+def test_unreadable_image_is_an_error_by_default():
     with pytest.raises(DataError, match=r"^file 5: unreadable image"):
         joined(batches(Holes(5), 0, 4, size=4))
     with pytest.raises(DataError, match=r"^file \d: unreadable image .* cannot be read either"):
         skipping(Holes(*range(8)))
 
 
-def test_a_wrong_label_is_not_skipped():
+def test_label_out_of_range_is_not_skipped():
     source = Holes(3)
     source.classes = ("a", "b", "c")
     with pytest.raises(DataError, match=r"^file [37]: label 3 is out of range \[0, 3\)\.$"):

@@ -212,9 +212,9 @@ def test_run_of_8_devices_resumes_on_4_devices(
 def test_error_on_one_process_ends_all_with_its_message_and_exit_code(
     config_file, photo_folder, tmp_path, environment
 ):
-    photos, order = tmp_path / "photos", loader.Order(48, seed=0)
+    photos, sampler = tmp_path / "photos", loader.IndexSampler(48, seed=0)
     shutil.copytree(photo_folder, photos)
-    image = sorted((photos / "train").rglob("*.jpg"))[order[12]]  # Row 12: of process 1.
+    image = sorted((photos / "train").rglob("*.jpg"))[sampler[12]]  # Row 12: of process 1.
     image.write_bytes(b"<html>not found</html>")
     ends = train_on_two_processes(
         f"--config={config_file}",

@@ -16,11 +16,11 @@ def test_inputs_are_the_first_batch_as_augmented_in_step_1(quickstart):
     folder = quickstart / "finetune"
     config = workdir.read_config(folder)[""]
     source, size = open_training(config.data), config.data.image_size
-    order = loader.make_order(source, config.seed)
+    sampler = loader.make_sampler(source, config.seed)
     images = Page(folder / "report.html").images()[:12]
     assert len(images) == 12
     for position, image in enumerate(images):
-        index = order[position]
+        index = sampler[position]
         random = np.random.default_rng((config.seed, 0, index))
         recipe = TrainRecipe(config.data, (size, size))
         expected = from_unit_range(recipe(source[index]["image"], random))

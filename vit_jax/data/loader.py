@@ -1,9 +1,8 @@
-"""Batches in a global order that is a pure function of seed and place.
+"""Training and evaluation batches in an order that depends on seed and position alone.
 
-Place p of the training stream is example p % n of epoch p // n, in an order that is shuffled
-anew each epoch. Host i of k reads rows i*B/k to (i+1)*B/k of every global batch, or whichever
-rows lie on its devices, so the batches are the same, in set and order, for any number of hosts,
-devices and workers.
+Position p of the training stream is example p % n of epoch p // n, in an order that is shuffled
+again for each epoch. Host i of k reads rows i*B/k to (i+1)*B/k of every global batch, or the rows
+that lie on its devices, so the batches are the same for any number of hosts, devices and workers.
 """
 
 import dataclasses
@@ -15,51 +14,50 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from vit_jax.config.schema import Data
 from vit_jax.data import workers as workers_lib
 from vit_jax.data.decode import UnreadableImage
 from vit_jax.errors import ConfigError, DataError
 
-if typing.TYPE_CHECKING:  # Workers have no need of JAX, which takes seconds to import.
+if typing.TYPE_CHECKING:  # Workers do not need JAX, which takes seconds to import.
     import jax
 
 PADDING_ID = -1
 HOST_ONLY = ("id", "bad")  # Columns that no device needs.
-MOST_BAD = 100  # Unreadable images in a row that are passed over.
-# Grain shuffles by walking a cipher's cycle, without memory, but over no fewer than 2^16
-# places: an index among 50 takes 0.6 ms. Smaller sets are permuted whole, once an epoch.
+MAX_BAD_RUN = 100  # Unreadable images in a row that are skipped.
+# Grain shuffles by walking the cycle of a cipher, without memory, but over at least 2^16
+# positions: an index among 50 takes 0.6 ms. Smaller sets are permuted as a whole, once an epoch.
 GRAIN_SHUFFLE_FROM = 1 << 16
 
 
-class Order:
-    """Which example stands at each place of the endless training stream.
+class IndexSampler:
+    """Index of the example at each position of the endless training stream.
 
-    With repeats, each stands at so many places in a row (arXiv:1902.05509).
+    With `repeats`, each example has that many consecutive positions (arXiv:1902.05509).
     """
 
-    def __init__(self, num_examples: int, seed: int, repeats: int = Data.repeats):
+    def __init__(self, num_examples: int, seed: int, repeats: int = 1):
         self.num_examples, self.seed, self.repeats = num_examples, seed, repeats
         if num_examples >= GRAIN_SHUFFLE_FROM:
             import grain
 
             self._shuffled = grain.MapDataset.range(num_examples).seed(seed).shuffle().repeat()
 
-    def __getitem__(self, place: int) -> int:
-        place //= self.repeats
+    def __getitem__(self, position: int) -> int:
+        position //= self.repeats
         if self.num_examples >= GRAIN_SHUFFLE_FROM:
-            return int(self._shuffled[place])
-        epoch, within = divmod(place, self.num_examples)
+            return int(self._shuffled[position])
+        epoch, within = divmod(position, self.num_examples)
         return int(_permutation(self.num_examples, self.seed, epoch)[within])
 
-    def visit(self, place: int) -> int:
-        """How often the example at this place came before."""
-        place, repeat = divmod(place, self.repeats)
-        return place // self.num_examples * self.repeats + repeat
+    def occurrence(self, position: int) -> int:
+        """Returns how many earlier positions have the same example."""
+        position, repeat = divmod(position, self.repeats)
+        return position // self.num_examples * self.repeats + repeat
 
     def batch(self, step: int, batch_size: int) -> np.ndarray:
-        """Ids of the global batch of a step, in order."""
+        """Returns the ids of the global batch of a step, in order."""
         first = step * batch_size
-        return np.array([self[place] for place in range(first, first + batch_size)], np.int64)
+        return np.array([self[i] for i in range(first, first + batch_size)], np.int64)
 
 
 @functools.lru_cache(64)  # An epoch or two of each set of a mixture; at most 512 KB each.
@@ -67,71 +65,92 @@ def _permutation(num_examples: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng((seed, epoch)).permutation(num_examples)
 
 
-class MixedOrder(Order):
-    """The order of several sets, one after the other in the index, each with its share.
+class MixtureSampler(IndexSampler):
+    """Index sampler of several sets that are concatenated, each with its share of the stream.
 
     Of every `sum(shares)` examples a set gives its share, spread evenly and always at the same
-    places; each set goes through shuffled epochs of its own.
+    positions; each set goes through its own shuffled epochs.
     """
 
-    def __init__(self, sizes, shares, seed: int, repeats: int = Data.repeats):
+    def __init__(self, sizes, shares, seed: int, repeats: int = 1):
         self.num_examples, self.repeats, self.shares = sum(sizes), repeats, shares
         self._starts = [0, *itertools.accumulate(sizes)]
         seeds = np.random.SeedSequence(seed).generate_state(len(sizes))
-        self._orders = [Order(size, int(own)) for size, own in zip(sizes, seeds)]
-        # Turn j of a share of a lies at (j + 1/2) / a of the period.
-        turns = np.concatenate([np.arange(share) for share in shares])
-        owners = np.repeat(np.arange(len(shares)), shares)
-        by_time = np.argsort((turns + 0.5) / np.repeat(shares, shares), kind="stable")
-        self._pattern, self._turn = owners[by_time], turns[by_time]
+        self._samplers = [IndexSampler(size, int(own)) for size, own in zip(sizes, seeds)]
+        # Example j of a share of a is at (j + 1/2) / a of the period.
+        counts = np.concatenate([np.arange(share) for share in shares])
+        sets = np.repeat(np.arange(len(shares)), shares)
+        by_time = np.argsort((counts + 0.5) / np.repeat(shares, shares), kind="stable")
+        self._sets, self._counts = sets[by_time], counts[by_time]
 
-    def _find(self, place: int) -> tuple[int, int]:
-        """The set whose turn it is, and the place in that set's own order."""
-        cycle, within = divmod(place, len(self._pattern))
-        which = int(self._pattern[within])
-        return which, cycle * self.shares[which] + int(self._turn[within])
+    def _locate(self, position: int) -> tuple[int, int]:
+        """Returns the set at a position, and the position in the stream of that set."""
+        period, within = divmod(position, len(self._sets))
+        index = int(self._sets[within])
+        return index, period * self.shares[index] + int(self._counts[within])
 
-    def __getitem__(self, place: int) -> int:
-        which, own = self._find(place // self.repeats)
-        return self._starts[which] + self._orders[which][own]
+    def __getitem__(self, position: int) -> int:
+        index, own = self._locate(position // self.repeats)
+        return self._starts[index] + self._samplers[index][own]
 
-    def visit(self, place: int) -> int:
-        place, repeat = divmod(place, self.repeats)
-        which, own = self._find(place)
-        return self._orders[which].visit(own) * self.repeats + repeat
+    def occurrence(self, position: int) -> int:
+        position, repeat = divmod(position, self.repeats)
+        index, own = self._locate(position)
+        return self._samplers[index].occurrence(own) * self.repeats + repeat
 
 
-def make_order(source, seed: int, repeats: int = Data.repeats) -> Order:
-    """The training order of a source, or of a mixture, which has `sizes` and `shares`."""
+def make_sampler(source, seed: int, repeats: int = 1) -> IndexSampler:
+    """Returns the index sampler of a source, or of a mixture, which has `sizes` and `shares`."""
     if hasattr(source, "shares"):
-        return MixedOrder(source.sizes, source.shares, seed, repeats)
-    return Order(len(source), seed, repeats)
+        return MixtureSampler(source.sizes, source.shares, seed, repeats)
+    return IndexSampler(len(source), seed, repeats)
 
 
 def crc_of_ids(ids: np.ndarray) -> int:
-    """CRC-32 of ids as little-endian 64-bit integers: a fingerprint of a batch's order."""
+    """Returns the CRC-32 of ids as little-endian 64-bit integers."""
     return zlib.crc32(np.asarray(ids).astype("<i8").tobytes())
 
 
 @dataclasses.dataclass(frozen=True)
-class Share:
-    """This host's rows of every global batch: one or several of its equal blocks."""
+class HostShard:
+    """Rows of every global batch that this host reads: one or several of its equal blocks."""
 
     batch_size: int  # Global.
     blocks: int | tuple[int, ...]  # In ascending order.
     num_blocks: int
 
+    @classmethod
+    def from_hosts(cls, batch_size: int, num_hosts: int = 1, host: int = 0) -> "HostShard":
+        """Returns an equal shard for each host; raises ConfigError if the batch does not divide."""
+        if batch_size % num_hosts:
+            raise ConfigError(f"batch_size {batch_size} is not divisible by {num_hosts} hosts.")
+        return cls(batch_size, host, num_hosts)
+
+    @classmethod
+    def from_sharding(cls, sharding: "jax.sharding.Sharding", batch_size: int) -> "HostShard":
+        """Returns the shard whose rows lie on the devices of this process.
+
+        On a TPU slice its blocks may be apart, and if a mesh splits examples, several hosts have
+        the same rows.
+        """
+        slices = sharding.addressable_devices_indices_map((batch_size,)).values()
+        spans = {rows.indices(batch_size)[:2] for (rows,) in slices}
+        size = {stop - start for start, stop in spans}.pop()
+        blocks = tuple(sorted(start // size for start, _ in spans))
+        return cls(batch_size, blocks, batch_size // size)
+
     @property
-    def rows(self) -> int:
+    def num_rows(self) -> int:
+        """Number of rows in each batch."""
         return self.batch_size // self.num_blocks * len(self._blocks)
 
     @property
     def _blocks(self) -> tuple[int, ...]:
         return (self.blocks,) if isinstance(self.blocks, int) else self.blocks
 
-    def place(self, row: int) -> int:
-        """The place in the global stream of this host's row number `row`."""
-        batch, within = divmod(row, self.rows)
+    def position(self, row: int) -> int:
+        """Returns the position in the global stream of this host's row number `row`."""
+        batch, within = divmod(row, self.num_rows)
         size = self.batch_size // self.num_blocks
         block, within = divmod(within, size)
         return batch * self.batch_size + self._blocks[block] * size + within
@@ -141,7 +160,7 @@ def _record(source, index: int, recipe: Callable) -> dict:
     record = source[index]
     label, num_classes = record["label"], len(source.classes)
     if not 0 <= label < num_classes:
-        # On a device such a label would train the last class, or give NaN, without a word.
+        # On a device such a label would train the last class, or give NaN, without an error.
         raise DataError(f"{source.name(index)}: label {label} is out of range [0, {num_classes}).")
     return {
         "image": recipe(record["image"]),
@@ -153,64 +172,64 @@ def _record(source, index: int, recipe: Callable) -> dict:
 
 @dataclasses.dataclass(frozen=True)
 class TrainRows:
-    """This host's rows from step `start` to step `stop`.
+    """Training rows of this host from step `start` to step `stop`.
 
     `bad` is 1 in a row whose image could not be read. With on_bad_image='skip' the image and
-    label are then those of the next index that can be; `id` stays what the order planned.
+    label are then those of the next readable example; `id` remains that of the sampler.
     """
 
     source: object
     recipe: Callable
-    order: Order
-    share: Share
+    sampler: IndexSampler
+    shard: HostShard
     seed: int
     start: int
     stop: int
-    on_bad_image: str = Data.on_bad_image
+    on_bad_image: str = "error"
 
     def __len__(self) -> int:
-        return (self.stop - self.start) * self.share.rows
+        return (self.stop - self.start) * self.shard.num_rows
 
     def __getitem__(self, row: int) -> dict:
-        place = self.share.place(row + self.start * self.share.rows)
-        index = self.order[place]
+        position = self.shard.position(row + self.start * self.shard.num_rows)
+        index = self.sampler[position]
         try:
-            record, bad = self._record(place, index, index), 0
+            record, bad = self._record(position, index, index), 0
         except UnreadableImage as error:
             if self.on_bad_image == "error":
                 raise
-            record, bad = self._substitute(place, index, error), 1
+            record, bad = self._substitute(position, index, error), 1
         return record | {"id": np.int64(index), "bad": np.int32(bad)}
 
-    def _record(self, place: int, planned: int, index: int) -> dict:
-        # Augmentation follows the example and its visit, not the worker that happens to run it.
-        random = np.random.default_rng((self.seed, self.order.visit(place), planned))
+    def _record(self, position: int, planned: int, index: int) -> dict:
+        # Augmentation depends on the example and its occurrence, not on the worker.
+        random = np.random.default_rng((self.seed, self.sampler.occurrence(position), planned))
         return _record(self.source, index, lambda image: self.recipe(image, random))
 
-    def _substitute(self, place: int, planned: int, error: UnreadableImage) -> dict:
-        for step in range(1, min(MOST_BAD, len(self.source))):
+    def _substitute(self, position: int, planned: int, error: UnreadableImage) -> dict:
+        for step in range(1, min(MAX_BAD_RUN, len(self.source))):
             try:
-                return self._record(place, planned, (planned + step) % len(self.source))
+                return self._record(position, planned, (planned + step) % len(self.source))
             except UnreadableImage:
                 continue
         raise DataError(
-            f"{error} The next {MOST_BAD} images cannot be read either; check data.dir."
+            f"{error} The next {MAX_BAD_RUN} images cannot be read either; check data.dir."
         ) from error
 
 
 @dataclasses.dataclass(frozen=True)
 class EvalRows:
-    """Every example once, in order, then padding to whole batches: this host's rows."""
+    """Evaluation rows of this host: every example once, in order, padded to whole batches."""
 
     source: object
     recipe: Callable
-    share: Share
+    shard: HostShard
 
     def __len__(self) -> int:
-        return -(-len(self.source) // self.share.batch_size) * self.share.rows
+        return -(-len(self.source) // self.shard.batch_size) * self.shard.num_rows
 
     def __getitem__(self, row: int) -> dict:
-        index = self.share.place(row)
+        index = self.shard.position(row)
         if index < len(self.source):
             return _record(self.source, index, self.recipe)
         return {
@@ -221,35 +240,16 @@ class EvalRows:
         }
 
 
-def host_batches(rows, share: Share, workers: int) -> Iterator[dict]:
-    """Numpy batches of this host's rows, filled ahead by threads or, with workers, processes.
+def host_batches(rows, shard: HostShard, workers: int) -> Iterator[dict]:
+    """Yields numpy batches of this host's rows, prepared by threads or by `workers` processes.
 
     Raises DataError for a record that cannot be used.
     """
-    return workers_lib.batches(rows, share.rows, workers)
-
-
-def share_of_batch(batch_size: int, num_hosts: int = 1, host: int = 0) -> Share:
-    """This host's share; raises ConfigError when the batch does not divide."""
-    if batch_size % num_hosts:
-        raise ConfigError(f"batch_size {batch_size} is not divisible by {num_hosts} hosts.")
-    return Share(batch_size, host, num_hosts)
-
-
-def share_of(sharding: "jax.sharding.Sharding", batch_size: int) -> Share:
-    """The share whose rows lie on this process's devices.
-
-    On a TPU slice they may be blocks apart, and where a mesh splits examples, several hosts
-    have the same rows.
-    """
-    places = sharding.addressable_devices_indices_map((batch_size,)).values()
-    spans = {rows.indices(batch_size)[:2] for (rows,) in places}
-    size = {stop - start for start, stop in spans}.pop()
-    return Share(batch_size, tuple(sorted(start // size for start, _ in spans)), batch_size // size)
+    return workers_lib.batches(rows, shard.num_rows, workers)
 
 
 def to_devices(batch: dict, sharding: "jax.sharding.Sharding") -> dict:
-    """Global arrays from every host's rows; HOST_ONLY columns stay behind."""
+    """Returns global arrays made of the rows of every host, without HOST_ONLY columns."""
     import jax
 
     return {

@@ -55,8 +55,8 @@ def scored_batches(
     """
     if not len(source):
         raise DataError("the split is empty; expected at least one example.")
-    share = loader.share_of(sharding, batch_size)
-    rows = loader.EvalRows(source, recipe, share)
+    shard = loader.HostShard.from_sharding(sharding, batch_size)
+    rows = loader.EvalRows(source, recipe, shard)
     pending: collections.deque = collections.deque()
     num_done, has_stopped = 0, False
 
@@ -69,7 +69,7 @@ def scored_batches(
         show(num_done)
         return {name: values[is_example] for name, values in scores.items()}
 
-    for batch in loader.host_batches(rows, share, workers):
+    for batch in loader.host_batches(rows, shard, workers):
         batch = batch | {"number": batch["id"].astype(np.int32)}
         placed = loader.to_devices(batch, sharding)
         labels = _replicate(sharding)({name: placed[name] for name in ("label", "mask")})

@@ -29,8 +29,8 @@ def first_training_inputs(config: Config) -> list[tuple[str, np.ndarray]]:
     rows = loader.TrainRows(
         source,
         TrainRecipe(data, (size, size) if isinstance(size, int) else size),
-        loader.make_order(source, config.seed, data.repeats),
-        loader.share_of_batch(config.batch_size),
+        loader.make_sampler(source, config.seed, data.repeats),
+        loader.HostShard.from_hosts(config.batch_size),
         config.seed,
         start=0,
         stop=1,

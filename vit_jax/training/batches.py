@@ -16,8 +16,8 @@ class TrainBatches:
         """This host reads the rows that `sharding` places on its devices."""
         config = stage.config
         self._stage, self._sharding, self._batch_size = stage, sharding, config.batch_size
-        self._order = loader.make_order(stage.train_source, config.seed, config.data.repeats)
-        self._share = loader.share_of(sharding, config.batch_size)
+        self._sampler = loader.make_sampler(stage.train_source, config.seed, config.data.repeats)
+        self._shard = loader.HostShard.from_sharding(sharding, config.batch_size)
 
     def after(self, step: int) -> Iterator[dict[str, np.ndarray]]:
         """Yields this host's rows of the batches after `step`; raises DataError."""
@@ -25,15 +25,15 @@ class TrainBatches:
         rows = loader.TrainRows(
             self._stage.train_source,
             self._stage.train_recipe,
-            self._order,
-            self._share,
+            self._sampler,
+            self._shard,
             self._stage.config.seed,
             step,
             self._stage.total_steps,
             on_bad_image=data.on_bad_image,
         )
         if len(rows):
-            yield from loader.host_batches(rows, self._share, data.workers)
+            yield from loader.host_batches(rows, self._shard, data.workers)
 
     def to_devices(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
         """Returns the global arrays of a batch of this host's rows."""
@@ -46,6 +46,6 @@ class TrainBatches:
           ids: ids that this host read; ids of other hosts are computed.
         """
         if len(ids) < self._batch_size:
-            own, ids = ids, self._order.batch(step - 1, self._batch_size)
-            ids[[self._share.place(row) for row in range(len(own))]] = own
+            own, ids = ids, self._sampler.batch(step - 1, self._batch_size)
+            ids[[self._shard.position(row) for row in range(len(own))]] = own
         return loader.crc_of_ids(ids)
