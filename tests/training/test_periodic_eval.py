@@ -91,7 +91,7 @@ def test_rerun_computes_the_evaluations_that_an_interrupt_left_out(measured, tmp
     [
         (("fewshot.source=tfds",), "takes one or more"),
         (("fewshot.test_split=train",), "expected two different splits"),
-        (("fewshot.shots=()",), "and a number of shots"),
+        (("fewshot.shots=()",), "at least one number of shots"),
         (("fewshot.source=digits", "fewshot.sets=('x',)"), "is one data set"),
         (("task.name=masked_patches",), "which has no features of an image"),
     ],

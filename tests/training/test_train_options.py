@@ -55,7 +55,7 @@ def test_a_large_parameter_that_fsdp_cannot_split_is_named(tmp_path, capsys):
 
 def test_the_best_weights_are_kept_told_and_used(tmp_path):
     # A rate that rises until it breaks what was learnt: the best is not the last.
-    harm = ["optimizer.name=adamw", "optimizer.lr=1", "optimizer.warmup_steps=24"]
+    harm = ["optimizer.name=adamw", "optimizer.lr=5", "optimizer.warmup_steps=24"]
     flags = [*harm, "optimizer.schedule=constant", "steps=24", "eval_every=4", "select=best"]
     summary = run(tmp_path, *flags)
     told = {line["step"]: line for line in records(tmp_path) if "val/top1" in line}
