@@ -61,6 +61,9 @@ def small_models(monkeypatch):
     """Gives every model the size SMALL."""
     for size in SIZES:
         monkeypatch.setitem(SIZES, size, SMALL)
+    model_registry.make_init.cache_clear()  # A model is cached by name, not by size.
+    yield
+    model_registry.make_init.cache_clear()
 
 
 def write_tars(classes: pathlib.Path) -> None:
