@@ -78,7 +78,7 @@ def test_open_csv_sorts_numeric_class_names_by_value(images):
 
 def test_open_csv_reads_a_byte_order_mark_crlf_quotes_and_other_columns(images):
     Image.new("RGB", (3, 2), (77, 0, 0)).save(images / 'a, "b".png')
-    rows = ["label,width,path", 'a cat,3,"a, ""b"".png"', "", '"dog, small", 3, 1.png']
+    rows = ["label,width,path", 'a cat,3,"a, ""b"".png"', "", '"dog, small", 3, "1.png"']
     rows.append("chat é,3,2.png")
     (images / "train.csv").write_bytes("\r\n".join(rows).encode("utf-8-sig"))
     source = open_csv(images, val_fraction=0.0)
