@@ -117,7 +117,7 @@ def _share(files: list[str], split: str, val_fraction: float) -> list[str]:
 
 
 def folder_source(root: pathlib.Path, files: dict[str, list[str]]) -> FolderSource:
-    """Returns the source of the files of each class, relative to a folder; not of no files."""
+    """Returns the source of the files of each class; raises DataError if there are none."""
     labels = [k for k, names in enumerate(files.values()) for _ in names]
     if not labels:
         raise DataError(f"{root}: no images ({', '.join(SUFFIXES)}) in its class folders.")
