@@ -36,13 +36,13 @@ class Mixer:
         """
         images, labels = batch["image"], batch["label"]
         _, H, W, _ = images.shape
-        own = _own_share(self.mixup, self.cutmix, (H, W), key)  # H W
+        own = _own_weights(self.mixup, self.cutmix, (H, W), key)  # H W
         targets = jax.nn.one_hot(labels, self.num_classes)  # B K
         weights = own[None, :, :, None].astype(images.dtype)
-        share = jnp.mean(own)  # Of CutMix, the exact area: boxes end at the border.
+        ratio = jnp.mean(own)  # For CutMix the exact area: boxes end at the border.
         return batch | {
             "image": weights * images + (1 - weights) * _partners(images),
-            "targets": share * targets + (1 - share) * _partners(targets),
+            "targets": ratio * targets + (1 - ratio) * _partners(targets),
         }
 
 
@@ -55,7 +55,7 @@ def _partners(x: jax.Array) -> jax.Array:
     return jnp.roll(x, -(x.shape[0] // 2), axis=0)
 
 
-def _own_share(mixup: float, cutmix: float, size: tuple[int, int], key: jax.Array) -> jax.Array:
+def _own_weights(mixup: float, cutmix: float, size: tuple[int, int], key: jax.Array) -> jax.Array:
     """Returns the weight of each pixel of an image itself: H W, lambda or a box of zeros."""
     coin_key, ratio_key, box_key = jax.random.split(key, 3)
     is_cut = jax.random.bernoulli(coin_key, 0.5 if mixup and cutmix else float(cutmix > 0))

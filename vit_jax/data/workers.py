@@ -110,14 +110,14 @@ def _copied(crew, slot: int, free: collections.deque) -> dict[str, np.ndarray]:
     return {name: array.copy() for name, array in arrays.items()}
 
 
-def _fill(rows, first: int, arrays: dict[str, np.ndarray], places: range) -> Failure | None:
+def _fill(rows, first: int, arrays: dict[str, np.ndarray], positions: range) -> Failure | None:
     """Writes some rows of the batch that starts at row `first`; returns the first failure."""
-    for place in places:
+    for position in positions:
         try:
-            for name, value in rows[first + place].items():
-                arrays[name][place] = value
+            for name, value in rows[first + position].items():
+                arrays[name][position] = value
         except Exception as error:
-            return place, error
+            return position, error
     return None
 
 
@@ -143,10 +143,10 @@ class _Threads:
 
     def fill(self, number: int, slot: int) -> None:
         arrays = self.layout.arrays(self.layout.slot(self.memory, slot))
-        shares = _shares(self.layout.size, self.num_threads)
+        parts = _split_positions(self.layout.size, self.num_threads)
         first = number * self.layout.size
         self.tasks[slot] = [
-            self.pool.submit(_fill, self.rows, first, arrays, share) for share in shares
+            self.pool.submit(_fill, self.rows, first, arrays, part) for part in parts
         ]
 
     def wait(self, slot: int) -> list[Failure]:
@@ -156,8 +156,8 @@ class _Threads:
         self.pool.shutdown(cancel_futures=True)
 
 
-def _shares(size: int, count: int) -> list[range]:
-    """Returns the positions of a batch, distributed over the workers."""
+def _split_positions(size: int, count: int) -> list[range]:
+    """Returns the row positions of a batch, distributed over the workers."""
     return [range(first, size, count) for first in range(min(size, count))]
 
 
@@ -172,8 +172,8 @@ class _Processes:
         self.workers: list[tuple] = []
         atexit.register(self.stop)  # For an iterator that is not closed.
         try:
-            for share in _shares(layout.size, num_workers):
-                self._start(context, (rows, layout, arena, share))
+            for part in _split_positions(layout.size, num_workers):
+                self._start(context, (rows, layout, arena, part))
         except BaseException:
             self.stop()
             raise
@@ -224,7 +224,7 @@ def _shared_memory(num_bytes: int) -> heap.Arena:
     return arena
 
 
-def _work(pipe, rows, layout: Layout, arena: heap.Arena, places: range) -> None:
+def _work(pipe, rows, layout: Layout, arena: heap.Arena, positions: range) -> None:
     """Fills the worker's positions of one batch after the other until the pipe ends."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # Sent to the process group; the parent handles it.
@@ -233,12 +233,14 @@ def _work(pipe, rows, layout: Layout, arena: heap.Arena, places: range) -> None:
         while True:
             number, slot = pipe.recv()
             arrays = layout.arrays(layout.slot(arena.buffer, slot))
-            failure = _fill(rows, number * layout.size, arrays, places)
+            failure = _fill(rows, number * layout.size, arrays, positions)
             pipe.send(failure and _portable(*failure))
 
 
-def _portable(place: int, error: Exception) -> Failure:
+def _portable(position: int, error: Exception) -> Failure:
     """Returns a failure that can be pickled; a bug is reported with its traceback."""
     if isinstance(error, DataError):
-        return place, error
-    return place, RuntimeError("in a data worker:\n" + "".join(traceback.format_exception(error)))
+        return position, error
+    return position, RuntimeError(
+        "in a data worker:\n" + "".join(traceback.format_exception(error))
+    )
