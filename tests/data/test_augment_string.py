@@ -8,7 +8,7 @@ from vit_jax.data import augment
 from vit_jax.data.augment import Augmentation, normalize, parse
 from vit_jax.data.preprocess import TrainRecipe
 from vit_jax.data.randaugment import IncreasingRandAugment, PublishedRandAugment
-from vit_jax.data.view import whole
+from vit_jax.data.view import box_view
 from vit_jax.errors import ConfigError
 
 HERE = __name__
@@ -104,7 +104,7 @@ class OwnCrop:
     """The upper left quarter."""
 
     def view(self, old, new, random):
-        return whole((0, 0, old[0] // 2, old[1] // 2), new)
+        return box_view((0, 0, old[0] // 2, old[1] // 2), new)
 
 
 class Inverted:
@@ -156,6 +156,6 @@ def test_normalize_imports_and_calls_nothing(tmp_path):
     target.touch()
     for text in (f"resize|os:remove('{target}')", f"resize|shutil:move('{target}','x')|flip"):
         assert normalize(text) == text
-        assert augment.own_steps(text) == [text.split("|")[1]]
+        assert augment.user_steps(text) == [text.split("|")[1]]
     assert target.exists()
-    assert augment.own_steps("resize|flip|erase(0.1)") == []
+    assert augment.user_steps("resize|flip|erase(0.1)") == []

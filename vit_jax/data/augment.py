@@ -1,12 +1,11 @@
 """Augmentation of training images: the steps of `config.data.augment`.
 
-The field is a string of steps, in order, as the preprocessing strings of big_vision:
+The field is a string of steps in order, like the preprocessing strings of big_vision:
 
     inception_crop(0.08)|flip|randaug(2,10)|color_jitter(0.3)|erase(0.25)
 
-A step is a row of AUGMENTATIONS or a callable of the user's own, `package.module:name`, with
-literal arguments. A new step needs a class with `__call__` as in `Step`, or with `view` as in
-`Crop`, and a row of the table.
+A step is a row of AUGMENTATIONS, or `package.module:name` of the user, with literal arguments. A
+new step needs a class with the methods of `Step` or `Crop`, and a row of the table.
 """
 
 import ast
@@ -25,7 +24,7 @@ from vit_jax.config import registry
 from vit_jax.config.fields import bounds
 from vit_jax.config.validate import check_kwargs
 from vit_jax.data.randaugment import IncreasingRandAugment, PublishedRandAugment
-from vit_jax.data.view import Box, Size, View, whole, window
+from vit_jax.data.view import Box, Size, View, box_view, window_view
 from vit_jax.errors import ConfigError
 
 FIELD = "config.data.augment"
@@ -58,7 +57,7 @@ class Step(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class InceptionCrop:
-    """A box of random area and of aspect 3/4 to 4/3 (GoogLeNet, arXiv:1409.4842).
+    """Crops a box of random area and of aspect 3/4 to 4/3 (GoogLeNet, arXiv:1409.4842).
 
     Args:
       min_area, max_area: bounds of the area, as fractions of the image.
@@ -72,7 +71,7 @@ class InceptionCrop:
             raise ValueError(f"min_area, {self.min_area}, exceeds max_area, {self.max_area}")
 
     def view(self, old: Size, new: Size, random: np.random.Generator) -> View:
-        return whole(inception_box(*old, (self.min_area, self.max_area), random), new)
+        return box_view(inception_box(*old, (self.min_area, self.max_area), random), new)
 
 
 def inception_box(
@@ -96,26 +95,26 @@ def inception_box(
 
 @dataclasses.dataclass(frozen=True)
 class Resize:
-    """The whole image, stretched."""
+    """Stretches the whole image to the size."""
 
     def view(self, old: Size, new: Size, random: np.random.Generator) -> View:
-        return whole((0, 0, *old), new)
+        return box_view((0, 0, *old), new)
 
 
 @dataclasses.dataclass(frozen=True)
 class RandomCrop:
-    """A random window of the image, whose short side is resized to 8/7 of the size."""
+    """Resizes the short side to 8/7 of the size, and crops a random window."""
 
     def view(self, old: Size, new: Size, random: np.random.Generator) -> View:
-        return window(old, new, RANDOM_CROP, random.random(2))
+        return window_view(old, new, RANDOM_CROP, random.random(2))
 
 
 @dataclasses.dataclass(frozen=True)
 class PadCrop:
-    """A random window of the image, resized to the size and padded by 4 pixels (DeiT III)."""
+    """Resizes the short side to the size, pads by 4 pixels, crops a random window (DeiT III)."""
 
     def view(self, old: Size, new: Size, random: np.random.Generator) -> View:
-        return window(old, new, 1, random.random(2), PADDING)
+        return window_view(old, new, 1, random.random(2), PADDING)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +137,7 @@ def mirror(image: np.ndarray) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class ThreeAugment:
-    """Grey, solarised from 128 on or blurred by a radius of 0.1 to 2, a third of the images each.
+    """Converts to grey, solarises from 128 on, or blurs with a radius of 0.1 to 2, at random.
 
     From DeiT III (arXiv:2204.07118). Draws which of the three, and the radius of a blur.
     """
@@ -157,7 +156,7 @@ class ThreeAugment:
 
 @dataclasses.dataclass(frozen=True)
 class ColorJitter:
-    """Brightness, contrast and saturation by factors of 1 +- their strength, and a shift of hue.
+    """Changes brightness, contrast and saturation by factors of 1 +- their strength, and the hue.
 
     As in torchvision. Draws the order of the changes, the three factors, and the shift if `hue` is
     not 0.
@@ -201,7 +200,7 @@ def _shift_hue(picture: Image.Image, shift: float) -> Image.Image:
 
 @dataclasses.dataclass(frozen=True)
 class Erase:
-    """Random erasing (arXiv:1708.04896): noise in place of a rectangle.
+    """Replaces a random rectangle by noise (random erasing, arXiv:1708.04896).
 
     As in DeiT: the area is 0.02 to 1/3 of the image and the aspect, height over width, 0.3 to
     1/0.3; after ten rectangles that do not fit, nothing is erased. The noise of DeiT is standard
@@ -249,7 +248,7 @@ class Augmentation(NamedTuple):
 
     crop: Crop
     uint8_steps: tuple[Step, ...]
-    float_steps: tuple[Step, ...]  # From the first that takes float32 on.
+    float_steps: tuple[Step, ...]  # Begins with the first step that takes float32.
 
 
 @functools.lru_cache(64)
@@ -263,14 +262,14 @@ def parse(text: str, where: str = FIELD) -> Augmentation:
 
 
 def normalize(text: str, where: str = FIELD) -> str:
-    """Returns the one spelling of an augmentation string, such as `resize|randaug(2,10)`.
+    """Returns the canonical spelling of an augmentation string, such as `resize|randaug(2,10)`.
 
-    Raises ConfigError as `parse` does, but imports nothing: of a step of the user's own it checks
-    the syntax alone. A config may belong to weights from elsewhere, and evaluating those must
+    Raises ConfigError as `parse` does, but imports nothing: steps of the user are checked for
+    their syntax only. A config may come with weights from elsewhere, and evaluating those must
     not run code that the config names.
     """
     calls = _calls(text, where)
-    if not own_steps(text):
+    if not user_steps(text):
         _ordered(calls, where)
     return "|".join(map(str, calls))
 
@@ -280,7 +279,7 @@ def pixels_of(step: Step) -> str:
     return getattr(step, "pixels", "uint8")
 
 
-def own_steps(text: str) -> list[str]:
+def user_steps(text: str) -> list[str]:
     """Returns the steps of an augmentation string that are not rows of AUGMENTATIONS."""
     return [step.strip() for step in text.split("|") if ":" in step.partition("(")[0]]
 
@@ -306,7 +305,7 @@ def _calls(text: str, where: str) -> list[_Call]:
 
 
 def _call(step: str, where: str) -> _Call:
-    """Reads `name` or `name(arguments)`, evaluating nothing."""
+    """Parses `name` or `name(arguments)` without evaluating it."""
     match = re.fullmatch(r"([\w.]+(?::\w+)?)\s*(\(.*\))?", step)
     try:
         call = ast.parse("step" + (match[2] or "()"), mode="eval").body
@@ -314,7 +313,7 @@ def _call(step: str, where: str) -> _Call:
         if isinstance(call.func, ast.Name) and None not in kwargs:
             return _Call(match[1], tuple(map(ast.literal_eval, call.args)), kwargs)
     except (TypeError, AttributeError, SyntaxError, ValueError, RecursionError, MemoryError):
-        pass  # No match, no call, or no literals.
+        pass  # No match, no call, or other values than literals.
     raise ConfigError(
         f"{where} has the step {step!r}; expected a name, or a name and arguments that are "
         "literals: flip, erase(0.25) or my_package.my_module:my_step(size=3)."
@@ -365,7 +364,7 @@ def _make(call: _Call, where: str) -> Crop | Step:
     entry = registry.find(AUGMENTATIONS, call.name, f"{where}: a step")
     try:
         step = entry(*call.args, **call.kwargs)
-    except Exception as error:  # Whatever a class of the user's own can raise.
+    except Exception as error:  # A step of the user can raise anything.
         message = " ".join(str(error).split())
         raise ConfigError(f"{where}: {call}: {message}.") from error
     if not (callable(step) or hasattr(step, "view")):

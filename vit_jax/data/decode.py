@@ -1,4 +1,4 @@
-"""From the bytes of an image file to pixels, with what is not an image refused."""
+"""Decoding of image files to pixels; rejects files that are not images."""
 
 import contextlib
 import dataclasses
@@ -13,41 +13,42 @@ from PIL import Image, ImageOps
 
 from vit_jax.errors import ConfigError, DataError
 
-# The only decoders that ever run: others of Pillow's many parse hostile formats.
+# The only formats that are parsed; decoders of rare formats are a risk with untrusted files.
 FORMATS = ("JPEG", "PNG", "WEBP")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
-MAX_PIXELS = 64_000_000  # Checked in the header, before memory is taken for the pixels.
-ORIENTATION = 0x0112  # EXIF: where the stored row 0 and column 0 lie; 1 is upright.
+MAX_PIXELS = 64_000_000  # Checked in the header, before memory is allocated for the pixels.
+ORIENTATION = 0x0112  # EXIF tag; 1 is upright.
 
 
 class UnreadableImage(DataError):
-    """A file whose pixels nothing makes out."""
+    """A file that cannot be decoded."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Encoded:
-    """An image as a file holds it; a recipe decodes it."""
+    """Bytes of an image file; a recipe decodes them."""
 
     data: bytes
-    name: str  # As errors call it.
+    name: str  # Name in errors.
 
 
-Pixels = Image.Image | np.ndarray  # RGB, upright, as whichever decoder left them.
+Pixels = Image.Image | np.ndarray  # RGB, upright; the type depends on the decoder.
 
 
 def decode(image: Encoded | np.ndarray, decoder: str = "pillow") -> np.ndarray:
-    """H W 3 uint8, upright as a viewer shows it; pixels stay as they are.
+    """Decodes an image to H W 3 uint8, upright as a viewer shows it; returns pixels unchanged.
 
-    Grey, palette, CMYK and 16-bit images are converted; transparency is laid over white.
-    Raises UnreadableImage, a DataError, with the image's name.
+    Grey, palette, CMYK and 16-bit images are converted; transparent images are drawn on white.
+    Raises UnreadableImage, a DataError, with the name of the image.
     """
     return np.asarray(read(image, decoder))
 
 
 def read(image: Encoded | np.ndarray, decoder: str, shrink: int = 1) -> Pixels:
-    """`decode` without the copy from Pillow's memory to numpy's.
+    """Decodes as `decode`, without the copy from Pillow's memory to numpy's.
 
-    A JPEG is decoded at 1/`shrink` of its sides, rounded up, for 2, 4 and 8; others whole.
+    A JPEG is decoded at 1/`shrink` of its sides, rounded up, for 2, 4 and 8; other formats at
+    full size.
     """
     if isinstance(image, np.ndarray):
         return image
@@ -59,7 +60,7 @@ def read(image: Encoded | np.ndarray, decoder: str, shrink: int = 1) -> Pixels:
         if shrink > 1:
             file.draft(None, (file.width // shrink, file.height // shrink))
         file.load()
-        return _to_rgb(ImageOps.exif_transpose(file) if _is_turned(file) else file)
+        return _to_rgb(ImageOps.exif_transpose(file) if _is_rotated(file) else file)
 
 
 def as_image(image: str | os.PathLike | Image.Image | np.ndarray) -> Encoded | np.ndarray:
@@ -81,14 +82,14 @@ def as_image(image: str | os.PathLike | Image.Image | np.ndarray) -> Encoded | n
 
 
 def encode(pixels: np.ndarray, kind: str = "png") -> bytes:
-    """H W 3 uint8, or H W 4, as the bytes of a 'png' or a 'jpeg' file."""
+    """Encodes H W 3 uint8, or H W 4, as the bytes of a 'png' or a 'jpeg' file."""
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, kind, optimize=True)
     return file.getvalue()
 
 
 def size_of(image: Encoded | np.ndarray, decoder: str) -> tuple[int, int]:
-    """Height and width, upright, from the header alone."""
+    """Returns height and width of the upright image, from the header alone."""
     if isinstance(image, np.ndarray):
         return image.shape[:2]
     if decoder == "simplejpeg":
@@ -96,13 +97,13 @@ def size_of(image: Encoded | np.ndarray, decoder: str) -> tuple[int, int]:
         if size is not None:
             return size
     with _opened(image) as file:
-        turned = file.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)  # By a quarter.
-        return (file.width, file.height) if turned else (file.height, file.width)
+        is_rotated_90 = file.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
+        return (file.width, file.height) if is_rotated_90 else (file.height, file.width)
 
 
 @contextlib.contextmanager
 def _opened(image: Encoded) -> Iterator[Image.Image]:
-    """Pillow's view of a file, of a size that is permitted; all its errors become ours."""
+    """Opens a file with Pillow; raises UnreadableImage for all errors and for too many pixels."""
     try:
         with Image.open(io.BytesIO(image.data), formats=FORMATS) as file:
             if file.width * file.height > MAX_PIXELS:
@@ -112,12 +113,12 @@ def _opened(image: Encoded) -> Iterator[Image.Image]:
             yield file
     except DataError:
         raise
-    except Exception as error:  # Pillow raises a dozen kinds for damaged files.
-        words = str(error).split(" <_io.BytesIO")[0] or type(error).__name__
-        raise UnreadableImage(f"{image.name}: unreadable image ({words}).") from error
+    except Exception as error:  # Pillow raises many types for damaged files.
+        message = str(error).split(" <_io.BytesIO")[0] or type(error).__name__
+        raise UnreadableImage(f"{image.name}: unreadable image ({message}).") from error
 
 
-def _is_turned(file: Image.Image) -> bool:
+def _is_rotated(file: Image.Image) -> bool:
     return file.getexif().get(ORIENTATION, 1) != 1
 
 
@@ -140,7 +141,7 @@ def check_decoder(decoder: str) -> None:
 
 @functools.cache
 def simplejpeg():
-    """libjpeg-turbo without Pillow around it."""
+    """Returns the module simplejpeg; raises ConfigError if it is not installed."""
     try:
         import simplejpeg
     except ImportError as error:
@@ -167,7 +168,7 @@ def _missing(package: str) -> ConfigError:
 
 
 def _plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """Height and width of a JPEG that simplejpeg shows just as Pillow does; None of others."""
+    """Returns the size of a JPEG that simplejpeg decodes as Pillow does; None for other files."""
     try:
         height, width, colours, _ = simplejpeg().decode_jpeg_header(data)
     except ValueError:
@@ -175,23 +176,23 @@ def _plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
     if colours not in ("YCbCr", "Gray") or height * width > MAX_PIXELS:
         return None
     head = _before_pixels(data)
-    if b"Exif\0\0" in head or b"tiff:Orientation" in head:  # Turned, perhaps.
+    if b"Exif\0\0" in head or b"tiff:Orientation" in head:  # It may be rotated.
         try:
             with _opened(Encoded(data, "")) as file:
-                return None if _is_turned(file) else (height, width)
+                return None if _is_rotated(file) else (height, width)
         except DataError:
             return None
     return height, width
 
 
 def _before_pixels(data: bytes) -> bytes:
-    """A JPEG's segments up to the first scan: a search in these costs a twentieth."""
+    """Returns the segments of a JPEG up to the first scan, which are quick to search."""
     end = 2
     while data[end : end + 1] == b"\xff":
         marker = data[end + 1 : end + 2]
         if marker == b"\xda":
             return data[:end]
-        # A segment tells its length; a marker may be preceded by any number of 0xFF.
+        # A segment starts with its length; any number of 0xFF may precede a marker.
         end += 1 if marker == b"\xff" else 2 + int.from_bytes(data[end + 2 : end + 4], "big")
     return data
 
@@ -203,5 +204,5 @@ def _by_simplejpeg(data: bytes, shrink: int) -> np.ndarray | None:
     height, width = (-(-side // shrink) for side in size) if shrink > 1 else (0, 0)
     try:
         return simplejpeg().decode_jpeg(data, min_height=height, min_width=width)
-    except ValueError:  # Damaged: Pillow says how badly.
+    except ValueError:  # Damaged: the error of Pillow says how.
         return None

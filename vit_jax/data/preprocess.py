@@ -12,7 +12,7 @@ from PIL import Image
 from vit_jax.config.schema import Data
 from vit_jax.data import augment, decode
 from vit_jax.data.decode import Encoded, Pixels
-from vit_jax.data.view import Box, Size, View, whole, window
+from vit_jax.data.view import Box, Size, View, box_view, window_view
 
 PILLOWS = {"antialias": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 CENTRE = (0.5 - 1e-9,) * 2  # The first of two middle positions.
@@ -192,9 +192,9 @@ class EvalRecipe:
         pixels = decode.read(image, self.decoder)
         old = _size(pixels)
         if self.crop == "resize":
-            return self._scaled(pixels, whole((0, 0, *old), self.size))
+            return self._scaled(pixels, box_view((0, 0, *old), self.size))
         views = [
-            window(old, self.size, self.crop_fraction, position)
+            window_view(old, self.size, self.crop_fraction, position)
             for position in (CENTRE, *CORNERS)[: min(self.crops, 5)]
         ]
         if self.crops == 1:

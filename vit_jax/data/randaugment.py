@@ -15,8 +15,8 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from vit_jax.config.fields import bounds
 
-FULL_MAGNITUDE = 10  # At which an operation's argument reaches the value of its table.
-FILL = 128  # Grey where a moved image leaves nothing behind.
+FULL_MAGNITUDE = 10  # Magnitude at which an operation has the severity of its table.
+FILL = 128  # Grey of pixels from outside of the image.
 VALUES = np.arange(256)
 GREY = np.array([0.2989, 0.5870, 0.1140], np.float32)  # tf.image.rgb_to_grayscale.
 
@@ -27,18 +27,18 @@ def _sign(random: np.random.Generator) -> int:
 
 # RandAugment as published.
 #
-# Facts from big_vision/pp/archive/autoaugment.py (a fork of the EfficientNet code for TPUs),
-# which needs TensorFlow Addons. Arithmetic is float32 and truncates, as there. Its quirks:
-#   - A probability is drawn for every operation and dropped: the chosen one is always applied.
-#   - The magnitude is not clamped: AugReg's medium and strong settings are 15 and 20.
-#   - Severities of Solarize and Posterize fall with the magnitude, those of the enhancements
-#     are least at 5, and 0 is no identity.
-#   - Distances are in pixels whatever the size of the image.
+# From big_vision/pp/archive/autoaugment.py (a fork of the EfficientNet code for TPUs), which
+# needs TensorFlow Addons. Arithmetic is float32 and truncates, as there. Its quirks:
+#   - A probability is drawn for every operation and ignored: the chosen one is always applied.
+#   - The magnitude is not clipped: the medium and strong settings of AugReg are 15 and 20.
+#   - Severities of Solarize and Posterize decrease with the magnitude, those of the enhancements
+#     are smallest at 5, and magnitude 0 is not the identity.
+#   - Distances are in pixels for any size of the image.
 
 
 @dataclasses.dataclass(frozen=True)
 class PublishedRandAugment:
-    """`layers` operations of PUBLISHED, each drawn uniformly, all with one magnitude."""
+    """Applies `layers` operations of PUBLISHED, drawn uniformly, all with the same magnitude."""
 
     layers: Annotated[int, bounds(least=1)]
     magnitude: Annotated[float, bounds(least=0)]
@@ -56,7 +56,7 @@ def _look_up(image: np.ndarray, table: np.ndarray) -> np.ndarray:
 
 
 def _auto_contrast(image: np.ndarray) -> np.ndarray:
-    """Each channel stretched to [0, 255]."""
+    """Stretches each channel to [0, 255]."""
     stretched = []
     for channel in np.moveaxis(image, -1, 0):
         low, high = np.float32(channel.min()), np.float32(channel.max())
@@ -72,10 +72,10 @@ def _equalize(image: np.ndarray) -> np.ndarray:
 
 
 def _posterize(image: np.ndarray, bits: int) -> np.ndarray:
-    """Keeps the highest bits: TensorFlow shifts uint8 by at most 7, and -1 is 255 to it.
+    """Keeps the highest bits: TensorFlow shifts uint8 by at most 7, and takes -1 for 255.
 
-    So at 0 bits the highest is left, from magnitude 20 on (8 bits) the image is untouched, and
-    beyond 22.5 (9 bits) the highest is left again.
+    So the highest bit remains at 0 bits, the image is unchanged from magnitude 20 on (8 bits), and
+    the highest bit remains beyond 22.5 (9 bits).
     """
     shift = min((8 - bits) % 256, 7)
     return _look_up(image, VALUES >> shift << shift)
@@ -94,14 +94,14 @@ def _solarize_add(image: np.ndarray, addition: int) -> np.ndarray:
 
 
 def _blend(degenerate: np.ndarray, image: np.ndarray, factor: float) -> np.ndarray:
-    """From the degenerate image (0) over the image itself (1) to its opposite (2)."""
+    """Interpolates from the degenerate image (0) to the image (1), and extrapolates beyond (2)."""
     degenerate = degenerate.astype(np.float32)
     blended = degenerate + np.float32(factor) * (image.astype(np.float32) - degenerate)
     return np.clip(blended, 0, 255, out=blended).astype(np.uint8)
 
 
 def _grey(image: np.ndarray) -> np.ndarray:
-    """H W 3 -> H W 1, as tf.image: by way of [0, 1], white remaining white."""
+    """Converts H W 3 to H W 1 as tf.image does, in [0, 1]; white remains white."""
     grey = image.astype(np.float32) * np.float32(1 / 255) @ GREY
     return (grey * np.float32(255.5)).astype(np.uint8)[..., None]
 
@@ -111,7 +111,7 @@ def _mean_grey(image: np.ndarray) -> np.ndarray:
 
 
 def _smooth(image: np.ndarray) -> np.ndarray:
-    """Means of 3x3 pixels, the middle one counted five times; borders as they are."""
+    """Averages 3x3 pixels, the centre with weight 5; keeps the borders."""
     height, width, _ = image.shape
     smooth = image.copy()
     if height < 3 or width < 3:
@@ -125,14 +125,14 @@ def _smooth(image: np.ndarray) -> np.ndarray:
 
 
 def _enhance(degenerate: Callable[[np.ndarray], np.ndarray]) -> Callable:
-    """The operation that goes from a degenerate image (0) to the other side of it (2)."""
+    """Returns the operation that blends a degenerate image (0.1) to its opposite (1.9)."""
     return lambda image, level, random: _blend(degenerate(image), image, level * 1.8 + 0.1)
 
 
 def _warp(image: np.ndarray, rows: tuple[tuple[float, ...], ...]) -> np.ndarray:
-    """The pixel nearest to where an affine map sends each output pixel (x, y, 1); else FILL.
+    """Samples the nearest pixel at the affine map of each output pixel (x, y, 1); else FILL.
 
-    Pixels have whole coordinates; a half is rounded away from zero.
+    Pixels have integer coordinates; a half is rounded away from zero.
     """
     height, width, _ = image.shape
     (a, b, c), (d, e, f) = np.array(rows, np.float32)
@@ -148,7 +148,7 @@ def _warp(image: np.ndarray, rows: tuple[tuple[float, ...], ...]) -> np.ndarray:
 
 
 def _rotate(image: np.ndarray, degrees: float) -> np.ndarray:
-    """Counter-clockwise about the centre."""
+    """Rotates counter-clockwise about the centre."""
     bottom, right = np.float32(image.shape[0] - 1), np.float32(image.shape[1] - 1)
     angle = np.float32(degrees * (math.pi / 180))
     cos, sin = np.cos(angle), np.sin(angle)
@@ -174,12 +174,12 @@ def _translate_y(image: np.ndarray, pixels: float) -> np.ndarray:
 
 
 def _move(warp: Callable, scale: float) -> Callable:
-    """A warp by up to `scale`, to either side."""
+    """Returns the operation that warps by up to `scale`, in either direction."""
     return lambda image, level, random: warp(image, _sign(random) * (level * scale))
 
 
 def _cutout(image: np.ndarray, level: float, random: np.random.Generator) -> np.ndarray:
-    """A grey square of side 2 pad about a pixel, drawn by row and column, less what is outside."""
+    """Fills a square of side 2 pad around a random pixel with grey, cut at the border."""
     pad = int(level * 40)
     y, x = random.integers(image.shape[0]), random.integers(image.shape[1])
     image = image.copy()
@@ -210,19 +210,18 @@ PUBLISHED = {
 
 # RandAugment with increasing severities.
 #
-# Facts from DeiT (arXiv:2012.12877) and its recipe rand-m9-mstd0.5-inc1: magnitude 9, std 0.5,
-# and prob 0.5, which timm takes where the recipe is silent. Operations are Pillow's; warps are
-# bicubic, and translations relative to the image. Unlike there, the fill is grey instead of
-# ImageNet's mean colour (124, 116, 104), and Posterize keeps all bits at magnitude 0 (there 4)
-# and one at 10 (there none: a black image).
+# From DeiT (arXiv:2012.12877) and its recipe rand-m9-mstd0.5-inc1: magnitude 9, std 0.5, and prob
+# 0.5, the default of timm. Operations are Pillow's; warps are bicubic, and translations relative to
+# the image. Unlike there, the fill is grey instead of ImageNet's mean colour (124, 116, 104), and
+# Posterize keeps all bits at magnitude 0 (there 4) and one at 10 (there none: a black image).
 
 
 @dataclasses.dataclass(frozen=True)
 class IncreasingRandAugment:
-    """`layers` operations of INCREASING, each drawn uniformly and applied with `prob`.
+    """Applies `layers` operations of INCREASING, drawn uniformly, each with probability `prob`.
 
-    The magnitude is normal with deviation `std`, clipped to [0, 10]. Each layer draws the
-    operation, whether it is applied, the magnitude, and the sign, used or not.
+    The magnitude is normal with standard deviation `std`, clipped to [0, 10]. Each layer draws the
+    operation, whether it is applied, the magnitude, and the sign, in any case.
     """
 
     layers: Annotated[int, bounds(least=1)]
@@ -263,7 +262,7 @@ def _brighten_darks(image: Image.Image, level: float, sign: int) -> Image.Image:
 
 
 def _more_or_less(enhancer: Callable) -> Callable:
-    """An enhancement by a factor of 1 +- 0.9 at full scale."""
+    """Returns an enhancement by a factor of 1 +- 0.9 at full magnitude."""
     return lambda image, level, sign: enhancer(image).enhance(max(0.1, 1 + sign * level * 0.9))
 
 
@@ -273,7 +272,7 @@ INCREASING = {
     "Equalize": lambda image, level, sign: ImageOps.equalize(image),
     "Invert": lambda image, level, sign: ImageOps.invert(image),
     "Rotate": _turn,
-    "Posterize": _fewer_bits,  # From 4 down to 1.
+    "Posterize": _fewer_bits,  # 4 to 1 bits.
     "Solarize": lambda image, level, sign: ImageOps.solarize(image, 256 - int(level * 256)),
     "SolarizeAdd": _brighten_darks,
     "Color": _more_or_less(ImageEnhance.Color),

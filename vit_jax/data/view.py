@@ -10,7 +10,7 @@ LONGEST = 16  # Longest side that is resized, in sides of the target.
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """A box of an image, resized, padded by reflection, and a window of the result."""
+    """A window of a box of an image that is resized, then padded by reflection."""
 
     box: Box
     resized: Size
@@ -32,12 +32,12 @@ class View:
         return dataclasses.replace(self, box=box)
 
 
-def whole(box: Box, size: Size) -> View:
+def box_view(box: Box, size: Size) -> View:
     """Returns the view of a box resized to `size`."""
     return View(box, size, (0, 0, *size))
 
 
-def window(
+def window_view(
     old: Size, new: Size, fraction: float, position: tuple[float, float], padding: int = 0
 ) -> View:
     """Returns a window of size `new` in the image resized so that it covers `new / fraction`.

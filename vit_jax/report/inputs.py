@@ -4,7 +4,7 @@ import numpy as np
 
 from vit_jax.config.schema import Config
 from vit_jax.data import loader
-from vit_jax.data.augment import own_steps
+from vit_jax.data.augment import user_steps
 from vit_jax.data.preprocess import TrainRecipe, from_unit_range
 from vit_jax.data.sources import open_training
 from vit_jax.errors import ConfigError
@@ -21,7 +21,7 @@ def first_training_inputs(config: Config) -> list[tuple[str, np.ndarray]]:
         elsewhere must not run code that its config names.
     """
     data, size = config.data, config.data.image_size
-    if own := own_steps(data.augment):
+    if own := user_steps(data.augment):
         raise ConfigError(
             f"data.augment has {', '.join(own)}; reports do not run user-defined steps."
         )
