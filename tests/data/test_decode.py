@@ -41,26 +41,26 @@ def png(width: int, height: int, bits: int, colour: int, rows: bytes) -> bytes:
 
 
 @pytest.mark.parametrize(("kind", "options"), [("PNG", {}), ("WEBP", {"lossless": True})])
-def test_lossless_files_decode_to_the_very_pixels(kind, options):
+def test_decode_of_lossless_files_gives_their_pixels(kind, options):
     image = decode(encode(PIXELS, kind, **options), "x")
     assert image.dtype == np.uint8
     np.testing.assert_array_equal(image, PIXELS)
 
 
 @pytest.mark.parametrize(("kind", "most"), [("JPEG", 6), ("WEBP", 12)])
-def test_a_photo_survives_lossy_files_nearly_whole(photos, kind, most):
+def test_decode_of_lossy_files_gives_nearly_their_pixels(photos, kind, most):
     photo = photos[0][:64, :96]
     image = decode(encode(photo, kind, quality=95), "x")
     assert image.shape == photo.shape
     assert np.abs(image.astype(int) - photo).mean() < most
 
 
-def test_a_jpeg_decodes_as_pillow_decodes_it(photos):
+def test_decode_of_a_jpeg_equals_pillow(photos):
     data = encode(photos[0], "JPEG", quality=75)
     np.testing.assert_array_equal(decode(data, "x"), np.asarray(Image.open(io.BytesIO(data))))
 
 
-def test_grey_becomes_three_equal_channels():
+def test_decode_repeats_grey_in_three_channels():
     grey = np.array([[0, 100, 255]], np.uint8)
     expected = [[[0] * 3, [100] * 3, [255] * 3]]
     np.testing.assert_array_equal(decode(encode(grey, "PNG"), "x"), expected)
@@ -68,7 +68,7 @@ def test_grey_becomes_three_equal_channels():
     np.testing.assert_array_equal(decode(encode(one_bit, "PNG"), "x"), [[[0] * 3, [255] * 3]])
 
 
-def test_a_palette_is_looked_up():
+def test_decode_looks_up_a_palette():
     image = Image.new("P", (3, 1))
     image.putpalette([10, 20, 30, 200, 150, 100, 7, 8, 9])
     image.putdata([2, 0, 1])
@@ -81,7 +81,7 @@ def test_a_palette_is_looked_up():
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP"])
-def test_transparency_is_laid_over_white(kind):
+def test_decode_draws_transparent_images_on_white(kind):
     rgba = np.array([[[200, 100, 0, 0], [200, 100, 0, 51], [200, 100, 0, 255]]], np.uint8)
     alpha = rgba[..., 3:] / 255
     expected = rgba[..., :3] * alpha + 255 * (1 - alpha)
@@ -91,13 +91,13 @@ def test_transparency_is_laid_over_white(kind):
     np.testing.assert_array_equal(image[0, 0], [255, 255, 255])
 
 
-def test_transparent_grey_is_laid_over_white():
+def test_decode_draws_transparent_grey_on_white():
     grey_alpha = Image.merge("LA", [Image.new("L", (1, 1), 40), Image.new("L", (1, 1), 102)])
     expected = 40 * 0.4 + 255 * 0.6
     np.testing.assert_allclose(decode(encode(grey_alpha, "PNG"), "x"), [[[expected] * 3]], atol=1)
 
 
-def test_cmyk_becomes_the_colours_it_prints():
+def test_decode_converts_cmyk_to_the_printed_colours():
     cmyk = np.zeros((16, 16, 4), np.uint8)
     cmyk[:] = [255, 51, 0, 51]
     ink = cmyk[0, 0].astype(float)
@@ -106,14 +106,14 @@ def test_cmyk_becomes_the_colours_it_prints():
     np.testing.assert_allclose(image[8, 8], expected, atol=3)
 
 
-def test_sixteen_bit_grey_is_scaled_and_not_saturated():
+def test_decode_scales_16_bit_grey():
     levels = np.array([[0, 257, 257 * 100 + 128, 257 * 200 + 129, 65535]], np.uint16)
     image = decode(encode(levels, "PNG"), "x")
     np.testing.assert_array_equal(image[0, :, 0], [0, 1, 100, 201, 255])
     np.testing.assert_array_equal(image[..., 0], image[..., 2])
 
 
-def test_sixteen_bit_colour_is_scaled_and_not_saturated():
+def test_decode_scales_16_bit_colours():
     levels = np.array([0, 257 * 100, 65535], ">u2")
     image = decode(png(1, 1, 16, 2, b"\0" + levels.tobytes()), "x")
     np.testing.assert_array_equal(image, [[[0, 100, 255]]])
@@ -133,14 +133,14 @@ UPRIGHT = {
 
 
 @pytest.mark.parametrize("orientation", UPRIGHT)
-def test_a_turned_photo_stands_upright(orientation):
+def test_decode_rotates_by_the_exif_orientation(orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     image = decode(encode(PIXELS, "PNG", exif=exif), "x")
     np.testing.assert_array_equal(image, UPRIGHT[orientation](PIXELS))
 
 
-def test_a_turned_jpeg_changes_height_and_width():
+def test_decode_of_a_rotated_jpeg_swaps_height_and_width():
     exif = Image.Exif()
     exif[0x0112] = 6
     assert decode(encode(PIXELS, "JPEG", exif=exif), "x").shape == (3, 2, 3)
@@ -148,11 +148,11 @@ def test_a_turned_jpeg_changes_height_and_width():
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("exif", [b"", b"garbage", b"MM\0*\0\0\0\x08\0\x05"])
-def test_a_photo_with_damaged_exif_is_still_a_photo(exif):
+def test_decode_ignores_damaged_exif(exif):
     assert decode(encode(PIXELS, "JPEG", exif=b"Exif\0\0" + exif), "x").shape == (2, 3, 3)
 
 
-def test_the_first_of_several_pictures_counts():
+def test_decode_returns_the_first_of_several_frames():
     frames = [Image.fromarray(PIXELS), Image.new("RGB", (3, 2))]
     data = encode(frames[0], "WEBP", save_all=True, append_images=frames[1:], lossless=True)
     np.testing.assert_array_equal(decode(data, "x"), PIXELS)
@@ -179,7 +179,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("kind", REFUSED)
-def test_what_is_no_image_is_refused_in_one_line_that_names_the_file(kind):
+def test_decode_rejects_other_files_in_one_line_with_their_name(kind):
     with pytest.raises(DataError, match=r"^cats/7\.jpg: unreadable image \(.+\)\.$") as caught:
         decode(REFUSED[kind], "cats/7.jpg")
     assert "\n" not in str(caught.value)
@@ -188,7 +188,7 @@ def test_what_is_no_image_is_refused_in_one_line_that_names_the_file(kind):
 
 @pytest.mark.filterwarnings("error")  # Pillow only warns of sizes up to twice its limit.
 @pytest.mark.parametrize("side", [8001, 9000, 20000, 60000])
-def test_a_giant_is_refused_before_memory_is_taken_for_it(side, monkeypatch):
+def test_decode_rejects_too_many_pixels_before_memory_is_allocated(side, monkeypatch):
     loads = []
     monkeypatch.setattr(ImageFile.ImageFile, "load", lambda image: loads.append(image.size))
     data = png(side, side, 8, 2, b"\0" * 100)
@@ -197,7 +197,7 @@ def test_a_giant_is_refused_before_memory_is_taken_for_it(side, monkeypatch):
     assert loads == []
 
 
-def test_the_limit_is_sixty_four_million_pixels_and_is_itself_permitted(monkeypatch):
+def test_decode_accepts_images_of_64_million_pixels(monkeypatch):
     assert decode_lib.MAX_PIXELS == 64_000_000
     monkeypatch.setattr(decode_lib, "MAX_PIXELS", 6)
     assert decode(encode(PIXELS, "PNG"), "x").shape == (2, 3, 3)

@@ -29,11 +29,11 @@ def own_shares(targets, labels) -> np.ndarray:
     return np.asarray(targets)[np.arange(len(labels)), labels]
 
 
-def test_nothing_asked_for_is_no_mixer():
+def test_make_mixer_returns_none_without_mixing():
     assert make_mixer(Data(), num_classes=5) is None
 
 
-def test_mixup_is_lambda_of_an_image_and_the_rest_of_its_partner():
+def test_mixup_blends_an_image_and_its_partner_by_lambda():
     batch = numbered_batch()
     mixed = make_mixer(MIXUP, num_classes=5)(batch, jax.random.key(0))
     ratio = own_shares(mixed["targets"], batch["label"])
@@ -49,7 +49,7 @@ def test_mixup_is_lambda_of_an_image_and_the_rest_of_its_partner():
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_cutmix_pastes_one_box_of_the_partner_and_counts_its_pixels(seed):
+def test_cutmix_pastes_a_box_of_the_partner_and_counts_its_pixels(seed):
     batch = numbered_batch(side=12)
     mixed = make_mixer(CUTMIX, num_classes=5)(batch, jax.random.key(seed))
     partner = (np.arange(8) + 4) % 8
@@ -69,7 +69,7 @@ def test_cutmix_pastes_one_box_of_the_partner_and_counts_its_pixels(seed):
     )
 
 
-def test_targets_sum_to_one_and_labels_and_mask_stay():
+def test_mixer_returns_targets_of_sum_one_and_keeps_labels_and_mask():
     batch = numbered_batch() | {"mask": np.array([1, 1, 1, 1, 1, 1, 0, 0], np.float32)}
     mixed = make_mixer(BOTH, num_classes=5)(batch, jax.random.key(3))
     assert set(mixed) == {"image", "label", "mask", "targets"}
@@ -80,7 +80,7 @@ def test_targets_sum_to_one_and_labels_and_mask_stay():
     np.testing.assert_array_equal(mixed["mask"], batch["mask"])
 
 
-def test_copies_side_by_side_are_no_partners():
+def test_mixer_does_not_mix_adjacent_copies():
     repeats, batch = 3, numbered_batch(12)
     batch["image"] = np.repeat(batch["image"][: 12 // repeats], repeats, axis=0)
     batch["label"] = np.repeat(np.arange(4, dtype=np.int32), repeats)
@@ -88,7 +88,7 @@ def test_copies_side_by_side_are_no_partners():
     assert (np.count_nonzero(mixed["targets"], axis=-1) == 2).all()
 
 
-def test_a_batch_of_one_is_its_own_partner():
+def test_mixer_keeps_a_batch_of_one_image():
     batch = numbered_batch(1) | {"image": np.full((1, 6, 6, 3), 0.5, np.float32)}
     mixed = make_mixer(BOTH, num_classes=5)(batch, jax.random.key(0))
     np.testing.assert_allclose(mixed["image"], batch["image"], atol=1e-6)
@@ -128,7 +128,7 @@ def test_lambda_of_mixup_is_beta_of_alpha():
     np.testing.assert_allclose(images.mean((1, 2)), shares, atol=1e-6)
 
 
-def test_a_cutmix_box_has_the_area_of_lambda_but_for_what_lies_outside():
+def test_cutmix_box_has_the_area_of_lambda_cut_at_the_border():
     shares, images = steps_of(is_cut=True)
     np.testing.assert_allclose(images.mean((1, 2)), shares, atol=1e-6)
     # Of a side s about a uniform centre, s - s^2 / 4 lies inside on average, on each axis; over a
@@ -137,7 +137,7 @@ def test_a_cutmix_box_has_the_area_of_lambda_but_for_what_lies_outside():
     assert abs((1 - shares).mean() - (1 / 2 - 1 / 5 + 1 / 48)) < 0.015
 
 
-def test_cutmix_boxes_lie_anywhere():
+def test_cutmix_boxes_are_anywhere_in_the_image():
     shares, images = steps_of(is_cut=True)
     small = images[(shares > 0.8) & (shares < 1)] == 0
     tops, lefts = small.any(2).argmax(1), small.any(1).argmax(1)
@@ -146,27 +146,27 @@ def test_cutmix_boxes_lie_anywhere():
     assert np.all(edges)  # Every border is touched.
 
 
-def test_a_fair_coin_picks_between_mixup_and_cutmix():
+def test_mixer_chooses_mixup_or_cutmix_with_equal_probability():
     _, _, cuts = many_steps()
     assert abs(cuts.mean() - 0.5) < 0.02
 
 
 @pytest.mark.parametrize(("alphas", "is_cut"), [(MIXUP, False), (CUTMIX, True)])
-def test_one_alpha_alone_leaves_no_choice(alphas, is_cut):
+def test_mixer_with_one_alpha_uses_one_kind_of_mixing(alphas, is_cut):
     mix = make_mixer(alphas, num_classes=2)
     batch = {"image": jnp.ones((2, 5, 5, 3)).at[1].set(0), "label": jnp.array([0, 1])}
     for seed in range(10):
         assert was_cut(mix(batch, jax.random.key(seed))["image"][0, :, :, 0]) == is_cut
 
 
-def test_a_tiny_alpha_mixes_next_to_nothing():
+def test_mixup_with_a_small_alpha_hardly_mixes():
     mix, batch = make_mixer(Data(mixup=1e-3), num_classes=5), numbered_batch()
     for seed in range(10):
         largest = np.max(mix(batch, jax.random.key(seed))["targets"], axis=-1)
         np.testing.assert_allclose(largest, np.ones(8), atol=1e-3)
 
 
-def test_mixing_follows_the_key_alone():
+def test_mixer_depends_on_the_key_alone():
     mix, batch = make_mixer(BOTH, num_classes=5), numbered_batch()
     for name in ("image", "targets"):
         a, b, c = (mix(batch, jax.random.key(seed))[name] for seed in (7, 7, 8))
@@ -195,7 +195,7 @@ def mixed_on(num_devices: int, seed: int) -> dict:
     return jax.device_get(mixed)
 
 
-def test_eight_devices_mix_the_global_batch_as_one_does():
+def test_mixer_gives_equal_batches_on_one_and_eight_devices():
     for seed in range(4):  # Three of them mixup, one CutMix.
         one, eight = mixed_on(1, seed), mixed_on(8, seed)
         for name in one:
@@ -203,13 +203,13 @@ def test_eight_devices_mix_the_global_batch_as_one_does():
             np.testing.assert_allclose(one[name], eight[name], rtol=2.4e-7)
 
 
-def test_images_travel_once_between_devices_and_are_never_gathered():
+def test_mixer_permutes_images_between_devices_without_gathering():
     program = compiled_for(8).as_text()
     assert program.count(" collective-permute(") == 2  # Images and targets.
     assert " all-gather(" not in program
     assert " all-to-all(" not in program
 
 
-def test_bfloat16_images_stay_bfloat16():
+def test_mixer_keeps_bfloat16():
     batch = numbered_batch() | {"image": jnp.ones((8, 6, 6, 3), jnp.bfloat16)}
     assert make_mixer(BOTH, num_classes=5)(batch, jax.random.key(0))["image"].dtype == jnp.bfloat16

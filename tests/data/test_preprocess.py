@@ -24,7 +24,7 @@ def photo(photos) -> np.ndarray:
 
 
 @pytest.mark.parametrize("size", [(32, 32), (224, 160), (90, 75), (16, 200)])
-def test_antialias_is_pillows_bilinear(photo, size):
+def test_resize_antialias_equals_pillows_bilinear(photo, size):
     theirs = Image.fromarray(photo).resize((size[1], size[0]), Image.Resampling.BILINEAR)
     np.testing.assert_array_equal(resize(photo, size, "antialias"), np.asarray(theirs))
 
@@ -39,7 +39,7 @@ def triangle_rows(old: int, new: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("size", [(30, 40), (200, 60)])
-def test_antialias_widens_its_filter_when_shrinking(photo, size):
+def test_resize_antialias_widens_its_filter_when_shrinking(photo, size):
     rows, columns = triangle_rows(90, size[0]), triangle_rows(150, size[1])
     expected = np.einsum("hH,wW,HWc->hwc", rows, columns, photo / 1.0, optimize=True)
     # Rounded on each axis.
@@ -47,7 +47,7 @@ def test_antialias_widens_its_filter_when_shrinking(photo, size):
 
 
 @pytest.mark.parametrize("size", [(32, 32), (224, 160), (90, 75), (16, 200), (1, 1)])
-def test_tf_bilinear_samples_at_half_pixel_centres(photo, size):
+def test_resize_tf_bilinear_samples_at_half_pixel_centres(photo, size):
     y, x = ((np.arange(new) + 0.5) * old / new - 0.5 for old, new in zip((90, 150), size))
     grid = np.meshgrid(y, x, indexing="ij")
     channels = (photo[..., c] / 1.0 for c in range(3))
@@ -58,7 +58,7 @@ def test_tf_bilinear_samples_at_half_pixel_centres(photo, size):
     np.testing.assert_allclose(resized, expected, atol=2e-3)  # float32 weights of values to 255.
 
 
-def test_tf_bilinear_gives_the_known_numbers():
+def test_resize_tf_bilinear_gives_values_computed_by_hand():
     # Centres of 2 -> 4 lie at -0.25, 0.25, 0.75, 1.25; of 4 -> 2 at 0.5 and 2.5.
     np.testing.assert_array_equal(
         resize(row(0, 100), (1, 4), "tf_bilinear")[0, :, 0], [0, 25, 75, 100]
@@ -74,18 +74,18 @@ def test_tf_bilinear_gives_the_known_numbers():
     np.testing.assert_allclose(resize(row(0, 1), (1, 6), "tf_bilinear")[0, 2, 0], 1 / 3, rtol=1e-6)
 
 
-def test_tf_bilinear_looks_at_two_neighbours_whatever_the_scale():
+def test_resize_tf_bilinear_uses_two_neighbours_at_any_scale():
     spike = row(0, 0, 0, 80, 0, 0, 0, 0)  # 8 -> 2 samples at 1.5 and 5.5.
     np.testing.assert_array_equal(resize(spike, (1, 2), "tf_bilinear")[0, :, 0], [0, 0])
     assert resize(spike, (1, 2), "antialias")[0, 0, 0] > 10
 
 
-def test_an_image_of_the_right_size_is_left_as_it_is(photo):
+def test_resize_returns_an_image_of_the_target_size_unchanged(photo):
     for resample in ("antialias", "tf_bilinear"):
         np.testing.assert_array_equal(resize(photo, (90, 150), resample), photo)
 
 
-def test_pixels_fill_the_range_from_minus_one_to_one():
+def test_to_unit_range_scales_to_minus_one_to_one():
     x = np.array([0, 51, 127, 128, 255], np.uint8)
     y = to_unit_range(x)
     assert y.dtype == np.float32
@@ -95,7 +95,7 @@ def test_pixels_fill_the_range_from_minus_one_to_one():
 
 
 @pytest.mark.parametrize("resample", ["antialias", "tf_bilinear"])
-def test_a_training_image_is_the_resized_inception_box(photo, resample):
+def test_train_recipe_resizes_the_inception_box(photo, resample):
     recipe = TrainRecipe(Data(augment="inception_crop(0.2,0.6)", resample=resample), (20, 30))
     image = recipe(photo, np.random.default_rng(3))
     top, left, h, w = inception_box(90, 150, (0.2, 0.6), np.random.default_rng(3))
@@ -105,7 +105,7 @@ def test_a_training_image_is_the_resized_inception_box(photo, resample):
     assert image.dtype == np.float32
 
 
-def test_training_crops_follow_the_generator_alone(photo):
+def test_train_recipe_depends_on_the_generator_alone(photo):
     recipe = TrainRecipe(Data(), (8, 8))
     a, b, c = (recipe(photo, np.random.default_rng(seed)) for seed in (1, 1, 2))
     np.testing.assert_array_equal(a, b)
@@ -113,20 +113,20 @@ def test_training_crops_follow_the_generator_alone(photo):
 
 
 @pytest.mark.parametrize("size", [(32, 32), (48, 16)])
-def test_resize_evaluates_the_whole_image_stretched(photo, size):
+def test_eval_recipe_resize_stretches_the_whole_image(photo, size):
     theirs = Image.fromarray(photo).resize((size[1], size[0]), Image.Resampling.BILINEAR)
     image = EvalRecipe.from_data(Data(eval_crop="resize"), size)(photo)
     assert image.shape == (*size, 3)
     np.testing.assert_allclose(image, (np.asarray(theirs) - 127.5) / 127.5, atol=1e-6)
 
 
-def test_center_cuts_224_out_of_256(photos):
+def test_eval_recipe_center_cuts_224_out_of_256(photos):
     square = photos[0][:256, :256]
     image = EvalRecipe.from_data(CENTER, (224, 224))(square)
     np.testing.assert_array_equal(image, to_unit_range(square[16:240, 16:240]))
 
 
-def test_center_keeps_the_aspect_of_the_image(photos):
+def test_eval_recipe_center_keeps_the_aspect_ratio(photos):
     wide = photos[0][:64, :128]  # The short side 64 becomes 28 * 256/224 = 32.
     theirs = np.asarray(Image.fromarray(wide).resize((64, 32), Image.Resampling.BILINEAR))
     np.testing.assert_array_equal(
@@ -137,12 +137,12 @@ def test_center_keeps_the_aspect_of_the_image(photos):
 
 @pytest.mark.parametrize("shape", [(10, 300), (300, 10), (1, 1), (29, 57)])
 @pytest.mark.parametrize("size", [(28, 28), (28, 56), (56, 28), (7, 7)])
-def test_center_always_fills_the_target(shape, size):
+def test_eval_recipe_center_fills_the_target(shape, size):
     image = EvalRecipe.from_data(CENTER, size)(np.full((*shape, 3), 255, np.uint8))
     np.testing.assert_array_equal(image, np.ones((*size, 3)))
 
 
-def test_preprocess_makes_a_batch_of_images_of_any_size(photos):
+def test_preprocess_returns_a_batch_for_images_of_any_size(photos):
     model = vit_jax.create_model("vit_ti16", image_size=(32, 48), num_classes=2)
     images = [photos[0][:50, :70], photos[1][:33, :48], photos[0][:32, :48]]
     batch = vit_jax.preprocess(images, model)
@@ -156,13 +156,13 @@ def test_preprocess_makes_a_batch_of_images_of_any_size(photos):
     np.testing.assert_array_equal(vit_jax.preprocess(np.stack(images[2:]), model), batch[2:])
 
 
-def test_images_that_are_not_uint8_are_refused():
+def test_preprocess_rejects_images_that_are_not_uint8():
     model = vit_jax.create_model("vit_ti16", image_size=32, num_classes=2)
     with pytest.raises(ValueError, match="uint8"):
         vit_jax.preprocess([np.full((8, 8, 3), 0.5)], model)
 
 
-def test_images_without_three_channels_are_refused():
+def test_preprocess_rejects_images_without_three_channels():
     model = vit_jax.create_model("vit_ti16", image_size=32, num_classes=2)
     with pytest.raises(ValueError, match=r"H W 3|channels"):
         vit_jax.preprocess([np.zeros((8, 8), np.uint8)], model)

@@ -17,14 +17,14 @@ def crops_of(pixels: np.ndarray, num: int, size=(2, 2), fraction=0.5) -> np.ndar
     return np.round((found[..., 0] + 1) * 127.5).astype(int)
 
 
-def test_five_crops_are_the_centre_and_the_corners():
+def test_eval_recipe_of_five_crops_takes_centre_and_corners():
     image = np.arange(16, dtype=np.uint8).reshape(4, 4)
     found = crops_of(np.repeat(image[..., None], 3, axis=-1), 5)
     expected = [image[1:3, 1:3], image[:2, :2], image[:2, 2:], image[2:, :2], image[2:, 2:]]
     np.testing.assert_array_equal(found, expected)
 
 
-def test_ten_crops_are_those_and_the_same_of_the_mirrored_image():
+def test_eval_recipe_of_ten_crops_adds_those_of_the_mirrored_image():
     image = np.random.default_rng(0).integers(0, 255, (4, 4), dtype=np.uint8)
     pixels = np.repeat(image[..., None], 3, axis=-1)
     found = crops_of(pixels, 10)
@@ -32,7 +32,7 @@ def test_ten_crops_are_those_and_the_same_of_the_mirrored_image():
     np.testing.assert_array_equal(found[5:], crops_of(pixels[:, ::-1], 5))
 
 
-def test_the_first_of_several_crops_is_the_only_one_of_one(photos):
+def test_eval_recipe_begins_with_the_centre_crop(photos):
     data = Data(eval_crop="center")
     one = EvalRecipe.from_data(data, (32, 32))(photos[0])
     ten = EvalRecipe.from_data(data, (32, 32), 10)
@@ -66,7 +66,7 @@ def test_probabilities_of_crops_are_averaged(loss):
     np.testing.assert_allclose(found["loss"], expected, rtol=1e-5)
 
 
-def test_several_crops_need_a_central_one():
+def test_check_rejects_several_crops_without_center():
     from vit_jax import config
 
     wrong = Config(steps=1, data=Data(eval_crops=5))
@@ -74,7 +74,7 @@ def test_several_crops_need_a_central_one():
         config.check(config.to_config_dict({"": wrong}))
 
 
-def test_crops_of_which_a_sigmoid_is_certain_have_a_finite_loss():
+def test_loss_of_crops_with_certain_sigmoids_is_finite():
     images = np.ones((2, 5, 2, 2, 3), np.float32)
     label = np.array([0, 1])
     task = Classification(Task(loss="sigmoid"), Mean)

@@ -28,7 +28,7 @@ def golden(method: str, antialias: bool, size: tuple[int, int]) -> np.ndarray:
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_tf_bilinear_is_tensorflows_resize(size):
+def test_resize_tf_bilinear_equals_tensorflow(size):
     resized = resize(GOLDEN["image"], size, "tf_bilinear")
     assert resized.dtype == np.float32
     # float32 of values to 255 has steps of 1.5e-5; TensorFlow adds in another order.
@@ -37,7 +37,7 @@ def test_tf_bilinear_is_tensorflows_resize(size):
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize(("ours", "theirs"), [("antialias", "bilinear"), ("bicubic", "bicubic")])
-def test_pillows_filters_are_tensorflows_with_antialiasing(ours, theirs, size):
+def test_resize_with_pillow_equals_tensorflow_with_antialiasing(ours, theirs, size):
     resized = resize(GOLDEN["image"], size, ours)
     # Pillow rounds to whole values on each axis: by up to 0.5, and 0.5 carried by the weights of
     # the second axis, whose absolute values add up to 1, or 1.25 for bicubic.
@@ -46,7 +46,7 @@ def test_pillows_filters_are_tensorflows_with_antialiasing(ours, theirs, size):
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_the_goldens_tell_the_filters_apart(size):
+def test_golden_files_distinguish_the_filters(size):
     image = GOLDEN["image"]
     for ours, theirs in (("tf_bilinear", True), ("antialias", False)):
         assert np.abs(resize(image, size, ours) - golden("bilinear", theirs, size)).max() > 10

@@ -36,7 +36,7 @@ def jpeg(image: np.ndarray) -> Encoded:
 
 @pytest.mark.parametrize("decoder", DECODERS)
 @pytest.mark.parametrize("resample", ["antialias", "bicubic", "tf_bilinear"])
-def test_a_file_is_treated_as_its_pixels_are(photo, resample, decoder):
+def test_recipes_give_equal_pixels_for_a_file_and_its_array(photo, resample, decoder):
     file = jpeg(photo)
     pixels = images_lib.decode(file)
     for crop in CROPS:
@@ -56,7 +56,7 @@ def test_a_file_is_treated_as_its_pixels_are(photo, resample, decoder):
         np.testing.assert_allclose(recipe(file), plain(pixels), atol=1e-4)
 
 
-def test_a_very_long_image_is_cut_before_it_is_resized(monkeypatch):
+def test_recipes_cut_a_very_long_image_before_resizing(monkeypatch):
     areas = []
 
     def resize(image, size, kernel):
@@ -72,7 +72,7 @@ def test_a_very_long_image_is_cut_before_it_is_resized(monkeypatch):
     assert max(areas) <= 16 * (32 / 0.875) ** 2 * 1.1
 
 
-def test_the_centre_of_a_very_long_image_is_its_centre():
+def test_eval_recipe_center_of_a_very_long_image_is_its_centre():
     ramp = np.linspace(0, 255, 4001).round().astype(np.uint8)
     image = np.repeat(np.repeat(ramp[None, :, None], 3, -1), 16, 0)
     crop = EvalRecipe.from_data(Data(eval_crop="center"), (14, 14))(image)
@@ -127,7 +127,7 @@ def test_train_recipe_of_deit_keeps_its_pixels(photos):
 
 @pytest.mark.parametrize("decoder", DECODERS)
 @pytest.mark.parametrize("crop", CROPS)
-def test_a_fast_crop_shows_nearly_what_the_exact_one_shows(photos, crop, decoder):
+def test_fast_crop_gives_nearly_the_pixels_of_the_exact_crop(photos, crop, decoder):
     data = Data(augment=f"{crop}|flip", decoder=decoder)
     exact, fast = (
         TrainRecipe(dataclasses.replace(data, fast_crop=fast), (32, 32)) for fast in (False, True)
@@ -142,7 +142,7 @@ def test_a_fast_crop_shows_nearly_what_the_exact_one_shows(photos, crop, decoder
                 assert np.corrcoef(a.ravel(), b.ravel())[0, 1] > 0.95
 
 
-def test_a_decoder_that_is_not_installed_names_its_extra(monkeypatch):
+def test_recipes_report_the_extra_of_a_missing_decoder(monkeypatch):
     for package in ("simplejpeg", "cv2"):
         images_lib.simplejpeg.cache_clear()
         images_lib.opencv.cache_clear()

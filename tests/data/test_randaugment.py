@@ -64,7 +64,7 @@ def greys(image: np.ndarray) -> list[int]:
 
 
 @pytest.mark.parametrize("call", range(len(GOLDEN["names"])), ids=list(GOLDEN["names"]))
-def test_a_published_operation_gives_tensorflows_bytes(call):
+def test_published_operations_equal_tensorflow(call):
     name, magnitude = GOLDEN["names"][call].split()
     magnitude, sign = abs(float(magnitude)), -1 if magnitude.startswith("-") else 1
     ours = published(name, magnitude, GOLDEN["image"], sign)
@@ -72,7 +72,7 @@ def test_a_published_operation_gives_tensorflows_bytes(call):
     np.testing.assert_array_equal(ours, GOLDEN["outputs"][call])
 
 
-def test_a_published_image_is_turned_to_either_side():
+def test_published_warps_go_in_either_direction():
     both = {published("Rotate", 10, GOLDEN["image"], sign).tobytes() for sign in (1, -1)}
     assert len(both) == 2
     drawn = (PUBLISHED["Rotate"](GOLDEN["image"], 1.0, np.random.default_rng(s)) for s in range(99))
@@ -111,7 +111,7 @@ def test_published_posterize_keeps_more_bits_the_higher_the_magnitude(magnitude,
     assert greys(published("Posterize", magnitude, row(0, 1, 127, 128, 255))) == expected
 
 
-def test_published_point_operations_by_hand():
+def test_published_point_operations_give_values_computed_by_hand():
     image = row(0, 10, 100, 127, 128, 200)
     assert greys(published("Invert", 3, image)) == [255, 245, 155, 128, 127, 55]
     assert greys(published("SolarizeAdd", 10, image)) == [110, 120, 210, 237, 128, 200]
@@ -123,7 +123,7 @@ def test_published_point_operations_by_hand():
     assert greys(published("AutoContrast", 0, row(7, 7, 7))) == [7, 7, 7]
 
 
-def test_published_equalize_is_pillows(photos):
+def test_published_equalize_equals_pillow(photos):
     image = np.ascontiguousarray(photos[0][::8, ::8])
     theirs = np.asarray(ImageOps.equalize(Image.fromarray(image)))
     np.testing.assert_array_equal(published("Equalize", 10, image), theirs)
@@ -131,7 +131,7 @@ def test_published_equalize_is_pillows(photos):
 
 @pytest.mark.parametrize("name", ["Color", "Contrast", "Brightness", "Sharpness"])
 @pytest.mark.parametrize("magnitude", [0, 3, 9])
-def test_published_enhancements_are_pillows_but_for_rounding(photos, name, magnitude):
+def test_published_enhancements_equal_pillow_up_to_rounding(photos, name, magnitude):
     image = np.ascontiguousarray(photos[0][::4, ::4])
     enhancer = getattr(ImageEnhance, name)(Image.fromarray(image))
     theirs = np.asarray(enhancer.enhance(magnitude / 10 * 1.8 + 0.1), np.int32)
@@ -139,7 +139,7 @@ def test_published_enhancements_are_pillows_but_for_rounding(photos, name, magni
     assert np.abs(published(name, magnitude, image) - theirs).max() <= 2
 
 
-def test_published_sharpness_leaves_borders_and_images_without_a_middle():
+def test_published_sharpness_keeps_borders_and_tiny_images():
     image = np.random.default_rng(0).integers(0, 256, (4, 5, 3)).astype(np.uint8)
     sharp = published("Sharpness", 10, image)
     inner = (slice(1, -1), slice(1, -1))
@@ -150,7 +150,7 @@ def test_published_sharpness_leaves_borders_and_images_without_a_middle():
         np.testing.assert_array_equal(published("Sharpness", 10, thin), thin)
 
 
-def test_published_warps_take_the_nearest_pixel_or_grey():
+def test_published_warps_sample_the_nearest_pixel_or_grey():
     image = row(10, 20, 30, 40, 50, 60)
     assert greys(published("TranslateX", 0.2, image, 1)) == [30, 40, 50, 60, 128, 128]  # 2 pixels.
     assert greys(published("TranslateX", 0.2, image, -1)) == [128, 128, 10, 20, 30, 40]
@@ -165,7 +165,7 @@ def test_published_warps_take_the_nearest_pixel_or_grey():
     )
 
 
-def test_published_distances_are_pixels_whatever_the_size_of_the_image():
+def test_published_distances_are_pixels_for_any_image_size():
     for side, left in ((32, 0), (100, 0), (101, 1), (110, 10)):
         wide = np.zeros((2, side, 3), np.uint8)
         assert (published("TranslateX", 10, wide)[0, :, 0] == 0).sum() == left
@@ -173,7 +173,7 @@ def test_published_distances_are_pixels_whatever_the_size_of_the_image():
         assert (published("TranslateY", 10, tall)[:, 0, 0] == 0).sum() == left
 
 
-def test_published_cutout_is_a_square_about_any_pixel_cut_at_the_border():
+def test_published_cutout_is_a_square_cut_at_the_border():
     image, random = np.zeros((160, 150, 3), np.uint8), np.random.default_rng(0)
     centres = collections.Counter()
     for _ in range(300):
@@ -188,7 +188,7 @@ def test_published_cutout_is_a_square_about_any_pixel_cut_at_the_border():
     assert not image.any()  # Cutout works on a copy.
 
 
-def test_published_magnitude_zero_is_no_identity():
+def test_published_magnitude_zero_is_not_the_identity():
     image = GOLDEN["image"]
     for name in ("AutoContrast", "Invert", "Posterize", "Solarize", "Color", "Brightness"):
         assert (published(name, 0, image) != image).any(), name
@@ -203,7 +203,7 @@ def test_increasing_magnitude_zero_is_the_identity(photos):
             np.testing.assert_array_equal(increasing(name, 0, image, sign), image, err_msg=name)
 
 
-def test_increasing_severities_rise_with_the_magnitude(photos):
+def test_increasing_severities_increase_with_the_magnitude(photos):
     image = np.ascontiguousarray(photos[0][::8, ::8])
     for name in set(INCREASING) - {"AutoContrast", "Equalize", "Invert"}:
         for sign in (1, -1):
@@ -214,7 +214,7 @@ def test_increasing_severities_rise_with_the_magnitude(photos):
             assert mild < middling < strong, name
 
 
-def test_increasing_operations_are_pillows(photos):
+def test_increasing_operations_equal_pillow(photos):
     image = np.ascontiguousarray(photos[0][::8, ::8])
     picture, bicubic = Image.fromarray(image), Image.Resampling.BICUBIC
 
@@ -284,7 +284,7 @@ def calls(monkeypatch) -> Calls:
 @pytest.mark.parametrize(
     "augment", [PublishedRandAugment(2, 15), IncreasingRandAugment(2, 9, std=0.5, prob=1)]
 )
-def test_each_layer_draws_an_operation_uniformly(calls, augment):
+def test_randaugment_draws_operations_uniformly(calls, augment):
     random = np.random.default_rng(0)
     for _ in range(2000):
         augment(row(1, 2, 3), random)
@@ -294,12 +294,12 @@ def test_each_layer_draws_an_operation_uniformly(calls, augment):
     assert 430 < min(counts.values()) < max(counts.values()) < 570  # 500, deviation 21.
 
 
-def test_the_published_magnitude_is_the_same_for_all_and_beyond_ten(calls):
+def test_published_magnitude_is_constant_and_not_clipped(calls):
     PublishedRandAugment(5, 15)(row(1), np.random.default_rng(0))
     assert {level for _, level, _ in calls.calls} == {1.5}
 
 
-def test_the_increasing_magnitude_is_normal_and_clipped(calls):
+def test_increasing_magnitude_is_normal_and_clipped(calls):
     random = np.random.default_rng(0)
     IncreasingRandAugment(4000, 9, std=0.5, prob=1)(row(1), random)
     levels = np.array([level for _, level, _ in calls.calls])
@@ -314,7 +314,7 @@ def test_the_increasing_magnitude_is_normal_and_clipped(calls):
     assert 0.4 < (levels == 0).mean() < 0.6
 
 
-def test_an_increasing_operation_has_its_probability_and_either_sign(calls):
+def test_increasing_operations_have_their_probability_and_both_signs(calls):
     random = np.random.default_rng(0)
     IncreasingRandAugment(4000, 9, std=0.5, prob=0.3)(row(1), random)
     assert abs(len(calls.calls) / 4000 - 0.3) < 0.03
