@@ -4,9 +4,14 @@ One multiply-accumulate is two FLOPs. A training step counts as three forward pa
 forward, two backward), as in the exaFLOPs of Table 6.
 """
 
+import math
 from collections.abc import Iterator
 
-from vit_jax.models.layers import MLPS
+import jax
+import jax.numpy as jnp
+
+from vit_jax.config.schema import Model
+from vit_jax.models.layers import make_mlp
 from vit_jax.models.masked_vit import MaskedViT
 from vit_jax.models.registry import BitResNet, ViT
 from vit_jax.models.resnet_blocks import EXPANSION, ROOT_FEATURES
@@ -34,12 +39,12 @@ def training_flops(model: ViT | BitResNet, examples: int) -> int:
 
 
 def _vit_macs(model: ViT) -> int:
-    L, D, M = model.size.num_layers, model.size.hidden_size, model.size.mlp_size
+    L, D = model.size.num_layers, model.size.hidden_size
     N = model.grid[0] * model.grid[1]
     T = N + model.has_cls + model.config.registers
     C = model.stem.features if model.stem else 3
     macs = N * model.patch_size**2 * C * D
-    mlp = MLPS[model.config.mlp].num_kernels * D * M
+    mlp = _mlp_macs(model.config, D)
     macs += L * (T * (4 * D * D + mlp) + 2 * T * T * D)
     if model.config.pos_embed == "relative":  # Each query meets all 2T - 1 offsets.
         macs += L * T * (2 * T - 1) * D
@@ -51,6 +56,13 @@ def _vit_macs(model: ViT) -> int:
     if model.config.pre_logits:
         macs, features = macs + features * D, D
     return macs + features * model.num_classes
+
+
+def _mlp_macs(config: Model, D: int) -> int:
+    """Returns the multiply-accumulates of one MLP for one token: the elements of its kernels."""
+    mlp = make_mlp(config, "mlp")
+    params = jax.eval_shape(lambda: mlp.init(jax.random.key(0), jnp.zeros((1, 1, D))))
+    return sum(math.prod(array.shape) for array in jax.tree.leaves(params) if array.ndim > 1)
 
 
 def _conv_macs(model: ViT | BitResNet, count_padding: bool) -> int:

@@ -104,7 +104,6 @@ class Mlp(nn.Module):
     """Two dense layers with a GELU between them, each followed by dropout."""
 
     config: Model
-    num_kernels = 2  # Matrices of D x M, for FLOPs.
 
     @nn.compact
     def __call__(self, z: jax.Array, key: jax.Array | None = None) -> jax.Array:  # B T D -> B T D
@@ -124,7 +123,6 @@ class SwiGlu(nn.Module):
     """
 
     config: Model
-    num_kernels = 3
 
     @nn.compact
     def __call__(self, z: jax.Array, key: jax.Array | None = None) -> jax.Array:  # B T D -> B T D
