@@ -148,7 +148,6 @@ def test_config_accepts_a_kind_of_ones_own():
     ("sections", "words"),
     [
         ({"data": Data(source="foldr")}, "data.source is 'foldr'; .*Did you mean folder"),
-        ({"data": Data(source="no.module:open")}, "'no.module:open'; .*cannot be imported"),
         ({"data": Data(source="fake", mix=(("a", 1),))}, "'fake' cannot be mixed"),
         ({"data": Data(source="vtab", mix=(("dtd", 1),))}, "'vtab' cannot be mixed"),
         ({"fewshot": FewShot(every=1, source="tfds")}, "'tfds' takes one or more"),

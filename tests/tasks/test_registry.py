@@ -3,8 +3,8 @@
 import pytest
 
 from tests.support.tiny import tiny
-from vit_jax import config as config_lib
 from vit_jax.config.schema import Config, Data, Model, Task
+from vit_jax.config.validate import import_user_code
 from vit_jax.errors import ConfigError
 from vit_jax.evaluation.evaluators import EVALUATORS, find_evaluator
 from vit_jax.tasks.classification import Classification
@@ -35,7 +35,7 @@ def test_make_task_accepts_a_class_of_ones_own():
     assert find_evaluator(section) is EVALUATORS["classification"]
 
 
-def test_config_checks_the_rules_of_the_task():
+def test_training_checks_the_rules_of_a_task_of_ones_own():
     own = Config(steps=1, task=Task(name=f"{__name__}:Regression"), data=Data(mixup=0.2))
     with pytest.raises(ConfigError, match=r"^config\.data\.mixup is 0\.2; regression has none\.$"):
-        config_lib.check(config_lib.to_config_dict({"": own}))
+        import_user_code(own)

@@ -24,6 +24,7 @@ from vit_jax import config as config_lib
 from vit_jax import trees
 from vit_jax.checkpoints import workdir
 from vit_jax.config.schema import Config
+from vit_jax.config.validate import import_user_code
 from vit_jax.distributed import mesh as mesh_lib
 from vit_jax.distributed.compilation_cache import keep_compiled_programs
 from vit_jax.errors import ConfigError, VitJaxError
@@ -61,6 +62,7 @@ def measure(
     """
     keep_compiled_programs()
     checked = config_lib.from_dict(config)[""]
+    import_user_code(checked)
     if largest_batch:
         return {"largest_batch": _find_largest_batch(mode, checked)}
     compile_timer = CompileTimer()

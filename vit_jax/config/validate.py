@@ -49,19 +49,38 @@ def check_run(values, where: str, earlier: tuple[str, ...] | None) -> Config:
             f"{where}.init.stage is {config.init.stage!r}; "
             f"it must be an earlier stage, one of {list(earlier)}."
         )
-    for is_met, error in _rules(config):
-        if not is_met:
-            raise ConfigError(f"{where}.{error}.")
+    _check_rules(config, where, imports=False)
     return config
 
 
-def _rules(config: Config) -> Iterator[tuple[bool, str]]:
-    """Yields rules between fields: True if the rule is met, and the error if it is not."""
+def import_user_code(config: Config, where: str = "config") -> None:
+    """Imports the user-defined objects that a checked config names, before a run of it starts.
+
+    Raises ConfigError for an object that cannot be imported, and for options and rules of such
+    objects that are not met.
+    """
+    _check_rules(
+        check_section(Config, dataclasses.asdict(config), where, imports=True), where, True
+    )
+
+
+def _check_rules(config: Config, where: str, imports: bool) -> None:
+    for is_met, error in _rules(config, imports):
+        if not is_met:
+            raise ConfigError(f"{where}.{error}.")
+
+
+def _rules(config: Config, imports: bool) -> Iterator[tuple[bool, str]]:
+    """Yields rules between fields: True if the rule is met, and the error if it is not.
+
+    Without `imports`, rules of user-defined objects are left out.
+    """
     mesh = config.mesh
-    yield from _data_rules(config.data)
+    yield from _data_rules(config.data, imports)
     yield from _optimizer_rules(config.optimizer)
-    task = registry.chosen(config.task, "name")
-    yield from task.rules(config)
+    task = registry.chosen(config.task, "name", imports)
+    if task:
+        yield from task.rules(config)
     yield (
         config.batch_size % config.accumulate == 0,
         f"accumulate is {config.accumulate}; it must divide batch_size, {config.batch_size}",
@@ -86,9 +105,11 @@ def _rules(config: Config) -> Iterator[tuple[bool, str]]:
         "on the split that they are scored on",
     )
     fewshot = config.fewshot
-    has_sets = bool(fewshot.source and registry.chosen(fewshot, "source").named_by)
+    kind = registry.chosen(fewshot, "source", imports) if fewshot.source else None
+    is_unknown = bool(fewshot.source) and kind is None
+    has_sets = bool(kind and kind.named_by)
     yield (
-        fewshot.every is None or has_sets == bool(fewshot.sets),
+        is_unknown or fewshot.every is None or has_sets == bool(fewshot.sets),
         f"fewshot.sets is {fewshot.sets}; fewshot.source={fewshot.source!r} "
         f"{'takes one or more' if has_sets else 'is one data set; leave sets empty'}",
     )
@@ -99,7 +120,7 @@ def _rules(config: Config) -> Iterator[tuple[bool, str]]:
         f"{fewshot.shots}; expected two different splits and at least one number of shots",
     )
     yield (
-        fewshot.every is None or task.has_classes,
+        fewshot.every is None or task is None or task.has_classes,
         f"fewshot.every is {fewshot.every}; it must be None with task.name={config.task.name!r}, "
         "which has no features of an image",
     )
@@ -111,7 +132,7 @@ def _rules(config: Config) -> Iterator[tuple[bool, str]]:
     )
 
 
-def _data_rules(data: Data) -> Iterator[tuple[bool, str]]:
+def _data_rules(data: Data, imports: bool) -> Iterator[tuple[bool, str]]:
     subset = [
         name for name in ("per_class", "fraction", "count") if getattr(data, name) is not None
     ]
@@ -124,8 +145,9 @@ def _data_rules(data: Data) -> Iterator[tuple[bool, str]]:
         all(share > 0 for _, share in data.mix),
         f"data.mix is {data.mix}; expected shares of at least 1",
     )
+    kind = registry.chosen(data, "source", imports) if data.mix else None
     yield (
-        not data.mix or registry.chosen(data, "source").can_mix,
+        kind is None or kind.can_mix,
         f"data.mix is {data.mix}; data sets of data.source={data.source!r} cannot be mixed",
     )
 
@@ -160,8 +182,11 @@ def _compiles(pattern: str) -> bool:
     return True
 
 
-def check_section(cls, values, where: str):
+def check_section(cls, values, where: str, imports: bool = False):
     """Returns a section of `schema.py` from a mapping with all of its fields.
+
+    Args:
+      imports: import and check the user-defined objects that the section names.
 
     Raises ConfigError that names the wrong field as a part of `where`.
     """
@@ -180,19 +205,37 @@ def check_section(cls, values, where: str):
     for name, each in known.items():
         value, place = values[name], f"{where}.{name}"
         if dataclasses.is_dataclass(each.type):
-            built[name] = check_section(each.type, value, place)
+            built[name] = check_section(each.type, value, place, imports)
         elif each.type is Kwargs:
             chooser = known[each.metadata["kwargs_of"]]
             chosen = built[chooser.name]
             if not value and chosen == chooser.default:  # Importing the table may take a second.
                 built[name] = Kwargs()
                 continue
+            if registry.is_user_defined(chosen) and not imports:
+                built[name] = _literals(value, place)
+                continue
             table = registry.load_object(chooser.metadata["table"])
             entry = registry.find(table, chosen, f"{where}.{chooser.name}")
             built[name] = check_kwargs(entry, value, place, chosen)
         else:
             built[name] = _check_value(value, each.type, each.metadata, place, each.default)
+            if each.metadata["table"] and built[name] != each.default:  # As above.
+                registry.check_name(each.metadata["table"], built[name], place, imports)
     return cls(**built)
+
+
+def _literals(values, where: str) -> Kwargs:
+    """Returns options as literals, without a look at the object that they are for."""
+    if not hasattr(values, "items"):
+        raise ConfigError(f"{where} is {values!r}; expected a dictionary of options.")
+    kinds = bool | int | float | str | tuple | None
+    return Kwargs(
+        {
+            key: _check_value(v, kinds, bounds(), f"{where}.{key}")
+            for key, v in sorted(values.items())
+        }
+    )
 
 
 def check_kwargs(entry: Callable, values, where: str, name: str) -> Kwargs:
@@ -228,7 +271,7 @@ def check_kwargs(entry: Callable, values, where: str, name: str) -> Kwargs:
             checked[option] = value
     try:
         entry(**checked)
-    except (TypeError, ValueError) as error:
+    except Exception as error:  # An entry of the user can raise anything.
         raise ConfigError(f"{where} is {checked}: {' '.join(str(error).split())}") from error
     return Kwargs(checked)
 
@@ -287,8 +330,6 @@ def _check_value(value, kind, limits: Mapping, place: str, default=None):
         wanted = " or ".join(map(_type_name, kinds))
         raise ConfigError(f"{place} is {value!r}; it must be {wanted}.")
     value = next(fit for fit in fitting if fit is not _MISFIT)
-    if limits.get("table") and value != default:  # As above.
-        registry.find(registry.load_object(limits["table"]), value, place)
     if limits.get("parser") and value != default:
         value = registry.load_object(limits["parser"])(value, place)
     if limits["choices"] and value not in limits["choices"]:

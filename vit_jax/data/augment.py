@@ -264,9 +264,8 @@ def parse(text: str, where: str = FIELD) -> Augmentation:
 def normalize(text: str, where: str = FIELD) -> str:
     """Returns the canonical spelling of an augmentation string, such as `resize|randaug(2,10)`.
 
-    Raises ConfigError as `parse` does, but imports nothing: steps of the user are checked for
-    their syntax only. A config may come with weights from elsewhere, and evaluating those must
-    not run code that the config names.
+    Raises ConfigError as `parse` does, but imports nothing: only the syntax of user-defined steps
+    is checked.
     """
     calls = _calls(text, where)
     if not user_steps(text):

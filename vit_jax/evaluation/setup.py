@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import jax
 
 from vit_jax import config as config_lib
+from vit_jax.config import registry
 from vit_jax.config.schema import Config, Init, Task
 from vit_jax.data.preprocess import EvalRecipe
 from vit_jax.data.sources import open_both, open_split
@@ -117,6 +118,8 @@ def _overridden(loaded: load.LoadedModel, overrides: Mapping[str, object], verb:
             crop_fraction=loaded.recipe.crop_fraction,
         )
     else:
+        if "data.source" not in overrides:
+            registry.require_trusted_section(loaded.config.data, "config.data")
         config = config_lib.to_config_dict({"": loaded.config})
     for key, value in overrides.items():
         config_lib.override(config, key, value)

@@ -7,6 +7,7 @@ import jax
 
 from vit_jax import trees
 from vit_jax.config.schema import Config, Mesh
+from vit_jax.config.validate import import_user_code
 from vit_jax.data import dataset_info
 from vit_jax.data.sources import find_kind, open_training
 from vit_jax.distributed import mesh as mesh_lib
@@ -59,6 +60,7 @@ def plan_run(
     Raises:
       ConfigError: the mesh or the batch does not fit the devices, or an argument is invalid.
     """
+    import_user_code(config)
     data = infer_data_size(config, file, num_classes, num_examples)
     name, device = _find_accelerator(accelerator)
     num_devices = num_devices or _num_devices(config.mesh)

@@ -2,12 +2,12 @@
 
 import numpy as np
 
+from vit_jax.config import registry
 from vit_jax.config.schema import Config
 from vit_jax.data import loader
 from vit_jax.data.augment import user_steps
 from vit_jax.data.preprocess import TrainRecipe, from_unit_range
 from vit_jax.data.sources import open_training
-from vit_jax.errors import ConfigError
 
 NUM_INPUTS = 12
 
@@ -17,14 +17,12 @@ def first_training_inputs(config: Config) -> list[tuple[str, np.ndarray]]:
 
     Raises:
       DataError: the data cannot be read.
-      ConfigError: the augmentation has steps from outside of the package; a report on a run from
-        elsewhere must not run code that its config names.
+      ConfigError: the config names a user-defined data set or step that is not trusted.
     """
     data, size = config.data, config.data.image_size
-    if own := user_steps(data.augment):
-        raise ConfigError(
-            f"data.augment has {', '.join(own)}; reports do not run user-defined steps."
-        )
+    registry.require_trusted_section(data, "config.data")
+    for step in user_steps(data.augment):
+        registry.require_trusted(step.partition("(")[0].strip(), "config.data.augment: a step")
     source = open_training(data)
     rows = loader.TrainRows(
         source,

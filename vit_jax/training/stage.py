@@ -9,6 +9,7 @@ import jax
 
 from vit_jax.checkpoints import checkpoint
 from vit_jax.config.schema import Config, Init
+from vit_jax.config.validate import import_user_code
 from vit_jax.data.labels import relabelled
 from vit_jax.data.preprocess import TrainRecipe
 from vit_jax.data.sources import Source, find_kind, open_both, open_split
@@ -86,6 +87,7 @@ def prepare_stage(
 
     Raises ConfigError, DataError or CheckpointError, in one line.
     """
+    import_user_code(config, f"config.stages.{name}" if name else "config")
     mesh = build_lib.build_mesh(config)
     # Errors of the model and the augmentation before data is read.
     model = task_registry.build_model(config, num_classes=1)

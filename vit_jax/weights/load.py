@@ -14,6 +14,7 @@ import numpy as np
 from vit_jax import config as config_lib
 from vit_jax import trees
 from vit_jax.checkpoints import checkpoint, workdir
+from vit_jax.config import registry
 from vit_jax.config.schema import Config, Data, Init
 from vit_jax.data.preprocess import EvalRecipe
 from vit_jax.errors import CheckpointError, ConfigError
@@ -204,9 +205,12 @@ def _without_masked_patch_params(weights: LazyWeights) -> LazyWeights:
 
 def _read_config(step_folder: pathlib.Path, meta: dict) -> Config:
     try:
-        return config_lib.from_dict(meta["config"])[""]
+        config = config_lib.from_dict(meta["config"])[""]
+        registry.require_trusted_section(config.model, "config.model")
+        registry.require_trusted_section(config.task, "config.task")
     except (ConfigError, KeyError) as error:
-        raise CheckpointError(f"{step_folder}: its config cannot be read: {error}.") from error
+        raise CheckpointError(f"{step_folder}: its config cannot be used: {error}") from error
+    return config
 
 
 def load(where: str | pathlib.Path, classes: tuple[str, ...] | None = None) -> LoadedModel:

@@ -1,0 +1,107 @@
+"""Commands that read a run whose config names user-defined objects."""
+
+import re
+import sys
+
+import pytest
+
+from tests.support.tiny_flags import tiny_flags
+from vit_jax import main
+from vit_jax.config import registry
+from vit_jax.errors import VitJaxError
+
+MODULES = {
+    "own_model": "from vit_jax.models.layers import Mlp",
+    "own_task": """
+from vit_jax.tasks.classification import Classification
+from vit_jax.tasks.losses import focal_loss
+""",
+    "own_data": """
+from vit_jax.data.sources import open_fake
+
+def darken(factor):
+    return lambda image, random: image // factor
+""",
+    "own_training": """
+import optax
+
+def rule(decay=0.9):
+    return optax.trace(decay)
+
+def schedule(optimizer, total_steps):
+    return optax.constant_schedule(optimizer.lr)
+""",
+}
+FLAGS = (
+    "model.mlp=own_model:Mlp",
+    "data.source=own_data:open_fake",
+    "data.augment=resize|own_data:darken(2)",
+    "task.name=own_task:Classification",
+    "task.loss=own_task:focal_loss",
+    "optimizer.name=own_training:rule",
+    "optimizer.schedule=own_training:schedule",
+)
+NEED_THE_MODEL = (
+    "evaluate --workdir=RUN",
+    "evaluate --workdir=RUN --config.data.source=fake",
+    "evaluate --workdir=RUN --protocol=knn",
+    "features --checkpoint=RUN --out=OUT.npz",
+    "predict --checkpoint=RUN IMAGE",
+    "figures --checkpoint=RUN --out=OUT",
+    "convert RUN OUT.safetensors",
+)
+OTHERS = ("inspect RUN", "tables table2 RUN", "report RUN")
+
+
+@pytest.fixture
+def own_run(tmp_path, monkeypatch):
+    """A run with objects of these modules, read by a process that has not trained."""
+    for name, text in MODULES.items():
+        (tmp_path / f"{name}.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert main.run(tiny_flags(tmp_path / "run", *FLAGS)) == 0
+    monkeypatch.setattr(registry, "_imported", set())
+    for name in MODULES:
+        monkeypatch.delitem(sys.modules, name)
+    return tmp_path / "run"
+
+
+def test_commands_import_only_packages_that_are_trusted(own_run, photo_folder, monkeypatch):
+    words = {
+        "RUN": str(own_run),
+        "OUT": str(own_run.with_name("out")),
+        "IMAGE": str(next(photo_folder.rglob("*.jpg"))),
+    }
+
+    def run(command: str) -> int:
+        return main.run(re.sub("|".join(words), lambda match: words[match[0]], command).split())
+
+    def assert_refused(command: str, name: str) -> None:
+        with pytest.raises(VitJaxError) as caught:
+            run(command)
+        assert f" is '{name}', which is not part of vit_jax." in str(caught.value)
+        assert f"set VIT_JAX_TRUSTED={name.partition(':')[0]}." in str(caught.value)
+
+    page = own_run / "report.html"
+    for command in OTHERS:
+        assert run(command) == 0
+    assert "is &#x27;own_data:open_fake&#x27;, which is not part" in page.read_text()
+    for trusted, name in (("", "own_model:Mlp"), ("own_model", "own_task:Classification")):
+        monkeypatch.setenv("VIT_JAX_TRUSTED", trusted)
+        for command in NEED_THE_MODEL:
+            assert_refused(command, name)
+        assert not sys.modules.keys() & MODULES.keys()
+    monkeypatch.setenv("VIT_JAX_TRUSTED", "own_model, own_task")
+    assert_refused("evaluate --workdir=RUN", "own_data:open_fake")
+    assert "own_data" not in sys.modules
+    assert run("predict --checkpoint=RUN IMAGE") == 0
+    monkeypatch.setenv("VIT_JAX_TRUSTED", "own_model,own_task,own_data")
+    for command in NEED_THE_MODEL + OTHERS:
+        assert run(command) == 0
+    assert "which is not part of" not in page.read_text()
+    assert "own_training" not in sys.modules
+
+
+def test_training_may_start_from_weights_with_the_same_objects(own_run):
+    flags = tiny_flags(own_run.with_name("new"), *FLAGS, f"init.path={own_run}")
+    assert main.run(flags) == 0
