@@ -95,7 +95,7 @@ def test_config_mistakes_are_told_in_one_line(tiny, tmp_path, override, words):
         (["--config=configs/quickstart.py:smok", "--workdir=w"], "Did you mean smoke?"),
         (["--config=configs/quickstart.py", "--workdir=w", "--config.batch_size=8"], "stages"),
         (["--config=configs/quickstart.py"], "--workdir"),
-        (["evaluate"], "needs either --workdir=DIR or --checkpoint=WHERE"),
+        (["evaluate"], "expected one of --workdir=DIR and --checkpoint=WHERE; found neither"),
         (["predict", "--checkpoint=x", "--config.steps=1", "a.jpg"], "does not accept --config"),
         (["--workdir=nowhere"], "contains no config.json"),
     ],

@@ -242,7 +242,7 @@ def test_runner_measure_reports_a_failing_command():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--model=vit_x16"], "unknown; it is vit_<"),
+        (["--model=vit_x16"], "unknown; expected vit_<"),
         (["--image_size=30"], "nearest sizes: 16 or 32"),
         (["--batch=0"], "batch_size is 0; it must be at least 1"),
         (["--steps=0"], "--steps is 0; it must be at least 1"),

@@ -132,7 +132,7 @@ WRONG_TYPES = [
     ("data.fast_crop", "1", "config.data.fast_crop is '1'; it must be True or False."),
     ("data.per_class", "many", "config.data.per_class is 'many'; it must be a whole number or"),
     ("epochs", "many", "config.epochs is 'many'; it must be a number or None."),
-    ("optimizer.stair_at", "0.5", "config.optimizer.stair_at is 0.5; it must be a tuple, of a"),
+    ("optimizer.stair_at", "0.5", "config.optimizer.stair_at is 0.5; it must be a tuple of "),
     ("data.image_size", "(1,2,3)", "config.data.image_size is (1, 2, 3); it must be a whole "),
 ]
 OUT_OF_BOUNDS = [
@@ -150,8 +150,8 @@ OUT_OF_BOUNDS = [
     ),
     ("data.source", "mnist", "Did you mean mnist5k?"),
     ("data.augment", "flip", "config.data.augment is 'flip'; expected one crop, as the first step"),
-    ("mesh.fsdp", "-1", "config.mesh is data:-1,fsdp:-1,tensor:1; give sizes of at least 1"),
-    ("mesh.fsdp", "0", "config.mesh is data:-1,fsdp:0,tensor:1; give sizes of at least 1"),
+    ("mesh.fsdp", "-1", "config.mesh is data:-1,fsdp:-1,tensor:1; each size must be at least 1"),
+    ("mesh.fsdp", "0", "config.mesh is data:-1,fsdp:0,tensor:1; each size must be at least 1"),
 ]
 UNKNOWN = [
     ("batchsize", "1", "--config.batchsize: config has no field 'batchsize'. Did you mean batch_"),

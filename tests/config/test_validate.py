@@ -24,12 +24,12 @@ def checked(**overrides: str):
     [
         (
             {"data__per_class": "5", "data__fraction": "0.5"},
-            "data: set one of per_class, fraction, count; found ['per_class', 'fraction'].",
+            "data sets per_class and fraction; set at most one of per_class, fraction, count.",
         ),
-        ({"data__mix": "(('a', 0),)", "data__source": "tfds"}, "expected shares of at least 1."),
+        ({"data__mix": "(('a', 0),)", "data__source": "tfds"}, "every weight must be at least 1."),
         ({"data__mix": "(('a', 1),)"}, "data sets of data.source='fake' cannot be mixed."),
-        ({"data__mix": "(('a', 0.5),)"}, "it must be a tuple, of (string, whole number) each."),
-        ({"data__mix": "a"}, "data.mix is 'a'; it must be a tuple, of (string, whole number)"),
+        ({"data__mix": "(('a', 0.5),)"}, "it must be a tuple of (string, whole number) items."),
+        ({"data__mix": "a"}, "data.mix is 'a'; it must be a tuple of (string, whole number)"),
         (
             {"optimizer__lr_factors": "(('(', 1.0),)"},
             "optimizer.lr_factors: '(' is no regular expression.",
@@ -44,10 +44,13 @@ def checked(**overrides: str):
         ),
         ({"optimizer__stair_at": "(0.6, 1.3)"}, "it must be at most 1."),
         ({"optimizer__end_lr": "1"}, "optimizer.end_lr is 1.0; it must be at most lr, 0.001."),
-        ({"optimizer__gsam_alpha": "0.5"}, "optimizer.sam_rho is None;"),
+        (
+            {"optimizer__gsam_alpha": "0.5"},
+            "optimizer.gsam_alpha is 0.5; it needs sam_rho, which is None.",
+        ),
         (
             {"optimizer__sam_rho": "0.1", "optimizer__sam_rho_min": "0.2"},
-            "optimizer.sam_rho is 0.1; sam_rho_min (0.2) must be at most sam_rho",
+            "optimizer.sam_rho_min is 0.2; sam_rho must be at least that, and is 0.1",
         ),
         (
             {"task__name": "masked_patches", "task__mask_share": "0.95"},
@@ -66,7 +69,22 @@ def checked(**overrides: str):
             "task.label_smoothing is 0.1; it must be 0 with task.loss='binary'.",
         ),
         ({"accumulate": "3"}, "accumulate is 3; it must divide batch_size, 512."),
-        ({"select": "best"}, "select is 'best'; that needs data.val_split and eval_every."),
+        (
+            {"select": "best"},
+            "select is 'best', but eval_every is None; set eval_every, or select='last'.",
+        ),
+        (
+            {"select": "best", "eval_every": "5", "data__val_split": ""},
+            "select is 'best', but data.val_split is empty and data.dev is None; set one of them",
+        ),
+        (
+            {"fewshot__every": "5", "fewshot__shots": "()"},
+            "fewshot.shots is empty; expected at least one number of examples per class.",
+        ),
+        (
+            {"optimizer__sam_rho_min": "0.2"},
+            "optimizer.sam_rho_min is 0.2; sam_rho must be at least that, and is None",
+        ),
     ],
 )
 def test_fields_that_cannot_go_together_are_named(overrides, words):

@@ -183,7 +183,9 @@ def test_the_best_l2_of_a_grid_is_found_on_a_third_and_fitted_to_all(digits):
 
 
 def test_one_shot_cannot_judge_a_grid(digits):
-    with pytest.raises(ConfigError, match=r"with 1 shots no class has an example.*give one l2"):
+    with pytest.raises(
+        ConfigError, match=r"with 1 shots, no class has a second example.*single value of l2"
+    ):
         fewshot.fewshot(*digits, 10, shots=[1], l2=[1.0, 2.0])
 
 
@@ -234,7 +236,7 @@ def test_features_and_labels_that_cannot_be_are_refused():
         ((damaged, labels, 2, "test set"), "test set: the features of example 2 are not fini"),
         ((features, labels, 1, "x"), "x: the label of example 1 is 1; expected 0 to 0"),
         ((features, labels - 1, 2, "x"), "x: the label of example 0 is -1; expected 0 to 1"),
-        ((features, labels[:2], 2, "x"), r"features \[3, 2\] and labels \[2\]"),
+        ((features, labels[:2], 2, "x"), r"features have the shape \[3, 2\] and labels \[2\]"),
         ((features[:0], labels[:0], 2, "x"), "N at least 1"),
     ]
     for arguments, words in cases:

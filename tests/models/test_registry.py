@@ -50,7 +50,7 @@ def test_an_unknown_name_is_answered_with_the_pattern_of_names_and_the_nearest(n
     with pytest.raises(ConfigError) as caught:
         create_model(name)
     assert str(caught.value) == (
-        f"model name {name!r} is unknown; it is vit_<ti|s|m|b|l|so400m|h|g|gg><patch>, "
+        f"model name {name!r} is unknown; expected vit_<ti|s|m|b|l|so400m|h|g|gg><patch>, "
         f"r<depth>_<size><16|32> or bit_r<depth>x<width>. Did you mean {UNKNOWN[name]}?"
     )
 
@@ -71,8 +71,8 @@ def test_an_unknown_name_is_answered_with_the_pattern_of_names_and_the_nearest(n
         ("vit_b16", {"registers": -1}, r"^model\.registers is -1; it must be at least 0\.$"),
         ("vit_b16", {"layer_scale": -0.1}, r"^model\.layer_scale is -0\.1; it must be at least"),
         ("vit_b16", {"norm_eps": 0}, r"^model\.norm_eps is 0\.0; it must be above 0\.$"),
-        ("r50_b16", {"patch": 16}, r"^model\.patch is 16; the name r50_b16 determines it\.$"),
-        ("r_ti16", {"patch": 8}, r"^model\.patch is 8; the name r_ti16 determines it\.$"),
+        ("r50_b16", {"patch": 16}, r"^model\.patch is 16; it must be None for r50_b16, whose name"),
+        ("r_ti16", {"patch": 8}, r"^model\.patch is 8; it must be None for r_ti16, whose name"),
         ("vit_h14", {"image_size": 384}, r"384x384 .* 14x14; nearest sizes: 378 or 392"),
         ("vit_b16", {"image_size": (224, 230)}, "nearest sizes: 224 or 240"),
         ("vit_b16", {"image_size": (10, 32)}, r"10x32 .* nearest sizes: 16\.$"),
@@ -80,10 +80,10 @@ def test_an_unknown_name_is_answered_with_the_pattern_of_names_and_the_nearest(n
         ("r50_l32", {"image_size": (224, 208)}, r"224x208 .* 32x32; nearest sizes: 192 or 224"),
         ("r_ti16", {"image_size": 240}, r"240x240 .* 32x32; nearest sizes: 224 or 256"),
         ("r26_s32", {"image_size": 16}, r"16x16 .* 32x32; nearest sizes: 32\.$"),
-        ("bit_r50x1", {"image_size": (0, 32)}, r"^image_size is \(0, 32\); it must be a side"),
+        ("bit_r50x1", {"image_size": (0, 32)}, r"^image_size is \(0, 32\); expected a positive"),
         ("vit_b16", {"num_classes": -1}, "^num_classes is -1; expected a whole number"),
-        ("vit_b16", {"image_size": (224,)}, r"^image_size is \(224,\); it must be a side"),
-        ("vit_b16", {"image_size": 224.0}, "^image_size is 224.0; it must be a side"),
+        ("vit_b16", {"image_size": (224,)}, r"^image_size is \(224,\); expected a positive"),
+        ("vit_b16", {"image_size": 224.0}, "^image_size is 224.0; expected a positive"),
         ("vit_b016", {}, "^model name 'vit_b016' is unknown"),
     ],
 )

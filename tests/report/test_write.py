@@ -14,7 +14,9 @@ def test_comparison_never_replaces_the_page_of_a_run(quickstart, tmp_path, monke
     folder = shutil.copytree(quickstart, tmp_path / "quickstart")
     monkeypatch.chdir(folder / "finetune")
     run_page = (folder / "finetune" / "report.html").resolve()
-    with pytest.raises(ConfigError, match="or the page of a run; give another file by --out"):
+    with pytest.raises(
+        ConfigError, match="is the page of a single run; give another file by --out"
+    ):
         main.run(["report", "--no_model", ".", "../scratch", f"--out={run_page}"])
     assert main.run(["report", "--no_model", ".", "../scratch"]) == 0
     assert "Config differences" not in Page(run_page).text

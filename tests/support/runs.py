@@ -14,7 +14,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 @dataclasses.dataclass(frozen=True)
 class Finished:
-    """What a command line left behind."""
+    """Exit code and output of a command line."""
 
     code: int
     out: str

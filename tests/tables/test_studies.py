@@ -43,7 +43,7 @@ def test_figure4_rows_have_a_point_per_model_and_number_of_examples(tmp_path):
 def test_figure4_rejects_runs_of_one_point_that_differ_in_more_than_the_seed(tmp_path):
     first = write_run(tmp_path / "a", 0.5, model__name="vit_b16", model__mlp_size=128)
     second = write_run(tmp_path / "b", 0.9, model__name="vit_b16", model__mlp_size=512, seed=1)
-    with pytest.raises(ConfigError, match=r"belong to one point, but differ in model\.mlp_size;"):
+    with pytest.raises(ConfigError, match=r"would be averaged, but differ in model\.mlp_size;"):
         studies.figure4_rows([first, second])
 
 

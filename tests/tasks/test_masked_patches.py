@@ -334,7 +334,7 @@ def test_score_depends_on_the_number_of_an_example_only():
         ({"pre_logits": True}, "model.pre_logits is True; masked patches have no classification"),
         ({"head_bias": -10.0}, "model.head_bias is -10.0; masked patches have no classification"),
         ({"image_size": 4}, "data.image_size gives 1 patch of 4x4; .* at least 2"),
-        ({"corrupted": 0.08}, "task.corrupted is 0.08, which is no patch out of 6"),
+        ({"corrupted": 0.08}, "task.corrupted is 0.08, which rounds to 0 of 6 patches"),
         (
             {"patch": 2, "targets": "downsized"},
             "task.targets is 'downsized'; a patch of 2x2 pixels does not divide into 4x4",

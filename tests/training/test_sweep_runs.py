@@ -67,15 +67,15 @@ def test_grid_can_vary_options_of_the_optimizer():
         ((("optimizer.rate", (0.1,)),), r"sweep\.grid.*no field 'rate'"),
         ((("optimizer.lr", (0.1, -1.0)),), r"sweep\.grid.*optimizer\.lr is -1\.0"),
         ((("optimizer.lr", ("fast",)),), r"sweep\.grid.*must be a number"),
-        ((("optimizer.lr", ()),), r"'optimizer\.lr' with the values \(\)"),
+        ((("optimizer.lr", ()),), r"has no values for 'optimizer\.lr'"),
         ((("mesh.data", (1, 2)),), r"'mesh\.data'; set it in the config"),
         ((("seed", (1, 2)),), "'seed'; set it in the config"),
         ((("data.dev", (0.1, 0.2)),), r"'data\.dev'; set it in the config"),
         ((("data.per_class", (1, 2)),), r"'data\.per_class'; set it in the config"),
-        ((("steps", (5,)), ("steps", (6,))), "each field once"),
+        ((("steps", (5,)), ("steps", (6,))), "'steps' more than once"),
         ((("steps", (5, 5)),), "has steps=5 twice"),
         ((("optimizer", (1,)),), "expected a section of fields"),
-        ((("optimizer", ({"lr": 1.0},)),), "no section"),
+        ((("optimizer", ({"lr": 1.0},)),), "which is a section; name a field of it"),
         ((("steps", (5,)), ("epochs", (1.0,))), "expected one"),
         ((("init.path", ("x" * 300,)),), "whose name is too long"),
     ],
@@ -100,7 +100,7 @@ def test_no_run_starts_from_a_sweep():
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        ({"val_split": ""}, "sweep needs data.val_split"),
+        ({"val_split": ""}, "data.val_split is empty; a sweep needs it"),
         ({"dev": 0.5}, r"data\.dev must be None in a sweep"),
     ],
 )

@@ -83,7 +83,7 @@ def test_a_student_learns_from_a_teacher_of_its_own_classes(tmp_path):
     assert student["metrics"]["val/top1"] > 0.9
     parts = {name.partition("/")[0] for name in final_state(tmp_path / "student")}
     assert parts == {"step", "params", "opt_state"}, "the teacher is no part of a run"
-    with pytest.raises(ConfigError, match="knows 3 classes, the data has 4"):
+    with pytest.raises(ConfigError, match="has 3 classes; the data has 4"):
         main.run(tiny_flags(tmp_path / "other", teacher, "data.num_classes=4"))
 
 

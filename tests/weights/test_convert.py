@@ -304,7 +304,7 @@ def test_convert_detects_scales_folded_into_the_wrong_layer(tmp_path, monkeypatc
     assert main.run(["convert", str(path), str(tmp_path / "right.npz")]) == 0
     swapped = dict(zip(adapt.SCALED_LAYERS, reversed(adapt.SCALED_LAYERS.values())))
     monkeypatch.setattr(adapt, "SCALED_LAYERS", swapped)
-    assert "differ by" in str(error_of("convert", path, tmp_path / "x.npz"))
+    assert "outputs on a photo differ" in str(error_of("convert", path, tmp_path / "x.npz"))
     assert not (tmp_path / "x.npz").exists()
 
 

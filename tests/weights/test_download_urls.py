@@ -146,7 +146,7 @@ def test_cache_paths_of_different_urls_do_not_collide():
 def test_fetch_rejects_a_password_and_does_not_print_it():
     message = fetch_error("https://me:secret@h.org/x.npz")
     assert "secret" not in message
-    assert "without user" in message
+    assert "without a user name" in message
 
 
 @pytest.mark.parametrize(

@@ -256,12 +256,14 @@ def test_load_rejects_metadata_and_shapes_that_need_much_memory(tmp_path):
     with_metadata(path, tiny(pos_embed="learned_2d"), image_size=[8192, 8192])
     assert load.load(path).model.image_size == (8, 8)  # From the shapes.
     with_metadata(path, tiny(pos_embed="relative"), image_size=[256, 512])
-    assert "for 8193 tokens; expected" in error_of(load.load, path)
+    assert "of 8193 tokens; expected at most 4096 tokens" in error_of(load.load, path)
     biases = [f"Transformer/encoderblock_{i}/LayerNorm_0/bias" for i in range(300)]
     np.savez(path, **some_arrays(tiny()) | dict.fromkeys(biases, np.ones(1, "f4")))
     assert "300 layers" in error_of(load.load, path)
     np.savez(path, **some_arrays(tiny()) | {"embedding/kernel": np.ones((1, 1, 1, 9999), "f4")})
-    assert "layers of width 8 and patch embeddings of width 9999" in error_of(load.load, path)
+    assert "layers have the width 8; expected that of the patch embeddings, 9999" in error_of(
+        load.load, path
+    )
 
 
 def test_load_ignores_class_names_without_a_head(tmp_path):

@@ -7,6 +7,7 @@ from vit_jax import config as config_lib
 from vit_jax.cli import arguments
 from vit_jax.cli.parser import Verb
 from vit_jax.errors import ConfigError
+from vit_jax.planning.accelerators import ACCELERATORS
 
 FIELDS = {  # Flag of `benchmark` -> the config field that it sets.
     "image_size": "data.image_size",
@@ -37,7 +38,7 @@ def add_plan_flags(parser) -> None:
     parser.add_argument(
         "--accelerator",
         metavar="NAME",
-        help="v3 to v6e, a100 to b200 (default: that of this machine, or h100)",
+        help=f"{', '.join(ACCELERATORS)} (default: that of this machine, or h100)",
     )
     parser.add_argument(
         "--mfu",
@@ -134,7 +135,8 @@ def add_benchmark_flags(parser) -> None:
     parser.add_argument(
         "--kernels",
         choices=("auto", "plain", "cpu", "cudnn"),
-        help="implementation of matrix products and attention: plain, cpu or cudnn",
+        help="matrix products and attention: plain (XLA's defaults), cpu (fastest on CPUs), cudnn, "
+        "or auto, which is cpu on CPUs and plain elsewhere",
     )
     parser.add_argument(
         "--config.KEY",

@@ -84,7 +84,8 @@ def run_evaluate(args, file: str | None, overrides: dict[str, str]) -> int:
     arguments.check_weights_file(args.checkpoint)
     arguments.refuse_config("evaluate", file)
     if bool(args.workdir) == bool(args.checkpoint):
-        raise ConfigError("evaluate needs either --workdir=DIR or --checkpoint=WHERE.")
+        found = "both" if args.workdir else "neither"
+        raise ConfigError(f"expected one of --workdir=DIR and --checkpoint=WHERE; found {found}.")
     options = protocol_options(args)
     from vit_jax.distributed.compilation_cache import keep_compiled_programs
     from vit_jax.distributed.progress import Progress

@@ -15,7 +15,7 @@ def add_report_flags(parser) -> None:
         "--out",
         metavar="FILE",
         help="output file (default: report.html in the workdir; for several workdirs, in the "
-        "working folder)",
+        "current folder)",
     )
     parser.add_argument(
         "--no_model",
@@ -68,7 +68,7 @@ def add_figures_flags(parser) -> None:
         action="append",
         default=[],
         metavar="WHERE",
-        help="more weights for figure 10, position embeddings; may be repeated",
+        help="more weights to show in figure 10 (position embeddings); may be repeated",
     )
     arguments.add_data_overrides(parser)
 

@@ -27,7 +27,7 @@ def add_flags(parser) -> None:
         "--profile",
         type=arguments.step_range,
         metavar="START:STEPS",
-        help="trace STEPS steps from step START for xprof, into the folder profile of the run",
+        help="write a trace of STEPS steps from step START, for xprof, to WORKDIR/[STAGE/]profile",
     )
     parser.add_argument(
         "--shard",

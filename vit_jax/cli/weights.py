@@ -29,7 +29,9 @@ def add_convert_flags(parser) -> None:
         help="official npz, timm safetensors, Hugging Face folder (default for a folder), or a "
         "checkpoint of this project (orbax)",
     )
-    parser.add_argument("--model", metavar="NAME", help="reject weights of another model")
+    parser.add_argument(
+        "--model", metavar="NAME", help="expected model; weights of another one are an error"
+    )
     parser.add_argument(
         "--image_size",
         type=int,

@@ -255,7 +255,8 @@ def check(config: ConfigDict) -> dict[str, Config]:
     for name in config.stages:
         if not name.isidentifier():
             raise ConfigError(
-                f"config.stages: {name!r} is not a valid stage name; use letters and digits."
+                f"config.stages: {name!r} is not a valid stage name; expected a Python "
+                "identifier, such as finetune_2."
             )
         where = f"config.stages.{name}"
         checked[name] = check_run(config.stages[name], where, earlier=tuple(checked))

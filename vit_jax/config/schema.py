@@ -68,8 +68,8 @@ class Model:
     )
     kernels: str = field(
         "auto",
-        "Form of matrix products and attention: plain, the fastest for XLA on a CPU, or cuDNN's "
-        "attention; auto is cpu on a CPU and plain elsewhere.",
+        "Implementation of matrix products and attention: plain (XLA's defaults), cpu (fastest on "
+        "CPUs) or cudnn (attention by cuDNN); auto is cpu on CPUs and plain elsewhere.",
         choices=("auto", "plain", "cpu", "cudnn"),
     )
 

@@ -85,22 +85,27 @@ def _rules(config: Config, imports: bool) -> Iterator[tuple[bool, str]]:
         config.batch_size % config.accumulate == 0,
         f"accumulate is {config.accumulate}; it must divide batch_size, {config.batch_size}",
     )
+    selects = config.select == "best"
     yield (
-        config.select == "last"
-        or bool((config.data.val_split or config.data.dev) and config.eval_every),
-        "select is 'best'; that needs data.val_split and eval_every",
+        not selects or config.eval_every is not None,
+        "select is 'best', but eval_every is None; set eval_every, or select='last'",
+    )
+    yield (
+        not selects or bool(config.data.val_split or config.data.dev),
+        "select is 'best', but data.val_split is empty and data.dev is None; set one of them, or "
+        "select='last'",
     )
     is_sweep = bool(config.sweep.grid) or config.sweep.seeds > 1
     yield (
         not is_sweep or bool(config.data.val_split),
-        "sweep needs data.val_split, on which its last runs are scored",
+        "data.val_split is empty; a sweep needs it to score its final runs",
     )
     yield (
         not (is_sweep and config.data.dev),
         "data.dev must be None in a sweep; set sweep.dev, the fraction of held-out examples",
     )
     yield (
-        not (is_sweep and config.select == "best"),
+        not (is_sweep and selects),
         "select is 'best'; in a sweep it must be 'last', because the final runs would select "
         "on the split that they are scored on",
     )
@@ -113,22 +118,24 @@ def _rules(config: Config, imports: bool) -> Iterator[tuple[bool, str]]:
         f"fewshot.sets is {fewshot.sets}; fewshot.source={fewshot.source!r} "
         f"{'takes one or more' if has_sets else 'is one data set; leave sets empty'}",
     )
-    of_itself = fewshot.test_split == fewshot.split
     yield (
-        fewshot.every is None or not (of_itself or not fewshot.shots),
-        f"fewshot.split is {fewshot.split!r}, test_split {fewshot.test_split!r} and shots "
-        f"{fewshot.shots}; expected two different splits and at least one number of shots",
+        fewshot.every is None or fewshot.test_split != fewshot.split,
+        f"fewshot.test_split is {fewshot.test_split!r}; it must differ from fewshot.split",
+    )
+    yield (
+        fewshot.every is None or bool(fewshot.shots),
+        "fewshot.shots is empty; expected at least one number of examples per class",
     )
     yield (
         fewshot.every is None or task is None or task.has_classes,
-        f"fewshot.every is {fewshot.every}; it must be None with task.name={config.task.name!r}, "
-        "which has no features of an image",
+        f"fewshot.every is {fewshot.every}; it must be None, because "
+        f"task.name={config.task.name!r} does not support few-shot evaluation",
     )
     sizes = (mesh.data, mesh.fsdp, mesh.tensor)
     yield (
         0 not in sizes and sizes.count(-1) <= 1,
-        f"mesh is data:{mesh.data},fsdp:{mesh.fsdp},tensor:{mesh.tensor}; give sizes of at "
-        "least 1, at most one of them -1",
+        f"mesh is data:{mesh.data},fsdp:{mesh.fsdp},tensor:{mesh.tensor}; each size must be at "
+        "least 1, or -1 (all remaining devices) for one axis",
     )
 
 
@@ -136,14 +143,17 @@ def _data_rules(data: Data, imports: bool) -> Iterator[tuple[bool, str]]:
     subset = [
         name for name in ("per_class", "fraction", "count") if getattr(data, name) is not None
     ]
-    yield len(subset) <= 1, f"data: set one of per_class, fraction, count; found {subset}"
+    yield (
+        len(subset) <= 1,
+        f"data sets {' and '.join(subset)}; set at most one of per_class, fraction, count",
+    )
     yield (
         data.eval_crops == 1 or data.eval_crop == "center",
         f"data.eval_crops is {data.eval_crops}; that needs data.eval_crop='center'",
     )
     yield (
         all(share > 0 for _, share in data.mix),
-        f"data.mix is {data.mix}; expected shares of at least 1",
+        f"data.mix is {data.mix}; every weight must be at least 1",
     )
     kind = registry.chosen(data, "source", imports) if data.mix else None
     yield (
@@ -167,10 +177,12 @@ def _optimizer_rules(optimizer: Optimizer) -> Iterator[tuple[bool, str]]:
     )
     rho, rho_min = optimizer.sam_rho, optimizer.sam_rho_min
     yield (
-        (rho is not None and (rho_min or 0.0) <= rho)
-        or (rho_min is None and not optimizer.gsam_alpha),
-        f"optimizer.sam_rho is {rho}; sam_rho_min ({rho_min}) must be at most "
-        "sam_rho, and gsam_alpha requires sam_rho",
+        rho_min is None or (rho is not None and rho_min <= rho),
+        f"optimizer.sam_rho_min is {rho_min}; sam_rho must be at least that, and is {rho}",
+    )
+    yield (
+        not optimizer.gsam_alpha or rho is not None,
+        f"optimizer.gsam_alpha is {optimizer.gsam_alpha}; it needs sam_rho, which is None",
     )
 
 
@@ -195,7 +207,9 @@ def check_section(cls, values, where: str, imports: bool = False):
         raise ConfigError(f"{where} is {values!r}; expected a section of fields.")
     for name in known:
         if name not in values:
-            raise ConfigError(f"{where} lacks the field {name!r}; create it with base_config().")
+            raise ConfigError(
+                f"{where} has no field {name!r}; start from base_config(), which has all fields."
+            )
     for name in values:
         if name not in known:
             section = where.rpartition(".")[2]
@@ -318,7 +332,7 @@ def _type_name(kind) -> str:
         return TYPE_NAMES[kind]
     items = typing.get_args(kind)
     if items[-1] is Ellipsis:
-        return f"a tuple, of {_type_name(items[0])} each"
+        return f"a tuple of {_type_name(items[0]).removeprefix('a ')} items"
     return f"({', '.join(_type_name(item).removeprefix('a ') for item in items)})"
 
 

@@ -369,7 +369,7 @@ def _make(call: _Call, where: str) -> Crop | Step:
     if not (callable(step) or hasattr(step, "view")):
         raise ConfigError(
             f"{where}: {call} is a {type(step).__name__}; expected a step, which is called with an "
-            "image and a generator, or a crop, which has a method `view`."
+            "image and a numpy.random.Generator, or a crop, which has a method `view`."
         )
     if pixels_of(step) not in ("uint8", "float32", "any"):
         raise ConfigError(

@@ -58,9 +58,10 @@ def relabelled(source, classes: tuple[str, ...]):
     known = set(classes)
     for title in source.classes:
         if title not in known:
+            first = f" (first example {source.name(0)})" if len(source) else ""
             raise DataError(
-                f"class {title!r} of {source.name(0) if len(source) else 'the data'} is not among "
-                f"the {len(classes)} classes of training.{nearest(title, classes)}"
+                f"class {title!r} of the data{first} is not among the {len(classes)} classes of "
+                f"training.{nearest(title, classes)}"
             )
     return Relabelled(source, classes)
 

@@ -191,7 +191,9 @@ def open_csv(data: Data, split: str) -> FolderSource:
     lists = {"train": where} if where.is_file() else lists
     train_list = lists.get("train", lists.get(split))  # Only for evaluation if not `train.csv`.
     if train_list is None:
-        raise DataError(f"data.dir={data.dir or '(empty)'}: no such CSV file, and no train.csv.")
+        raise DataError(
+            f"data.dir={data.dir or '(empty)'}: expected a CSV file, or a folder with train.csv."
+        )
     files = _read_list(train_list)
     classes = sorted(files, key=_class_order)
     if len(classes) < 2:
@@ -229,8 +231,8 @@ def _read_list(file: pathlib.Path, classes: Iterable[str] = ()) -> dict[str, lis
         for name in ("path", "label"):
             if header.count(name) != 1:
                 raise DataError(
-                    f"{file}, line 1: {header.count(name)} columns {name!r} in the header "
-                    f"{','.join(header)[:80]!r}; expected path,label."
+                    f"{file}, line 1: the header {','.join(header)[:80]!r} has "
+                    f"{header.count(name)} columns named {name!r}; expected path,label."
                 )
         for row in reader:
             if not row:  # An empty line.

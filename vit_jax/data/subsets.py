@@ -95,7 +95,8 @@ def _take(source, indices: np.ndarray):
     for part, member in zip(parts, source.sources):
         if not len(part):
             raise DataError(
-                f"the subset has no example of the data.mix source of {member.name(0)}."
+                "the subset has no example of one data set of data.mix, whose first example is "
+                f"{member.name(0)}; use a larger subset."
             )
     starts = ends - np.array(source.sizes)
     subsets = (

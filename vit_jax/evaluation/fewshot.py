@@ -176,8 +176,8 @@ def _choose(features, labels, num_classes: int, grid, shots: int, seed: int, **o
     is_dev = hold_out(labels, DEV_PARTS, seed)
     if not is_dev.any():
         raise ConfigError(
-            f"l2={list(grid)}: with {shots} shots no class has an example to select l2 on; "
-            "give one l2 or more shots."
+            f"l2={list(grid)}: with {shots} shots, no class has a second example to hold out for "
+            "selecting l2; give a single value of l2, or more shots."
         )
 
     def score(l2: float) -> tuple[int, float]:
@@ -273,8 +273,8 @@ def check(features, labels, num_classes: int, name: str, *, width: int | None = 
     """Raises DataError unless features are N D (D = width), finite, with valid labels N."""
     if features.ndim != 2 or labels.shape != features.shape[:1] or not len(labels):
         raise DataError(
-            f"{name}: features {list(features.shape)} and labels {list(labels.shape)}; "
-            "expected N D and N, with N at least 1."
+            f"{name}: features have the shape {list(features.shape)} and labels "
+            f"{list(labels.shape)}; expected [N, D] and [N], with N at least 1."
         )
     if width is not None and features.shape[1] != width:
         raise DataError(f"{name}: {features.shape[1]} features; the training set has {width}.")

@@ -61,7 +61,8 @@ def build(config: Model, *, num_classes: int, image_size: int | tuple[int, int])
     size = _sides(image_size)
     if type(num_classes) is not int or num_classes < 0:
         raise ConfigError(
-            f"num_classes is {num_classes!r}; expected a whole number; 0 gives features."
+            f"num_classes is {num_classes!r}; expected a whole number of at least 0 (0: a model "
+            "without head, which returns features)."
         )
     if isinstance(shape_of(config), BitShape):
         _check_bit(config)
@@ -76,7 +77,10 @@ def _sides(image_size) -> tuple[int, int]:
     sides = (image_size, image_size) if isinstance(image_size, int) else image_size
     is_pair = isinstance(sides, tuple | list) and len(sides) == 2
     if not is_pair or any(type(side) is not int or side < 1 for side in sides):
-        raise ConfigError(f"image_size is {image_size!r}; it must be a side, or (height, width).")
+        raise ConfigError(
+            f"image_size is {image_size!r}; expected a positive whole number, or two of them as "
+            "(height, width)."
+        )
     return tuple(sides)
 
 
@@ -92,7 +96,10 @@ def _check_bit(config: Model) -> None:
 def _check_vit(model: ViT) -> None:
     config, size = model.config, model.size
     if model.stem and config.patch is not None:
-        raise ConfigError(f"model.patch is {config.patch}; the name {config.name} determines it.")
+        raise ConfigError(
+            f"model.patch is {config.patch}; it must be None for {config.name}, whose name sets "
+            "the patch size."
+        )
     if size.hidden_size % size.num_heads:
         raise ConfigError(
             f"model.hidden_size {size.hidden_size} is not divisible by "

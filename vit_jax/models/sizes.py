@@ -100,7 +100,7 @@ def shape_of(config: Model) -> VitShape | BitShape:
         if vit[2] in SIZES and patch_size is not None:
             return VitShape(_replaced(SIZES[vit[2]], config), stem, config.patch or patch_size)
     raise ConfigError(
-        f"model name {config.name!r} is unknown; it is vit_<{'|'.join(SIZES)}><patch>, "
+        f"model name {config.name!r} is unknown; expected vit_<{'|'.join(SIZES)}><patch>, "
         f"r<depth>_<size><16|32> or bit_r<depth>x<width>.{nearest(config.name, PARAMETERS)}"
     )
 

@@ -129,7 +129,10 @@ def _classes(source: str, named: dict[str, list[tuple[ImageFile, str]]]) -> tupl
             )
     for title in classes:
         if not title.isprintable() or title != title.strip():
-            raise DataError(f"{source}: {title!r} is not a valid class name; rename the folder.")
+            raise DataError(
+                f"{source}: class name {title!r} has unprintable characters, or spaces at its "
+                "start or end; rename the folder."
+            )
     return tuple(classes)
 
 

@@ -45,8 +45,10 @@ def write_reports(
     default = runs[0].folder / REPORT_FILE if is_single_run else top / _comparison_name(top, runs)
     target = pathlib.Path(out) if out else default
     is_page_of_run = not is_single_run and target.resolve() in {_page_path(run) for run in runs}
-    if target.is_dir() or (out and is_page_of_run):
-        raise ConfigError(f"{target} is a folder or the page of a run; give another file by --out.")
+    if target.is_dir():
+        raise ConfigError(f"{target} is a folder; give a file by --out.")
+    if out and is_page_of_run:
+        raise ConfigError(f"{target} is the page of a single run; give another file by --out.")
     if not _may_overwrite(target):
         raise ConfigError(f"{target} exists and is not an HTML page; give another file by --out.")
     errors = []

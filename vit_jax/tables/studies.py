@@ -68,8 +68,8 @@ def _require_same_config(group: Sequence[FinishedRun]) -> None:
         fields += [] if _initial_weights(run) == _initial_weights(group[0]) else ["init"]
         if fields:
             raise ConfigError(
-                f"{group[0].folder} and {run.folder} belong to one point, but differ in "
-                f"{', '.join(fields)}; runs of one point may differ in their seed only."
+                f"{group[0].folder} and {run.folder} would be averaged, but differ in "
+                f"{', '.join(fields)}; they may differ only in their seed."
             )
 
 

@@ -144,7 +144,7 @@ def _model_rules(config: Config, vit) -> Iterator[tuple[bool, str]]:
     yield N > 1, f"data.image_size gives {N} patch of {P}x{P}; masked patches need at least 2"
     yield (
         round(task.corrupted * N) > 0,
-        f"task.corrupted is {task.corrupted}, which is no patch out of {N}; increase it",
+        f"task.corrupted is {task.corrupted}, which rounds to 0 of {N} patches; increase it",
     )
     side = SIDES.get(task.targets, 1)
     yield (

@@ -155,8 +155,9 @@ def _open_fewshot(config: Config) -> dict[str, tuple]:
         title = kind.title(selected)
         train = open_split(selected, section.split)
         test = relabelled(open_split(selected, section.test_split), train.classes)
-        if not len(train) or not len(test):
-            raise DataError(f"fewshot.sets: a split of {title} is empty.")
+        for source, split in ((train, section.split), (test, section.test_split)):
+            if not len(source):
+                raise DataError(f"fewshot.sets: split {split!r} of {title} is empty.")
         if title in sources:
             raise ConfigError(f"config.fewshot.sets has two sets with the name {title}.")
         sources[title] = (train, test)
@@ -200,10 +201,14 @@ def _teacher(
         loaded = load.load(where)
         loaded.require_head()
         section, known, weights = loaded.model.config, loaded.classes, loaded.weights
-    if len(known) != len(classes) or (set(known) == set(classes) and known != classes):
+    if len(known) != len(classes):
         raise ConfigError(
-            f"config.task.teacher={where} knows {len(known)} classes, the data has "
-            f"{len(classes)}; they must be the same, in the same order."
+            f"config.task.teacher={where} has {len(known)} classes; the data has {len(classes)}."
+        )
+    if set(known) == set(classes) and known != classes:
+        raise ConfigError(
+            f"config.task.teacher={where} has the classes of the data in another order; expected "
+            "the same order."
         )
     model = build(section, num_classes=len(known), image_size=config.data.image_size)
     return Teacher(model, weights, load.plan_adaptation(weights, model, Init(resize=True)))

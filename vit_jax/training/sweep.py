@@ -146,8 +146,8 @@ class Sweep:
         for name, found in finals.items():
             if found is None:
                 raise NonFiniteError(
-                    f"{self.folder / name}: the loss became NaN or infinite, with the best values "
-                    "of the grid."
+                    f"{self.folder / name}: the loss became NaN or infinite in this final run, "
+                    "which has the best hyperparameters of the grid."
                 )
         grid = {name.removeprefix(f"{GRID}/"): found for name, found in scored.items()}
         table = sweep_runs.rows(grid, chosen.removeprefix(f"{GRID}/"), finals)

@@ -56,8 +56,8 @@ def check(stages: dict[str, Config]) -> None:
                 )
         if is_sweep(config) and config.init.stage and not name:
             raise ConfigError(
-                f"{where}.init.stage is {config.init.stage!r}; a sweep outside of "
-                "stages can start from init.path only."
+                f"{where}.init.stage is {config.init.stage!r}; in a config without stages, a "
+                "sweep must start from init.path."
             )
 
 
@@ -71,11 +71,12 @@ def grid(config: Config, where: str = "config") -> dict[str, GridRun]:
         return runs
     keys = [key for key, _ in config.sweep.grid]
     for key, values in config.sweep.grid:
-        if keys.count(key) > 1 or not values or any(isinstance(value, dict) for value in values):
-            raise ConfigError(
-                f"{place} has {key!r} with the values {values}; expected each field once, with at "
-                "least one value, and no section."
-            )
+        if keys.count(key) > 1:
+            raise ConfigError(f"{place} has {key!r} more than once.")
+        if not values:
+            raise ConfigError(f"{place} has no values for {key!r}.")
+        if any(isinstance(value, dict) for value in values):
+            raise ConfigError(f"{place} has {key!r}, which is a section; name a field of it.")
         if key in SAME or key.partition(".")[0] in SAME or key in SAME_DATA:
             raise ConfigError(f"{place} has {key!r}; set it in the config, for all runs.")
     if sum(key in DURATIONS for key in keys) > 1:

@@ -122,7 +122,7 @@ class _BoundedFile(io.FileIO):
 
     def read(self, size: int = -1) -> bytes:
         if size > MIB:
-            raise ValueError(f"a directory of {size} bytes; at most {MIB} are read")
+            raise ValueError(f"its zip directory has {size} bytes; at most {MIB} are supported")
         return super().read(MIB if size < 0 else size)
 
 
@@ -146,7 +146,9 @@ def _check_name_and_shape(name: str, shape: tuple[int, ...] = ()) -> None:
     if not re.fullmatch(r"[A-Za-z0-9_.+/-]{1,200}", name) or {"", ".", ".."} & set(name.split("/")):
         raise ValueError(f"{name[:40]!a} is not a valid array name")
     if len(shape) > 8 or not all(0 <= n < 2**48 for n in shape):
-        raise ValueError(f"{name} has an unsupported shape; at most 8 dimensions below 2**48")
+        raise ValueError(
+            f"{name} has the shape {shape}; expected at most 8 sizes from 0 to 2**48"
+        )
 
 
 def _parse_json_object(text: str | bytes, description: str) -> dict:
@@ -199,15 +201,17 @@ def _index_npz(file: _BoundedFile, size: int) -> tuple[dict[str, _StoredArray], 
 def _index_member(file: _BoundedFile, member: zipfile.ZipInfo, name: str) -> _StoredArray:
     packed_size, is_deflated = member.compress_size, member.compress_type == zipfile.ZIP_DEFLATED
     is_stored = member.compress_type == 0 and packed_size == member.file_size
-    if member.flag_bits & 0x61 or not (is_stored or is_deflated):  # Bits of encryption and patches.
-        raise ValueError(f"{name} is encrypted or has an unsupported compression")
+    if member.flag_bits & 0x61:  # Bits of encryption and patches.
+        raise ValueError(f"{name} is encrypted or a patch")
+    if not (is_stored or is_deflated):
+        raise ValueError(f"{name} is compressed by method {member.compress_type}; expected deflate")
     # The local header may be longer than the directory entry; it determines where data starts.
     file_name = f"{name}.npy".encode()
     file.seek(member.header_offset)
     local = file.read(30 + len(file_name))
     signature, name_size, extra_size = struct.unpack_from("<4s22x2H", local)
     if (signature, name_size, local[30:]) != (b"PK\3\4", len(file_name), file_name):
-        raise ValueError(f"{name} is not at the offset given by the directory")
+        raise ValueError(f"{name} is not at the offset given by the zip directory")
     start = member.header_offset + 30 + name_size + extra_size
     file.seek(start)
     header = file.read(min(packed_size, 4 * MAX_NPY_HEADER))
@@ -239,8 +243,8 @@ def _parse_npy_header(header: bytes, name: str) -> tuple[ArrayInfo, str, int, in
 def _index_safetensors(file: _BoundedFile, size: int) -> tuple[dict[str, _StoredArray], dict]:
     """The arrays and the metadata of a safetensors file of `size` bytes."""
     (header_size,) = struct.unpack("<Q", file.read(8))
-    if header_size > min(MAX_SAFETENSORS_HEADER, size - 8):
-        raise ValueError(f"{size} bytes with a header of {header_size}")
+    if header_size > (most := min(MAX_SAFETENSORS_HEADER, size - 8)):
+        raise ValueError(f"its header has {header_size} bytes; expected at most {most}")
     arrays, start = {}, 8 + header_size
     with safetensors.safe_open(file.name, framework="numpy") as header:
         notes = header.metadata() or {}

@@ -128,9 +128,9 @@ def _verify_outputs(
     if not difference <= tolerance * largest:
         _remove(path)
         raise CheckpointError(
-            f"{path}: outputs on a photo differ by {difference:.2e} from those of the source, of "
-            f"which the largest is {largest:.2e}; at most {tolerance * largest:.2e} is allowed. "
-            "It is deleted."
+            f"{path}: outputs on a photo differ from those of the source by up to "
+            f"{difference:.2e}; expected at most {tolerance * largest:.2e} (the largest output is "
+            f"{largest:.2e}). {path} was deleted."
         )
     return difference, largest
 
@@ -157,8 +157,10 @@ def _check_destination(path: pathlib.Path, source: str, destination: str, overwr
         raise ConfigError(f"{destination} is not the name of a new local file or folder.")
     if path.suffix in SUFFIXES.values():
         card = writer.card_path(path)
-        if path.exists() and (path.is_dir() or path.resolve() == pathlib.Path(source).resolve()):
-            raise ConfigError(f"{path} is the source or a folder; choose another file.")
+        if path.is_dir():
+            raise ConfigError(f"{path} is a folder; expected a file.")
+        if path.exists() and path.resolve() == pathlib.Path(source).resolve():
+            raise ConfigError(f"{path} is the source; choose another file.")
         if path.exists() and not overwrite:
             raise ConfigError(f"{path} exists; name a new file, or give --overwrite.")
         if card.exists() and not card.read_text(errors="replace").startswith(CARD_START):

@@ -136,7 +136,8 @@ def _http_url(url: str) -> str:
     if not parts[-1] or {b".", b".."} & set(parts):
         shown = re.sub("//.*@", "//", url, flags=re.DOTALL)  # Without a password.
         raise CheckpointError(
-            f"{shown!r} is not the URL of a file; expected HOST/PATH without user, '.' and '..'."
+            f"{shown!r} is not the URL of a file; expected SCHEME://HOST/PATH, without a user "
+            "name, and without '.' and '..' in the path."
         )
     start = f"https://storage.googleapis.com/{host}" if is_bucket else f"{scheme}://{host}".lower()
     path = "/".join(quote(part, safe="!$&'()*,;=:@") for part in parts)

@@ -63,10 +63,14 @@ def _vit_options(weights: WeightsFile) -> dict:
     D = shapes["embedding/kernel"][3]
     layers = {int(m[1]) for m in (re.search(r"encoderblock_(\d+)/", n) for n in shapes) if m}
     width = shapes[f"{block}/MultiHeadDotProductAttention_0/query/kernel"][0]
-    if len(layers) > MAX_LAYERS or width != D:
+    if width != D:
         raise CheckpointError(
-            f"{weights.path}: {len(layers)} layers of width {width} and patch embeddings of width "
-            f"{D}; expected equal widths and at most {MAX_LAYERS} layers."
+            f"{weights.path}: layers have the width {width}; expected that of the patch "
+            f"embeddings, {D}."
+        )
+    if len(layers) > MAX_LAYERS:
+        raise CheckpointError(
+            f"{weights.path}: {len(layers)} layers; expected at most {MAX_LAYERS}."
         )
     mlp_size = shapes[f"{block}/MlpBlock_0/Dense_0/kernel"][1]
     options = {
@@ -130,11 +134,15 @@ def _check_relative_positions(weights: WeightsFile) -> None:
     tokens = (height // patch) * (width // patch) + (CLS in shapes)
     tokens += shapes["registers"][1] if "registers" in shapes else 0
     offsets = {s[0] for name, s in shapes.items() if name.endswith("/relative_embedding")}
-    if tokens > MAX_RELATIVE_TOKENS or offsets != {2 * tokens - 1}:
+    if tokens > MAX_RELATIVE_TOKENS:
         raise CheckpointError(
-            f"{weights.path}: relative embeddings of {str(sorted(offsets)[:3])[1:-1]} offsets for "
-            f"{tokens} tokens; expected {2 * tokens - 1} offsets and at most "
+            f"{weights.path}: relative position embeddings of {tokens} tokens; expected at most "
             f"{MAX_RELATIVE_TOKENS} tokens."
+        )
+    if offsets != {2 * tokens - 1}:
+        raise CheckpointError(
+            f"{weights.path}: relative position embeddings of {str(sorted(offsets)[:3])[1:-1]} "
+            f"offsets; expected {2 * tokens - 1} offsets for {tokens} tokens."
         )
 
 

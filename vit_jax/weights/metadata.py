@@ -185,9 +185,12 @@ def _from_preprocessor(values: dict, where: str) -> dict:
         return {}
     fields = {"resample": PIL_RESAMPLES.get(values.get("resample", 2), Data.resample)}
     scale = values.get("rescale_factor", 1 / 255) if values.get("do_rescale", True) else 1
-    if not values.get("do_normalize", True) or not math.isclose(scale, 1 / 255, rel_tol=1e-3):
+    if not values.get("do_normalize", True):
+        raise CheckpointError(f"{where}: do_normalize is false; expected true.")
+    if not math.isclose(scale, 1 / 255, rel_tol=1e-3):
         raise CheckpointError(
-            f"{where}: preprocessing without rescaling by 1/255 and normalization is not supported."
+            f"{where}: pixels are multiplied by {scale} (do_rescale, rescale_factor); "
+            "expected 1/255."
         )
     if "image_mean" in values:
         fields["pixel_stats"] = _pixel_stats_name(values["image_mean"], values["image_std"], where)
