@@ -14,7 +14,8 @@ from vit_jax.config.schema import Data
 from vit_jax.data import manifest, subsets
 from vit_jax.data.decode import decode
 from vit_jax.data.sources import open_split, open_training
-from vit_jax.errors import DataError
+from vit_jax.errors import ConfigError, DataError
+from vit_jax.prepare.exclude import signature_batches
 from vit_jax.prepare.prepare import prepare_dataset
 
 AGAIN = """
@@ -162,3 +163,21 @@ def test_open_prepared_names_a_missing_shard(without_val, tmp_path):
     shard.unlink()
     with pytest.raises(DataError, match=f"{shard.name}: no such file; the data set is incomplete"):
         open_prepared(str(copy))
+
+
+def test_open_prepared_and_exclude_import_no_class_of_another_package(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "data")
+    file = tmp_path / "data" / "features.json"
+    file.write_text(file.read_text().replace("tensorflow_datasets.core", "own.core"))
+    message = r"features\.json is 'own\.core\..*': not part of vit_jax\."
+    with pytest.raises(ConfigError, match=message):
+        open_split(Data(source="prepared", dir=str(tmp_path / "data")), "train")
+    with pytest.raises(ConfigError, match=message):
+        signature_batches(str(tmp_path / "data"))
+
+
+def test_open_prepared_reports_a_damaged_list_of_features(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "data")
+    (tmp_path / "data" / "features.json").write_text('{"a": ')
+    with pytest.raises(DataError, match=r"features\.json: damaged \(Expecting value"):
+        open_split(Data(source="prepared", dir=str(tmp_path / "data")), "train")

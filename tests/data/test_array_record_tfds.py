@@ -1,6 +1,7 @@
 """A data set prepared as ArrayRecord is read by name and without TensorFlow."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -11,7 +12,7 @@ from vit_jax.config.schema import Data
 from vit_jax.data import subsets
 from vit_jax.data.decode import decode
 from vit_jax.data.sources import open_split
-from vit_jax.errors import DataError
+from vit_jax.errors import ConfigError, DataError
 
 # In a process of its own: it imports all of TFDS, and a user prepares data elsewhere too.
 PREPARE = """
@@ -154,3 +155,25 @@ def test_open_tfds_rejects_an_unknown_version(folder):
 def test_open_tfds_rejects_a_data_set_without_classes(folder):
     with pytest.raises(DataError, match=r"data\.dataset=plain_numbers"):
         open_tfds(folder, dataset="plain_numbers")
+
+
+@pytest.mark.parametrize("key", ["pythonClassName", "python_class_name", "type"])
+def test_open_tfds_imports_no_class_of_another_package(folder, key, tmp_path, monkeypatch):
+    shutil.copytree(folder, tmp_path / "data")
+    (file,) = tmp_path.glob("data/tiny_shapes/*/features.json")
+    text = file.read_text().replace("tensorflow_datasets.core.features.image_feature", "own.part")
+    file.write_text(text.replace("pythonClassName", key))
+    (tmp_path / "own.py").write_text("raise RuntimeError")
+    monkeypatch.syspath_prepend(tmp_path)
+    data = Data(source="tfds", dataset="tiny_shapes", dir=str(tmp_path / "data"))
+    message = (
+        r"features\.json is 'own\.part:Image': not part of vit_jax\..*set VIT_JAX_TRUSTED=tests,own"
+    )
+    with pytest.raises(ConfigError, match=message):
+        open_split(data, "train")
+
+
+@pytest.mark.parametrize("name", ["huggingface:mnist", "my_namespace:tiny_shapes", "a b"])
+def test_open_tfds_rejects_data_sets_of_other_people(folder, name):
+    with pytest.raises(DataError, match="expected a name of TFDS"):
+        open_split(Data(source="tfds", dataset=name, dir=folder), "train")

@@ -2,19 +2,23 @@
 
 import dataclasses
 import functools
+import json
 import operator
 import os
 import pathlib
+import re
 import zlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from vit_jax.config import registry
 from vit_jax.config.schema import Data
 from vit_jax.data import manifest
 from vit_jax.data.decode import Encoded
 from vit_jax.errors import DataError, nearest
 
+CLASS_KEYS = ("pythonClassName", "python_class_name", "type")  # In features.json.
 SINGLE_LABEL = "original_label"  # Label of ImageNet in TFDS's imagenet2012_real.
 
 
@@ -120,6 +124,7 @@ def open_prepared(data: Data, split: str) -> PreparedSource:
             f"data.dir={dir}: `prepare` did not write this folder; use data.source=folder for "
             "class folders, or data.source=tfds for the data folder of TFDS."
         )
+    require_trusted_features(folder)
     try:
         builder = tfds.builder_from_directory(dir)
         sizes = {name: info.num_examples for name, info in builder.info.splits.items()}
@@ -181,10 +186,14 @@ def _first_label(key: str, record: dict) -> int:
 def open_builder(dataset: str, dir: str, title: str) -> tuple:
     """Returns the TFDS builder of a prepared data set, and the command that prepares it.
 
-    Raises DataError, which begins with `title`.
+    Raises DataError, which begins with `title`, or ConfigError for types that are not trusted.
     """
     import tensorflow_datasets as tfds
 
+    if not re.fullmatch(r"[\w/.-]*(:[\d.*]+)?", dataset):  # A namespace has other people's code.
+        raise DataError(f"{title}: expected a name of TFDS, such as mnist or mnist:3.0.1.")
+    if dir:
+        require_trusted_features(pathlib.Path(dir) / re.split("[:/]", dataset)[0])
     try:
         builder = tfds.builder(dataset, data_dir=dir or None)
     except tfds.core.DatasetNotFoundError as error:
@@ -200,6 +209,29 @@ def open_builder(dataset: str, dir: str, title: str) -> tuple:
     if not builder.data_path.exists():
         raise DataError(f"{title} is not under {builder.data_path}; {command}")
     return builder, command
+
+
+def require_trusted_features(folder: pathlib.Path) -> None:
+    """Raises ConfigError if a data set of TFDS under a folder has features that are not trusted.
+
+    TFDS imports the classes that `features.json` names.
+    """
+    for file in folder.rglob("features.json"):
+        try:
+            names = _class_names(json.loads(file.read_bytes()))
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{file}: damaged ({_one_line(error)}).") from error
+        place = f"a feature of {file}"
+        registry.require_trusted((place, ":".join(name.rsplit(".", 1))) for name in names)
+
+
+def _class_names(feature) -> list[str]:
+    """Returns the names of classes outside of TFDS in a feature of `features.json`."""
+    names, items = [], feature if isinstance(feature, list) else []
+    if isinstance(feature, dict):
+        names, items = [feature.get(key) for key in CLASS_KEYS], feature.values()
+    foreign = [n for n in names if isinstance(n, str) and not n.startswith("tensorflow_datasets.")]
+    return foreign + [name for item in items for name in _class_names(item)]
 
 
 def _check_split(split: str, known, title: str) -> None:

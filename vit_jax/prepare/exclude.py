@@ -5,7 +5,7 @@ import pathlib
 
 from vit_jax.config.schema import Data
 from vit_jax.data import manifest
-from vit_jax.data.array_record import open_prepared
+from vit_jax.data.array_record import open_prepared, require_trusted_features
 from vit_jax.errors import DataError
 from vit_jax.prepare import duplicates, listing
 from vit_jax.prepare.shards import decode_image
@@ -56,6 +56,7 @@ def signature_batches(where: str) -> list[FileBatch] | list[PreparedBatch]:
         return [FileBatch(entries[i : i + BATCH]) for i in range(0, len(entries), BATCH)]
     import tensorflow_datasets as tfds
 
+    require_trusted_features(folder)
     splits = tfds.builder_from_directory(where).info.splits
     return [
         PreparedBatch(where, f"{name}[{i}:{min(i + BATCH, info.num_examples)}]")
