@@ -119,7 +119,9 @@ def test_subset_of_a_mixture_is_a_mixture_drawn_from_all_examples():
 
 def test_draw_subset_rejects_a_mixture_with_an_empty_set():
     whole = mix([pixels_of(), pixels_of([0] * 40, ("bee",))], shares=[1, 1])
-    with pytest.raises(DataError, match=r"the subset has no example of one data set of data\.mix"):
+    with pytest.raises(
+        DataError, match=r"one data set of data\.mix \(its first example is .*\) has no example"
+    ):
         draw(whole, count=1)
 
 

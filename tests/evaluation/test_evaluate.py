@@ -92,7 +92,10 @@ def test_classes_of_a_subset_are_mapped_and_alone_predicted(run, few, tmp_path, 
     ("lines", "words"),
     [
         ("1\n7\n", "has 2 lines; expected 3"),
-        ("1\n7\n10\n", "line 3: '10' is no class of the model; give its number, 0 to 9"),
+        (
+            "1\n7\n10\n",
+            "line 3: '10' is no class of the model; expected a name, or a number from 0 to 9",
+        ),
     ],
 )
 def test_a_class_map_that_does_not_fit_is_refused(run, few, tmp_path, lines, words):

@@ -331,8 +331,8 @@ def test_score_depends_on_the_number_of_an_example_only():
             "model.name is 'bit_r50x1'; masked patches need a model",
         ),
         ({"pool": "map"}, "model.pool is 'map'; masked patches need 'token', 'gap' or 'token_gap'"),
-        ({"pre_logits": True}, "model.pre_logits is True; masked patches have no classification"),
-        ({"head_bias": -10.0}, "model.head_bias is -10.0; masked patches have no classification"),
+        ({"pre_logits": True}, "model.pre_logits is True; masked patch prediction has no"),
+        ({"head_bias": -10.0}, "model.head_bias is -10.0; masked patch prediction has no"),
         ({"image_size": 4}, "data.image_size gives 1 patch of 4x4; .* at least 2"),
         ({"corrupted": 0.08}, "task.corrupted is 0.08, which rounds to 0 of 6 patches"),
         (

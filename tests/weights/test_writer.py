@@ -292,17 +292,17 @@ def test_class_names_that_do_not_fit_are_written_beside_the_file(tmp_path, file_
 @pytest.mark.parametrize(
     ("file_format", "options", "text"),
     [
-        ("safetensors", {"pre_logits": True}, "pre_logits; --no_head omits it"),
+        ("safetensors", {"pre_logits": True}, "pre_logits; --no_head omits pre_logits"),
         ("safetensors", {"pool": "token_gap"}, "pool='token_gap'"),
         ("safetensors", {"pos_embed": "sincos"}, "pos_embed='sincos'"),
         ("safetensors", {"pos_embed_at": "shared"}, "pos_embed_at='shared'"),
         ("safetensors", {"qk_norm": True}, "qk_norm"),
-        ("huggingface", {"pool": "gap"}, "pool='gap' for this model; its pool is 'token'"),
+        ("huggingface", {"pool": "gap"}, "pool='gap' for this model, only pool='token'"),
         ("huggingface", {"pool": "map"}, "pool='map'"),
         (
             "huggingface",
             {"layer_scale": 1.0},
-            "for this model; its pool is 'token_gap'",
+            "for this model, only pool='token_gap'",
         ),
         ("huggingface", {"registers": 2}, "registers without layer_scale"),
         ("huggingface", {"pos_embed": "learned_2d"}, "pos_embed='learned_2d'"),

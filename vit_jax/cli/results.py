@@ -98,7 +98,8 @@ def add_tables_flags(parser) -> None:
     parser.add_argument(
         "name",
         metavar="NAME",
-        help="table1 to table9, figure2, 3, 4, 5, 8, 9 or 12, communication, or benchmark",
+        help="table1 to table9, figure2, figure3, figure4, figure5, figure8, figure9, figure12, "
+        "communication (bytes exchanged between devices), or benchmark (files of benchmark --out)",
     )
     parser.add_argument(
         "files", nargs="*", metavar="INPUT", help="workdirs, or files written by `benchmark --out`"

@@ -36,7 +36,7 @@ def add_convert_flags(parser) -> None:
         "--image_size",
         type=int,
         metavar="N",
-        help="image side in pixels that position embeddings are resized to",
+        help="side of the new input image in pixels; position embeddings are resized for it",
     )
     parser.add_argument(
         "--pool", choices=("gap",), help="pool by the mean of the patches; drops the class token"

@@ -95,8 +95,8 @@ def _take(source, indices: np.ndarray):
     for part, member in zip(parts, source.sources):
         if not len(part):
             raise DataError(
-                "the subset has no example of one data set of data.mix, whose first example is "
-                f"{member.name(0)}; use a larger subset."
+                f"one data set of data.mix (its first example is {member.name(0)}) has no example "
+                "in the subset; use a larger subset."
             )
     starts = ends - np.array(source.sizes)
     subsets = (

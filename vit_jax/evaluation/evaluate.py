@@ -175,10 +175,12 @@ def _read_map(file: str, source, classes: tuple[str, ...]) -> tuple[int, ...]:
         elif text.isdecimal() and int(text) < len(classes):
             labels.append(int(text))
         else:
-            problem = "the name of several classes" if text in classes else "no class"
+            is_name = text in classes
+            problem = "the name of several classes" if is_name else "no class"
             raise ConfigError(
-                f"--class_map={file}, line {number}: {text!r} is {problem} of the model; give its "
-                f"number, 0 to {len(classes) - 1}.{nearest(text, classes)}"
+                f"--class_map={file}, line {number}: {text!r} is {problem} of the model; expected "
+                f"{'' if is_name else 'a name, or '}a number from 0 to {len(classes) - 1}."
+                f"{nearest(text, classes)}"
             )
     return tuple(labels)
 

@@ -139,7 +139,10 @@ def _model_rules(config: Config, vit) -> Iterator[tuple[bool, str]]:
     )
     for name in ("pre_logits", "head_bias"):
         value = getattr(config.model, name)
-        yield not value, f"model.{name} is {value}; masked patches have no classification head"
+        yield (
+            not value,
+            f"model.{name} is {value}; masked patch prediction has no classification head",
+        )
     N, P = vit.grid[0] * vit.grid[1], vit.patch_size
     yield N > 1, f"data.image_size gives {N} patch of {P}x{P}; masked patches need at least 2"
     yield (

@@ -146,9 +146,7 @@ def _check_name_and_shape(name: str, shape: tuple[int, ...] = ()) -> None:
     if not re.fullmatch(r"[A-Za-z0-9_.+/-]{1,200}", name) or {"", ".", ".."} & set(name.split("/")):
         raise ValueError(f"{name[:40]!a} is not a valid array name")
     if len(shape) > 8 or not all(0 <= n < 2**48 for n in shape):
-        raise ValueError(
-            f"{name} has the shape {shape}; expected at most 8 sizes from 0 to 2**48"
-        )
+        raise ValueError(f"{name} has the shape {shape}; expected at most 8 sizes from 0 to 2**48")
 
 
 def _parse_json_object(text: str | bytes, description: str) -> dict:
@@ -202,7 +200,7 @@ def _index_member(file: _BoundedFile, member: zipfile.ZipInfo, name: str) -> _St
     packed_size, is_deflated = member.compress_size, member.compress_type == zipfile.ZIP_DEFLATED
     is_stored = member.compress_type == 0 and packed_size == member.file_size
     if member.flag_bits & 0x61:  # Bits of encryption and patches.
-        raise ValueError(f"{name} is encrypted or a patch")
+        raise ValueError(f"{name} is encrypted or is not a complete file")
     if not (is_stored or is_deflated):
         raise ValueError(f"{name} is compressed by method {member.compress_type}; expected deflate")
     # The local header may be longer than the directory entry; it determines where data starts.

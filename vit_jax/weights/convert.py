@@ -191,8 +191,8 @@ def _build_target(
     if pool is not None:
         if not isinstance(source, ViT) or pool != "gap":
             raise ConfigError(
-                f"--pool={pool} is not supported for {config.name}; expected gap, for a Vision "
-                "Transformer with a class token."
+                f"--pool={pool} and {config.name}: only --pool=gap is supported, and only for "
+                "Vision Transformers."
             )
         changes["pool"] = pool
     if no_head and isinstance(source, ViT):

@@ -135,9 +135,9 @@ def _http_url(url: str) -> str:
     parts = raw if is_bucket else [unquote_to_bytes(part) for part in raw]
     if not parts[-1] or {b".", b".."} & set(parts):
         shown = re.sub("//.*@", "//", url, flags=re.DOTALL)  # Without a password.
+        rule = " without a user name" if "@" in url else ", without '.' and '..' in the path"
         raise CheckpointError(
-            f"{shown!r} is not the URL of a file; expected SCHEME://HOST/PATH, without a user "
-            "name, and without '.' and '..' in the path."
+            f"{shown!r} is not the URL of a file; expected SCHEME://HOST/PATH{rule}."
         )
     start = f"https://storage.googleapis.com/{host}" if is_bucket else f"{scheme}://{host}".lower()
     path = "/".join(quote(part, safe="!$&'()*,;=:@") for part in parts)
@@ -164,7 +164,9 @@ def _cache_path(http_url: str) -> pathlib.Path:
 def _cache_problem(file: pathlib.Path, http_url: str, size: int | None, sha256: str | None) -> str:
     """Returns the reason why a cached file cannot be used, or '' if it can."""
     record, num_bytes = _read_json(f"{file}.json"), file.stat().st_size if file.is_file() else None
-    if num_bytes is None or record.get("url") != http_url or record.get("size") != num_bytes:
+    if num_bytes is not None and record.get("url", http_url) != http_url:
+        return "was downloaded from another URL"
+    if num_bytes is None or "url" not in record or record.get("size") != num_bytes:
         return f"has {num_bytes} bytes; its record gives {record.get('size', 'no size')}"
     try:
         _check(http_url, num_bytes, size, record.get("sha256"), sha256)

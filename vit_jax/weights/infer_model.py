@@ -109,11 +109,12 @@ def _position_options(weights: WeightsFile) -> dict:
         pos_embed = "learned_2d"
     if any("/relative_embedding" in name for name in shapes):
         pos_embed = "relative"
-    if pos_embed is None or metadata.image_size is None:
+    unknown = [] if metadata.image_size else ["image_size"]
+    unknown += [] if pos_embed else ["pos_embed (sincos or none)"]
+    if unknown:
         raise CheckpointError(
-            f"{weights.path}: no position embeddings, so pos_embed (sincos or none) and image_size "
-            "cannot be inferred; load the weights into a model with "
-            "`vit_jax.load_params(path, model)`."
+            f"{weights.path}: neither tensors nor metadata determine {' and '.join(unknown)}; load "
+            "the weights into a model with `vit_jax.load_params(path, model)`."
         )
     if pos_embed == "relative":
         _check_relative_positions(weights)

@@ -98,7 +98,7 @@ def _format_and_prefix(file_format: str, model: ViT | BitResNet) -> tuple[str, s
     return formats.HF_DINO, prefix if model.num_classes else ""
 
 
-_NO_HEAD_HINT = "; --no_head omits it and the head"
+_NO_HEAD_HINT = "; --no_head omits pre_logits and the head"
 
 
 def _check_timm_support(model: ViT) -> None:
@@ -124,7 +124,7 @@ def _check_huggingface_support(model: ViT) -> None:
         (config.pos_embed != "learned", f"pos_embed={config.pos_embed!r}"),
         (config.pos_embed_at != "stem", f"pos_embed_at={config.pos_embed_at!r}"),
         (config.registers and not is_dino, "registers without layer_scale"),
-        (config.pool != pool, f"pool={config.pool!r} for this model; its pool is {pool!r}"),
+        (config.pool != pool, f"pool={config.pool!r} for this model, only pool={pool!r}"),
         (is_dino and config.pre_logits, "pre_logits in DINOv2"),
         (config.pre_logits and model.num_classes, f"a head after pre_logits{_NO_HEAD_HINT}"),
         (
