@@ -4,6 +4,7 @@ import os
 
 import jaxlib.version
 
+os.environ["VIT_JAX_TRUSTED"] = "tests"  # User-defined objects of tests.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # Tests compile what they test.

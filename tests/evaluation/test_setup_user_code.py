@@ -1,5 +1,6 @@
 """Commands that read a run whose config names user-defined objects."""
 
+import json
 import re
 import sys
 
@@ -60,7 +61,8 @@ def own_run(tmp_path, monkeypatch):
         (tmp_path / f"{name}.py").write_text(text)
     monkeypatch.syspath_prepend(tmp_path)
     assert main.run(tiny_flags(tmp_path / "run", *FLAGS)) == 0
-    monkeypatch.setattr(registry, "_imported", set())
+    monkeypatch.setattr(registry, "_trusted", set())
+    monkeypatch.delenv("VIT_JAX_TRUSTED", raising=False)
     for name in MODULES:
         monkeypatch.delitem(sys.modules, name)
     return tmp_path / "run"
@@ -76,32 +78,54 @@ def test_commands_import_only_packages_that_are_trusted(own_run, photo_folder, m
     def run(command: str) -> int:
         return main.run(re.sub("|".join(words), lambda match: words[match[0]], command).split())
 
-    def assert_refused(command: str, name: str) -> None:
+    def assert_refused(command: str, names: str, packages: str) -> None:
         with pytest.raises(VitJaxError) as caught:
             run(command)
-        assert f" is '{name}', which is not part of vit_jax." in str(caught.value)
-        assert f"set VIT_JAX_TRUSTED={name.partition(':')[0]}." in str(caught.value)
+        assert f"{names}: not part of vit_jax." in str(caught.value)
+        assert str(caught.value).endswith(f"set VIT_JAX_TRUSTED={packages}.")
 
     page = own_run / "report.html"
     for command in OTHERS:
         assert run(command) == 0
-    assert "is &#x27;own_data:open_fake&#x27;, which is not part" in page.read_text()
-    for trusted, name in (("", "own_model:Mlp"), ("own_model", "own_task:Classification")):
-        monkeypatch.setenv("VIT_JAX_TRUSTED", trusted)
-        for command in NEED_THE_MODEL:
-            assert_refused(command, name)
-        assert not sys.modules.keys() & MODULES.keys()
+    assert "config.data.augment is &#x27;own_data:darken&#x27;: not part of" in page.read_text()
+    task = "config.task.name is 'own_task:Classification'"
+    for command in NEED_THE_MODEL:
+        names = f"config.model.mlp is 'own_model:Mlp', {task}"
+        assert_refused(command, names, "own_model,own_task")
+    monkeypatch.setenv("VIT_JAX_TRUSTED", "own_model")
+    for command in NEED_THE_MODEL:
+        assert_refused(command, task, "own_model,own_task")
+    assert "own_task" not in sys.modules
     monkeypatch.setenv("VIT_JAX_TRUSTED", "own_model, own_task")
-    assert_refused("evaluate --workdir=RUN", "own_data:open_fake")
+    for command in ("evaluate --workdir=RUN", "evaluate --workdir=RUN --protocol=knn"):
+        names = "config.data.source is 'own_data:open_fake'"
+        assert_refused(command, names, "own_model,own_task,own_data")
     assert "own_data" not in sys.modules
     assert run("predict --checkpoint=RUN IMAGE") == 0
+    assert run("evaluate --workdir=RUN --config.data.source=fake") == 0
     monkeypatch.setenv("VIT_JAX_TRUSTED", "own_model,own_task,own_data")
     for command in NEED_THE_MODEL + OTHERS:
         assert run(command) == 0
-    assert "which is not part of" not in page.read_text()
+    assert "not part of" not in page.read_text()
+    assert "own_training" not in sys.modules
+
+
+def test_evaluate_imports_a_data_set_of_the_command_line(own_run, monkeypatch):
+    monkeypatch.setenv("VIT_JAX_TRUSTED", "own_model,own_task")
+    flags = [f"--workdir={own_run}", "--config.data.source=own_data:open_fake"]
+    assert main.run(["evaluate", *flags]) == 0
+
+
+def test_report_trusts_a_config_no_more_than_the_checkpoint_of_the_run(own_run, monkeypatch):
+    values = json.loads((own_run / "config.json").read_text())
+    values["task"]["name"] = "own_training:rule"
+    (own_run / "config.json").write_text(json.dumps(values))
+    monkeypatch.setenv("VIT_JAX_TRUSTED", "own_model,own_task,own_data")
+    assert main.run(["report", str(own_run)]) == 0
     assert "own_training" not in sys.modules
 
 
 def test_training_may_start_from_weights_with_the_same_objects(own_run):
-    flags = tiny_flags(own_run.with_name("new"), *FLAGS, f"init.path={own_run}")
-    assert main.run(flags) == 0
+    """Worker processes import the augmentation, too."""
+    flags = (*FLAGS, f"init.path={own_run}", "data.workers=1")
+    assert main.run(tiny_flags(own_run.with_name("new"), *flags)) == 0

@@ -154,7 +154,8 @@ def test_after_decay_is_applied_to_parameters_that_decay():
     np.testing.assert_allclose(params["bias"], START["bias"], rtol=1e-6)
 
 
-def test_rule_of_optax_is_an_optimizer():
+def test_rule_of_optax_is_an_optimizer(monkeypatch):
+    monkeypatch.setenv("VIT_JAX_TRUSTED", "optax")
     config = Optimizer(name="optax:scale_by_sign", clip_norm=None)
     params, _ = after(config, GRADIENTS[0])
     for each in START:

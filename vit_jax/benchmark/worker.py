@@ -61,8 +61,7 @@ def measure(
       ConfigError: the config cannot run on this machine.
     """
     keep_compiled_programs()
-    checked = config_lib.from_dict(config)[""]
-    import_user_code(checked)
+    checked = import_user_code(config_lib.from_dict(config)[""])
     if largest_batch:
         return {"largest_batch": _find_largest_batch(mode, checked)}
     compile_timer = CompileTimer()

@@ -265,13 +265,16 @@ def check(config: ConfigDict) -> dict[str, Config]:
 
 def from_dict(values: dict) -> dict[str, Config]:
     """Returns the checked stages of a dictionary made by `to_dict`, such as a `config.json`."""
-    values = upgrade(values)
-    stages = values.get("stages", {})
-    if not isinstance(stages, dict):
-        raise ConfigError(f"config.stages is {stages!r}; expected a section of stages.")
-    config = base_config(*stages)
-    update_section(config, values, "config")
-    return check(config)
+    try:
+        values = upgrade(values)
+        stages = values.get("stages", {})
+        if not isinstance(stages, dict):
+            raise ConfigError(f"config.stages is {stages!r}; expected a section of stages.")
+        config = base_config(*stages)
+        update_section(config, values, "config")
+        return check(config)
+    except RecursionError:
+        raise ConfigError("config has values that are nested too deeply.") from None
 
 
 def to_dict(stages: dict[str, Config]) -> dict:

@@ -1,24 +1,34 @@
-"""Things that a config chooses by name: a row of a table, or any importable object.
+"""Objects that a config names.
 
 A field whose choices are implemented elsewhere names its table as `package.module:TABLE`. The
 table, a mapping from names to classes or functions, is the one place that lists them. A name
 with a colon, such as `my_package.my_module:blur`, is a user-defined object.
 
-Weights of other people have stored configs, which must not be able to run code. So the check of a
-config imports no user-defined objects. Training imports them; code that evaluates with a stored
-config calls `require_trusted` first.
+Weights of other people have stored configs, which must not be able to run code. So `find`, and
+with it everything that uses a config, imports a user-defined object only if its package is
+trusted. Training first imports what its config names (`validate.import_user_code`).
 """
 
 import dataclasses
 import importlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from vit_jax.errors import ConfigError, nearest
 
 TRUSTED = "VIT_JAX_TRUSTED"  # Environment variable: packages that stored configs may import.
-_imported: set[str] = set()  # User-defined objects that this process has imported.
+USER_NAME = r"\w+(?:\.\w+)*:\w+"
+
+_trusted: set[str] = set()  # Names of user-defined objects that this process may import.
+
+
+class Table(dict):
+    """A table whose rows are of one class; `row(object)` makes a row of a user-defined object."""
+
+    def __init__(self, row: type, rows: Mapping[str, object]):
+        super().__init__(rows)
+        self.row = row
 
 
 def is_user_defined(name: object) -> bool:
@@ -27,87 +37,117 @@ def is_user_defined(name: object) -> bool:
 
 
 def load_object(path: str) -> object:
-    """Returns the object at `package.module:name`; raises ConfigError if there is none."""
+    """Returns the object of this package at `package.module:name`."""
     module, _, name = path.partition(":")
-    try:
-        return getattr(importlib.import_module(module), name)
-    except Exception as error:  # A module of the user can raise anything.
-        words = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ConfigError(f"{path!r} cannot be imported: {words}.") from error
-
-
-class Table(dict):
-    """A table whose rows are of one class; `row(object)` makes a row of a user's own object."""
-
-    def __init__(self, row: type, rows: Mapping[str, object]):
-        super().__init__(rows)
-        self.row = row
+    return getattr(importlib.import_module(module), name)
 
 
 def find(table: Mapping[str, object], name: str, field: str) -> object:
     """Returns the entry `name` of a table, or the object that `package.module:name` names.
 
-    Raises ConfigError, beginning with `field`, for a name that is neither.
+    Raises ConfigError, beginning with `field`, for a name that is neither, and for a user-defined
+    object that is not trusted.
     """
+    check_name(table, name, field)
     if name in table:
         return table[name]
-    if ":" not in name:
+    require_trusted([(field, name)])
+    import_objects([(field, name)])
+    found, row = load_object(name), getattr(table, "row", object)
+    return found if isinstance(found, row) else row(found)
+
+
+def check_name(table: Mapping[str, object], name: str, field: str) -> None:
+    """Raises ConfigError, beginning with `field`, for what is no row and no `package.module:name`.
+
+    Imports nothing.
+    """
+    if name in table:
+        return
+    if not is_user_defined(name):
         choices = ", ".join(table)
         raise ConfigError(
             f"{field} is {name!r}; expected one of {choices}, or package.module:name."
             f"{nearest(name, table)}"
         )
-    try:
-        found = load_object(name)
-    except ConfigError as error:
-        raise ConfigError(f"{field} is {name!r}; {error}") from error
-    _imported.add(name)
-    row = getattr(table, "row", object)
-    return found if isinstance(found, row) else row(found)
-
-
-def chosen(section, name: str, imports: bool) -> object | None:
-    """Returns what a field of a section names, from the table of the field.
-
-    Without `imports`, returns None for a user-defined object.
-    """
-    (field,) = (each for each in dataclasses.fields(section) if each.name == name)
-    value = getattr(section, name)
-    if is_user_defined(value) and not imports:
-        return None
-    return find(load_object(field.metadata["table"]), value, name)
-
-
-def check_name(table: str, name: str, field: str, imports: bool) -> None:
-    """Checks a name; raises ConfigError, beginning with `field`.
-
-    Args:
-      table: `package.module:TABLE`.
-      imports: import a user-defined object; otherwise only the syntax of its name is checked.
-    """
-    if not is_user_defined(name) or imports:
-        find(load_object(table), name, field)
-    elif not re.fullmatch(r"\w+(\.\w+)*:\w+", name):
+    if not re.fullmatch(USER_NAME, name, re.ASCII):
         raise ConfigError(f"{field} is {name!r}; expected package.module:name.")
 
 
-def require_trusted(name: str, field: str) -> None:
-    """Raises ConfigError if a stored config names a user-defined object that is not trusted.
+def chosen(section, name: str) -> object | None:
+    """Returns what a field of a section names, as `chosen_by`."""
+    (field,) = (each for each in dataclasses.fields(section) if each.name == name)
+    return chosen_by(field, getattr(section, name))
+
+
+def chosen_by(field: dataclasses.Field, value: str) -> object | None:
+    """Returns what the value of a field names, or None for an object that is not imported yet."""
+    if is_user_defined(value) and value not in _trusted:
+        return None
+    return find(load_object(field.metadata["table"]), value, field.name)
+
+
+def user_names(section, where: str) -> Iterator[tuple[str, str]]:
+    """Yields the place and the name of each user-defined object in a section.
+
+    Such a name is the whole value of a field, or begins a step of a field such as
+    `data.augment`.
+    """
+    for field in dataclasses.fields(section):
+        value, place = getattr(section, field.name), f"{where}.{field.name}"
+        if dataclasses.is_dataclass(value):
+            yield from user_names(value, place)
+        elif field.metadata["table"] or field.metadata["parser"]:
+            for name in re.findall(rf"(?:^|\|)\s*({USER_NAME})", value, re.ASCII):
+                yield place, name
+
+
+def import_objects(names: Iterable[tuple[str, str]]) -> None:
+    """Imports the user-defined objects among (place, name), which this process may then use.
+
+    Raises ConfigError if one cannot be imported.
+    """
+    for place, name in names:
+        if not is_user_defined(name):
+            continue
+        try:
+            load_object(name)
+        except (Exception, SystemExit) as error:  # A module of the user can raise anything.
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise ConfigError(
+                f"{place} is {name!r}, which cannot be imported: {reason}."
+            ) from error
+        _trusted.add(name)
+
+
+def trusted_names() -> frozenset[str]:
+    """Returns the names of the user-defined objects that this process may import."""
+    return frozenset(_trusted)
+
+
+def trust(names: Iterable[str]) -> None:
+    """Lets this process import user-defined objects, those of the process that started it."""
+    _trusted.update(names)
+
+
+def require_trusted(names: Iterable[tuple[str, str]]) -> None:
+    """Raises ConfigError if user-defined objects among (place, name) are not trusted.
 
     Trusted are the packages in the environment variable VIT_JAX_TRUSTED, separated by commas, and
     objects that this process has imported before.
     """
-    package = re.split("[.:]", name)[0]
-    trusted = [each.strip() for each in os.environ.get(TRUSTED, "").split(",")]
-    if is_user_defined(name) and name not in _imported and package not in trusted:
+    trusted = list(filter(None, map(str.strip, os.environ.get(TRUSTED, "").split(","))))
+    missing = [
+        (place, name)
+        for place, name in names
+        if is_user_defined(name)
+        and name not in _trusted
+        and re.split("[.:]", name)[0] not in trusted
+    ]
+    if missing:
+        packages = [*trusted, *(re.split("[.:]", name)[0] for _, name in missing)]
+        found = ", ".join(f"{place} is {name!r}" for place, name in missing)
         raise ConfigError(
-            f"{field} is {name!r}, which is not part of vit_jax. A stored config may only import "
-            f"packages that you trust; to trust this one, set {TRUSTED}={package}."
+            f"{found}: not part of vit_jax. A stored config may only import packages that you "
+            f"trust; to trust them, set {TRUSTED}={','.join(dict.fromkeys(packages))}."
         )
-
-
-def require_trusted_section(section, where: str) -> None:
-    """Raises ConfigError, as `require_trusted`, for each field of a section that has a table."""
-    for field in dataclasses.fields(section):
-        if field.metadata["table"]:
-            require_trusted(getattr(section, field.name), f"{where}.{field.name}")

@@ -6,6 +6,8 @@ with fields that no longer exist; a config file or a flag that uses such a field
 
 from collections.abc import Callable
 
+from vit_jax.errors import ConfigError
+
 # Field of an earlier version -> its spelling in this version, for error messages.
 RENAMED: dict[str, str] = {
     "optimizer.beta1": "optimizer.kwargs.b1 (adafactor: optimizer.kwargs.momentum)",
@@ -103,12 +105,21 @@ UPGRADES: tuple[Callable[[dict], None], ...] = (_move_optimizer_options, _join_a
 
 
 def upgrade(values: dict) -> dict:
-    """Returns the values of a `config.json`, one run or one with stages, in today's fields."""
+    """Returns the values of a `config.json`, one run or one with stages, in today's fields.
+
+    Raises ConfigError for old fields with impossible values.
+    """
     if isinstance(values.get("stages"), dict) and values["stages"]:
         return values | {"stages": {name: upgrade(run) for name, run in values["stages"].items()}}
     run = {name: dict(v) if isinstance(v, dict) else v for name, v in values.items()}
     for edit in UPGRADES:
-        edit(run)
+        try:
+            edit(run)
+        except (TypeError, KeyError, ValueError, IndexError) as error:
+            raise ConfigError(
+                f"config has fields of an earlier version with values that it did not have "
+                f"({type(error).__name__}: {error})."
+            ) from error
     return run
 
 

@@ -49,36 +49,40 @@ def check_run(values, where: str, earlier: tuple[str, ...] | None) -> Config:
             f"{where}.init.stage is {config.init.stage!r}; "
             f"it must be an earlier stage, one of {list(earlier)}."
         )
-    _check_rules(config, where, imports=False)
+    _check_rules(config, where)
     return config
 
 
-def import_user_code(config: Config, where: str = "config") -> None:
+def import_user_code(config: Config, where: str = "config") -> Config:
     """Imports the user-defined objects that a checked config names, before a run of it starts.
 
-    Raises ConfigError for an object that cannot be imported, and for options and rules of such
-    objects that are not met.
+    Returns the config with the options of these objects checked and converted, too. Raises
+    ConfigError for an object that cannot be imported, and for options and rules that are not met.
     """
-    _check_rules(
-        check_section(Config, dataclasses.asdict(config), where, imports=True), where, True
-    )
+    names = list(registry.user_names(config, where))
+    if not names:
+        return config
+    registry.import_objects(names)
+    config = check_section(Config, dataclasses.asdict(config), where)
+    _check_rules(config, where)
+    return config
 
 
-def _check_rules(config: Config, where: str, imports: bool) -> None:
-    for is_met, error in _rules(config, imports):
+def _check_rules(config: Config, where: str) -> None:
+    for is_met, error in _rules(config):
         if not is_met:
             raise ConfigError(f"{where}.{error}.")
 
 
-def _rules(config: Config, imports: bool) -> Iterator[tuple[bool, str]]:
+def _rules(config: Config) -> Iterator[tuple[bool, str]]:
     """Yields rules between fields: True if the rule is met, and the error if it is not.
 
-    Without `imports`, rules of user-defined objects are left out.
+    Rules of user-defined objects that are not imported yet are left out.
     """
     mesh = config.mesh
-    yield from _data_rules(config.data, imports)
+    yield from _data_rules(config.data)
     yield from _optimizer_rules(config.optimizer)
-    task = registry.chosen(config.task, "name", imports)
+    task = registry.chosen(config.task, "name")
     if task:
         yield from task.rules(config)
     yield (
@@ -110,7 +114,7 @@ def _rules(config: Config, imports: bool) -> Iterator[tuple[bool, str]]:
         "on the split that they are scored on",
     )
     fewshot = config.fewshot
-    kind = registry.chosen(fewshot, "source", imports) if fewshot.source else None
+    kind = registry.chosen(fewshot, "source") if fewshot.source else None
     is_unknown = bool(fewshot.source) and kind is None
     has_sets = bool(kind and kind.named_by)
     yield (
@@ -139,7 +143,7 @@ def _rules(config: Config, imports: bool) -> Iterator[tuple[bool, str]]:
     )
 
 
-def _data_rules(data: Data, imports: bool) -> Iterator[tuple[bool, str]]:
+def _data_rules(data: Data) -> Iterator[tuple[bool, str]]:
     subset = [
         name for name in ("per_class", "fraction", "count") if getattr(data, name) is not None
     ]
@@ -155,7 +159,7 @@ def _data_rules(data: Data, imports: bool) -> Iterator[tuple[bool, str]]:
         all(share > 0 for _, share in data.mix),
         f"data.mix is {data.mix}; every weight must be at least 1",
     )
-    kind = registry.chosen(data, "source", imports) if data.mix else None
+    kind = registry.chosen(data, "source") if data.mix else None
     yield (
         kind is None or kind.can_mix,
         f"data.mix is {data.mix}; data sets of data.source={data.source!r} cannot be mixed",
@@ -194,11 +198,8 @@ def _compiles(pattern: str) -> bool:
     return True
 
 
-def check_section(cls, values, where: str, imports: bool = False):
+def check_section(cls, values, where: str):
     """Returns a section of `schema.py` from a mapping with all of its fields.
-
-    Args:
-      imports: import and check the user-defined objects that the section names.
 
     Raises ConfigError that names the wrong field as a part of `where`.
     """
@@ -219,37 +220,39 @@ def check_section(cls, values, where: str, imports: bool = False):
     for name, each in known.items():
         value, place = values[name], f"{where}.{name}"
         if dataclasses.is_dataclass(each.type):
-            built[name] = check_section(each.type, value, place, imports)
+            built[name] = check_section(each.type, value, place)
         elif each.type is Kwargs:
             chooser = known[each.metadata["kwargs_of"]]
             chosen = built[chooser.name]
             if not value and chosen == chooser.default:  # Importing the table may take a second.
                 built[name] = Kwargs()
                 continue
-            if registry.is_user_defined(chosen) and not imports:
-                built[name] = _literals(value, place)
-                continue
-            table = registry.load_object(chooser.metadata["table"])
-            entry = registry.find(table, chosen, f"{where}.{chooser.name}")
-            built[name] = check_kwargs(entry, value, place, chosen)
+            entry = registry.chosen_by(chooser, chosen)
+            built[name] = (
+                check_kwargs(entry, value, place, chosen) if entry else _literals(value, place)
+            )
         else:
             built[name] = _check_value(value, each.type, each.metadata, place, each.default)
             if each.metadata["table"] and built[name] != each.default:  # As above.
-                registry.check_name(each.metadata["table"], built[name], place, imports)
+                registry.check_name(
+                    registry.load_object(each.metadata["table"]), built[name], place
+                )
     return cls(**built)
 
 
 def _literals(values, where: str) -> Kwargs:
-    """Returns options as literals, without a look at the object that they are for."""
+    """Returns the options of an object that is not imported yet."""
     if not hasattr(values, "items"):
         raise ConfigError(f"{where} is {values!r}; expected a dictionary of options.")
     kinds = bool | int | float | str | tuple | None
-    return Kwargs(
-        {
-            key: _check_value(v, kinds, bounds(), f"{where}.{key}")
-            for key, v in sorted(values.items())
-        }
-    )
+    checked = Kwargs()
+    for option, value in sorted(values.items()):
+        checked[option] = _check_value(value, kinds, bounds(), f"{where}.{option}")
+        try:
+            hash(checked[option])
+        except TypeError as error:
+            raise ConfigError(f"{where}.{option} is {value!r}; expected literals.") from error
+    return checked
 
 
 def check_kwargs(entry: Callable, values, where: str, name: str) -> Kwargs:

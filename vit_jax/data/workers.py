@@ -20,6 +20,7 @@ from multiprocessing import heap
 
 import numpy as np
 
+from vit_jax.config import registry
 from vit_jax.errors import DataError
 
 AHEAD = 2  # Batches that are being filled or are ready.
@@ -180,7 +181,8 @@ class _Processes:
 
     def _start(self, context, arguments: tuple) -> None:
         ours, theirs = context.Pipe()
-        process = context.Process(target=_work, args=(theirs, *arguments), daemon=True)
+        arguments = (theirs, registry.trusted_names(), *arguments)
+        process = context.Process(target=_work, args=arguments, daemon=True)
         process.start()
         theirs.close()  # The pipe now ends when either process ends.
         self.workers.append((process, ours))
@@ -224,11 +226,12 @@ def _shared_memory(num_bytes: int) -> heap.Arena:
     return arena
 
 
-def _work(pipe, rows, layout: Layout, arena: heap.Arena, positions: range) -> None:
+def _work(pipe, trusted, rows, layout: Layout, arena: heap.Arena, positions: range) -> None:
     """Fills the worker's positions of one batch after the other until the pipe ends."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # Sent to the process group; the parent handles it.
     _keep_freed_memory()
+    registry.trust(trusted)
     with contextlib.suppress(EOFError, OSError):
         while True:
             number, slot = pipe.recv()

@@ -118,9 +118,10 @@ def _overridden(loaded: load.LoadedModel, overrides: Mapping[str, object], verb:
             crop_fraction=loaded.recipe.crop_fraction,
         )
     else:
-        if "data.source" not in overrides:
-            registry.require_trusted_section(loaded.config.data, "config.data")
         config = config_lib.to_config_dict({"": loaded.config})
     for key, value in overrides.items():
         config_lib.override(config, key, value)
-    return config_lib.check(config)[""]
+    checked = config_lib.check(config)[""]
+    if "data.source" in overrides:
+        registry.import_objects([("config.data.source", checked.data.source)])
+    return checked

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax import trees
+from vit_jax.config import registry
 from vit_jax.config.schema import Model
 from vit_jax.config.validate import check_section
 from vit_jax.errors import ConfigError
@@ -45,9 +46,12 @@ def create_model(
       **options: fields of `vit_jax.config.schema.Model`, which documents them: `pool`,
         `pos_embed`, `dropout`, `num_layers`, `dtype` and others.
 
-    Raises ConfigError, in one line, for an unknown name or an invalid size.
+    Raises ConfigError, in one line, for an unknown name, an invalid size, or a user-defined MLP
+    that cannot be imported.
     """
-    return build(section(name, **options), num_classes=num_classes, image_size=image_size)
+    config = section(name, **options)
+    registry.import_objects(registry.user_names(config, "model"))
+    return build(config, num_classes=num_classes, image_size=image_size)
 
 
 def section(name: str, **options) -> Model:

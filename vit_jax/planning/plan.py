@@ -60,7 +60,7 @@ def plan_run(
     Raises:
       ConfigError: the mesh or the batch does not fit the devices, or an argument is invalid.
     """
-    import_user_code(config)
+    config = import_user_code(config)
     data = infer_data_size(config, file, num_classes, num_examples)
     name, device = _find_accelerator(accelerator)
     num_devices = num_devices or _num_devices(config.mesh)

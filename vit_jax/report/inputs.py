@@ -5,7 +5,6 @@ import numpy as np
 from vit_jax.config import registry
 from vit_jax.config.schema import Config
 from vit_jax.data import loader
-from vit_jax.data.augment import user_steps
 from vit_jax.data.preprocess import TrainRecipe, from_unit_range
 from vit_jax.data.sources import open_training
 
@@ -20,9 +19,7 @@ def first_training_inputs(config: Config) -> list[tuple[str, np.ndarray]]:
       ConfigError: the config names a user-defined data set or step that is not trusted.
     """
     data, size = config.data, config.data.image_size
-    registry.require_trusted_section(data, "config.data")
-    for step in user_steps(data.augment):
-        registry.require_trusted(step.partition("(")[0].strip(), "config.data.augment: a step")
+    registry.require_trusted(registry.user_names(data, "config.data"))
     source = open_training(data)
     rows = loader.TrainRows(
         source,

@@ -6,7 +6,6 @@ from vit_jax.evaluation import setup
 from vit_jax.report import predictions as predictions_lib
 from vit_jax.report import sections as html
 from vit_jax.report.run_record import RunRecord
-from vit_jax.tasks import registry as task_registry
 
 MAX_CLASSES = 20  # Of a confusion matrix; for more classes, the most frequent confusions.
 NUM_CONFUSIONS = 15
@@ -30,7 +29,7 @@ def model_sections(run: RunRecord) -> list[html.Html]:
     except html.SECTION_ERRORS as error:
         return [html.section("Model outputs", note=f"Unavailable: {error}")]
     parts = []
-    if task_registry.find_task(run.config.task).has_classes:
+    if run_setup.model.num_classes:
         parts.append(html.section_or_error("Predictions", lambda: _predictions(run_setup)))
     parts.append(html.section_or_error("Attention", lambda: _attention(run_setup), ATTENTION_NOTE))
     return [*parts, _position_section(run)]

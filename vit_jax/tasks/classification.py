@@ -26,8 +26,9 @@ class Classification:
     @staticmethod
     def rules(config: Config) -> Iterator[tuple[bool, str]]:
         task = config.task
+        loss = registry.chosen(task, "loss")
         yield (
-            not task.label_smoothing or losses.find_loss(task.loss).supports_smoothing,
+            not task.label_smoothing or loss is None or loss.supports_smoothing,
             f"task.label_smoothing is {task.label_smoothing}; "
             f"it must be 0 with task.loss={task.loss!r}",
         )

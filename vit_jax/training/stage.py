@@ -87,7 +87,7 @@ def prepare_stage(
 
     Raises ConfigError, DataError or CheckpointError, in one line.
     """
-    import_user_code(config, f"config.stages.{name}" if name else "config")
+    config = import_user_code(config)
     mesh = build_lib.build_mesh(config)
     # Errors of the model and the augmentation before data is read.
     model = task_registry.build_model(config, num_classes=1)

@@ -11,6 +11,7 @@ from vit_jax.atomic_io import write_atomically
 from vit_jax.checkpoints import workdir
 from vit_jax.checkpoints.workdir import GRID
 from vit_jax.config.schema import Config
+from vit_jax.config.validate import import_user_code
 from vit_jax.distributed import multihost
 from vit_jax.errors import ConfigError, InUseError, NonFiniteError
 from vit_jax.markdown import markdown_table
@@ -48,6 +49,10 @@ def run(
     Args:
       shard: index of this process among those that share the runs of the sweeps.
     """
+    stages = {
+        name: import_user_code(config, f"config.stages.{name}" if name else "config")
+        for name, config in stages.items()
+    }
     sweep_runs.check(stages)
     if shard and not any(map(sweep_runs.is_sweep, stages.values())):
         raise ConfigError("--shard needs a config with a sweep; this config has none.")
