@@ -27,6 +27,15 @@ def rows_of(name: str, *folders: str) -> list[dict]:
     return json.loads(render.table(name, as_json=True, files=folders))["ours"]
 
 
+def test_a_run_may_start_from_a_file_of_weights(tmp_path):
+    file = tmp_path / "ViT-B_16.npz"
+    file.touch()
+    folder = write_fine_tuned(tmp_path / "run", 0.9, init__path=str(file))
+    (run,) = results.read_finished_runs([folder])
+    assert run.pretraining is None
+    assert rows_of("table5", folder) == []
+
+
 @pytest.mark.parametrize(
     ("name", "title"),
     [

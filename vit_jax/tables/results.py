@@ -181,7 +181,8 @@ def _read_finished_run(folder: pathlib.Path) -> FinishedRun | None:
         return None
     checked = workdir.read_config(folder)[""]
     initial = initial_weights_path(folder, checked)
-    return FinishedRun(folder, checked, summary, initial and _read_finished_run(initial))
+    pretraining = _read_finished_run(initial) if initial and initial.is_dir() else None
+    return FinishedRun(folder, checked, summary, pretraining)
 
 
 def initial_weights_path(folder: pathlib.Path, config: Config) -> pathlib.Path | None:
