@@ -166,6 +166,7 @@ def test_config_rejects_what_a_kind_does_not_support(sections, words):
         ({"source": "folder", "dir": "/data/pets/"}, "pets"),
         ({"source": "tfds", "dir": "/data", "dataset": "sun397/tfds:4.0.0"}, "sun397_tfds"),
         ({"source": "digits", "dir": "/data"}, "digits"),
+        ({"source": f"{__name__}:open_greys"}, "open_greys"),
     ],
 )
 def test_title_is_the_short_name_of_a_data_set(fields, title):

@@ -92,7 +92,7 @@ class SourceKind:
             title = data.dir.rstrip("/").rpartition("/")[2]
         else:
             title = data.dataset.partition(":")[0].replace("/", "_") if self.named_by else ""
-        return title or data.source
+        return title or data.source.rpartition(":")[2]
 
 
 @dataclasses.dataclass(frozen=True)
