@@ -97,6 +97,12 @@ def run_plan(args, file: str | None, overrides: dict[str, str]) -> int:
 
 
 def add_benchmark_flags(parser) -> None:
+    _add_case_flags(parser)
+    _add_measurement_flags(parser)
+
+
+def _add_case_flags(parser) -> None:
+    """Adds what is timed: the model, its input and the form of its computation."""
     parser.add_argument("--model", metavar="NAME", help="model (default vit_b16)")
     parser.add_argument("--batch", type=int, metavar="N", help="batch size (default 16)")
     parser.add_argument(
@@ -109,15 +115,6 @@ def add_benchmark_flags(parser) -> None:
         ("--mode", "what to time", ("training", "inference", "both")),
     ):
         parser.add_argument(flag, choices=choices, default="both", help=f"{noun} (default both)")
-    parser.add_argument(
-        "--warmup", type=int, metavar="N", help="untimed steps (default 10; 5 in the suite cpu)"
-    )
-    parser.add_argument(
-        "--steps", type=int, metavar="N", help="timed steps (default 40; 15 in the suite cpu)"
-    )
-    parser.add_argument(
-        "--rounds", type=int, default=2, metavar="N", help="repetitions of everything (default 2)"
-    )
     parser.add_argument("--image_size", metavar="N", help="image side in pixels (default 224)")
     parser.add_argument(
         "--mesh",
@@ -142,6 +139,19 @@ def add_benchmark_flags(parser) -> None:
         "--config.KEY",
         metavar="VALUE",
         help="set any other field, as in --config.optimizer.name=sgd",
+    )
+
+
+def _add_measurement_flags(parser) -> None:
+    """Adds how it is timed, beside what, and where the measurements are written."""
+    parser.add_argument(
+        "--warmup", type=int, metavar="N", help="untimed steps (default 10; 5 in the suite cpu)"
+    )
+    parser.add_argument(
+        "--steps", type=int, metavar="N", help="timed steps (default 40; 15 in the suite cpu)"
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=2, metavar="N", help="repetitions of everything (default 2)"
     )
     parser.add_argument(
         "--largest_batch",

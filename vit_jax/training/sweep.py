@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from vit_jax import config as config_lib
 from vit_jax.atomic_io import write_atomically
@@ -67,15 +67,7 @@ def run(
             sweeps[name] = Sweep(name, config, folder / name, prepared, shard, options)
         else:
             prepared[name] = stage.prepare_stage(name, config, folder / name, prepared)
-    longest = max(
-        each.total_steps
-        for group in (prepared, *(sweep.prepared for sweep in sweeps.values()))
-        for each in group.values()
-    )
-    if profile is not None and profile.first > longest:
-        raise ConfigError(
-            f"--profile starts at step {profile.first}; the longest run has {longest} steps."
-        )
+    _check_profile(profile, [prepared, *(sweep.prepared for sweep in sweeps.values())])
     if "" in prepared:
         return train.train_stage(prepared[""], **options)
     # Processes that share a folder use the locks of the single runs.
@@ -100,6 +92,15 @@ def run(
         if multihost.is_process_0():
             workdir.write_json(folder / workdir.SUMMARY, summary)
     return summary
+
+
+def _check_profile(profile: Window | None, groups: Iterable[Mapping[str, stage.Stage]]) -> None:
+    """Raises ConfigError if no run reaches the first step to trace."""
+    longest = max(each.total_steps for group in groups for each in group.values())
+    if profile is not None and profile.first > longest:
+        raise ConfigError(
+            f"--profile starts at step {profile.first}; the longest run has {longest} steps."
+        )
 
 
 def _skip_in_use(shard: Shard | None):
