@@ -16,6 +16,7 @@ os.environ["XLA_FLAGS"] = (
     + " --xla_cpu_use_fusion_emitters=false" * (jaxlib.version.__version_info__ < (0, 11))
 )
 
+import gc
 import pathlib
 
 import jax
@@ -24,6 +25,7 @@ import pytest
 from PIL import Image
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+gc.set_threshold(100_000, 20, 20)  # JAX makes many objects; collecting them took 15 % of the time.
 
 
 def pytest_collection_modifyitems(items):

@@ -315,6 +315,13 @@ def test_a_wrong_name_is_answered_with_the_right_ones(row):
 
 
 TRIALS = [row for row in ROWS if re.search(r"[:,]smoke$", row)]
+COVERING = (  # These use all kinds of training: labels, patches, a teacher, a sweep, GSAM.
+    "finetune.py:smoke",
+    "masked_patches.py:smoke",
+    "distill.py:model=vit_s16,smoke",
+    "transfer.py:polyak,smoke",
+    "sam.py:rule=gsam,model=vit_b32,smoke",
+)
 
 
 @pytest.fixture
@@ -329,8 +336,13 @@ def quick_compiling(monkeypatch):
 
 
 @pytest.mark.usefixtures("quick_compiling")
-@pytest.mark.parametrize("row", TRIALS)
-@pytest.mark.slow
+@pytest.mark.parametrize(
+    "row",
+    [
+        pytest.param(row, marks=pytest.mark.slow if row in COVERING else pytest.mark.stress)
+        for row in TRIALS
+    ],
+)
 def test_a_trial_takes_two_steps(row, tmp_path):
     config = config_lib.load(f"{ROOT}/configs/{row}")
     for stage in [config.stages[name] for name in config.stages] or [config]:

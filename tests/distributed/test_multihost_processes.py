@@ -17,8 +17,6 @@ from tests.support.runs import ROOT, Finished, records, run_main
 from vit_jax.checkpoints import checkpoint
 from vit_jax.data import loader
 
-pytestmark = pytest.mark.slow
-
 # Dropout, stochastic depth and mixup: losses depend on random keys and on the order of rows.
 CONFIG = """
 from vit_jax.config import base_config
@@ -165,6 +163,7 @@ def assert_same_run(folder: pathlib.Path, reference: pathlib.Path) -> None:
     np.testing.assert_allclose(*losses, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_two_processes_of_4_devices_have_the_losses_of_one_process_of_8(
     stopped_run, single_process_run
 ):
@@ -173,6 +172,7 @@ def test_two_processes_of_4_devices_have_the_losses_of_one_process_of_8(
     assert_same_run(folder, single_process_run)
 
 
+@pytest.mark.slow
 def test_signal_to_one_process_stops_all_after_the_same_step(stopped_run):
     folder, ends = stopped_run
     assert [end.code for end in ends] == [143, 143], ends
@@ -181,12 +181,14 @@ def test_signal_to_one_process_stops_all_after_the_same_step(stopped_run):
     assert f"SIGTERM: step {step} is saved in {folder}" in ends[0].error
 
 
+@pytest.mark.slow
 def test_only_process_0_prints(stopped_run):
     _, (first, second) = stopped_run
     assert any(line.startswith("step 50/60  val/") for line in printed_lines(first))
     assert printed_lines(second) == []
 
 
+@pytest.mark.slow
 def test_run_of_two_killed_processes_resumes_as_one_process(
     killed_run, single_process_run, tmp_path, environment
 ):
@@ -198,6 +200,7 @@ def test_run_of_two_killed_processes_resumes_as_one_process(
     assert_same_run(folder, single_process_run)
 
 
+@pytest.mark.stress
 def test_run_of_8_devices_resumes_on_4_devices(
     stopped_run, single_process_run, tmp_path, environment
 ):
@@ -209,6 +212,7 @@ def test_run_of_8_devices_resumes_on_4_devices(
     assert_same_run(folder, single_process_run)
 
 
+@pytest.mark.stress
 def test_error_on_one_process_ends_all_with_its_message_and_exit_code(
     config_file, photo_folder, tmp_path, environment
 ):
@@ -270,6 +274,7 @@ while True:
 """
 
 
+@pytest.mark.slow
 def test_processes_communicate_and_exit_with_code_6_when_one_dies(environment):
     address = free_address()
     first, second = run_processes([["-c", PROGRAM, address, str(i)] for i in range(2)], environment)
@@ -277,6 +282,7 @@ def test_processes_communicate_and_exit_with_code_6_when_one_dies(environment):
     assert first.error == ("vit_jax: no heartbeat for 2 s from process 1 of 2; all processes exit.")
 
 
+@pytest.mark.slow
 def test_initialize_names_a_coordinator_that_does_not_respond(config_file, tmp_path):
     address = free_address()
     flags = [f"--coordinator={address}", "--num_processes=2", "--process_id=1"]
@@ -290,6 +296,7 @@ def test_initialize_names_a_coordinator_that_does_not_respond(config_file, tmp_p
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_initialize_names_an_address_in_use(config_file, tmp_path):
     with contextlib.closing(socket.create_server(("0.0.0.0", 0))) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"

@@ -22,7 +22,7 @@ NOT_RUN = {  # Of these commands, only the files, flags and test names are check
     r"/shared/|--coordinator": "several hosts: tests/distributed/test_multihost_processes.py",
     r"data\.dataset=imagenet2012|vtab\.py|table9 ": "data sets of TFDS: tests/tables/test_vtab.py",
 }
-TIERS = ("slow", "browser", "parity")  # Markers that the default tests leave out.
+TIERS = ("slow", "stress", "browser", "parity")  # Markers that the default tests leave out.
 PAGES = [page for page in documents.PAGES if documents.commands(page)]
 
 

@@ -12,8 +12,6 @@ from sklearn.neighbors import KNeighborsClassifier
 from vit_jax import main
 from vit_jax.errors import ConfigError, DataError
 
-pytestmark = pytest.mark.slow  # Trains or runs models for seconds.
-
 DIGITS = ("--config.data.source=digits", "--config.batch_size=64")
 
 
@@ -61,6 +59,7 @@ def few(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_the_report_holds_integers_and_every_mean(run, tmp_path, capsys):
     line = evaluate(run, tmp_path, capsys=capsys)
     found = report(tmp_path)
@@ -71,6 +70,7 @@ def test_the_report_holds_integers_and_every_mean(run, tmp_path, capsys):
     assert 0 < found["ece"] < 0.5
 
 
+@pytest.mark.slow
 def test_classes_of_a_subset_are_mapped_and_alone_predicted(run, few, tmp_path, capsys):
     names = tmp_path / "map.txt"
     names.write_text("1\n7\n3\n")  # Of one, seven, three: the order of their folders.
@@ -98,6 +98,7 @@ def test_classes_of_a_subset_are_mapped_and_alone_predicted(run, few, tmp_path, 
         ),
     ],
 )
+@pytest.mark.slow
 def test_a_class_map_that_does_not_fit_is_refused(run, few, tmp_path, lines, words):
     (tmp_path / "map.txt").write_text(lines)
     flags = ["--config.data.source=folder", f"--config.data.dir={few}"]
@@ -105,12 +106,14 @@ def test_a_class_map_that_does_not_fit_is_refused(run, few, tmp_path, lines, wor
         main.run(["evaluate", f"--workdir={run}", *flags, f"--class_map={tmp_path / 'map.txt'}"])
 
 
+@pytest.mark.slow
 def test_classes_that_training_never_saw_need_a_map(run, few):
     flags = ["--config.data.source=folder", f"--config.data.dir={few}"]
     with pytest.raises(DataError, match=r"'one' of the data is not among the 10.*--class_map"):
         main.run(["evaluate", f"--workdir={run}", *flags])
 
 
+@pytest.mark.slow
 def test_sets_of_labels_take_any_of_them_and_leave_out_empty_ones(run, tmp_path, capsys):
     evaluate(run, tmp_path, capsys=capsys)
     rows = (tmp_path / "predictions-val.csv").read_text().splitlines()[1:]
@@ -134,12 +137,14 @@ def test_sets_of_labels_take_any_of_them_and_leave_out_empty_ones(run, tmp_path,
         (json.dumps([[1]] * 358 + [[10]]), r"entry 358 is \[10\]"),
     ],
 )
+@pytest.mark.slow
 def test_sets_of_labels_that_do_not_fit_are_refused(run, tmp_path, text, words):
     (tmp_path / "real.json").write_text(text)
     with pytest.raises(DataError, match=words):
         main.run(["evaluate", f"--workdir={run}", f"--label_sets={tmp_path / 'real.json'}"])
 
 
+@pytest.mark.slow
 def test_any_image_size_and_several_crops_can_be_evaluated(run, tmp_path, capsys):
     assert main.run(
         ["evaluate", f"--workdir={run}", f"--out={tmp_path}", "--config.data.image_size=16"]
@@ -165,6 +170,7 @@ def written(run, tmp_path_factory):
     return found
 
 
+@pytest.mark.slow
 def test_features_are_written_once_each_in_either_form(run, written, tmp_path, capsys):
     _, _, features, labels = written
     assert features.shape == (359, 32)
@@ -180,6 +186,7 @@ def test_features_are_written_once_each_in_either_form(run, written, tmp_path, c
     assert about["shape"] == [32]
 
 
+@pytest.mark.slow
 def test_features_go_to_a_new_file_of_a_known_kind(run, tmp_path):
     (tmp_path / "there.npz").write_text("")
     for name, words in (("x.csv", "ends in"), ("there.npz", "exists"), ("no/x.npz", "no folder")):
@@ -187,6 +194,7 @@ def test_features_go_to_a_new_file_of_a_known_kind(run, tmp_path):
             main.run(["features", f"--checkpoint={run}", f"--out={tmp_path / name}"])
 
 
+@pytest.mark.slow
 def test_few_shot_is_the_ridge_of_scikit_learn_on_the_images_drawn(run, written, tmp_path, capsys):
     features, labels, test, test_labels = written
     flags = ("--protocol=fewshot", "--shots=5", "--seeds=2", *DIGITS)
@@ -211,6 +219,7 @@ def test_few_shot_is_the_ridge_of_scikit_learn_on_the_images_drawn(run, written,
     assert line.endswith(f"seeds=2 smallest_class={np.bincount(labels).min()} n=359/359")
 
 
+@pytest.mark.slow
 def test_neighbours_are_those_of_scikit_learn(run, written, tmp_path, capsys):
     features, labels, test, test_labels = written
     evaluate(run, tmp_path, "--protocol=knn", "--neighbours=1,5", capsys=capsys)
@@ -222,6 +231,7 @@ def test_neighbours_are_those_of_scikit_learn(run, written, tmp_path, capsys):
         assert report(tmp_path, "knn-val")[f"{k}nn"] == pytest.approx(score, abs=0.002)
 
 
+@pytest.mark.slow
 def test_a_probe_of_features_does_better_than_chance(run, tmp_path, capsys):
     line = evaluate(run, tmp_path, "--protocol=probe", "--l2=1e-3", capsys=capsys)
     assert report(tmp_path, "probe-val")["top1"] > 0.8
@@ -240,12 +250,13 @@ def test_a_probe_of_features_does_better_than_chance(run, tmp_path, capsys):
         (["--protocol=probe", "--l2=-1"], "not a list of positive numbers"),
     ],
 )
+@pytest.mark.slow
 def test_flags_that_do_not_belong_are_told(run, flags, words):
     with pytest.raises(ConfigError, match=words):
         main.run(["evaluate", f"--workdir={run}", *flags])
 
 
-@pytest.mark.slow
+@pytest.mark.stress
 def test_the_runs_of_a_sweep_are_named_and_their_dev_part_is_scored_again(tmp_path, capsys):
     flags = ["--config=configs/transfer.py:smoke", f"--workdir={tmp_path}"]
     sweep = ["--config.sweep.grid=(('optimizer.lr',(0.1,)),)", "--config.sweep.dev=0.2"]
@@ -259,6 +270,7 @@ def test_the_runs_of_a_sweep_are_named_and_their_dev_part_is_scored_again(tmp_pa
     assert json.loads((run / "eval-dev.json").read_text())["top1"] == scored["val/top1"]
 
 
+@pytest.mark.slow
 def test_nothing_is_scored_where_results_cannot_go(run, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="file"):

@@ -45,7 +45,7 @@ def block_by_block(model, params) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("scan", [False, True])
-@pytest.mark.slow
+@pytest.mark.stress
 def test_layers_are_those_of_the_model(scan):
     model, params = vit()
     blocks = block_by_block(model, params)

@@ -88,7 +88,7 @@ def test_every_example_counts_once_on_one_device_and_on_eight(count):
         assert scores.top5.sum() == (best == source.labels[:, None]).any(1).sum()
 
 
-@pytest.mark.slow
+@pytest.mark.stress
 @pytest.mark.parametrize("devices", [1, 2, 8])
 def test_n_is_the_size_of_the_split_for_any_batch(devices):
     logits = random_logits()

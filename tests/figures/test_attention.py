@@ -79,7 +79,7 @@ def test_attention_weights_sum_to_1_for_each_query(options):
     ],
     ids=str,
 )
-@pytest.mark.slow
+@pytest.mark.stress
 def test_attention_fn_layer_by_layer_equals_the_full_model(options):
     model, params = vit(**options)
     _, state = model.apply({"params": params}, IMAGES, mutable=["attention"])

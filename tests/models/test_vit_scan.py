@@ -42,7 +42,7 @@ def one_by_one(**changes):
     ],
     ids=str,
 )
-@pytest.mark.slow
+@pytest.mark.stress
 def test_loss_and_gradients_are_those_of_layers_one_by_one_noise_included(how, changes):
     params, images, expected, wanted = one_by_one(**changes)
     found, gradients = loss_and_gradients(tiny(**NOISY, **changes, **how), params, images)

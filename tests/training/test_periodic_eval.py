@@ -91,7 +91,7 @@ def test_rerun_computes_the_evaluations_that_an_interrupt_left_out(measured, tmp
     [
         (("fewshot.source=tfds",), "takes one or more"),
         (("fewshot.test_split=train",), "must differ from fewshot.split"),
-        (("fewshot.shots=()",), "at least one number of shots"),
+        (("fewshot.shots=()",), "at least one number of examples"),
         (("fewshot.source=digits", "fewshot.sets=('x',)"), "is one data set"),
         (("task.name=masked_patches",), "does not support few-shot evaluation"),
     ],

@@ -16,8 +16,6 @@ from vit_jax.checkpoints import workdir
 from vit_jax.errors import ConfigError, DataError, NonFiniteError
 from vit_jax.training import sweep
 
-pytestmark = pytest.mark.slow  # Training runs, some in processes of their own.
-
 FILE = '''"""A sweep on digits."""
 from vit_jax.config import base_config
 
@@ -52,6 +50,7 @@ def table(folder: pathlib.Path) -> str:
     return (folder / sweep.TABLE).read_text()
 
 
+@pytest.mark.slow
 def test_a_sweep_tells_every_run_and_the_mean_of_its_seeds(whole):
     rows = [line.split() for line in table(whole).splitlines()[2:]]
     assert [row[1] for row in rows] == ["lr=0.0001", "lr=0.001", "lr=0.01", "seed_0", "seed_1"]
@@ -64,6 +63,7 @@ def test_a_sweep_tells_every_run_and_the_mean_of_its_seeds(whole):
     assert best[1] == f"lr={found['best']['optimizer.lr']}"
 
 
+@pytest.mark.slow
 def test_trials_train_and_are_scored_on_parts_of_the_training_examples(whole):
     meta = json.loads((whole / "grid/lr=0.001/config.json").read_text())
     trial = config.from_dict(meta)[""]
@@ -100,6 +100,7 @@ def kill_when(process: subprocess.Popen, path: pathlib.Path) -> None:
     process.stdout.close()
 
 
+@pytest.mark.stress
 def test_a_sweep_that_was_killed_twice_ends_with_the_same_table(file, whole, tmp_path):
     folder = tmp_path / "killed"
     flags = [f"--config={file}", f"--workdir={folder}"]
@@ -112,6 +113,7 @@ def test_a_sweep_that_was_killed_twice_ends_with_the_same_table(file, whole, tmp
     assert first == last
 
 
+@pytest.mark.slow
 def test_processes_leave_each_other_the_runs_they_work_at(file, whole, tmp_path, capsys):
     flags = [f"--config={file}", f"--workdir={tmp_path}"]
     with workdir.Lock(tmp_path / "grid/lr=0.01"):
@@ -124,6 +126,7 @@ def test_processes_leave_each_other_the_runs_they_work_at(file, whole, tmp_path,
     assert table(tmp_path) == table(whole)
 
 
+@pytest.mark.stress
 def test_who_passes_over_a_run_looks_at_it_again_when_others_were_left(file, whole, tmp_path):
     """Two processes at once: whoever ends last has the table."""
     flags = [f"--config={file}", f"--workdir={tmp_path}"]
@@ -134,6 +137,7 @@ def test_who_passes_over_a_run_looks_at_it_again_when_others_were_left(file, who
     assert table(tmp_path) == table(whole)
 
 
+@pytest.mark.slow
 def test_what_comes_last_is_checked_first(file, tmp_path):
     flags = [f"--config={file}", f"--workdir={tmp_path / 'w'}"]
     with pytest.raises(DataError, match="splits train and val, not 'tset'"):
@@ -144,6 +148,7 @@ def test_what_comes_last_is_checked_first(file, tmp_path):
     assert not (tmp_path / "w").exists()
 
 
+@pytest.mark.slow
 def test_last_runs_that_diverge_end_the_sweep_by_name(file, tmp_path, capsys):
     flags = [f"--config={file}", "--config.sweep.grid=()", "--config.optimizer.lr=1e35"]
     for _ in range(2):
@@ -151,6 +156,7 @@ def test_last_runs_that_diverge_end_the_sweep_by_name(file, tmp_path, capsys):
             main.run([*flags, f"--workdir={tmp_path}"])
 
 
+@pytest.mark.slow
 def test_a_shard_of_what_is_no_sweep_is_refused(tmp_path):
     flags = ["--config=configs/finetune.py:smoke", f"--workdir={tmp_path}", "--shard=0/2"]
     with pytest.raises(ConfigError, match="this config has none"):
@@ -159,6 +165,7 @@ def test_a_shard_of_what_is_no_sweep_is_refused(tmp_path):
         main.run([*flags[:2], "--shard=2/2"])
 
 
+@pytest.mark.slow
 def test_a_trial_that_diverges_loses_and_the_sweep_goes_on(file, tmp_path, capsys):
     grid = "--config.sweep.grid=(('optimizer.lr',(1e35,1e-3)),)"
     flags = [f"--config={file}", grid, "--config.sweep.seeds=1", f"--workdir={tmp_path}"]

@@ -15,8 +15,6 @@ from vit_jax.tasks.classification import Classification
 from vit_jax.training.schedules import make_schedule
 from vit_jax.training.train_step import make_abstract_state, make_init_state, make_train_step
 
-pytestmark = pytest.mark.slow  # Training runs, some in processes of their own.
-
 BATCH, STEPS = 16, 50
 MESHES = [(1, 1, 1), (8, 1, 1), (1, 8, 1), (2, 2, 2)]
 ADAMW = Optimizer(lr=1e-3, weight_decay=0.1)
@@ -62,17 +60,20 @@ def losses_on(sizes, **options) -> np.ndarray:
 
 
 @pytest.mark.parametrize("sizes", MESHES[1:], ids=lambda sizes: "x".join(map(str, sizes)))
+@pytest.mark.slow
 def test_fifty_steps_have_the_same_losses_on_every_mesh(sizes):
     alone = losses_on(MESHES[0])
     assert alone[-1] < alone[0] - 0.1, "nothing was learnt"
     np.testing.assert_allclose(losses_on(sizes), alone, rtol=1e-5)
 
 
+@pytest.mark.stress
 def test_fifty_scanned_and_recomputed_steps_have_the_same_losses():
     scanned = losses_on((2, 2, 2), scan=True, remat="dots")
     np.testing.assert_allclose(scanned, losses_on(MESHES[0]), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_an_eighth_of_the_bytes_lies_on_each_of_eight_fsdp_devices():
     _, abstract_state, _, _ = step_on((1, 8, 1), create_model("vit_s16"))
     for part in (abstract_state.params, abstract_state.opt_state):
@@ -99,6 +100,7 @@ def moved(sizes, kind: str, **options) -> list[tuple[int, ...]]:
     return found
 
 
+@pytest.mark.stress
 def test_data_parallel_steps_gather_nothing_and_reduce_each_gradient_once():
     assert moved((8, 1, 1), "all-gather") == []
     reduced = sum(int(np.prod(shape)) for shape in moved((8, 1, 1), "all-reduce"))
@@ -107,6 +109,7 @@ def test_data_parallel_steps_gather_nothing_and_reduce_each_gradient_once():
 
 
 @pytest.mark.parametrize("scan", [False, True], ids=["unrolled", "scanned"])
+@pytest.mark.slow
 def test_fsdp_steps_gather_parameters_and_never_examples(scan):
     params = trees.flatten(jax.eval_shape(make_init(small()), jax.random.key(0)))
     shapes = {tuple(n for n in leaf.shape if n > 1) for leaf in params.values()}

@@ -16,8 +16,6 @@ from vit_jax import main
 from vit_jax.checkpoints import checkpoint
 from vit_jax.errors import VitJaxError
 
-pytestmark = pytest.mark.slow  # Training runs, some in processes of their own.
-
 # Dropout, stochastic depth, augmentation and shuffling on: all that randomness can hide in.
 NOISY = """
 from vit_jax.config import base_config
@@ -76,12 +74,14 @@ def interrupted(noisy, tmp_path_factory) -> pathlib.Path:
     return folder
 
 
+@pytest.mark.slow
 def test_sigterm_saves_the_last_finished_step(interrupted):
     stopped_at = checkpoint.list_steps(interrupted / checkpoint.FOLDER)[-1]
     assert stopped_at >= 17
     assert records(interrupted)[-1]["step"] == stopped_at
 
 
+@pytest.mark.slow
 def test_interrupted_runs_go_on_to_the_same_bits(interrupted, uninterrupted, tmp_path):
     folder = tmp_path / "copy"
     shutil.copytree(interrupted, folder)
@@ -91,6 +91,7 @@ def test_interrupted_runs_go_on_to_the_same_bits(interrupted, uninterrupted, tmp
     assert final_state(folder) == final_state(uninterrupted)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_other_devices_at_the_same_example(
     noisy, interrupted, uninterrupted, tmp_path
 ):
@@ -104,6 +105,7 @@ def test_a_run_goes_on_with_other_devices_at_the_same_example(
     np.testing.assert_allclose(*losses, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_every_step_is_logged_once_with_ids_in_global_order(uninterrupted):
     lines = records(uninterrupted)
     assert [line["step"] for line in lines] == list(range(1, 31))
@@ -113,6 +115,7 @@ def test_every_step_is_logged_once_with_ids_in_global_order(uninterrupted):
 
 
 @pytest.mark.parametrize("mesh", ["data=8", "fsdp=8"])
+@pytest.mark.stress
 def test_eight_devices_lose_as_one_does(noisy, uninterrupted, tmp_path, mesh):
     axis, _, size = mesh.partition("=")
     sizes = {"data": 1, "fsdp": 1} | {axis: int(size)}
@@ -125,6 +128,7 @@ def test_eight_devices_lose_as_one_does(noisy, uninterrupted, tmp_path, mesh):
     assert [r.get("val/n") for r in one] == [r.get("val/n") for r in eight]
 
 
+@pytest.mark.slow
 def test_a_workdir_in_use_is_refused_and_its_process_named(noisy, tmp_path):
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": "1", "PYTHONPATH": str(ROOT)}
     flags = [f"--config={noisy}", f"--workdir={tmp_path}", "--config.steps=100000"]

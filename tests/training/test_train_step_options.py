@@ -129,7 +129,7 @@ def test_micro_batches_give_the_steps_of_the_whole_batch(accumulate):
 
 
 @pytest.mark.parametrize("sizes", [(8, 1), (2, 4)])
-@pytest.mark.slow
+@pytest.mark.stress
 def test_vit_accumulates_the_gradient_of_the_whole_batch_on_any_mesh(sizes):
     model = create_model(
         "vit_ti16", num_classes=4, image_size=8, patch=4, num_layers=2, hidden_size=32, num_heads=2

@@ -219,7 +219,7 @@ def test_marker_of_an_unpickled_file_exists(tmp_path):
     assert (tmp_path / "marker").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.stress
 @pytest.mark.parametrize("name", ["x.npz", "deflated.npz", "x.safetensors"])
 def test_truncated_and_flipped_files_are_rejected_or_unchanged(tmp_path, name):
     path = tmp_path / name
@@ -258,7 +258,7 @@ print(peak() - before)
 """
 
 
-@pytest.mark.slow
+@pytest.mark.stress
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss has other units elsewhere")
 def test_hostile_files_take_at_most_64_mib(tmp_path):
     for i, (title, (make, _)) in enumerate(HOSTILE.items()):
