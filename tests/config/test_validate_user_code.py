@@ -148,7 +148,7 @@ def test_checked_options_are_those_that_training_uses():
 
 
 def test_options_without_a_hash_are_refused():
-    with pytest.raises(ConfigError, match=r"kwargs\.x is .*; expected literals\.$"):
+    with pytest.raises(ConfigError, match=r"kwargs\.x is .*; expected a number, a string"):
         optimizer_config("own.unknown:rule", x=({"a": 1},))
 
 
@@ -221,7 +221,9 @@ def test_no_combination_of_fields_is_imported_by_a_check(import_spy):
     ids=str,
 )
 def test_impossible_values_of_old_fields_are_one_line(wrong):
-    with pytest.raises(ConfigError, match=r"^config has fields of an earlier version with values"):
+    with pytest.raises(
+        ConfigError, match=r"^config has fields of an earlier version of vit_jax with values"
+    ):
         config_lib.from_dict(wrong)
 
 

@@ -106,7 +106,7 @@ def test_detect_cluster_prefers_flags_over_launcher_variables(environ, size, ind
         (("head", 2, 0), {}, "--coordinator=head is invalid; expected HOST:PORT"),
         (("head:1", 2, 2), {}, "--process_id=2 is invalid with --num_processes=2; expected 0 to 1"),
         (("head:1", 2, -1), {}, "--process_id=-1 is invalid with --num_processes=2"),
-        ((None, None, None), OPEN_MPI, "as versions below 5 do"),
+        ((None, None, None), OPEN_MPI, "only versions below 5 do"),
     ],
 )
 def test_detect_cluster_rejects_invalid_flags(flags, environ, message):

@@ -88,7 +88,7 @@ def test_a_resnet_gives_what_its_head_is_given():
     [
         ("block_3", "the last is block_2"),
         ("blocks", "choose from pre_logits, token"),
-        ("token", "a model with pool='gap' has none"),
+        ("token", "a model with pool='gap' has no class token"),
     ],
 )
 def test_a_layer_that_is_not_there_is_told(layer, words):

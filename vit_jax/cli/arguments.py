@@ -9,10 +9,7 @@ WHERE = (
     "a workdir, a stage's folder, its checkpoints folder, a step's folder, an .npz or "
     ".safetensors file, a Hugging Face folder, a URL (https, gs, hf, file), or a published name"
 )
-LAYER = (
-    "pre_logits (default), token (class token), mean (mean of the patch tokens), tokens (all "
-    "tokens), or block_I: the tokens after layer I, counted from 0"
-)
+LAYER = "pre_logits (default), token (class token), mean (mean of the patch tokens)"
 
 
 def add_data_overrides(parser) -> None:

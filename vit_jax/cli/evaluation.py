@@ -133,7 +133,13 @@ def add_features_flags(parser) -> None:
         metavar="FILE",
         help="new .npz file, or .array_record file for features larger than memory",
     )
-    parser.add_argument("--layer", default="pre_logits", metavar="NAME", help=arguments.LAYER)
+    parser.add_argument(
+        "--layer",
+        default="pre_logits",
+        metavar="NAME",
+        help=f"{arguments.LAYER}, tokens (all tokens), or block_I: the tokens after layer I, "
+        "counted from 0",
+    )
     parser.add_argument("--half", action="store_true", help="store float16 instead of float32")
     arguments.add_data_overrides(parser)
 

@@ -117,8 +117,8 @@ def upgrade(values: dict) -> dict:
             edit(run)
         except (TypeError, KeyError, ValueError, IndexError) as error:
             raise ConfigError(
-                f"config has fields of an earlier version with values that it did not have "
-                f"({type(error).__name__}: {error})."
+                "config has fields of an earlier version of vit_jax with values that are invalid "
+                f"there ({type(error).__name__}: {error})."
             ) from error
     return run
 

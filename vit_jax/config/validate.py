@@ -251,7 +251,10 @@ def _literals(values, where: str) -> Kwargs:
         try:
             hash(checked[option])
         except TypeError as error:
-            raise ConfigError(f"{where}.{option} is {value!r}; expected literals.") from error
+            raise ConfigError(
+                f"{where}.{option} is {value!r}; expected a number, a string, "
+                "True, False, None, or a tuple of these."
+            ) from error
     return checked
 
 

@@ -80,8 +80,8 @@ def _detect_launcher(environ: Mapping[str, str]) -> dict | None:
     if int(environ.get("OMPI_COMM_WORLD_SIZE", 1)) > 1:
         if "OMPI_MCA_orte_hnp_uri" not in environ:
             raise ConfigError(
-                "this version of Open MPI does not provide the address of process 0, as versions "
-                "below 5 do; give --coordinator=HOST:PORT with the host of rank 0."
+                "this version of Open MPI does not provide the address of process 0 (only "
+                "versions below 5 do); give --coordinator=HOST:PORT with the host of rank 0."
             )
         return {"cluster_detection_method": "ompi"}
     return {} if _is_tpu_slice() else None

@@ -31,7 +31,9 @@ def check_layer(model, layer: str) -> None:
             f"{model.size.num_layers - 1}."
         )
     if layer == "token" and not model.has_cls:
-        raise ConfigError(f"--layer is 'token'; a model with pool={model.config.pool!r} has none.")
+        raise ConfigError(
+            f"--layer is 'token'; a model with pool={model.config.pool!r} has no class token."
+        )
 
 
 def make_extractor(model, layer: str = "pre_logits") -> Callable:
