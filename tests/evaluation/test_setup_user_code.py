@@ -26,6 +26,8 @@ def darken(factor):
     "own_training": """
 import optax
 
+pytestmark = pytest.mark.slow  # Trains or runs models for seconds.
+
 def rule(decay=0.9):
     return optax.trace(decay)
 

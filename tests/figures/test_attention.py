@@ -56,6 +56,7 @@ def random_weights(num_layers: int, tokens: int, num_images: int = 3, heads: int
     ],
     ids=str,
 )
+@pytest.mark.slow
 def test_attention_weights_sum_to_1_for_each_query(options):
     model, params = vit(**options)
     layers = list(attention_lib.make_attention_fn(model)(params, IMAGES))

@@ -9,6 +9,8 @@ from tests.support.written_pages import Page
 from vit_jax import main
 from vit_jax.errors import ConfigError
 
+pytestmark = pytest.mark.slow  # Shares a trained quickstart.
+
 
 def test_comparison_never_replaces_the_page_of_a_run(quickstart, tmp_path, monkeypatch):
     folder = shutil.copytree(quickstart, tmp_path / "quickstart")

@@ -19,6 +19,8 @@ from vit_jax.weights.archive import open_archive
 CONFIG = """
 from vit_jax.config import base_config
 
+pytestmark = pytest.mark.slow  # Trains or runs models for seconds.
+
 
 def get_config(arg=None):
     config = base_config()
@@ -98,7 +100,6 @@ def test_npz_converted_through_all_formats_has_equal_contents(paths):
     assert open_archive(paths["npz"]).metadata == open_archive(paths["npz again"]).metadata
 
 
-@pytest.mark.slow
 def test_predictions_and_scores_are_equal_in_every_format(paths, photo_folder, tmp_path, capsys):
     photos = sorted((photo_folder / "val").rglob("*.jpg"))[::3]
     found, scores = set(), set()
@@ -322,7 +323,6 @@ def test_convert_detects_different_outputs_and_deletes_the_file(paths, tmp_path,
     assert not (tmp_path / "x.npz").exists()
 
 
-@pytest.mark.slow
 def test_convert_on_eight_devices_writes_the_same_file(paths, tmp_path):
     done = run_main("convert", paths["npz"], tmp_path / "x.safetensors", devices=8)
     assert done.code == 0, done.err
