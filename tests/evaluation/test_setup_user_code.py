@@ -11,6 +11,8 @@ from vit_jax import main
 from vit_jax.config import registry
 from vit_jax.errors import VitJaxError
 
+pytestmark = pytest.mark.slow  # Trains or runs models for seconds.
+
 MODULES = {
     "own_model": "from vit_jax.models.layers import Mlp",
     "own_task": """
@@ -25,8 +27,6 @@ def darken(factor):
 """,
     "own_training": """
 import optax
-
-pytestmark = pytest.mark.slow  # Trains or runs models for seconds.
 
 def rule(decay=0.9):
     return optax.trace(decay)

@@ -16,10 +16,10 @@ from vit_jax.models.registry import param_shapes
 from vit_jax.weights import adapt, convert, load, writer
 from vit_jax.weights.archive import open_archive
 
+pytestmark = pytest.mark.slow  # Trains or runs models for seconds.
+
 CONFIG = """
 from vit_jax.config import base_config
-
-pytestmark = pytest.mark.slow  # Trains or runs models for seconds.
 
 
 def get_config(arg=None):
