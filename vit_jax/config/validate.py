@@ -113,6 +113,16 @@ def _rules(config: Config) -> Iterator[tuple[bool, str]]:
         "select is 'best'; in a sweep it must be 'last', because the final runs would select "
         "on the split that they are scored on",
     )
+    yield from _fewshot_rules(config, task)
+    sizes = (mesh.data, mesh.fsdp, mesh.tensor)
+    yield (
+        0 not in sizes and sizes.count(-1) <= 1,
+        f"mesh is data:{mesh.data},fsdp:{mesh.fsdp},tensor:{mesh.tensor}; each size must be at "
+        "least 1, or -1 (all remaining devices) for one axis",
+    )
+
+
+def _fewshot_rules(config: Config, task) -> Iterator[tuple[bool, str]]:
     fewshot = config.fewshot
     kind = registry.chosen(fewshot, "source") if fewshot.source else None
     is_unknown = bool(fewshot.source) and kind is None
@@ -134,12 +144,6 @@ def _rules(config: Config) -> Iterator[tuple[bool, str]]:
         fewshot.every is None or task is None or task.has_classes,
         f"fewshot.every is {fewshot.every}; it must be None, because "
         f"task.name={config.task.name!r} does not support few-shot evaluation",
-    )
-    sizes = (mesh.data, mesh.fsdp, mesh.tensor)
-    yield (
-        0 not in sizes and sizes.count(-1) <= 1,
-        f"mesh is data:{mesh.data},fsdp:{mesh.fsdp},tensor:{mesh.tensor}; each size must be at "
-        "least 1, or -1 (all remaining devices) for one axis",
     )
 
 
