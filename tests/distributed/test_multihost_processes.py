@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from tests.support.runs import ROOT, Finished, records, run_main
-from vit_jax.checkpoints import checkpoint
+from vit_jax.checkpoints import layout
 from vit_jax.data import loader
 
 # Dropout, stochastic depth and mixup: losses depend on random keys and on the order of rows.
@@ -176,7 +176,7 @@ def test_two_processes_of_4_devices_have_the_losses_of_one_process_of_8(
 def test_signal_to_one_process_stops_all_after_the_same_step(stopped_run):
     folder, ends = stopped_run
     assert [end.code for end in ends] == [143, 143], ends
-    step = checkpoint.list_steps(folder / checkpoint.FOLDER)[-1]
+    step = layout.list_steps(folder / layout.FOLDER)[-1]
     assert step == records(folder)[-1]["step"]
     assert f"SIGTERM: step {step} is saved in {folder}" in ends[0].error
 

@@ -7,7 +7,7 @@ import pathlib
 import subprocess
 import sys
 
-from vit_jax.checkpoints import checkpoint
+from vit_jax.checkpoints import layout
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -54,4 +54,4 @@ def records(folder: pathlib.Path) -> list[dict]:
 
 def final_state(folder: pathlib.Path) -> dict[str, dict]:
     """The checksum of every array of the newest checkpoint, optimiser included."""
-    return checkpoint.read_manifest(checkpoint.find_step_folder(folder))["leaves"]
+    return layout.read_manifest(layout.find_step_folder(folder))["leaves"]

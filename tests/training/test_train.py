@@ -7,10 +7,11 @@ import shutil
 import numpy as np
 import pytest
 
+from tests.support.json_steps import rewrite_item
 from tests.support.runs import ROOT, final_state, records
 from tests.support.tiny_flags import tiny_flags
 from vit_jax import main, trees
-from vit_jax.checkpoints import checkpoint
+from vit_jax.checkpoints import checkpoint, layout
 from vit_jax.errors import DataError, NonFiniteError, VitJaxError
 
 
@@ -20,7 +21,7 @@ def test_a_loss_that_is_no_number_ends_with_code_5_and_a_finite_checkpoint(tmp_p
     with pytest.raises(NonFiniteError, match="3 steps in a row") as caught:
         main.run([*flags, "--config.checkpoint_every=1"])
     assert caught.value.exit_code == 5
-    step = checkpoint.find_step_folder(tmp_path)
+    step = layout.find_step_folder(tmp_path)
     params = checkpoint.restore(step, checkpoint.stored_param_shapes(step))
     for name, array in trees.flatten(params).items():
         assert np.isfinite(array).all(), name
@@ -71,22 +72,12 @@ def test_a_damaged_newest_step_is_refused_or_with_fallback_set_aside(learnt, tmp
     assert (folder / "damaged" / "60" / "meta").is_dir()
 
 
-def rewrite(step: pathlib.Path, name: str, item: dict) -> None:
-    """Puts another item into a checkpoint, with a manifest that agrees."""
-    manifest = checkpoint.read_manifest(step)
-    manifest["items"][name] = checkpoint._crc_of_json(item)
-    body = {part: manifest[part] for part in ("leaves", "items")}
-    body["crc32c"] = checkpoint._crc_of_json(body)
-    (step / name / "metadata").write_text(json.dumps(item))
-    (step / "manifest" / "metadata").write_text(json.dumps(body))
-
-
 def test_other_classes_than_the_run_began_with_are_refused(learnt, tmp_path):
     flags = unfinished_copy(learnt, tmp_path / "copy")
     step = tmp_path / "copy" / "checkpoints" / "60"
-    meta = checkpoint.read_item(step, "meta")
+    meta = layout.read_item(step, "meta")
     meta["classes"][1] = "crane"
-    rewrite(step, "meta", meta)
+    rewrite_item(step, "meta", meta)
     with pytest.raises(DataError, match="class 1 is 'crane' in the checkpoint, 'class 1' in the"):
         main.run(flags)
 
@@ -94,10 +85,10 @@ def test_other_classes_than_the_run_began_with_are_refused(learnt, tmp_path):
 def test_changed_data_is_told_of_when_a_run_goes_on(learnt, tmp_path):
     flags = unfinished_copy(learnt, tmp_path / "copy")
     step = tmp_path / "copy" / "checkpoints" / "60"
-    fingerprints = checkpoint.read_item(step, "data")["fingerprints"]
+    fingerprints = layout.read_item(step, "data")["fingerprints"]
     assert set(fingerprints) == {"train", "val"}
     changed = {"train": fingerprints["train"] + 1, "val": fingerprints["val"]}
-    rewrite(step, "data", checkpoint.read_item(step, "data") | {"fingerprints": changed})
+    rewrite_item(step, "data", layout.read_item(step, "data") | {"fingerprints": changed})
     with pytest.raises(DataError, match="images, names or labels have changed"):
         main.run(flags)
 

@@ -10,7 +10,7 @@ import pytest
 from tests.support.runs import final_state, records
 from tests.support.tiny_flags import tiny_flags
 from vit_jax import main, trees
-from vit_jax.checkpoints import checkpoint
+from vit_jax.checkpoints import checkpoint, layout
 from vit_jax.errors import ConfigError, DataError
 from vit_jax.weights import load
 
@@ -23,10 +23,10 @@ def run(folder, *overrides: str) -> dict:
 
 def stored(folder, kind: str) -> dict[str, np.ndarray]:
     """The arrays of one part of the newest checkpoint's state."""
-    step = checkpoint.find_step_folder(folder)
+    step = layout.find_step_folder(folder)
     like = {
         name: jax.ShapeDtypeStruct(leaf["shape"], leaf["dtype"])
-        for name, leaf in checkpoint.read_manifest(step)["leaves"].items()
+        for name, leaf in layout.read_manifest(step)["leaves"].items()
         if name.startswith(f"{kind}/")
     }
     return trees.flatten(checkpoint.restore(step, trees.unflatten(like))[kind])
@@ -65,7 +65,7 @@ def test_the_best_weights_are_kept_told_and_used(tmp_path):
     assert summary["metrics"]["best_step"] == best
     assert summary["metrics"]["val/top1"] == told[best]["val/top1"]
     assert summary["metrics"]["val/loss"] == told[best]["val/loss"]
-    assert checkpoint.find_step_folder(tmp_path) == tmp_path / "best" / str(best)
+    assert layout.find_step_folder(tmp_path) == tmp_path / "best" / str(best)
     assert main.run(["evaluate", f"--workdir={tmp_path}"]) == 0
     report = json.loads((tmp_path / "eval-val.json").read_text())
     assert report["top1"] == told[best]["val/top1"]

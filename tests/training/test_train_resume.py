@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.runs import ROOT, final_state, records, run_main
 from vit_jax import main
-from vit_jax.checkpoints import checkpoint
+from vit_jax.checkpoints import layout
 from vit_jax.errors import VitJaxError
 
 # Dropout, stochastic depth, augmentation and shuffling on: all that randomness can hide in.
@@ -76,7 +76,7 @@ def interrupted(noisy, tmp_path_factory) -> pathlib.Path:
 
 @pytest.mark.slow
 def test_sigterm_saves_the_last_finished_step(interrupted):
-    stopped_at = checkpoint.list_steps(interrupted / checkpoint.FOLDER)[-1]
+    stopped_at = layout.list_steps(interrupted / layout.FOLDER)[-1]
     assert stopped_at >= 17
     assert records(interrupted)[-1]["step"] == stopped_at
 

@@ -8,7 +8,7 @@ import pytest
 
 from vit_jax import config as config_lib
 from vit_jax import trees
-from vit_jax.checkpoints import checkpoint
+from vit_jax.checkpoints import checkpoint, layout
 from vit_jax.errors import CheckpointError
 from vit_jax.models.registry import build, param_shapes
 from vit_jax.tasks.registry import build_model
@@ -34,7 +34,7 @@ def run(tmp_path_factory):
         for name, shape in param_shapes(build_model(config, num_classes=3)).items()
     }
     meta = {"config": config_lib.to_dict({"": config}), "classes": ["a", "b", "c"]}
-    steps = checkpoint.Checkpoints(folder / checkpoint.FOLDER)
+    steps = checkpoint.Checkpoints(folder / layout.FOLDER)
     steps.save(7, {"params": jax.device_put(trees.unflatten(params))}, data={}, meta=meta)
     steps.close()
     return config, params, folder

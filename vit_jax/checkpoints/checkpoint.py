@@ -1,9 +1,7 @@
 """Orbax checkpoints with a checksum for every array; the only module that imports Orbax.
 
-`checkpoints/<step>/` contains the items `state` (arrays), `data` (position of the data loader),
-`meta` (config, classes, preprocessing, versions) and `manifest` (name, shape, dtype and CRC-32C of
-every array, and checksums of the other items). One rename commits all of them. The checksums are
-needed because Orbax restores an array with a flipped bit without an error.
+One rename commits all items of a step (`layout`). The checksums are needed because Orbax
+restores an array with a flipped bit without an error.
 """
 
 import functools
@@ -22,10 +20,17 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from vit_jax import trees
+from vit_jax.checkpoints.layout import (
+    BEST,
+    list_steps,
+    make_manifest,
+    one_line,
+    read_item,
+    read_manifest,
+)
 from vit_jax.distributed import multihost
 from vit_jax.errors import CheckpointError
 
-FOLDER, BEST = "checkpoints", "best"
 MAX_LISTED = 20
 
 
@@ -65,7 +70,7 @@ class Checkpoints:
                 step,
                 args=ocp.args.Composite(
                     state=ocp.args.PyTreeSave(tree),
-                    manifest=ocp.args.JsonSave(make_manifest(state, items)),
+                    manifest=ocp.args.JsonSave(make_manifest(step, describe(state), items)),
                     **arguments,
                 ),
                 force=True,
@@ -97,7 +102,7 @@ class Checkpoints:
             action()
         except Exception as error:  # Orbax and TensorStore raise many types.
             raise CheckpointError(
-                f"cannot save a checkpoint in {self.folder}: {_one_line(error)}"
+                f"cannot save a checkpoint in {self.folder}: {one_line(error)}"
             ) from error
 
 
@@ -139,13 +144,6 @@ def selection_score(metrics: dict) -> float:
     return metrics["top1"] if "top1" in metrics else -metrics["loss"]
 
 
-def list_steps(folder: pathlib.Path) -> list[int]:
-    """Returns the committed steps, oldest first, without those of a killed writer."""
-    if not folder.is_dir():
-        return []
-    return sorted(int(p.name) for p in folder.iterdir() if re.fullmatch(r"\d+", p.name))
-
-
 def crc32c(array) -> int:
     """Returns the CRC-32C of an array's bytes in C order.
 
@@ -159,56 +157,12 @@ def crc32c(array) -> int:
     return google_crc32c.value(np.ascontiguousarray(array).tobytes())
 
 
-def make_manifest(state, items: dict) -> dict:
-    """Returns the manifest of a step.
-
-    It contains shape, dtype and checksum of every leaf, checksums of the items, and its own
-    checksum.
-    """
-    manifest = {
-        "leaves": {
-            name: {"shape": list(leaf.shape), "dtype": str(leaf.dtype), "crc32c": crc32c(leaf)}
-            for name, leaf in trees.flatten(state).items()
-        },
-        "items": {name: _crc_of_json(item) for name, item in items.items()},
+def describe(state) -> dict[str, dict]:
+    """Returns shape, dtype and checksum of every array of a state, by name."""
+    return {
+        name: {"shape": list(leaf.shape), "dtype": str(leaf.dtype), "crc32c": crc32c(leaf)}
+        for name, leaf in trees.flatten(state).items()
     }
-    return manifest | {"crc32c": _crc_of_json(manifest)}
-
-
-def _crc_of_json(item: dict) -> int:
-    return google_crc32c.value(json.dumps(item, sort_keys=True).encode())
-
-
-def read_manifest(step_folder: pathlib.Path) -> dict:
-    """Returns the manifest of a step; raises CheckpointError if it is damaged."""
-    manifest = _read_json(step_folder, "manifest")
-    body = {name: part for name, part in manifest.items() if name != "crc32c"}
-    if _crc_of_json(body) != manifest.get("crc32c") or not {"leaves", "items"} <= set(body):
-        raise CheckpointError(f"{step_folder / 'manifest'} is damaged: wrong checksum.")
-    return manifest
-
-
-def read_item(step_folder: pathlib.Path, name: str) -> dict:
-    """Returns the item `data` or `meta` of a step after checking its checksum."""
-    item = _read_json(step_folder, name)
-    if _crc_of_json(item) != read_manifest(step_folder)["items"].get(name):
-        raise CheckpointError(f"{step_folder / name} is damaged: wrong checksum.")
-    return item
-
-
-def _read_json(step_folder: pathlib.Path, name: str) -> dict:
-    path = step_folder / name / "metadata"
-    try:
-        item = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise CheckpointError(
-            f"{step_folder} is not a vit_jax checkpoint: {path} is missing."
-        ) from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is damaged ({_one_line(error)}).") from error
-    if not isinstance(item, dict):
-        raise CheckpointError(f"{path} is damaged: expected a JSON object.")
-    return item
 
 
 def restore(step_folder: pathlib.Path, abstract_state):
@@ -264,7 +218,7 @@ def _read_arrays(step_folder: pathlib.Path, expected: dict) -> dict:
     except Exception as error:  # Orbax and TensorStore raise many types.
         files = re.findall(r'local file "([^"]+)"', str(error))
         where = files[-1] if files else step_folder / "state"
-        raise CheckpointError(f"{where} is damaged: {_one_line(error)}") from error
+        raise CheckpointError(f"{where} is damaged: {one_line(error)}") from error
     return trees.flatten(restored)
 
 
@@ -331,30 +285,3 @@ def _describe(shape_and_dtype) -> str:
         return "none"
     shape, dtype = shape_and_dtype
     return f"({', '.join(map(str, shape))}) {dtype}"
-
-
-def find_step_folder(where: str | pathlib.Path) -> pathlib.Path:
-    """Returns the folder of the newest step in a workdir, stage folder or `checkpoints` folder.
-
-    The folder of a step is returned unchanged. A run that selects its best weights has them in
-    `best`, which takes precedence over `checkpoints`.
-
-    Raises:
-      CheckpointError: the folder contains no checkpoint; lists what it contains.
-    """
-    path = pathlib.Path(where)
-    if re.fullmatch(r"\d+", path.name) and (path / "manifest").is_dir():
-        return path
-    for folder in (path, path / BEST, path / FOLDER):
-        if list_steps(folder):
-            return folder / str(list_steps(folder)[-1])
-    if not path.exists():
-        raise CheckpointError(f"{where}: no such file or folder.")
-    if not path.is_dir():
-        raise CheckpointError(f"{where} is not a checkpoint: expected a folder, found a file.")
-    names = ", ".join(sorted(p.name for p in path.iterdir())[:8])
-    raise CheckpointError(f"{where} contains no checkpoint; it contains {names or 'nothing'}.")
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -5,7 +5,7 @@ import pathlib
 import typing
 from collections.abc import Callable
 
-from vit_jax.checkpoints import checkpoint, workdir
+from vit_jax.checkpoints import layout, workdir
 from vit_jax.config.schema import Config
 from vit_jax.errors import CheckpointError, ConfigError, InUseError
 from vit_jax.tables import results as results_lib
@@ -145,8 +145,8 @@ def _run_state(folder: pathlib.Path, summary: dict | None) -> State:
 def _read_newest_checkpoint(folder: pathlib.Path) -> tuple[dict, int | None]:
     """Returns metadata of the newest checkpoint, and the number of training examples."""
     try:
-        step = checkpoint.find_step_folder(folder / checkpoint.FOLDER)
-        data = checkpoint.read_item(step, "data")
-        return checkpoint.read_item(step, "meta"), data.get("num_examples")
+        step = layout.find_step_folder(folder / layout.FOLDER)
+        data = layout.read_item(step, "data")
+        return layout.read_item(step, "meta"), data.get("num_examples")
     except CheckpointError:  # None yet, or damaged; the page shows everything else.
         return {}, None

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 
 from vit_jax import config as config_lib
-from vit_jax.checkpoints import checkpoint, workdir
+from vit_jax.checkpoints import checkpoint, layout, workdir
 from vit_jax.data.preprocess import EvalRecipe
 from vit_jax.distributed import multihost
 from vit_jax.errors import CheckpointError
@@ -23,7 +23,7 @@ class Saver:
         config = stage.config
         self._stage, self._programs, self._log = stage, programs, log
         self._checkpoints = checkpoint.Checkpoints(
-            stage.folder / checkpoint.FOLDER, config.keep_last, config.keep_every
+            stage.folder / layout.FOLDER, config.keep_last, config.keep_every
         )
         self.best: checkpoint.BestWeights | None = None
         self.saved_step = 0
@@ -46,11 +46,11 @@ class Saver:
 
     def _restore_newest(self, fallback: bool) -> tuple[int, TrainState | None]:
         folder = self._checkpoints.folder
-        steps = multihost.broadcast_from_process_0("steps", lambda: checkpoint.list_steps(folder))
+        steps = multihost.broadcast_from_process_0("steps", lambda: layout.list_steps(folder))
         for step in reversed(steps):
             try:
                 meta, data = (
-                    checkpoint.read_item(folder / str(step), name) for name in ("meta", "data")
+                    layout.read_item(folder / str(step), name) for name in ("meta", "data")
                 )
                 state = checkpoint.restore(folder / str(step), self._programs.abstract_state)
             except CheckpointError as error:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import jax
 
-from vit_jax.checkpoints import checkpoint
+from vit_jax.checkpoints import layout
 from vit_jax.config.schema import Config, Init
 from vit_jax.config.validate import import_user_code
 from vit_jax.data.labels import relabelled
@@ -97,10 +97,10 @@ def prepare_stage(
     same = next(alike, None)  # Its data is open already.
     train_source, val_source = (same.train_source, same.val_source) if same else _open_data(config)
     model = task_registry.build_model(config, num_classes=len(train_source.classes))
-    checkpoints = folder / checkpoint.FOLDER
+    checkpoints = folder / layout.FOLDER
     if checkpoints.exists() and not checkpoints.is_dir():
         raise ConfigError(f"{checkpoints} is not a folder; expected the folder of the checkpoints.")
-    is_new = not checkpoint.list_steps(checkpoints)
+    is_new = not layout.list_steps(checkpoints)
     found = _starting_weights(config, folder, earlier, model) if is_new else None
     plan = found and load.plan_adaptation(found, model, config.init)
     total_steps = build_lib.num_steps(config, len(train_source))

@@ -10,7 +10,7 @@ import numpy as np
 
 from vit_jax import config as config_lib
 from vit_jax import trees
-from vit_jax.checkpoints import checkpoint
+from vit_jax.checkpoints import checkpoint, layout
 from vit_jax.config.schema import Data, Init
 from vit_jax.data import packaged
 from vit_jax.data.preprocess import EvalRecipe
@@ -301,6 +301,6 @@ def _write_orbax(
     names = metadata.classes or tuple(f"class {k}" for k in range(model.num_classes))
     meta = {"config": config_lib.to_dict(stages), "classes": list(names)}
     meta |= {"has_class_names": metadata.classes is not None, "is_converted": True}
-    folder = checkpoint.Checkpoints(path / checkpoint.FOLDER)
+    folder = checkpoint.Checkpoints(path / layout.FOLDER)
     folder.save(0, {"params": jax.device_put(params)}, data={}, meta=meta)
     folder.close()

@@ -3,7 +3,7 @@
 import json
 import math
 
-from vit_jax.checkpoints import checkpoint
+from vit_jax.checkpoints import layout
 from vit_jax.weights import load
 from vit_jax.weights.archive import open_archive
 
@@ -30,9 +30,9 @@ def inspect_checkpoint(where: str, as_json: bool = False) -> str:
         params = list(arrays)
         metadata = {**archive.metadata, "file": str(archive.path)}
     else:
-        arrays = checkpoint.read_manifest(path)["leaves"]
+        arrays = layout.read_manifest(path)["leaves"]
         params = [name for name in arrays if name.startswith("params/")]
-        data, meta = (checkpoint.read_item(path, item) for item in ("data", "meta"))
+        data, meta = (layout.read_item(path, item) for item in ("data", "meta"))
         metadata = {"checkpoint": str(path), "step": int(path.name), "data": data, **meta}
     metadata["parameters"] = sum(math.prod(arrays[name]["shape"]) for name in params)
     if as_json:

@@ -13,7 +13,7 @@ import numpy as np
 
 from vit_jax import config as config_lib
 from vit_jax import trees
-from vit_jax.checkpoints import checkpoint, workdir
+from vit_jax.checkpoints import checkpoint, layout, workdir
 from vit_jax.config import registry
 from vit_jax.config.schema import Config, Data, Init
 from vit_jax.data.preprocess import EvalRecipe
@@ -117,8 +117,8 @@ def resolve_path(
         return _check_download(published.fetch_published(entry), entry.url), entry
     config = workdir.read_json(path / workdir.CONFIG) or {}
     stages = config.get("stages", {})
-    runs = sorted(found.parent.name for found in path.glob(f"seed_*/{checkpoint.FOLDER}"))
-    if runs and not (path / checkpoint.FOLDER).exists():
+    runs = sorted(found.parent.name for found in path.glob(f"seed_*/{layout.FOLDER}"))
+    if runs and not (path / layout.FOLDER).exists():
         raise ConfigError(
             f"{where} is a sweep with the runs {', '.join(runs)}; name one, as in {path / runs[0]}."
         )
@@ -129,7 +129,7 @@ def resolve_path(
     if not path.exists():
         hint = published.suggest_published(str(where))
         raise CheckpointError(f"{where}: no such file, folder or published name.{hint}")
-    return checkpoint.find_step_folder(path), None
+    return layout.find_step_folder(path), None
 
 
 def _check_download(path: pathlib.Path, url: str) -> pathlib.Path:
@@ -163,7 +163,7 @@ def open_weights(where: str | pathlib.Path, model: Model | None = None) -> LazyW
     path, _ = resolve_path(where)
     if is_weights_file(path):
         return _weights_of_file(open_weights_file(path, model and metadata_lib.from_model(model)))
-    return _weights_of_step(path, _build_step_model(path, checkpoint.read_item(path, "meta")))
+    return _weights_of_step(path, _build_step_model(path, layout.read_item(path, "meta")))
 
 
 def _weights_of_file(file: WeightsFile) -> LazyWeights:
@@ -278,10 +278,10 @@ def _read_class_names_beside(path: pathlib.Path, num_classes: int) -> tuple[str,
 
 
 def _load_step(path: pathlib.Path) -> LoadedModel:
-    meta = checkpoint.read_item(path, "meta")
+    meta = layout.read_item(path, "meta")
     model, config = _build_step_model(path, meta), _read_config(path, meta)
     weights, has_classes = _weights_of_step(path, model), _has_classes(config)
-    is_in_run = path.parent.name in (checkpoint.FOLDER, checkpoint.BEST)
+    is_in_run = path.parent.name in (layout.FOLDER, layout.BEST)
     is_converted = meta.get("is_converted", False)  # Written by `convert`, not by a run.
     return LoadedModel(
         folder=None if is_converted else path.parent.parent if is_in_run else path.parent,
