@@ -9,10 +9,11 @@ import threading
 
 import pytest
 
+from tests.support.json_steps import write_step
 from vit_jax import config as config_lib
 from vit_jax.checkpoints import workdir
 from vit_jax.checkpoints.workdir import Lock, check_same_run, read_json, write_json
-from vit_jax.errors import ConfigError
+from vit_jax.errors import CheckpointError, ConfigError
 
 HOLD_LOCK = """
 import sys, time, pathlib
@@ -103,20 +104,73 @@ def test_read_config_rejects_a_field_of_the_wrong_type(tmp_path, wrong):
         workdir.read_config(tmp_path)
 
 
+def write_run(folder, config: dict, step: int = 5) -> None:
+    """Writes the files of a run that has finished a step."""
+    folder.mkdir(exist_ok=True)
+    write_json(folder / workdir.CONFIG, config)
+    write_step(folder / "checkpoints", step, config=config)
+
+
 def test_check_same_run_accepts_the_same_config(tmp_path):
     check_same_run(tmp_path, run_config())  # The folder is empty.
-    write_json(tmp_path / workdir.CONFIG, run_config())
+    write_run(tmp_path, run_config())
     check_same_run(tmp_path, run_config())
 
 
 def test_check_same_run_lists_the_differing_fields(tmp_path):
-    write_json(tmp_path / workdir.CONFIG, run_config())
+    write_run(tmp_path, run_config())
     other = run_config(seed="1", optimizer__lr="0.5", data__image_size="(8, 16)", log_every="7")
     with pytest.raises(ConfigError) as caught:
         check_same_run(tmp_path, other)
-    assert "differs in data.image_size, optimizer.lr, seed. Use" in str(caught.value)
-    assert str(tmp_path) in str(caught.value)
+    assert "differs in data.image_size, optimizer.lr, seed. Do" in str(caught.value)
+    assert f"--config.init.path={tmp_path} starts a new, for example longer," in str(caught.value)
     assert read_json(tmp_path / workdir.CONFIG) == json.loads(json.dumps(run_config()))
+
+
+def test_check_same_run_accepts_any_config_before_a_step_is_finished(tmp_path):
+    write_json(tmp_path / workdir.CONFIG, run_config())
+    (tmp_path / "checkpoints").mkdir()
+    check_same_run(tmp_path, run_config(batch_size="8", seed="3"))
+    check_same_run(tmp_path, {"stages": {"a": run_config()}})
+
+
+@pytest.mark.parametrize("text", [None, "{", json.dumps(run_config(seed="7"))])
+def test_check_same_run_compares_with_the_checkpoint_whatever_config_json_contains(tmp_path, text):
+    write_run(tmp_path, run_config())
+    (tmp_path / workdir.CONFIG).unlink()
+    if text:
+        (tmp_path / workdir.CONFIG).write_text(text)
+    check_same_run(tmp_path, run_config())
+    with pytest.raises(ConfigError, match=r"differs in seed\. "):
+        check_same_run(tmp_path, run_config(seed="7"))
+    note = workdir.config_file_note(tmp_path, run_config())
+    assert "the config of the checkpoint is used" in note.lower()
+    assert config_lib.to_dict(workdir.read_config(tmp_path)) == run_config()
+
+
+def test_read_config_takes_fields_that_may_change_from_config_json(tmp_path):
+    write_run(tmp_path, run_config())
+    changes = {"log_every": "3", "data__dir": "moved", "mesh__fsdp": "2"}
+    write_json(tmp_path / workdir.CONFIG, run_config(optimizer__lr="0.5", **changes))
+    expected = run_config(**changes)
+    assert config_lib.to_dict(workdir.read_config(tmp_path)) == expected
+    assert "in optimizer.lr;" in workdir.config_file_note(tmp_path, expected)
+    write_json(tmp_path / workdir.CONFIG, expected)
+    assert workdir.config_file_note(tmp_path, expected) == ""
+
+
+def test_read_config_refuses_steps_of_different_runs(tmp_path):
+    write_run(tmp_path, run_config(), step=5)
+    write_run(tmp_path, run_config(seed="1"), step=10)
+    with pytest.raises(CheckpointError, match=r"10 and .*5 belong to different runs: .* in seed"):
+        workdir.read_config(tmp_path)
+
+
+def test_read_saved_config_skips_a_damaged_checkpoint(tmp_path):
+    write_run(tmp_path, run_config(), step=5)
+    write_run(tmp_path, run_config(), step=10)
+    (tmp_path / "checkpoints" / "10" / "meta" / "metadata").write_text("{}")
+    assert workdir.read_saved_config(tmp_path) == run_config()
 
 
 FREE = {
@@ -124,13 +178,18 @@ FREE = {
     "mesh.fsdp": "4",
     "log_every": "7",
     "checkpoint_every": "8",
+    "keep_last": "5",
+    "keep_every": "9",
     "data.workers": "3",
+    "data.on_bad_image": "skip",
+    "data.max_bad": "0.5",
+    "data.dir": "elsewhere",
 }
 
 
 @pytest.mark.parametrize("field", FREE)
 def test_check_same_run_accepts_changes_of_free_fields(tmp_path, field):
-    write_json(tmp_path / workdir.CONFIG, run_config())
+    write_run(tmp_path, run_config())
     other = run_config(**{field: FREE[field]})
     assert other != run_config()
     check_same_run(tmp_path, other)
@@ -139,11 +198,32 @@ def test_check_same_run_accepts_changes_of_free_fields(tmp_path, field):
 def test_check_same_run_compares_the_fields_of_stages(tmp_path):
     old = {"stages": {"a": run_config(), "b": run_config()}}
     write_json(tmp_path / workdir.CONFIG, old)
-    check_same_run(tmp_path, {"stages": {"a": run_config(log_every="7"), "b": run_config()}})
+    write_run(tmp_path / "b", run_config())
+    changed = run_config(batch_size="8")
+    check_same_run(tmp_path, {"stages": {"a": changed, "b": run_config(log_every="7")}})
     with pytest.raises(ConfigError, match=r"differs in stages\.b\.batch_size\. "):
-        check_same_run(tmp_path, {"stages": {"a": run_config(), "b": run_config(batch_size="8")}})
+        check_same_run(tmp_path, {"stages": {"a": run_config(), "b": changed}})
     with pytest.raises(ConfigError, match=r"differs in stages\.b\. "):
         check_same_run(tmp_path, {"stages": {"a": run_config()}})
+    with pytest.raises(ConfigError, match=r"differs in stages\.b\. "):
+        check_same_run(tmp_path, run_config())
+    write_json(tmp_path / workdir.CONFIG, {"stages": {"a": run_config(), "b": changed}})
+    assert config_lib.to_dict(workdir.read_config(tmp_path)) == old
+
+
+def test_check_same_run_refuses_stages_in_the_workdir_of_a_run_without(tmp_path):
+    write_run(tmp_path, run_config())
+    with pytest.raises(ConfigError, match=r"differs in stages\. "):
+        check_same_run(tmp_path, {"stages": {"a": run_config()}})
+
+
+@pytest.mark.parametrize("result", ["seed_0/checkpoints/5", "grid/lr=1/diverged.json"])
+def test_check_same_run_compares_a_sweep_that_has_results(tmp_path, result):
+    write_json(tmp_path / workdir.CONFIG, run_config(sweep__seeds="2"))
+    check_same_run(tmp_path, run_config(sweep__seeds="3"))
+    (tmp_path / result).mkdir(parents=True)
+    with pytest.raises(ConfigError, match=r"differs in sweep\.seeds\. "):
+        check_same_run(tmp_path, run_config(sweep__seeds="3"))
 
 
 def test_lock_is_exclusive_until_it_is_released(tmp_path):
@@ -193,5 +273,5 @@ def test_versions_include_jax_and_the_packages_that_affect_numbers():
 def test_check_same_run_accepts_a_config_without_newer_fields(tmp_path):
     old = run_config()
     del old["optimizer"]["layer_decay"]
-    write_json(tmp_path / "config.json", old)
+    write_run(tmp_path, old)
     check_same_run(tmp_path, run_config())

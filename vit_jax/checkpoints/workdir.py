@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import itertools
 import json
 import os
 import pathlib
@@ -13,13 +14,18 @@ from importlib import metadata
 
 from vit_jax import config as config_lib
 from vit_jax.atomic_io import write_atomically
+from vit_jax.checkpoints import layout
 from vit_jax.config.schema import Config
 from vit_jax.distributed import multihost
-from vit_jax.errors import ConfigError, InUseError
+from vit_jax.errors import CheckpointError, ConfigError, InUseError
 
 CONFIG, SUMMARY, LOCK = "config.json", "summary.json", ".lock"
 SUMMARY_FIELDS = {"step": int, "metrics": dict, "flops": int | float, "seconds": dict}
 GRID = "grid"  # Folder of the runs of a sweep's grid.
+DIVERGED = "diverged.json"  # Written for a run whose loss became NaN or infinite.
+# Fields that may differ when a run is resumed. A checkpoint has fingerprints of names and labels,
+# by which a resumed run detects that `data.dir` contains other data.
+MAY_CHANGE = (*config_lib.FREE_ON_RESUME, "data.dir")
 # Seconds to retry to lock: `check_not_in_use` of another process holds the lock for far less.
 LOCK_TIMEOUT = 0.5
 # Seconds to wait for the lock file of process 0: NFS caches missing files for 60 s (acdirmax).
@@ -48,16 +54,83 @@ def read_json(path: pathlib.Path) -> dict | None:
 
 
 def read_config(folder: pathlib.Path) -> dict[str, Config]:
-    """Returns the stages of `folder/config.json`; raises ConfigError if it does not exist."""
-    values = read_json(folder / CONFIG)
-    if values is None:
+    """Returns the stages of the run in a folder.
+
+    A stage with a checkpoint has the config in that checkpoint. Only fields that a resumed run may
+    change (`MAY_CHANGE`) are taken from `config.json`, which can be missing or damaged for a run
+    without stages.
+
+    Raises:
+      ConfigError: there is neither a `config.json` nor a checkpoint.
+      CheckpointError: the checkpoints belong to different runs.
+    """
+    saved = read_saved_config(folder)
+    try:
+        values = _read_config_file(folder)
+    except ConfigError:
+        if saved is None:
+            raise
+        values = None
+    if values is None and saved is None:
         raise ConfigError(
             f"{folder} contains no {CONFIG}, so there is no run to resume; give --config."
         )
+    if values is None or saved is not None:
+        values = _with_saved(saved, values or {})
+    else:
+        stages = values.get("stages", {})
+        for name in stages:
+            stages[name] = _with_saved(read_saved_config(folder / name), stages[name])
+    return config_lib.from_dict(values)
+
+
+def _read_config_file(folder: pathlib.Path) -> dict | None:
+    """Returns the content of `config.json` with the fields of this version, or None."""
+    values = read_json(folder / CONFIG)
+    if values is None:
+        return None
     try:
-        return config_lib.from_dict(values)
+        return config_lib.to_dict(config_lib.from_dict(values))
     except ConfigError as error:
         raise ConfigError(f"{folder / CONFIG}: {error}") from error
+
+
+def read_saved_config(folder: pathlib.Path) -> dict | None:
+    """Returns the config in the newest checkpoint of a folder that can be read, or None.
+
+    Raises CheckpointError if the checkpoint before it belongs to a run with another config.
+    """
+    saved: dict[pathlib.Path, dict] = {}
+    for step in reversed(layout.list_steps(folder / layout.FOLDER)):
+        path = folder / layout.FOLDER / str(step)
+        with contextlib.suppress(CheckpointError, ConfigError, KeyError):
+            meta = layout.read_item(path, "meta")
+            saved[path] = config_lib.to_dict(config_lib.from_dict(meta["config"]))
+        if len(saved) == 2:
+            break
+    for newest, before in itertools.pairwise(saved):
+        if fields := fixed_differences(saved[before], saved[newest]):
+            raise CheckpointError(
+                f"{newest} and {before} belong to different runs: their configs differ in "
+                f"{', '.join(fields)}. Remove the folder that does not belong to {folder}."
+            )
+    return next(iter(saved.values()), None)
+
+
+def _with_saved(saved: dict | None, values: dict) -> dict:
+    """Returns the saved config, with the values of fields that may change on a resume."""
+    return values if saved is None else _merged(saved, values, "")
+
+
+def _merged(saved: dict, values: dict, prefix: str) -> dict:
+    merged = {}
+    for name, old in saved.items():
+        new = values.get(name, old)
+        if isinstance(old, dict) and isinstance(new, dict):
+            merged[name] = _merged(old, new, f"{prefix}{name}.")
+        else:
+            merged[name] = new if _may_change(f"{prefix}{name}") else old
+    return merged
 
 
 def read_summary(folder: pathlib.Path) -> dict | None:
@@ -84,29 +157,78 @@ def read_summary(folder: pathlib.Path) -> dict | None:
 
 
 def check_same_run(folder: pathlib.Path, config: dict) -> None:
-    """Raises ConfigError that lists the fields in which the folder's run has another config."""
-    old = read_json(folder / CONFIG)
-    if old is None:
-        return
-    with contextlib.suppress(ConfigError):  # The error below lists the differing fields.
-        # Adds fields that later versions have added.
-        old = config_lib.to_dict(config_lib.from_dict(old))
-    fields = [
-        name
-        for name in config_lib.differing_fields(old, json.loads(json.dumps(config)))
-        if not _may_change(name)
-    ]
+    """Raises ConfigError that lists the fields in which the runs of a folder have another config.
+
+    A run is compared with the config in its checkpoint, a sweep with `config.json`. A run without
+    a finished step accepts any config.
+    """
+    new, recorded, fields = _by_stage(config), {}, []
+    with contextlib.suppress(ConfigError):  # The checkpoints decide, whatever is in this file.
+        recorded = _by_stage(_read_config_file(folder) or {})
+    for name in {"": None} | recorded | new:
+        old = read_saved_config(folder / name)
+        if old is None and _has_sweep_results(folder / name):
+            old = recorded.get(name)
+        if old is None:
+            continue
+        prefix = f"stages.{name}" if name else ""
+        if name in new:
+            fields += fixed_differences(old, new[name], prefix and f"{prefix}.")
+        else:
+            fields.append(prefix or "stages")
     if fields:
-        raise ConfigError(
-            f"workdir {folder} contains a run with another config; it differs in "
-            f"{', '.join(fields)}. Use another --workdir, or do not change these fields."
-        )
+        raise other_config_error(folder, fields)
+
+
+def config_file_note(folder: pathlib.Path, config: dict) -> str:
+    """Returns a note if the `config.json` of a run with checkpoints is not its config, or ''."""
+    if not any(layout.list_steps(folder / name / layout.FOLDER) for name in _by_stage(config)):
+        return ""
+    try:
+        values = _read_config_file(folder)
+    except ConfigError as error:
+        return f"{error} The config of the checkpoint is used."
+    if values is None:
+        return f"{folder / CONFIG} is missing; the config of the checkpoint is used."
+    fields = ", ".join(fixed_differences(values, config))
+    return fields and (
+        f"{folder / CONFIG} differs from the checkpoint in {fields}; the config of the checkpoint "
+        "is used."
+    )
+
+
+def other_config_error(folder: pathlib.Path, fields: list[str]) -> ConfigError:
+    """Returns the error of a folder whose run has other values of these fields."""
+    return ConfigError(
+        f"workdir {folder} contains a run with another config; it differs in {', '.join(fields)}. "
+        "Do not change these fields, or use another --workdir; there, "
+        f"--config.init.path={folder} starts a new, for example longer, run from these weights."
+    )
+
+
+def _by_stage(config: dict) -> dict[str, dict]:
+    """Returns the configs of a `config.json` by stage; a config without stages is the stage ''."""
+    if not config:
+        return {}
+    return config.get("stages") or {"": {k: v for k, v in config.items() if k != "stages"}}
+
+
+def _has_sweep_results(folder: pathlib.Path) -> bool:
+    """Returns True if a run of a sweep has a finished step or a loss that was not finite."""
+    runs = [*folder.glob("seed_*"), *folder.glob(f"{GRID}/*")]
+    return any(layout.list_steps(run / layout.FOLDER) or (run / DIVERGED).exists() for run in runs)
+
+
+def fixed_differences(old: dict, new: dict, prefix: str = "") -> list[str]:
+    """Returns the fields in which two configs of one run differ and must not."""
+    fields = config_lib.differing_fields(old, json.loads(json.dumps(new)))
+    return [f"{prefix}{name}" for name in fields if not _may_change(name)]
 
 
 def _may_change(name: str) -> bool:
     parts = name.split(".")
     name = ".".join(parts[2:] if parts[0] == "stages" else parts)
-    return any(name == free or name.startswith(f"{free}.") for free in config_lib.FREE_ON_RESUME)
+    return any(name == free or name.startswith(f"{free}.") for free in MAY_CHANGE)
 
 
 def check_not_in_use(folder: pathlib.Path) -> None:

@@ -21,7 +21,7 @@ from vit_jax.training import metrics
 
 # Fields in which runs averaged into one point may differ.
 SEED_FIELDS = (
-    *("seed", "init.path", "init.stage", "keep_last", "keep_every"),
+    *("seed", "init.path", "init.stage"),
     *config_lib.FREE_ON_RESUME,
 )
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from vit_jax import config as config_lib
 from vit_jax.atomic_io import write_atomically
 from vit_jax.checkpoints import workdir
-from vit_jax.checkpoints.workdir import GRID
+from vit_jax.checkpoints.workdir import DIVERGED, GRID
 from vit_jax.config.schema import Config
 from vit_jax.config.validate import import_user_code
 from vit_jax.distributed import multihost
@@ -18,7 +18,6 @@ from vit_jax.markdown import markdown_table
 from vit_jax.training import stage, sweep_runs, train
 from vit_jax.training.profiler import Window
 
-DIVERGED = "diverged.json"  # Written for a run whose loss became NaN or infinite.
 TABLE = "sweep.md"
 
 
@@ -59,6 +58,8 @@ def run(
     as_dict = config_lib.to_dict(stages)
     multihost.check_equal("config", as_dict)
     workdir.check_same_run(folder, as_dict)
+    if multihost.is_process_0() and (note := workdir.config_file_note(folder, as_dict)):
+        print(note, flush=True)
     prepared: dict[str, stage.Stage] = {}
     sweeps: dict[str, Sweep] = {}
     options = {"fallback": fallback, "profile": profile}
