@@ -27,7 +27,17 @@ MASKED_PATCH_SHAPES = {
 HEADLESS = {name: shape for name, shape in SHAPES.items() if not name.startswith("head")}
 
 
-def plan(source, target, *, old=(4, 6), new=(4, 6), head_bias=0.0, differences=(), **permissions):
+def plan(
+    source,
+    target,
+    *,
+    old=(4, 6),
+    new=(4, 6),
+    head_bias=0.0,
+    rows=None,
+    differences=(),
+    **permissions,
+):
     return make_plan(
         source,
         target,
@@ -35,6 +45,7 @@ def plan(source, target, *, old=(4, 6), new=(4, 6), head_bias=0.0, differences=(
         new_grid=new,
         permissions=Init(**permissions),
         head_bias=head_bias,
+        head_rows=rows,
         where="old.npz",
         differences=differences,
     )
@@ -120,6 +131,15 @@ def test_new_head_is_zeros_and_other_parameters_are_unchanged(head):
         else:
             assert new[name] is params[name]
     assert "head replaced by zeros" in made.notes
+
+
+def test_head_rows_give_each_class_its_output():
+    made, params = plan(SHAPES, SHAPES, rows=(4, 0, 3, 1, 2)), arrays(SHAPES)
+    found = adapted(made, params)
+    assert made.notes == ["outputs of the head put in the order of the class names"]
+    for new, old in enumerate((4, 0, 3, 1, 2)):
+        assert found["head/bias"][new] == params["head/bias"][old]
+        np.testing.assert_array_equal(found["head/kernel"][:, new], params["head/kernel"][:, old])
 
 
 def test_new_head_permits_adding_and_dropping_a_head():

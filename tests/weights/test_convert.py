@@ -226,12 +226,13 @@ def test_weights_without_class_names_have_none_in_any_format(tmp_path, photo_fol
     main.run(["convert", str(tmp_path / "orbax"), str(tmp_path / "x.npz")])
     assert "classes" not in open_archive(tmp_path / "x.npz").metadata
     data = [f"--config.data.dir={photo_folder}", "--config.data.source=folder"]
+    (tmp_path / "map.txt").write_text("1\n0\n")
     for where in (tmp_path / "orbax", tmp_path / "x.npz"):
         loaded = load.load(where)
         assert (loaded.classes, loaded.has_class_names) == (("class 0", "class 1"), False)
-        out = lines_of(
-            capsys, "evaluate", f"--checkpoint={where}", *data, f"--out={tmp_path / 'scores'}"
-        )
+        evaluate = ("evaluate", f"--checkpoint={where}", *data, f"--out={tmp_path / 'scores'}")
+        assert "2 classes of" in str(error_of(*evaluate))
+        out = lines_of(capsys, *evaluate, f"--class_map={tmp_path / 'map.txt'}")
         assert out[-1].endswith("n=14/14")
 
 

@@ -18,6 +18,7 @@ from vit_jax.config.schema import Data
 from vit_jax.data import packaged, subsets
 from vit_jax.data.array_record import open_prepared, open_tfds
 from vit_jax.data.image_folder import FolderSource, folder_source, open_folder, share_files
+from vit_jax.data.labels import same_form
 from vit_jax.data.mixture import mix
 from vit_jax.data.vtab import open_vtab
 from vit_jax.errors import DataError, nearest
@@ -241,7 +242,7 @@ def _read_list(file: pathlib.Path, classes: Iterable[str] = ()) -> dict[str, lis
             if len(row) != len(header):
                 raise DataError(f"{where}: {len(row)} columns; the header has {len(header)}.")
             path = row[header.index("path")].strip()
-            title = row[header.index("label")].strip()
+            title = same_form(row[header.index("label")].strip())
             if not path or not title:
                 raise DataError(f"{where}: the {'label' if path else 'path'} is empty.")
             if classes and title not in files:

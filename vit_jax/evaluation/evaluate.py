@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 
 from vit_jax.atomic_io import write_atomically
 from vit_jax.checkpoints import workdir
-from vit_jax.data.labels import Relabelled
+from vit_jax.data import labels as labels_lib
 from vit_jax.distributed.progress import Progress
-from vit_jax.errors import ConfigError, DataError, nearest
+from vit_jax.errors import DataError
 from vit_jax.evaluation import accuracy, scoring, setup
 
 
@@ -108,7 +108,9 @@ def score_split(
     split = prepared.split()
     source = prepared.open(split)
     relabelled = _with_model_labels(source, loaded, class_map)
-    model_labels = relabelled.table.tolist() if isinstance(relabelled, Relabelled) else None
+    model_labels = (
+        relabelled.table.tolist() if isinstance(relabelled, labels_lib.Relabelled) else None
+    )
     sets = _label_sets(label_sets, source, len(loaded.classes), model_labels)
     only = sorted(set(model_labels or range(len(source.classes)))) if restrict else None
     examples = accuracy.score_examples(
@@ -135,54 +137,18 @@ def score_split(
 def _with_model_labels(source, loaded, class_map: str | None):
     """Returns the source with labels of the model; raises DataError for an unknown class."""
     if class_map is not None:
-        return Relabelled(source, loaded.classes, _read_map(class_map, source, loaded.classes))
-    if source.classes == loaded.classes:
-        return source
-    is_external = loaded.folder is None and len(source.classes) == len(loaded.classes)
-    if is_external and not set(source.classes) & set(loaded.classes):
-        if loaded.has_class_names:
-            print(
-                "the class names of the weights differ from those of the data: label k of the "
-                "data is compared with output k."
-            )
-        return source
-    for title in source.classes:
-        if title not in loaded.classes:
-            raise DataError(
-                f"class {title!r} of the data is not among the {len(loaded.classes)} classes "
-                f"of {loaded.weights.where}.{nearest(title, loaded.classes)} --class_map=FILE "
-                "maps classes of the data to classes of the model."
-            )
-    return Relabelled(source, loaded.classes)
-
-
-def _read_map(file: str, source, classes: tuple[str, ...]) -> tuple[int, ...]:
-    """Returns the label of the model for each class of the data; raises ConfigError."""
-    try:
-        lines = pathlib.Path(file).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--class_map={file} cannot be read: {error}.") from error
-    if len(lines) != len(source.classes):
-        raise ConfigError(
-            f"--class_map={file} has {len(lines)} lines; expected {len(source.classes)}, one for "
-            "each class of the data."
-        )
-    labels = []
-    for number, line in enumerate(lines, 1):
-        text = line.strip()
-        if classes.count(text) == 1:
-            labels.append(classes.index(text))
-        elif text.isdecimal() and int(text) < len(classes):
-            labels.append(int(text))
-        else:
-            is_name = text in classes
-            problem = "the name of several classes" if is_name else "no class"
-            raise ConfigError(
-                f"--class_map={file}, line {number}: {text!r} is {problem} of the model; expected "
-                f"{'' if is_name else 'a name, or '}a number from 0 to {len(classes) - 1}."
-                f"{nearest(text, classes)}"
-            )
-    return tuple(labels)
+        numbers = labels_lib.read_class_map(class_map, len(source.classes), loaded.classes)
+        return labels_lib.Relabelled(source, loaded.classes, numbers)
+    relabelled = labels_lib.relabelled(
+        source,
+        loaded.classes,
+        loaded.weights.where,
+        has_names=loaded.has_class_names,
+        hint=labels_lib.MAP_HINT,
+    )
+    if getattr(relabelled, "note", ""):
+        print(f"{loaded.weights.where}: {relabelled.note}.")
+    return relabelled
 
 
 def _label_sets(

@@ -10,10 +10,10 @@ import jax
 from vit_jax.checkpoints import layout
 from vit_jax.config.schema import Config, Init
 from vit_jax.config.validate import import_user_code
-from vit_jax.data.labels import relabelled
+from vit_jax.data.labels import match_classes, relabelled, same_form
 from vit_jax.data.preprocess import TrainRecipe
 from vit_jax.data.sources import Source, find_kind, open_both, open_split
-from vit_jax.errors import ConfigError, DataError
+from vit_jax.errors import CheckpointError, ConfigError, DataError
 from vit_jax.models.registry import ViT, build, param_shapes
 from vit_jax.tasks import registry as task_registry
 from vit_jax.training import build as build_lib
@@ -64,7 +64,7 @@ class Stage:
     def check_same_data(self, meta: dict, data: dict) -> None:
         """Raises DataError if the `meta` and `data` of a checkpoint belong to other data."""
         for label, (old, new) in enumerate(zip(meta["classes"], self.classes, strict=False)):
-            if old != new:
+            if same_form(old) != same_form(new):
                 raise DataError(f"class {label} is {old!r} in the checkpoint, {new!r} in the data.")
         for what, old, new in (
             ("classes", len(meta["classes"]), len(self.classes)),
@@ -102,7 +102,9 @@ def prepare_stage(
         raise ConfigError(f"{checkpoints} is not a folder; expected the folder of the checkpoints.")
     is_new = not layout.list_steps(checkpoints)
     found = _starting_weights(config, folder, earlier, model) if is_new else None
-    plan = found and load.plan_adaptation(found, model, config.init)
+    plan = found and load.plan_adaptation(
+        found, model, config.init, _head_rows(config, found, model, train_source.classes)
+    )
     total_steps = build_lib.num_steps(config, len(train_source))
     for field in ("warmup_steps", "cooldown_steps"):
         if getattr(config.optimizer, field) > total_steps:
@@ -135,10 +137,9 @@ def _open_data(config: Config) -> tuple:
     for source, split in ((train_source, data.split), (val_source, val_split)):
         if source is not None and not len(source):
             raise DataError(f"split {split!r} of data.source={data.source} is empty.")
-    if val_source is not None and val_source.classes != train_source.classes:
-        if not data.mix:
-            raise DataError(f"data.val_split={data.val_split} has other classes than training.")
-        val_source = relabelled(val_source, train_source.classes)
+    if val_source is not None:
+        owner = f"data.val_split={val_split}"
+        val_source = relabelled(val_source, train_source.classes, owner=owner)
     return train_source, val_source
 
 
@@ -177,6 +178,40 @@ def _starting_weights(
     return load.open_weights(folder.parent / config.init.stage)
 
 
+def _head_rows(
+    config: Config, weights: load.LazyWeights, model, classes: tuple[str, ...]
+) -> tuple[int, ...] | None:
+    """Returns the output of the starting weights for each class, if the head is kept."""
+    shapes = (weights.shapes, param_shapes(model))
+    if config.init.new_head or len({each.get("head/kernel", ()) for each in shapes}) > 1:
+        return None  # Another number of classes is reported with the other differences.
+    if "head/kernel" not in weights.shapes:
+        return None
+    hint = "init.new_head=True replaces the head by zeros."
+    return _match_outputs(weights, classes, weights.where, CheckpointError, hint)
+
+
+def _match_outputs(
+    weights: load.LazyWeights, classes: tuple[str, ...], where: str, error, hint: str
+) -> tuple[int, ...] | None:
+    """Returns the output of weights for each class of the data; None if they are in its order."""
+    names, has_names = weights.read_classes(), True
+    if names is None:
+        names, has_names = tuple(f"class {k}" for k in range(len(classes))), False
+    match = match_classes(
+        classes,
+        names,
+        known_owner=where,
+        has_names=has_names,
+        is_complete=True,
+        error=error,
+        hint=hint,
+    )
+    if match.note:
+        print(f"{where}: {match.note}.")
+    return None if match.is_identity else match.indices
+
+
 def _weights_of_stage(before: Stage) -> load.LazyWeights:
     """Returns the weights of an earlier stage, which may not have run yet."""
     return load.LazyWeights(
@@ -185,6 +220,7 @@ def _weights_of_stage(before: Stage) -> load.LazyWeights:
         grid=before.model.grid,
         metadata=metadata.from_model(before.model),
         read=lambda names=None: load.open_weights(before.folder).read(names),
+        read_classes=lambda: before.classes,
     )
 
 
@@ -195,20 +231,17 @@ def _teacher(
     if not where:
         return None
     if where in earlier:
-        section, known = earlier[where].config.model, earlier[where].classes
-        weights = _weights_of_stage(earlier[where])
+        section, weights = earlier[where].config.model, _weights_of_stage(earlier[where])
+        num_classes = len(earlier[where].classes)
     else:
         loaded = load.load(where)
         loaded.require_head()
-        section, known, weights = loaded.model.config, loaded.classes, loaded.weights
-    if len(known) != len(classes):
-        raise ConfigError(
-            f"config.task.teacher={where} has {len(known)} classes; the data has {len(classes)}."
-        )
-    if set(known) == set(classes) and known != classes:
-        raise ConfigError(
-            f"config.task.teacher={where} has the classes of the data in another order; expected "
-            "the same order."
-        )
-    model = build(section, num_classes=len(known), image_size=config.data.image_size)
-    return Teacher(model, weights, load.plan_adaptation(weights, model, Init(resize=True)))
+        section, num_classes, weights = loaded.model.config, len(loaded.classes), loaded.weights
+    title = f"config.task.teacher={where}"
+    if num_classes != len(classes):
+        raise ConfigError(f"{title} has {num_classes} classes; the data has {len(classes)}.")
+    hint = "A teacher must have the classes of the data."
+    rows = _match_outputs(weights, classes, title, ConfigError, hint)
+    model = build(section, num_classes=num_classes, image_size=config.data.image_size)
+    plan = load.plan_adaptation(weights, model, Init(resize=True), rows)
+    return Teacher(model, weights, plan)

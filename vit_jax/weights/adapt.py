@@ -15,9 +15,9 @@ from vit_jax.errors import CheckpointError
 from vit_jax.weights.resize_grid import interpolation_matrix, resize_grid
 
 POSITIONS = r"Transformer/posembed_(?:input|\d+)/(pos|x|y)_embedding"
-HEAD_BIAS = "head/bias"
+HEAD = ("head/kernel", HEAD_BIAS := "head/bias")
 MASKED_PATCH_PARAMS = ("mask_token", "patch_head/kernel", "patch_head/bias")
-TASK_PARAMS = ("head/kernel", HEAD_BIAS, *MASKED_PATCH_PARAMS)
+TASK_PARAMS = (*HEAD, *MASKED_PATCH_PARAMS)
 PRE_LOGITS = ("pre_logits/kernel", "pre_logits/bias")
 CLS = "cls"
 SCALED_LAYERS = {  # LayerScale of an encoder layer -> the dense layer before it.
@@ -42,6 +42,7 @@ class AdaptPlan:
       old_grid, new_grid: grids of the position embeddings; None for models without one.
       drops_cls: the class token and its position embedding are dropped.
       initial_bias: value of the bias of a new head; its other parameters are zeros.
+      head_rows: output of the pretrained head for each output of the model; None for the same.
     """
 
     new_shapes: dict[str, tuple[int, ...]]
@@ -51,6 +52,7 @@ class AdaptPlan:
     new_grid: Grid | None
     drops_cls: bool
     initial_bias: float
+    head_rows: tuple[int, ...] | None = None
 
     @property
     def notes(self) -> list[str]:
@@ -63,6 +65,8 @@ class AdaptPlan:
             modules = dict.fromkeys(name.split("/")[0] for name in self.new_shapes)
             bias = f", with bias {self.initial_bias:g}" if self.initial_bias else ""
             lines.append(f"{', '.join(modules)} replaced by zeros{bias}")
+        if self.head_rows:
+            lines.append("outputs of the head put in the order of the class names")
         if self.drops_cls:
             lines.append("class token and its position embedding dropped")
         if self.folded:
@@ -82,6 +86,7 @@ def make_plan(
     new_grid: Grid | None,
     permissions: Init,
     head_bias: float = 0.0,
+    head_rows: tuple[int, ...] | None = None,
     where: str,
     differences: Sequence[str] = (),
 ) -> AdaptPlan:
@@ -97,6 +102,7 @@ def make_plan(
       permissions: permitted changes. `new_head` also covers `pre_logits` and the parameters of
         masked patch prediction.
       head_bias: initial bias of a new head.
+      head_rows: output of the pretrained head for each output of the model; None for the same.
       where: source of the parameters, for messages.
       differences: further differences, reported with those found here.
 
@@ -118,7 +124,7 @@ def make_plan(
         dropped |= (source.keys() & {*TASK_PARAMS, *PRE_LOGITS}) - kept
     bias = head_bias if HEAD_BIAS in new_shapes else 0.0
     plan = AdaptPlan(
-        new_shapes, tuple(sorted(dropped)), folded, old_grid, new_grid, drops_cls, bias
+        new_shapes, tuple(sorted(dropped)), folded, old_grid, new_grid, drops_cls, bias, head_rows
     )
     lines = [
         *differences,
@@ -228,6 +234,8 @@ def apply_plan(plan: AdaptPlan, read: ReadParams) -> Iterator[tuple[str, np.ndar
         if name in plan.folded:
             scale = scales[plan.folded[name]]
             array = array * scale.reshape((1,) * (array.ndim - 1) + scale.shape)
+        if plan.head_rows and name in HEAD:
+            array = array[..., list(plan.head_rows)]
         if re.fullmatch(POSITIONS, name):
             if plan.drops_cls and name.endswith("pos_embedding"):
                 array = array[:, 1:]

@@ -4,7 +4,7 @@ import json
 import math
 
 from vit_jax.checkpoints import layout
-from vit_jax.weights import load
+from vit_jax.weights import location
 from vit_jax.weights.archive import open_archive
 
 
@@ -20,8 +20,8 @@ def inspect_checkpoint(where: str, as_json: bool = False) -> str:
     Raises:
       CheckpointError: there are no readable weights.
     """
-    path, _ = load.resolve_path(where)
-    if load.is_weights_file(path):
+    path, _ = location.resolve_path(where)
+    if location.is_weights_file(path):
         archive = open_archive(path / "model.safetensors" if path.is_dir() else path)
         arrays = {
             name: {"shape": list(info.shape), "dtype": info.dtype}

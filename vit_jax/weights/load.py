@@ -13,18 +13,19 @@ import numpy as np
 
 from vit_jax import config as config_lib
 from vit_jax import trees
-from vit_jax.checkpoints import checkpoint, layout, workdir
+from vit_jax.checkpoints import checkpoint, layout
 from vit_jax.config import registry
 from vit_jax.config.schema import Config, Data, Init
+from vit_jax.data.labels import check_new_names
 from vit_jax.data.preprocess import EvalRecipe
 from vit_jax.errors import CheckpointError, ConfigError
 from vit_jax.models import registry as model_registry
 from vit_jax.models.registry import BitResNet, ViT, build, param_shapes
 from vit_jax.tasks import registry as task_registry
-from vit_jax.weights import adapt, download, published
+from vit_jax.weights import adapt, published
 from vit_jax.weights import metadata as metadata_lib
-from vit_jax.weights.archive import open_archive
 from vit_jax.weights.infer_model import infer_model_options
+from vit_jax.weights.location import is_weights_file, resolve_path
 from vit_jax.weights.metadata import WeightsMetadata
 from vit_jax.weights.reader import WeightsFile, open_weights_file
 from vit_jax.weights.writer import CLASSES_SUFFIX
@@ -44,6 +45,7 @@ class LazyWeights:
       grid: grid of the position embeddings; None for a model without.
       metadata: model options that shapes do not give.
       read: names, or None for all -> (name, array) of the parameters.
+      read_classes: class names in the order of the head; None for weights without names.
     """
 
     where: str
@@ -51,6 +53,7 @@ class LazyWeights:
     grid: tuple[int, int] | None
     metadata: WeightsMetadata
     read: Callable[[Collection[str] | None], Iterator[tuple[str, np.ndarray]]]
+    read_classes: Callable[[], tuple[str, ...] | None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,60 +98,6 @@ class LoadedModel:
         return trees.unflatten(dict(self.weights.read(names)))
 
 
-def resolve_path(
-    where: str | pathlib.Path,
-) -> tuple[pathlib.Path, published.PublishedWeights | None]:
-    """Returns the local path of WHERE, and its entry if it is a published name.
-
-    The path is a weights file, a folder with model.safetensors, or the step folder of a
-    checkpoint: the newest, or the best of a run with select=best. URLs and published weights are
-    downloaded.
-
-    Raises:
-      ConfigError: WHERE is a sweep or a config with stages; the message lists its runs or stages.
-      CheckpointError: WHERE does not exist or cannot be downloaded.
-    """
-    path = pathlib.Path(where)
-    if download.is_url(str(where)):
-        path = _check_download(download.fetch(str(where)), str(where))
-    if is_weights_file(path):
-        return path, None
-    if not path.exists() and (entry := published.find_published(str(where))):
-        return _check_download(published.fetch_published(entry), entry.url), entry
-    config = workdir.read_json(path / workdir.CONFIG) or {}
-    stages = config.get("stages", {})
-    runs = sorted(found.parent.name for found in path.glob(f"seed_*/{layout.FOLDER}"))
-    if runs and not (path / layout.FOLDER).exists():
-        raise ConfigError(
-            f"{where} is a sweep with the runs {', '.join(runs)}; name one, as in {path / runs[0]}."
-        )
-    if isinstance(stages, dict) and stages:
-        raise ConfigError(
-            f"{where} has the stages {', '.join(stages)}; name one, as in {path / min(stages)}."
-        )
-    if not path.exists():
-        hint = published.suggest_published(str(where))
-        raise CheckpointError(f"{where}: no such file, folder or published name.{hint}")
-    return layout.find_step_folder(path), None
-
-
-def _check_download(path: pathlib.Path, url: str) -> pathlib.Path:
-    """Returns the path; deletes a downloaded file that is not readable from the cache."""
-    if path.is_file() and not url.startswith("file:"):
-        try:
-            open_archive(path)
-        except CheckpointError as error:
-            path.unlink()
-            raise CheckpointError(f"{url}: {error} The download is deleted; try again.") from error
-    return path
-
-
-def is_weights_file(path: pathlib.Path) -> bool:
-    """Returns True for a file, or a folder with model.safetensors; False for a workdir."""
-    is_file = path.exists() and not path.is_dir()
-    return is_file or (path / "model.safetensors").is_file()
-
-
 def open_weights(where: str | pathlib.Path, model: Model | None = None) -> LazyWeights:
     """Returns the weights at WHERE without reading arrays.
 
@@ -160,17 +109,27 @@ def open_weights(where: str | pathlib.Path, model: Model | None = None) -> LazyW
     Raises:
       CheckpointError: there are no readable weights.
     """
-    path, _ = resolve_path(where)
+    path, entry = resolve_path(where)
     if is_weights_file(path):
-        return _weights_of_file(open_weights_file(path, model and metadata_lib.from_model(model)))
-    return _weights_of_step(path, _build_step_model(path, layout.read_item(path, "meta")))
+        file = open_weights_file(path, model and metadata_lib.from_model(model))
+        return _weights_of_file(file, entry)
+    meta = layout.read_item(path, "meta")
+    return _weights_of_step(path, _build_step_model(path, meta), meta)
 
 
-def _weights_of_file(file: WeightsFile) -> LazyWeights:
-    return LazyWeights(str(file.path), file.shapes, file.grid, file.metadata, file.read)
+def _weights_of_file(file: WeightsFile, entry: published.PublishedWeights | None) -> LazyWeights:
+    def read_classes() -> tuple[str, ...] | None:
+        num_classes = file.shapes.get("head/kernel", (0,))[-1]
+        names = file.metadata.classes or _read_class_names_beside(file.path, num_classes)
+        names = names or (entry and published.class_names(entry))
+        return names if num_classes else None  # Names of a head that was omitted.
+
+    return LazyWeights(
+        str(file.path), file.shapes, file.grid, file.metadata, file.read, read_classes
+    )
 
 
-def _weights_of_step(step_folder: pathlib.Path, model: Model) -> LazyWeights:
+def _weights_of_step(step_folder: pathlib.Path, model: Model, meta: dict) -> LazyWeights:
     abstract_state = checkpoint.stored_param_shapes(step_folder)
     ((kind, leaves),) = abstract_state.items()
     shapes = {name: leaf.shape for name, leaf in trees.flatten(leaves).items()}
@@ -179,8 +138,9 @@ def _weights_of_step(step_folder: pathlib.Path, model: Model) -> LazyWeights:
         params = trees.flatten(checkpoint.restore(step_folder, abstract_state)[kind])
         yield from ((name, a) for name, a in params.items() if names is None or name in names)
 
+    names = tuple(meta["classes"]) if meta.get("has_class_names", True) else None
     metadata = metadata_lib.from_model(model)
-    return LazyWeights(str(step_folder), shapes, model.grid, metadata, read)
+    return LazyWeights(str(step_folder), shapes, model.grid, metadata, read, lambda: names)
 
 
 def _build_step_model(step_folder: pathlib.Path, meta: dict) -> Model:
@@ -224,32 +184,33 @@ def load(where: str | pathlib.Path, classes: tuple[str, ...] | None = None) -> L
 
     Raises:
       CheckpointError: there are no readable weights, or they do not determine a model.
-      ConfigError: the number of class names is not that of the head.
+      ConfigError: `classes` are of another number than those of the head, or contradict its names.
     """
     path, entry = resolve_path(where)
     if is_weights_file(path):
         loaded = _load_file(open_weights_file(path), entry)
     else:
         loaded = _load_step(path)
-    if classes is not None:
-        loaded = dataclasses.replace(loaded, classes=classes, has_class_names=True)
-    if len(loaded.classes) != loaded.model.num_classes:
-        raise ConfigError(
-            f"{where}: found {len(loaded.classes)} class names for a head of "
-            f"{loaded.model.num_classes} classes."
-        )
-    return loaded
+    for names, error in ((loaded.classes, CheckpointError), (classes, ConfigError)):
+        if names is not None and len(names) != loaded.model.num_classes:
+            raise error(
+                f"{where}: found {len(names)} class names for a head of "
+                f"{loaded.model.num_classes} classes."
+            )
+    if classes is None:
+        return loaded
+    if loaded.has_class_names:
+        check_new_names(classes, loaded.classes, "--classes")
+    return dataclasses.replace(loaded, classes=classes, has_class_names=True)
 
 
 def _load_file(file: WeightsFile, entry: published.PublishedWeights | None) -> LoadedModel:
     options = infer_model_options(file)
     sizes = {name: options.pop(name) for name in ("num_classes", "image_size")}
     model = build(model_registry.section(**options), **sizes)
-    weights, metadata = _weights_of_file(file), file.metadata
+    weights, metadata = _weights_of_file(file, entry), file.metadata
     plan_adaptation(weights, model, Init())  # Raises if a parameter is missing or left over.
-    names = metadata.classes or _read_class_names_beside(file.path, model.num_classes)
-    names = names or (entry and published.class_names(entry))
-    names = names if model.num_classes else None  # Names of a head that was omitted.
+    names = weights.read_classes()
     data = Data(
         eval_crop=metadata.crop or "resize",
         resample=metadata.resample or "tf_bilinear",
@@ -280,7 +241,7 @@ def _read_class_names_beside(path: pathlib.Path, num_classes: int) -> tuple[str,
 def _load_step(path: pathlib.Path) -> LoadedModel:
     meta = layout.read_item(path, "meta")
     model, config = _build_step_model(path, meta), _read_config(path, meta)
-    weights, has_classes = _weights_of_step(path, model), _has_classes(config)
+    weights, has_classes = _weights_of_step(path, model, meta), _has_classes(config)
     is_in_run = path.parent.name in (layout.FOLDER, layout.BEST)
     is_converted = meta.get("is_converted", False)  # Written by `convert`, not by a run.
     return LoadedModel(
@@ -335,7 +296,12 @@ def load_params(
     return read_params(weights, plan, shardings)
 
 
-def plan_adaptation(weights: LazyWeights, model: Model, permissions: Init) -> adapt.AdaptPlan:
+def plan_adaptation(
+    weights: LazyWeights,
+    model: Model,
+    permissions: Init,
+    head_rows: tuple[int, ...] | None = None,
+) -> adapt.AdaptPlan:
     """Returns how weights become parameters of a model.
 
     Args:
@@ -343,6 +309,7 @@ def plan_adaptation(weights: LazyWeights, model: Model, permissions: Init) -> ad
       model: the model that the parameters are for.
       permissions: permitted changes: the fields `new_head`, `resize`, `drop_token` and
         `allow_numerics`.
+      head_rows: output of the weights for each class of the model; None if they are the same.
 
     Raises:
       CheckpointError: the weights do not fit the model; all differences are listed in one line.
@@ -355,6 +322,7 @@ def plan_adaptation(weights: LazyWeights, model: Model, permissions: Init) -> ad
         new_grid=model.grid,
         permissions=permissions,
         head_bias=model.config.head_bias,
+        head_rows=head_rows,
         where=weights.where,
         differences=() if is_any_allowed else _numeric_differences(weights.metadata, model),
     )
