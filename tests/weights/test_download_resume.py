@@ -168,6 +168,17 @@ def test_fetch_resumes_after_an_interrupt(site, weights_cache, tmp_path):
     assert ranges(site) == [None, "bytes=150000-"]
 
 
+def test_partial_download_that_is_a_link_is_not_followed(site, weights_cache, tmp_path):
+    (tmp_path / "thesis").write_text("mine")
+    part = pathlib.Path(f"{cache_path(site, weights_cache)}.part")
+    part.parent.mkdir(parents=True)
+    part.symlink_to(tmp_path / "thesis")
+    with pytest.raises(OSError, match="is a link") as caught:
+        fetch(f"{site.url}/models/vit.npz")
+    assert caught.value.filename == str(part)
+    assert (tmp_path / "thesis").read_text() == "mine"
+
+
 def test_full_disk_error_names_the_file_and_keeps_the_part(site, weights_cache):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))

@@ -11,11 +11,11 @@ import datetime
 import json
 import os
 import pathlib
-import shutil
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 
+from vit_jax import atomic_io
 from vit_jax import config as config_lib
 from vit_jax.benchmark.runners import OUT_OF_MEMORY, Case, Runner, Timm, vit_jax_runners
 from vit_jax.errors import ConfigError, nearest
@@ -140,7 +140,7 @@ def time_cases(
     Raises:
       ConfigError: an argument is invalid, or a case cannot be timed on this machine.
     """
-    path = pathlib.Path(out)
+    path = pathlib.Path(out).resolve()
     if rounds < 1:
         raise ConfigError(f"--rounds is {rounds}; it must be at least 1.")
     if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
@@ -149,20 +149,19 @@ def time_cases(
         peer.check(cases)
     run = {"run": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")}
     records = []
-    caches = tempfile.mkdtemp(
-        prefix="vit_jax_benchmark_"
-    )  # Empty, so that the first compilation is cold.
-    try:
+    # Empty, so that the first compilation is cold.
+    with atomic_io.temporary_folder(pathlib.Path(tempfile.gettempdir())) as caches:
         for number, case in enumerate(cases, 1):
             if largest_batch:
-                case = _with_largest_batch(case, env, caches)
+                case = _with_largest_batch(case, env, str(caches))
             print_line(f"[{number}/{len(cases)}] {case.title}")
-            for record in _time_case(case, rounds, env, tuned, peer, caches, print_line):
+            for record in _time_case(case, rounds, env, tuned, peer, str(caches), print_line):
                 records.append(run | record)
-                with path.open("a", encoding="utf-8") as file:
+                with (
+                    atomic_io.add_path_to_errors(path),
+                    atomic_io.open_to_append(path, encoding="utf-8") as file,
+                ):
                     file.write(json.dumps(records[-1]) + "\n")
-    finally:
-        shutil.rmtree(caches, ignore_errors=True)
     return records
 
 

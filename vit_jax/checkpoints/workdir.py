@@ -13,7 +13,7 @@ import time
 from importlib import metadata
 
 from vit_jax import config as config_lib
-from vit_jax.atomic_io import write_atomically
+from vit_jax.atomic_io import open_to_append, write_atomically
 from vit_jax.checkpoints import layout
 from vit_jax.config.schema import Config
 from vit_jax.distributed import multihost
@@ -261,7 +261,7 @@ class Lock:
 
     def __enter__(self):
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(self.path, "a+")
+        self._file = open_to_append(self.path, "a+")
         deadline = time.monotonic() + LOCK_TIMEOUT
         while True:
             try:

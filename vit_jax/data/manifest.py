@@ -17,6 +17,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from vit_jax.atomic_io import open_atomically
+
 LINES, INDEX, LEFT_OUT = "manifest.jsonl", "manifest.npy", "left_out.jsonl"
 CLASSES, INFO = "classes.csv", "prepared.json"
 ROW = np.dtype([("start", "<i8"), ("label", "<i4")])
@@ -30,7 +32,10 @@ def write(folder: pathlib.Path, lines: Iterable[tuple[bytes, dict]]) -> str:
     """
     starts, labels = array.array("q"), array.array("i")  # Small, for millions of images.
     checksum, position = hashlib.sha256(), 0
-    with open(folder / LINES, "wb") as kept, open(folder / LEFT_OUT, "wb") as left_out:
+    with (
+        open_atomically(folder / LINES) as kept,
+        open_atomically(folder / LEFT_OUT) as left_out,
+    ):
         for line, record in lines:
             if "reason" in record:
                 left_out.write(line)
@@ -39,12 +44,10 @@ def write(folder: pathlib.Path, lines: Iterable[tuple[bytes, dict]]) -> str:
             labels.append(record["label"])
             position += kept.write(line)
             checksum.update(line)
-        for file in (kept, left_out):
-            file.flush()
-            os.fsync(file.fileno())
     rows = np.empty(len(starts), ROW)
     rows["start"], rows["label"] = starts, labels
-    np.save(folder / INDEX, rows)
+    with open_atomically(folder / INDEX, rows.nbytes) as file:
+        np.save(file, rows)
     return checksum.hexdigest()
 
 

@@ -6,7 +6,7 @@ import os
 import pathlib
 from collections.abc import Callable, Iterator
 
-from vit_jax.atomic_io import add_path_to_errors
+from vit_jax.atomic_io import replace_atomically
 
 
 @contextlib.contextmanager
@@ -17,21 +17,13 @@ def write_atomically(path: pathlib.Path) -> Iterator[Callable[[bytes], None]]:
     """
     from array_record.python.array_record_module import ArrayRecordWriter
 
-    # A killed process may still be writing to its temporary file.
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with add_path_to_errors(path):
-            try:
-                writer = ArrayRecordWriter(str(temporary), "group_size:1")  # As TFDS does.
-                yield writer.write
-                writer.close()
-            except RuntimeError as error:
-                raise _disk_error(error) from error
-            with open(temporary, "rb") as file:
-                os.fsync(file.fileno())
-            temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replace_atomically(path) as temporary:
+        try:
+            writer = ArrayRecordWriter(str(temporary), "group_size:1")  # As TFDS does.
+            yield writer.write
+            writer.close()
+        except RuntimeError as error:
+            raise _disk_error(error) from error
 
 
 def _disk_error(error: RuntimeError) -> Exception:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import jax
 import numpy as np
 
+from vit_jax.atomic_io import open_atomically
 from vit_jax.checkpoints import workdir
 from vit_jax.data import record_files
 from vit_jax.distributed.progress import Progress
@@ -110,12 +111,8 @@ def _write_npz(path: pathlib.Path, batches: Iterator[dict], dtype, about: dict) 
         labels.append(batch["label"])
     stacked = np.concatenate(features)
     texts = {name: np.array(value) for name, value in about.items()}
-    temporary = path.with_name(f".{path.name}.tmp.npz")
-    try:
-        np.savez(temporary, features=stacked, labels=np.concatenate(labels), **texts)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with open_atomically(path, stacked.nbytes) as file:
+        np.savez(file, features=stacked, labels=np.concatenate(labels), **texts)
     return stacked.shape
 
 

@@ -8,7 +8,7 @@ import os
 import pathlib
 import time
 
-from vit_jax.atomic_io import add_path_to_errors, write_atomically
+from vit_jax.atomic_io import add_path_to_errors, open_to_append, write_atomically
 from vit_jax.distributed import multihost
 from vit_jax.distributed.progress import Progress, format_duration
 
@@ -63,7 +63,7 @@ class MetricWriter:
     def _put(self, records: list[dict]) -> None:
         """Replaces the file by one with these records."""
         write_atomically(self._path, "".join(json.dumps(record) + "\n" for record in records))
-        self._file = self._path.open("a")
+        self._file = open_to_append(self._path)
 
     def has(self, step: int, section: str) -> bool:
         """Returns True if the open record is of this step and has a value `section/...`."""

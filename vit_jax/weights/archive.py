@@ -309,8 +309,19 @@ def _crc32c(array: np.ndarray) -> int:
     return checksum
 
 
-def write_npz(path: pathlib.Path, arrays: Iterable[tuple[str, np.ndarray]], metadata: dict) -> None:
+def write_npz(
+    path: pathlib.Path,
+    arrays: Iterable[tuple[str, np.ndarray]],
+    metadata: dict,
+    num_bytes: int | None = None,
+) -> None:
     """Writes float32 arrays one at a time; the same arrays give the same bytes.
+
+    Args:
+      path: name of the file.
+      arrays: name and array of each member.
+      metadata: values that `Archive.metadata` returns.
+      num_bytes: bytes of all arrays, if known, for the error of a full disk.
 
     Raises:
       ValueError: an array or the metadata could not be read back.
@@ -318,7 +329,10 @@ def write_npz(path: pathlib.Path, arrays: Iterable[tuple[str, np.ndarray]], meta
     comment = _encode_metadata(metadata)
     if len(comment) > zipfile.ZIP_MAX_COMMENT:
         raise ValueError(f"Metadata of {len(comment)} bytes; at most 65,535 fit in a .npz file.")
-    with _open_for_writing(path) as file, zipfile.ZipFile(file, "w") as directory:
+    with (
+        atomic_io.open_atomically(path, num_bytes) as file,
+        zipfile.ZipFile(file, "w") as directory,
+    ):
         for name, array in arrays:
             array = _checked_array(name, array)
             member = zipfile.ZipInfo(f"{name}.npy")  # With the fixed date 1980-01-01.
@@ -351,7 +365,7 @@ def write_safetensors(path: pathlib.Path, arrays: Mapping[str, np.ndarray], meta
     text += b" " * (-len(text) % 8)  # Data starts at a multiple of 8 bytes.
     if len(text) > MAX_SAFETENSORS_HEADER or max(map(len, notes.values())) > MIB:
         raise ValueError(f"A header of {len(text)} bytes is too long to be read back.")
-    with _open_for_writing(path) as file:
+    with atomic_io.open_atomically(path, 8 + len(text) + end) as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for array in arrays.values():
             file.write(array)
@@ -367,18 +381,3 @@ def _checked_array(name: str, array: np.ndarray) -> np.ndarray:
     if array.dtype != np.dtype("<f4"):
         raise ValueError(f"{name} has dtype {array.dtype}; only float32 is written.")
     return np.asarray(array, order="C")
-
-
-@contextlib.contextmanager
-def _open_for_writing(path: pathlib.Path):
-    """Yields a temporary file; renames it to `path` on success and removes it on failure."""
-    temporary = pathlib.Path(f"{path}.tmp")
-    with atomic_io.add_path_to_errors(path):
-        try:
-            with open(temporary, "wb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)

@@ -22,7 +22,7 @@ import urllib.error
 import urllib.request
 from urllib.parse import quote, unquote_to_bytes, urlsplit
 
-from vit_jax.atomic_io import add_path_to_errors, write_atomically
+from vit_jax.atomic_io import add_path_to_errors, open_to_append, write_atomically
 from vit_jax.errors import CheckpointError
 
 TIMEOUT = 30.0  # Seconds without data after which an attempt fails.
@@ -69,7 +69,7 @@ def fetch(url: str, *, size: int | None = None, sha256: str | None = None) -> pa
     if not _cache_problem(file, http_url, size, sha256):
         return file
     file.parent.mkdir(parents=True, exist_ok=True)
-    with open(f"{file}.lock", "a") as lock:
+    with open_to_append(pathlib.Path(f"{file}.lock")) as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -144,14 +144,26 @@ def _http_url(url: str) -> str:
     return f"{start}/{path}{quote(os.fsencode(query), safe='!$&()*+,;=:@/?%')}"
 
 
-def _cache_path(http_url: str) -> pathlib.Path:
-    """The path of a URL in the cache: readable for plain URLs, hashed for all others."""
+def remove_from_cache(path: pathlib.Path) -> bool:
+    """Removes a downloaded file; returns False for a file that is not in the cache folder."""
+    if not path.resolve().is_relative_to(_cache_folder().resolve()):
+        return False
+    path.unlink(missing_ok=True)
+    return True
+
+
+def _cache_folder() -> pathlib.Path:
     root = os.environ.get("XDG_CACHE_HOME", "")
     if not os.path.isabs(root):  # The XDG specification ignores relative paths.
         root = os.path.expanduser("~/.cache")
     if not os.path.isabs(root):
         raise CheckpointError("no home directory for a cache; set XDG_CACHE_HOME to a folder.")
-    folder = pathlib.Path(root, "vit_jax", "weights")
+    return pathlib.Path(root, "vit_jax", "weights")
+
+
+def _cache_path(http_url: str) -> pathlib.Path:
+    """The path of a URL in the cache: readable for plain URLs, hashed for all others."""
+    folder = _cache_folder()
     pattern = r"(https?)://(\w[\w.:-]*)((?:/[\w+=-]+)*)/([\w.+=-]+\.(?:npz|txt|safetensors))"
     match = re.fullmatch(pattern, http_url.replace("%2B", "+"), re.ASCII)
     if match and len(http_url) < 200:  # A file name has at most 255 bytes.
@@ -225,7 +237,7 @@ def _attempt_download(
     is_known = state.get("url") == http_url and state.get("validator") and part.exists()
     done = part.stat().st_size if is_known else 0
     if done and done == state.get("size"):  # Complete but not renamed: request the last byte.
-        os.truncate(part, done := done - 1)
+        _truncate(part, done := done - 1)
     hasher = _hash(part) if done else hashlib.sha256()
     headers = {"User-Agent": "vit_jax", "Accept-Encoding": "identity"}
     if done:
@@ -238,12 +250,12 @@ def _attempt_download(
                 _check(http_url, state["size"], size, None, None)
             elif not response.chunked and sha256 is None:
                 raise CheckpointError(f"{http_url}: the server does not send the file size.")
-            part.write_bytes(b"")
+            _truncate(part, 0)
             write_atomically(pathlib.Path(f"{part}.json"), json.dumps(state))
         elif not _is_remainder(response, done, state):
             part.unlink(missing_ok=True)
             raise ConnectionError("the response does not continue the partial download")
-        with open(part, "ab", buffering=0) as out:
+        with open_to_append(part, "ab", buffering=0) as out:
             for block in _blocks_with_progress(response, file.name, done, state["size"]):
                 hasher.update(block)
                 done += len(block)
@@ -255,6 +267,11 @@ def _attempt_download(
     if state["size"] not in (None, done):
         raise ConnectionError(f"the connection closed after {done} of {state['size']} bytes")
     _finish(file, state | {"size": done, "sha256": hasher.hexdigest()}, size, sha256)
+
+
+def _truncate(part: pathlib.Path, num_bytes: int) -> None:
+    with open_to_append(part, "ab") as file:
+        file.truncate(num_bytes)
 
 
 def _file_version(http_url: str, response) -> dict:

@@ -1,16 +1,13 @@
 """Writes parameters in the formats of other projects, with class names and preprocessing."""
 
-import contextlib
 import dataclasses
 import json
-import os
 import pathlib
-import shutil
 from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from vit_jax.atomic_io import write_atomically
+from vit_jax.atomic_io import replace_atomically, write_atomically
 from vit_jax.errors import ConfigError
 from vit_jax.models.pixel_stats import PIXEL_STATS
 from vit_jax.models.registry import BitResNet, ViT
@@ -178,14 +175,17 @@ def write(
     metadata = metadata_lib.from_model(model).with_defaults(metadata)
     values, notes = metadata_lib.to_json(metadata), []
     if plan.file_format == "huggingface":
-        with _new_folder(path) as folder:
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise ConfigError(f"{path} exists; name a new folder.")
+        with replace_atomically(path, is_folder=True) as folder:
             _write_huggingface(plan, folder, model, params, metadata)
             write_atomically(folder / "README.md", card)
         return notes
     is_too_long = len(json.dumps(values)) > MAX_METADATA[plan.file_format]
     class_names = values.pop("classes", ()) if is_too_long else ()
     if plan.file_format == "npz":
-        write_npz(path, export_tensors(plan, params), values)
+        num_bytes = sum(array.nbytes for array in params.values())
+        write_npz(path, export_tensors(plan, params), values, num_bytes)
     else:
         write_safetensors(path, dict(export_tensors(plan, params)), values)
     if class_names:
@@ -208,23 +208,6 @@ def write(
 def card_path(path: pathlib.Path) -> pathlib.Path:
     """Returns the path of the model card of a file."""
     return path.with_name(f"{path.name}.md")
-
-
-@contextlib.contextmanager
-def _new_folder(path: pathlib.Path):
-    """Yields a temporary folder; renames it to `path` on success and removes it on failure."""
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise ConfigError(f"{path} exists; name a new folder.")
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-        if path.exists():
-            path.rmdir()
-        os.replace(temporary, path)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
 
 
 def _write_huggingface(
