@@ -16,7 +16,7 @@ from vit_jax import create_model, main, trees
 from vit_jax.distributed import mesh as mesh_lib
 from vit_jax.errors import CheckpointError, ConfigError, VitJaxError
 from vit_jax.models.registry import param_shapes
-from vit_jax.weights import load, writer
+from vit_jax.weights import download, load, writer
 from vit_jax.weights.archive import write_npz, write_safetensors
 from vit_jax.weights.metadata import WeightsMetadata, from_model, to_json
 
@@ -366,13 +366,46 @@ def test_load_rejects_another_number_of_class_names(tmp_path):
     assert load.load(path).classes == ("class 0", "class 1", "class 2")
 
 
-def test_unreadable_download_is_deleted_and_local_file_is_kept(server, tmp_path):
+@pytest.mark.parametrize("name", ["y.npz", "y.pth", "y"])
+@pytest.mark.parametrize("scheme", ["file", "FILE", "File"])
+@pytest.mark.parametrize("host", ["", "localhost"])
+def test_local_file_that_is_not_readable_is_kept(tmp_path, monkeypatch, name, scheme, host):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    path = tmp_path / name
+    path.write_text("mine")
+    message = error_of(load.load, f"{scheme}://{host}{path}")
+    assert "deleted" not in message
+    assert path.read_text() == "mine"
+
+
+@pytest.mark.parametrize("argument", ["cache/../../mine.npz", "link.npz", "folder/mine.npz"])
+def test_file_outside_the_cache_is_kept_whatever_its_path(tmp_path, monkeypatch, argument):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    cache = tmp_path / "vit_jax" / "weights"
+    (cache / "cache").mkdir(parents=True)
+    mine = tmp_path / "vit_jax" / "mine.npz"
+    mine.write_text("mine")
+    (cache / "link.npz").symlink_to(mine)
+    (cache / "folder").symlink_to(mine.parent)
+    path = cache / argument
+    for url in (f"file://{path}", f"FILE://{path}"):
+        error_of(load.load, url)
+    assert mine.read_text() == "mine"
+
+
+def test_file_in_the_hub_cache_is_kept(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    path = tmp_path / "hub" / "x.npz"
+    path.parent.mkdir()
+    path.write_text("not weights")
+    monkeypatch.setattr(download, "_from_hub", lambda rest: path)
+    assert "not a readable .npz file" in error_of(load.load, "hf://owner/name/x.npz")
+    assert path.exists()
+
+
+def test_unreadable_download_is_deleted(server, tmp_path):
     url, root = server
     (root / "x.npz").write_text("an error page")
     assert "The download is deleted; try again" in error_of(load.load, f"{url}/x.npz")
     plain_npz(root / "x.npz", tiny())
     assert load.load(f"{url}/x.npz").model.num_classes == 3
-    local = tmp_path / "y.npz"
-    local.write_text("mine")
-    error_of(load.load, local.as_uri())
-    assert local.exists()

@@ -46,13 +46,14 @@ def resolve_path(
 
 
 def _check_download(path: pathlib.Path, url: str) -> pathlib.Path:
-    """Returns the path; deletes a downloaded file that is not readable from the cache."""
-    if path.is_file() and not url.startswith("file:"):
+    """Returns the path; removes a downloaded file that is not readable from the cache."""
+    if path.is_file():
         try:
             open_archive(path)
         except CheckpointError as error:
-            path.unlink()
-            raise CheckpointError(f"{url}: {error} The download is deleted; try again.") from error
+            is_removed = download.remove_from_cache(path)
+            hint = " The download is deleted; try again." if is_removed else ""
+            raise CheckpointError(f"{url}: {error}{hint}") from error
     return path
 
 
