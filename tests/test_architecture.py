@@ -2,6 +2,7 @@
 
 import ast
 import pathlib
+import re
 
 import pytest
 
@@ -41,6 +42,26 @@ BOUNDARIES = {  # Third-party package -> the packages that may import it.
     "huggingface_hub": {"weights"},
     "torch": {"benchmark"},
     "timm": {"benchmark"},
+}
+WRITING_FUNCTIONS = (  # Calls that create, replace or remove files.
+    r".+\.(write_text|write_bytes|savefig|tofile|truncate|touch|unlink|rmdir|rename|\w+link_to)"
+    r"|np\.save\w*|tempfile\.(mk|[A-Z])\w+|shutil\.(rm|move|copy|make|unpack|chown)\w*"
+    r"|os\.(replace|remove|link|symlink|mkfifo|mknod)|(.+\.)?open_to_append"
+)
+MAY_WRITE = {  # Module -> calls that change files; all others call `atomic_io`.
+    "atomic_io": {"open", "replace", "rmtree", "unlink"},
+    "benchmark/benchmark": {"open_to_append"},  # One line per measurement.
+    "checkpoints/checkpoint": {"rename", "rmtree"},  # Moves a damaged step away.
+    "checkpoints/workdir": {"open_to_append", "truncate"},  # The lock, which keeps its inode.
+    "evaluation/extract": {"savez"},  # Into a file of `open_atomically`.
+    "data/manifest": {"save"},  # The same.
+    "prepare/duplicates": {"savez"},  # The same.
+    "figures/style": {"savefig"},  # Into memory.
+    "prepare/prepare": {"replace", "rmtree", "rmdir", "unlink"},  # Its own DESTINATION.partial.
+    "training/metrics": {"open_to_append"},  # One line per step.
+    "weights/convert": {"rmtree", "unlink"},
+    "weights/archive": {"open"},  # A member of a zip file.
+    "weights/download": {"open_to_append", "replace", "truncate", "unlink"},  # The cache folder.
 }
 MAX_FILES, MAX_PACKAGES, MAX_LINES = 7, 16, 400
 VAGUE = {"utils", "util", "common", "misc", "helpers", "base"}
@@ -120,6 +141,52 @@ def test_tests_mirror_the_package_and_import_no_other_test(path):
         assert any(name == module or name.startswith(f"{module}_") for module in modules)
     imported = modules_in(path.read_text(), ("tests", folder))
     assert not [name for name in imported if name.rpartition(".")[2].startswith("test_")]
+
+
+def written_by(code: str) -> set[str]:
+    """Names of the calls in the code that create, replace or remove files."""
+    calls = (node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call))
+    return {name for name in map(writing_name, calls) if name}
+
+
+def writing_name(call: ast.Call) -> str | None:
+    name = ast.unparse(call.func)
+    last = name.rpartition(".")[2]
+    arguments = [*call.args, *(keyword.value for keyword in call.keywords)]
+    texts = [a.value for a in arguments if isinstance(a, ast.Constant) and isinstance(a.value, str)]
+    is_written = any(re.fullmatch("[rwaxbt+]*[wax+][rwaxbt+]*", text) for text in texts)
+    is_path_method = len(call.args) == 1 and not call.keywords  # `str.replace` has two arguments.
+    if re.fullmatch(WRITING_FUNCTIONS, name):
+        return last
+    if (last == "open" and is_written) or (last == "replace" and is_path_method):
+        return last
+    return None
+
+
+@pytest.mark.parametrize(
+    ("code", "name"),
+    [
+        ("open(path, 'w')", "open"),
+        ("path.open(mode='ab')", "open"),
+        ("path.write_text('')", "write_text"),
+        ("np.savez(path, a=a)", "savez"),
+        ("os.replace(a, b)", "replace"),
+        ("path.replace(b)", "replace"),
+        ("shutil.rmtree(folder)", "rmtree"),
+        ("tempfile.TemporaryDirectory()", "TemporaryDirectory"),
+        ("open(path, 'rb')", None),
+        ("text.replace('a', 'b')", None),
+        ("dataclasses.replace(config, a=1)", None),
+    ],
+)
+def test_written_by_finds_calls_that_change_files(code, name):
+    assert written_by(code) == ({name} - {None})
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_files_are_written_by_atomic_io_only(path):
+    module = str(path.relative_to(PACKAGE).with_suffix(""))
+    assert written_by(path.read_text()) <= MAY_WRITE.get(module, set())
 
 
 def test_config_files_import_the_config_package_only():

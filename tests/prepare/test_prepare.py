@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -15,6 +16,7 @@ from PIL import Image
 
 from tests.support.image_files import encode_image, file_digests, make_tar
 from tests.support.runs import run_main
+from vit_jax.atomic_io import HOST
 from vit_jax.errors import ConfigError, DataError
 from vit_jax.prepare.prepare import prepare_dataset
 
@@ -241,6 +243,37 @@ def test_destination_with_other_files_is_rejected(prepared, tmp_path):
     assert done.code == 2
     assert done.error.endswith("set exists and is not a prepared data set; choose a new folder.")
     assert os.listdir(tmp_path / "set") == ["thesis.txt"]
+    assert os.listdir(tmp_path) == ["set"]
+
+
+@pytest.mark.parametrize("is_finished", [False, True])
+def test_partial_folder_of_the_user_is_kept(prepared, tmp_path, is_finished):
+    source, folder = prepared.parent / "source", tmp_path / "set"
+    if is_finished:
+        shutil.copytree(prepared, folder)
+    partial = write_folder(tmp_path / "set.partial", {"a/notes.tmp": b"mine", "data/x": b"mine"})
+    with pytest.raises(ConfigError, match=r"was not created by `prepare`; it contains (a|data/x)"):
+        run_prepare(source, folder)
+    assert (partial / "a" / "notes.tmp").read_bytes() == b"mine"
+    assert (partial / "data" / "x").read_bytes() == b"mine"
+
+
+def test_partial_folder_of_a_killed_run_is_used_and_removed(prepared, tmp_path):
+    source, partial = prepared.parent / "source", tmp_path / "set.partial"
+    for name in ("data", "parts"):
+        (partial / name).mkdir(parents=True)
+    (partial / ".lock").touch()
+    (partial / f".vit_jax-{HOST}-0123456789abcdef.tmp").touch()
+    run_prepare(source, tmp_path / "set")
+    assert file_digests(tmp_path / "set") == file_digests(prepared)
+    assert os.listdir(tmp_path) == ["set"]
+    partial.mkdir()
+    shutil.copy(prepared / "prepared.json", partial / "plan.json")  # Killed while it was removed.
+    plan = json.loads((partial / "plan.json").read_text())
+    del plan["manifest"]
+    (partial / "plan.json").write_text(json.dumps(plan))
+    (partial / "parts").mkdir()
+    run_prepare(source, tmp_path / "set")
     assert os.listdir(tmp_path) == ["set"]
 
 

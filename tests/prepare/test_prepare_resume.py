@@ -44,7 +44,7 @@ def test_prepare_resumes_a_killed_run_with_the_same_bytes(many, number, tmp_path
     assert "Traceback" not in err
     assert not folder.exists()
     if number == signal.SIGTERM:
-        assert not list(partial.rglob("*.tmp"))
+        assert not list(partial.rglob(".vit_jax-*"))
     first = [p.name for p in partial.glob("parts/*.jsonl")]
     assert 1 <= len(first) < 3
     shards = {p.name: p.stat() for p in partial.glob("data/*-of-00003")}

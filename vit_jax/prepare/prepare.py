@@ -19,7 +19,12 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from vit_jax.atomic_io import write_atomically
+from vit_jax.atomic_io import (
+    is_temporary,
+    open_atomically,
+    remove_abandoned,
+    write_atomically,
+)
 from vit_jax.checkpoints import workdir
 from vit_jax.data import manifest
 from vit_jax.distributed.progress import Progress, format_duration
@@ -51,6 +56,7 @@ def prepare_dataset(source: str, destination: str, *, excluded: str = "", worker
     folder = pathlib.Path(destination)
     partial = folder.with_name(f"{folder.name}.partial")
     _check_destination(folder, destination)
+    _check_partial(partial)
     if workers < 0:
         raise ConfigError(f"--workers is {workers}; it must be at least 1, or 0 for all cores.")
     progress = Progress(seconds_between=10)
@@ -73,8 +79,7 @@ def prepare_dataset(source: str, destination: str, *, excluded: str = "", worker
                 _remove_temporary_files(partial)
             _write_metadata(partial, images, plan)
             os.replace(partial / DATA, folder)
-    if partial.is_dir():
-        shutil.rmtree(partial)
+    _remove_partial(partial, plan)
     return _print_summary(folder, images, progress)
 
 
@@ -84,6 +89,32 @@ def _check_destination(folder: pathlib.Path, destination: str) -> None:
     is_empty = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
     if not is_empty and (not folder.is_dir() or manifest.read_info(folder) is None):
         raise ConfigError(f"{folder} exists and is not a prepared data set; choose a new folder.")
+
+
+def _check_partial(partial: pathlib.Path) -> None:
+    """Raises ConfigError for a folder that `prepare` has not created: it would be removed."""
+    if partial.is_symlink() or (partial.exists() and not partial.is_dir()):
+        raise ConfigError(f"{partial} exists and is not a folder; rename it.")
+    own = {workdir.LOCK, DATA, PARTS}
+    foreign = (p for p in partial.rglob("*") if p.name not in own and not is_temporary(p))
+    if not (partial / PLAN).is_file() and (path := next(foreign, None)):
+        raise ConfigError(
+            f"{partial} exists and was not created by `prepare`; it contains "
+            f"{path.relative_to(partial)}. Rename it, or choose another DESTINATION."
+        )
+
+
+def _remove_partial(partial: pathlib.Path, plan: dict) -> None:
+    """Removes the folder of a finished data set; the plan, which identifies it, is removed last."""
+    if workdir.read_json(partial / PLAN) != plan:
+        return
+    for path in partial.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != PLAN:
+            path.unlink()
+    (partial / PLAN).unlink()
+    partial.rmdir()
 
 
 def _check_same_plan(old: dict | None, plan: dict, where: pathlib.Path) -> None:
@@ -112,8 +143,8 @@ def _create_partial(partial: pathlib.Path, plan: dict) -> None:
 
 def _remove_temporary_files(partial: pathlib.Path) -> None:
     """Removes files that processes were writing when they were killed."""
-    for path in partial.rglob("*.tmp"):
-        path.unlink(missing_ok=True)
+    for folder in (partial, partial / DATA, partial / PARTS):
+        remove_abandoned(folder)
 
 
 def _write_shards(
@@ -126,10 +157,8 @@ def _write_shards(
         for i, batch in enumerate(run_in_processes(batches, workers), 1):
             signatures += batch
             progress.show(f"excluded: {i}/{len(batches)} batches")
-        temporary = partial / f"{EXCLUDED}.tmp"
-        with open(temporary, "wb") as file:
+        with open_atomically(partial / EXCLUDED) as file:
             duplicates.build_index(signatures).save(file)
-        temporary.replace(partial / EXCLUDED)
     all_shards = _make_shards(partial, images)
     todo = [shard for shard in all_shards if not shard.part.exists()]
     if len(todo) < len(all_shards):
