@@ -109,6 +109,21 @@ def test_images_of_another_size_are_refused():
         model.apply({"params": params}, turned)
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.int32, bool])
+def test_integer_images_are_rejected_with_the_remedy(dtype):
+    model = tiny(num_layers=1)
+    images = np.ones((1, 8, 12, 3), dtype)
+    with pytest.raises(ConfigError, match=r"images are \w+; .* vit_jax\.preprocess"):
+        jax.eval_shape(model.init, jax.random.key(0), images)
+
+
+def test_images_of_another_layout_are_rejected():
+    model = tiny(num_layers=1)
+    for shape in ((8, 12, 3), (1, 8, 12, 4), (1, 3, 8, 12)):
+        with pytest.raises(ConfigError, match="the model expects B H W 3"):
+            jax.eval_shape(model.init, jax.random.key(0), np.zeros(shape, np.float32))
+
+
 # What later papers added
 
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax.config.schema import Model
-from vit_jax.models.pixel_stats import check_size, normalize
+from vit_jax.models.pixel_stats import check_images, normalize
 from vit_jax.models.resnet_blocks import EXPANSION, ROOT_FEATURES, Stage, StdConv, group_norm
 from vit_jax.models.sizes import shape_of
 
@@ -50,7 +50,7 @@ class BitResNet(nn.Module):
 
     Parameters and logits are float32; `config.dtype` is that of the computation.
 
-    Raises ConfigError for images of another size than `image_size`.
+    Raises ConfigError for images of another size than `image_size`, and for integers.
     """
 
     config: Model = Model(name="bit_r50x1")
@@ -71,7 +71,7 @@ class BitResNet(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
-        check_size(images, self.image_size)
+        check_images(images, self.image_size)
         x, dtype = normalize(images, self.config.pixel_stats), jnp.dtype(self.config.dtype)
         x = _conv(ROOT_FEATURES * self.width, 7, dtype, stride=2, name="conv_root")(x)
         x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))

@@ -1,6 +1,7 @@
 """Normalisation of pixels by the mean and standard deviation that a model was trained with."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from vit_jax.errors import ConfigError
@@ -24,8 +25,15 @@ def normalize(images: jax.Array, pixel_stats: str) -> jax.Array:
     )
 
 
-def check_size(images: jax.Array, image_size: tuple[int, int]) -> None:
-    """Raises ConfigError if the size of images B H W C is not that of the model."""
+def check_images(images: jax.Array, image_size: tuple[int, int]) -> None:
+    """Raises ConfigError unless images are floats B H W 3 of the model's size."""
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise ConfigError(
+            f"images are {images.dtype}; the model expects floats in [-1, 1], which "
+            "vit_jax.preprocess(images, model) returns."
+        )
+    if images.ndim != 4 or images.shape[3] != 3:
+        raise ConfigError(f"images have the shape {images.shape}; the model expects B H W 3.")
     if images.shape[1:3] != image_size:
         raise ConfigError(
             f"images are {images.shape[1]}x{images.shape[2]}; "

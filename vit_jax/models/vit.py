@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec
 from vit_jax.config.schema import Model
 from vit_jax.models import cpu_ops, resnet_stem
 from vit_jax.models.layers import Attention, Block, dropout, kernel_init, layer_norm, make_mlp
-from vit_jax.models.pixel_stats import check_size, normalize
+from vit_jax.models.pixel_stats import check_images, normalize
 from vit_jax.models.position import PositionEmbedding
 from vit_jax.models.sizes import Size, VitShape, shape_of, size_of
 
@@ -232,7 +232,7 @@ class ViT(nn.Module):
       num_classes: K; 0 for features.
       image_size: height and width in pixels.
 
-    Raises ConfigError for images of another size than `image_size`.
+    Raises ConfigError for images of another size than `image_size`, and for integers.
     """
 
     config: Model = Model()
@@ -309,7 +309,7 @@ class ViT(nn.Module):
 
     def embed(self, images: jax.Array) -> jax.Array:  # B H W 3 -> B N D
         """Returns the patch embeddings x_p E of equation 1, without positions."""
-        check_size(images, self.image_size)
+        check_images(images, self.image_size)
         x = normalize(images, self.config.pixel_stats)
         if self.stem:
             x = resnet_stem.apply(self, self.stem, x)
