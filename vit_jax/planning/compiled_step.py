@@ -11,10 +11,11 @@ from vit_jax.config.schema import Config
 from vit_jax.distributed import mesh as mesh_lib
 from vit_jax.errors import ConfigError
 from vit_jax.models.registry import ViT
-from vit_jax.planning import hlo, memory
+from vit_jax.planning import hlo
 from vit_jax.planning.communication import bytes_sent_by_kind
 from vit_jax.planning.scenario import Scenario
 from vit_jax.tasks import registry as task_registry
+from vit_jax.training import memory
 from vit_jax.training.train_step import make_train_step
 
 MAX_DEVICES = 64  # Compiling for more devices takes too long.

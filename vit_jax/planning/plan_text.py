@@ -5,7 +5,7 @@ import json
 
 from vit_jax.markdown import markdown_table
 from vit_jax.planning.accelerators import ACCELERATORS, Accelerator
-from vit_jax.planning.memory import Memory
+from vit_jax.training.memory import Memory
 
 MEMORY = [field.name for field in dataclasses.fields(Memory)]
 GPU_SHARE = 0.75  # Share of GPU memory that JAX allocates by default (see its documentation).

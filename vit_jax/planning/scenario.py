@@ -10,10 +10,10 @@ from vit_jax.config.schema import Config
 from vit_jax.distributed import mesh as mesh_lib
 from vit_jax.models import flops
 from vit_jax.models.registry import ViT
-from vit_jax.planning import memory
 from vit_jax.planning.accelerators import Accelerator
 from vit_jax.planning.communication import Collective, expected_collectives
 from vit_jax.tasks import registry as task_registry
+from vit_jax.training import memory
 from vit_jax.training.train_step import TrainState
 
 

@@ -8,10 +8,9 @@ from jax.sharding import AbstractMesh, AxisType
 
 from vit_jax.config.schema import Config, Data, Mesh, Model, Optimizer
 from vit_jax.distributed import mesh as mesh_lib
-from vit_jax.planning import memory
 from vit_jax.planning.compiled_step import compile_step
 from vit_jax.tasks import registry as task_registry
-from vit_jax.training import build
+from vit_jax.training import build, memory
 
 # T = 17 tokens, D = 24, M = 42, h = 3: all different, so that shapes identify the arrays.
 T, D, M, HEADS = 17, 24, 42, 3
