@@ -71,9 +71,11 @@ def get_config(arg: str | None = None):
     config.data.update(source="tfds" if is_imagenet else arg.source, dir=arg.dir)
     if is_imagenet:
         config.data.update(dataset="imagenet2012", split="train[:99%]", val_split="validation")
+    else:
+        config.data.val_fraction = 0.002
     if layers:
         config.data.augment = f"inception_crop|flip|randaug({layers},{magnitude})"
-    config.data.update(mixup=mixup, val_fraction=0.002, resample="tf_bilinear")
+    config.data.update(mixup=mixup, resample="tf_bilinear")
     config.data.eval_crop = "center"
     config.optimizer.update(lr=1e-3, weight_decay=wd, warmup_steps=10_000)
     # big_vision decays kernels only, and keeps the first moment in bfloat16.

@@ -21,7 +21,9 @@ def get_config(arg: str | None = None):
         raise ConfigError(f"model is {arg.model!r}; choose from {', '.join(MODELS)}.")
     config = base_config()
     config.model.update(name=arg.model, drop_path=0.1, gelu="erf", pixel_stats="imagenet")
-    config.task.update(label_smoothing=0.1, teacher=arg.teacher, distill="hard")
+    config.task.label_smoothing = 0.1
+    if arg.teacher:
+        config.task.update(teacher=arg.teacher, distill="hard")
     config.data.update(source="tfds", dataset="imagenet2012", dir=arg.dir)
     config.data.update(val_split="validation", eval_crop="center", resample="bicubic")
     config.data.update(mixup=0.8, cutmix=1.0, repeats=3)

@@ -23,6 +23,6 @@ def get_config(arg: str | None = None):
     # Table 4: SGD with momentum 0.9, cosine, no weight decay, global norm 1.
     config.optimizer.update(name="sgd", lr=arg.lr, warmup_steps=min(100, arg.steps // 5))
     config.update(batch_size=512, steps=arg.steps, log_every=10, checkpoint_every=100)
-    config.init.path = arg.init
-    config.init.update(new_head=True, resize=True)
+    if arg.init:
+        config.init.update(path=arg.init, new_head=True, resize=True)
     return smoke(config, keep_data=bool(arg.data)) if arg.smoke else config

@@ -33,9 +33,11 @@ def get_config(arg: str | None = None):
     config.model.update(name=arg.model, pool=pool, pre_logits=True, head_bias=-10.0)
     config.task.loss = "sigmoid"  # As in configs/pretrain.py.
     config.data.update(source="tfds" if arg.dataset else arg.source, dataset=arg.dataset)
-    config.data.update(dir=arg.dir, val_fraction=0.01, resample="tf_bilinear")
+    config.data.update(dir=arg.dir, resample="tf_bilinear")
     if arg.dataset:
         config.data.update(split="train[:99%]", val_split="train[99%:]")
+    else:
+        config.data.val_fraction = 0.01
     config.optimizer.update(lr=lr, schedule="linear", warmup_steps=10_000)  # Table 3's JFT rows.
     config.optimizer.update(weight_decay=0.1, clip_norm=None)
     config.update(batch_size=4096, epochs=7.0, eval_every=10_000)

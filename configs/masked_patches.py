@@ -36,9 +36,11 @@ def get_config(arg: str | None = None):
     pretrain.model.name = "vit_b16"
     pretrain.task.update(name="masked_patches", targets=arg.targets, corrupted=arg.corrupted)
     pretrain.data.update(source="tfds" if arg.dataset else arg.source, dataset=arg.dataset)
-    pretrain.data.update(dir=arg.dir, val_fraction=0.01, resample="tf_bilinear")
+    pretrain.data.update(dir=arg.dir, resample="tf_bilinear")
     if arg.dataset:
         pretrain.data.update(split="train[:99%]", val_split="train[99%:]")
+    else:
+        pretrain.data.val_fraction = 0.01
     # Appendix B.1.2; weight decay 0.1 as for all models of section 4.1.
     pretrain.optimizer.update(lr=2e-4, warmup_steps=10_000, weight_decay=0.1, clip_norm=None)
     pretrain.update(batch_size=4096, steps=arg.steps, eval_every=10_000)

@@ -41,9 +41,11 @@ def get_config(arg: str | None = None):
     config.model.update(pos_embed=arg.kind, pos_embed_at=arg.at)
     config.task.loss = "sigmoid"  # As in configs/pretrain.py.
     config.data.update(source="tfds" if arg.dataset else arg.source, dataset=arg.dataset)
-    config.data.update(dir=arg.dir, val_fraction=0.01, resample="tf_bilinear")
+    config.data.update(dir=arg.dir, resample="tf_bilinear")
     if arg.dataset:
         config.data.update(split="train[:99%]", val_split="train[99%:]")
+    else:
+        config.data.val_fraction = 0.01
     config.optimizer.update(lr=8e-4, schedule="linear", warmup_steps=10_000)  # Table 3, B/16.
     config.optimizer.update(weight_decay=0.1, clip_norm=None)
     config.update(batch_size=4096, epochs=7.0, eval_every=10_000)

@@ -84,7 +84,9 @@ def get_config(arg: str | None = None):
         config.model.head_bias = HEAD_BIAS[arg.data]
     config.task.loss = loss
     config.data.update(source="tfds" if dataset else arg.source, dataset=dataset, dir=arg.dir)
-    config.data.update(split=split, val_split=val_split, val_fraction=0.01)
+    config.data.update(split=split, val_split=val_split)
+    if not dataset:
+        config.data.val_fraction = 0.01
     config.data.resample = "tf_bilinear"  # As the published weights were trained.
     config.optimizer.update(lr=lr, warmup_steps=10_000, **OPTIMIZER[arg.data])
     config.update(batch_size=4096, epochs=arg.epochs or float(epochs), eval_every=10_000)

@@ -24,9 +24,11 @@ def get_config(arg: str | None = None):
     config.model.update(name=arg.model, pool="map", head_bias=-10.0)
     config.task.loss = "sigmoid"
     config.data.update(source="tfds" if arg.dataset else arg.source, dataset=arg.dataset)
-    config.data.update(dir=arg.dir, val_fraction=0.01, resample="tf_bilinear")
+    config.data.update(dir=arg.dir, resample="tf_bilinear")
     if arg.dataset:
         config.data.update(split="train[:99%]", val_split="train[99%:]")
+    else:
+        config.data.val_fraction = 0.01
     config.data.eval_crop = "center"
     config.optimizer.update(name="adafactor", lr=8e-4)
     config.optimizer.kwargs.dtype_momentum = "bfloat16"

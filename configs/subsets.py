@@ -46,9 +46,11 @@ def get_config(arg: str | None = None):
     config.model.pre_logits = not arg.model.startswith("bit")
     config.task.loss = "sigmoid"  # As in configs/pretrain.py.
     config.data.update(source="tfds" if arg.dataset else arg.source, dataset=arg.dataset)
-    config.data.update(dir=arg.dir, val_fraction=0.01, resample="tf_bilinear", fraction=share)
+    config.data.update(dir=arg.dir, resample="tf_bilinear", fraction=share)
     if arg.dataset:
         config.data.update(split="train[:99%]", val_split="train[99%:]")
+    else:
+        config.data.val_fraction = 0.01
     config.optimizer.update(lr=LRS[arg.model], schedule="linear", warmup_steps=10_000)
     config.optimizer.update(weight_decay=0.1, clip_norm=None)
     config.update(batch_size=4096, epochs=7 / share, eval_every=5_000, select="best")

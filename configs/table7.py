@@ -35,9 +35,11 @@ def get_config(arg: str | None = None):
     config.model.update(name=arg.model, head_bias=-10.0)
     config.task.loss = "sigmoid"  # As in configs/pretrain.py.
     config.data.update(source="tfds" if arg.dataset else arg.source, dataset=arg.dataset)
-    config.data.update(dir=arg.dir, val_fraction=0.01, resample="tf_bilinear")
+    config.data.update(dir=arg.dir, resample="tf_bilinear")
     if arg.dataset:
         config.data.update(split="train[:99%]", val_split="train[99%:]")
+    else:
+        config.data.val_fraction = 0.01
     if arg.optimizer == "adam":  # Table 3.
         config.optimizer.update(lr=ADAM_LR[arg.model], schedule="linear", warmup_steps=10_000)
         config.optimizer.update(weight_decay=0.1, clip_norm=None)

@@ -98,6 +98,13 @@ def test_config_mistakes_are_told_in_one_line(tiny, tmp_path, override, words):
         (["evaluate"], "expected one of --workdir=DIR and --checkpoint=WHERE; found neither"),
         (["predict", "--checkpoint=x", "--config.steps=1", "a.jpg"], "does not accept --config"),
         (["--workdir=nowhere"], "contains no config.json"),
+        (["--config=a.py", "--config=b.py", "--workdir=w"], "--config is given twice, 'a.py' and"),
+        (["--config.seed=1", "--config.seed=2", "--workdir=w"], "--config.seed is given twice"),
+        (["--config=a.py", "--workdir=w", "--workdir", "x"], "--workdir is given twice"),
+        (
+            ["--config=configs/cifar10.py", "--workdir=w", "--config.steps=5", "--config.epochs=1"],
+            "--config.steps and --config.epochs: set one of them",
+        ),
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
 )
@@ -189,9 +196,6 @@ def test_a_finished_run_ends_with_the_line_of_the_contract(finished, capsys):
     assert line == f"done: steps=4 val/top1={top1:.4f} n=24/24 workdir={finished}"
 
 
-START = ("--config.init.new_head=True", "--config.init.resize=True")
-
-
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
@@ -206,12 +210,12 @@ START = ("--config.init.new_head=True", "--config.init.resize=True")
     ids=["width", "depth", "grid", "classes"],
 )
 def test_weights_that_do_not_fit_are_refused(tiny, finished, tmp_path, overrides, words):
+    fields = {"init.path": finished, "init.new_head": True, "init.resize": True}
+    fields |= dict(override.split("=") for override in overrides)
     error = mistake(
         f"--config={tiny}",
         f"--workdir={tmp_path / 'w'}",
-        f"--config.init.path={finished}",
-        *START,
-        *(f"--config.{override}" for override in overrides),
+        *(f"--config.{field}={value}" for field, value in fields.items()),
     )
     assert error.exit_code == 4
     assert words in str(error)

@@ -23,7 +23,7 @@ def config_of_steps(steps: int = 10):
 def checked(key: str, text: str) -> Config:
     config = config_of_steps(10)
     override(config, key, text)
-    return check(config)[""]
+    return check(config, is_stored=True)[""]
 
 
 def leaves(cls=Config, prefix=""):
@@ -49,7 +49,7 @@ def test_a_config_is_locked_against_new_names():
 
 def test_to_dict_and_from_dict_are_inverse_through_json():
     config = config_of_steps(7)
-    config.optimizer.stair_at = (0.25, 0.5)
+    config.optimizer.update(schedule="stair", stair_at=(0.25, 0.5))
     config.data.image_size = (32, 64)
     config.optimizer.clip_norm = None
     stages = check(config)
@@ -274,6 +274,7 @@ def test_the_argument_of_a_config_file_is_read_by_its_defaults():
         ("size=big", "config argument size is 'big'; it must be a whole number."),
         ("data", "config argument data is True; it must be a string."),
         ("smoke=1", "config argument smoke is '1'; it must be True or False."),
+        ("size=1,size=2", "config argument size is given twice."),
     ],
 )
 def test_a_wrong_argument_of_a_config_file_is_named(arg, words):

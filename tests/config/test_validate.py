@@ -16,7 +16,7 @@ def checked(**overrides: str):
     config.steps = 10
     for key, text in overrides.items():
         override(config, key.replace("__", "."), text)
-    return check(config)[""]
+    return check(config, is_stored=True)[""]
 
 
 @pytest.mark.parametrize(

@@ -18,15 +18,34 @@ class Verb:
     run: Callable[..., int]  # (arguments, FILE of --config or None, overrides) -> exit code
 
 
+class StoreOnce(argparse.Action):
+    """Stores the value of a flag; an error if the flag is given twice."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        if option_string is not None and self.dest in parser.given:
+            parser.error(f"{option_string} is given twice; give it once")
+        parser.given.add(self.dest)
+        setattr(namespace, self.dest, values)
+
+
 class Parser(argparse.ArgumentParser):
     """Parser that reports an error in one line."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.given: set[str] = set()  # Destinations of the flags on the command line.
+        self.register("action", None, StoreOnce)
+        self.register("action", "store", StoreOnce)
 
     def error(self, message: str):
         raise ConfigError(f"{message}. See --help.")
 
 
 def split_config_flags(argv: list[str]) -> tuple[list[str], str | None, dict[str, str]]:
-    """Returns the other arguments, the FILE[:ARGS] of --config, and the --config.KEY=TEXT."""
+    """Returns the other arguments, the FILE[:ARGS] of --config, and the --config.KEY=TEXT.
+
+    Raises ConfigError for a flag that is given twice, because only one could have an effect.
+    """
     rest, file, overrides = [], None, {}
     arguments = iter(argv)
     for argument in arguments:
@@ -38,10 +57,13 @@ def split_config_flags(argv: list[str]) -> tuple[list[str], str | None, dict[str
             text = next(arguments, None)
             if text is None:
                 raise ConfigError(f"{flag} needs a value, as in {flag}=VALUE.")
+        key = flag.removeprefix("--config.")
         if flag == "--config":
-            file = text
+            first, file = file, text
         else:
-            overrides[flag.removeprefix("--config.")] = text
+            first, overrides[key] = overrides.get(key), text
+        if first is not None:
+            raise ConfigError(f"{flag} is given twice, {first!r} and {text!r}; give it once.")
     return rest, file, overrides
 
 

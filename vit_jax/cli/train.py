@@ -61,11 +61,10 @@ def run(args, file: str | None, overrides: dict[str, str]) -> int:
         config = config_lib.load(file)
     else:
         config = config_lib.to_config_dict(workdir.read_config(folder))
-    for key, text in overrides.items():
-        config_lib.override(config, key, text)
-    for stage in config.get("stages", {}).values() or [config]:  # Errors before slow imports.
+    changed = config_lib.overridden(config, overrides)
+    for stage in changed.get("stages", {}).values() or [changed]:  # Errors before slow imports.
         arguments.check_weights_file(stage.get("init", {}).get("path") or None)
-    config_lib.check(config)
+    stages = config_lib.resolve(config, overrides, is_stored=file is None)
     workdir.check_not_in_use(folder)
     from vit_jax.distributed import cluster, multihost
 
@@ -79,7 +78,7 @@ def run(args, file: str | None, overrides: dict[str, str]) -> int:
 
     keep_compiled_programs()
     summary = run_lib.train(
-        config,
+        stages,
         folder,
         fallback=args.fallback,
         profile=args.profile and Window(args.profile[0], sum(args.profile) - 1),

@@ -17,10 +17,11 @@ from collections.abc import Mapping
 from ml_collections import config_dict
 from ml_collections.config_dict import ConfigDict
 
+from vit_jax.config import conditions
 from vit_jax.config.fields import Kwargs
 from vit_jax.config.schema import Config
 from vit_jax.config.upgrade import hint, upgrade
-from vit_jax.config.validate import DURATIONS, TYPE_NAMES, check_run
+from vit_jax.config.validate import DURATIONS, TYPE_NAMES, check_effects, check_run
 from vit_jax.errors import ConfigError, nearest
 
 # Fields that may change when a run is resumed.
@@ -86,9 +87,12 @@ def _unlock_kwargs(section: ConfigDict, cls) -> None:
 
 def parse_arg(arg: str | None, **defaults) -> ConfigDict:
     """Returns the arguments `key=value,word` after `FILE:`; a word alone means `word=True`."""
-    values = dict(defaults)
+    values, given = dict(defaults), set()
     for item in filter(None, (arg or "").split(",")):
         key, equals, text = item.partition("=")
+        if key in given:
+            raise ConfigError(f"config argument {key} is given twice.")
+        given.add(key)
         if key not in defaults:
             hint = nearest(key, defaults)
             raise ConfigError(f"config argument {key!r} is not one of {sorted(defaults)}.{hint}")
@@ -153,24 +157,61 @@ def _load_json(path: str, arg: str) -> ConfigDict:
 
 
 def resolve(
-    config: str | pathlib.Path | ConfigDict | Config,
+    config: str | pathlib.Path | ConfigDict | Config | dict[str, Config],
     overrides: Mapping[str, object] | None = None,
+    *,
+    is_stored: bool = False,
 ) -> dict[str, Config]:
     """Returns the checked stages of a config, by name and in order.
 
     Args:
-      config: `FILE[:ARGS]`, a ConfigDict from `base_config()`, or a checked Config.
-      overrides: dotted field -> value, such as {"optimizer.lr": 0.003}.
+      config: `FILE[:ARGS]`, a ConfigDict from `base_config()`, a checked Config, or the checked
+        stages, which are returned as they are.
+      overrides: dotted field -> value, such as {"optimizer.lr": 0.003}. A field of the config
+        that only these leave without effect gets its default.
+      is_stored: accept values without effect: a run with this config has started already.
     """
-    if isinstance(config, Config):
-        config = to_config_dict({"": config})
-    elif isinstance(config, str | pathlib.Path):
+    if isinstance(config, dict) and not overrides:
+        return config
+    if isinstance(config, str | pathlib.Path):
         config = load(str(config))
-    else:
-        config = _copied(config)
-    for key, value in (overrides or {}).items():
-        override(config, key, value)
-    return check(config)
+    elif not isinstance(config, ConfigDict):
+        config = to_config_dict(config if isinstance(config, dict) else {"": config})
+    stages = check(overridden(config, overrides or {}), is_stored=is_stored or bool(overrides))
+    return stages if is_stored or not overrides else _with_effects(stages, config, overrides)
+
+
+def overridden(config: ConfigDict, overrides: Mapping[str, object]) -> ConfigDict:
+    """Returns a copy of a config with other values of some dotted fields."""
+    lengths = [key for key in overrides if key.rpartition(".")[2] in DURATIONS]
+    sections = [key.rpartition(".")[0] for key in lengths]
+    if len(set(sections)) < len(sections):
+        raise ConfigError(f"--config.{' and --config.'.join(lengths)}: set one of them.")
+    changed = _copied(config)
+    for key, value in overrides.items():
+        override(changed, key, value)
+    return changed
+
+
+def _with_effects(
+    stages: dict[str, Config], base: ConfigDict, overrides: Mapping[str, object]
+) -> dict[str, Config]:
+    """Returns checked stages; fields that the overrides leave without effect get their default.
+
+    Raises ConfigError for a value without effect that is an override, or of the config itself.
+    """
+    try:
+        before = check(_copied(base), is_stored=True)
+    except ConfigError:  # It needs the overrides, such as a length.
+        before = {}
+    kept = {}
+    for name, run in stages.items():
+        where, prefix = (f"config.stages.{name}", f"stages.{name}.") if name else ("config", "")
+        given = {key.removeprefix(prefix) for key in overrides}
+        own = {field for field, _ in conditions.without_effect(before[name])} if before else set()
+        dead = {field for field, _ in conditions.without_effect(run)}
+        kept[name] = check_effects(run, where, unasked=dead - given - own)
+    return kept
 
 
 def _copied(config: ConfigDict) -> ConfigDict:
@@ -242,10 +283,15 @@ def _literal(text: str):
         return float(text) if text.lower().lstrip("+-") in ("nan", "inf", "infinity") else text
 
 
-def check(config: ConfigDict) -> dict[str, Config]:
+def check(config: ConfigDict, *, is_stored: bool = False) -> dict[str, Config]:
     """Returns the checked stages by name, in order; a config without stages is the stage ''.
 
-    Raises ConfigError, in one line that names the field, for an invalid value.
+    Args:
+      config: a ConfigDict from `base_config()`.
+      is_stored: accept values without effect: a run with this config has started already.
+
+    Raises ConfigError, in one line that names the field, for an invalid value, and for a value
+    that has no effect.
     """
     unknown = set(config) - {each.name for each in dataclasses.fields(Config)} - {"stages"}
     if unknown:
@@ -254,7 +300,8 @@ def check(config: ConfigDict) -> dict[str, Config]:
         raise ConfigError(f"config has no field {name!r}.{nearest(name, known)}")
     if not config.get("stages"):
         plain = {name: value for name, value in config.items() if name != "stages"}
-        return {"": check_run(plain, "config", earlier=None)}
+        run = check_run(plain, "config", earlier=None)
+        return {"": run if is_stored else check_effects(run, "config")}
     checked: dict[str, Config] = {}
     for name in config.stages:
         if not name.isidentifier():
@@ -263,7 +310,8 @@ def check(config: ConfigDict) -> dict[str, Config]:
                 "identifier, such as finetune_2."
             )
         where = f"config.stages.{name}"
-        checked[name] = check_run(config.stages[name], where, earlier=tuple(checked))
+        run = check_run(config.stages[name], where, earlier=tuple(checked))
+        checked[name] = run if is_stored else check_effects(run, where)
     return checked
 
 
@@ -276,7 +324,7 @@ def from_dict(values: dict) -> dict[str, Config]:
             raise ConfigError(f"config.stages is {stages!r}; expected a section of stages.")
         config = base_config(*stages)
         update_section(config, values, "config")
-        return check(config)
+        return check(config, is_stored=True)
     except RecursionError:
         raise ConfigError("config has values that are nested too deeply.") from None
 
@@ -329,7 +377,7 @@ def replaced(config: Config, values: dict[str, object], where: str) -> Config:
             for section in reversed(sections):
                 nested = {section: nested}
             update_section(changed, nested, "config")
-        return check(changed)[""]
+        return check(changed, is_stored=True)[""]
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
 

@@ -1,6 +1,8 @@
 """Trial configs: the recipe of a config with a tiny model, packaged images and 20 steps."""
 
-from vit_jax.config.loading import ConfigDict, base_config, update_section
+from vit_jax.config import conditions
+from vit_jax.config.loading import ConfigDict, base_config, override, update_section
+from vit_jax.config.schema import Config
 
 
 def smoke(config: ConfigDict, keep_data: bool = False) -> ConfigDict:
@@ -30,6 +32,8 @@ def smoke(config: ConfigDict, keep_data: bool = False) -> ConfigDict:
         stage.init.path = ""
         if stage.task.teacher not in config.stages:
             stage.task.teacher = ""
+        for field, _ in list(conditions.without_effect(stage)):
+            override(stage, field, conditions.value_of(Config(), field))
     return config
 
 

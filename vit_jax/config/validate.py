@@ -6,9 +6,9 @@ import math
 import re
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 
-from vit_jax.config import registry, upgrade
+from vit_jax.config import conditions, registry, upgrade
 from vit_jax.config.fields import Kwargs, bounds
 from vit_jax.config.schema import Config, Data, Optimizer
 from vit_jax.errors import ConfigError, nearest
@@ -51,6 +51,22 @@ def check_run(values, where: str, earlier: tuple[str, ...] | None) -> Config:
         )
     _check_rules(config, where)
     return config
+
+
+def check_effects(config: Config, where: str, unasked: Collection[str] = ()) -> Config:
+    """Raises ConfigError for a value that has no effect; returns the config.
+
+    Args:
+      config: a checked config.
+      where: name of the run in errors.
+      unasked: fields that get their default instead.
+    """
+    values = {}
+    for field, error in conditions.without_effect(config):
+        if field not in unasked:
+            raise ConfigError(f"{where}.{error}.")
+        values[field] = conditions.value_of(Config(), field)
+    return conditions.replaced(config, values)
 
 
 def import_user_code(config: Config, where: str = "config") -> Config:

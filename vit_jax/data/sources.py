@@ -71,12 +71,15 @@ class SourceKind:
       open: opens a split.
       named_by: field of config.data that names the data set, 'dir' or 'dataset'; '' if the kind
         is one data set, which config.data.mix and config.fewshot.sets cannot name.
+      reads: fields of config.data that `open` reads beside `split` and `image_size`; others have
+        no effect.
       dev_splits: splits for training and for scoring that the data set prescribes for the choice
         of hyperparameters: config.data.dev uses them, and config.data.mix is an error.
     """
 
     open: Opener
     named_by: str = "dir"
+    reads: tuple[str, ...] = ("dir", "dataset", "val_fraction", "num_classes", "num_examples")
     dev_splits: tuple[str, str] | None = None
 
     @property
@@ -276,14 +279,14 @@ def _read_text(file: pathlib.Path) -> str:
 SOURCES = registry.Table(
     SourceKind,
     {
-        "mnist5k": SourceKind(functools.partial(open_packaged, packaged.mnist5k), named_by=""),
-        "digits": SourceKind(functools.partial(open_packaged, packaged.digits), named_by=""),
-        "folder": SourceKind(open_folder),
-        "csv": SourceKind(open_csv),
-        "prepared": SourceKind(open_prepared),
-        "tfds": SourceKind(open_tfds, named_by="dataset"),
-        "vtab": SourceKind(open_vtab, named_by="dataset", dev_splits=("train800", "val200")),
-        "fake": SourceKind(open_fake, named_by=""),
+        "mnist5k": SourceKind(functools.partial(open_packaged, packaged.mnist5k), "", ()),
+        "digits": SourceKind(functools.partial(open_packaged, packaged.digits), "", ()),
+        "folder": SourceKind(open_folder, reads=("dir", "val_fraction")),
+        "csv": SourceKind(open_csv, reads=("dir", "val_fraction")),
+        "prepared": SourceKind(open_prepared, reads=("dir", "val_fraction")),
+        "tfds": SourceKind(open_tfds, "dataset", ("dir", "dataset")),
+        "vtab": SourceKind(open_vtab, "dataset", ("dir", "dataset"), ("train800", "val200")),
+        "fake": SourceKind(open_fake, "", ("num_classes", "num_examples")),
     },
 )
 

@@ -121,7 +121,7 @@ def _overridden(loaded: load.LoadedModel, overrides: Mapping[str, object], verb:
         config = config_lib.to_config_dict({"": loaded.config})
     for key, value in overrides.items():
         config_lib.override(config, key, value)
-    checked = config_lib.check(config)[""]
+    checked = config_lib.check(config, is_stored=True)[""]
     if "data.source" in overrides:
         registry.import_objects([("config.data.source", checked.data.source)])
     return checked

@@ -48,7 +48,7 @@ class Summary(dict):
 
 
 def train(
-    config: str | pathlib.Path | config_lib.ConfigDict | Config,
+    config: str | pathlib.Path | config_lib.ConfigDict | Config | dict[str, Config],
     workdir: str | pathlib.Path,
     *,
     overrides: Mapping[str, object] | None = None,
@@ -59,7 +59,8 @@ def train(
     """Trains every stage of a config to its end, from the newest checkpoint of each.
 
     Args:
-      config: `FILE[:ARGS]`, a ConfigDict from `vit_jax.config.base_config()`, or a Config.
+      config: `FILE[:ARGS]`, a ConfigDict from `vit_jax.config.base_config()`, a Config, or the
+        checked stages by name.
       workdir: folder of the run; a run that it holds already is resumed.
       overrides: dotted field -> value, such as {"optimizer.lr": 0.003, "steps": 500}.
       fallback: if the newest checkpoint is damaged, resume from an older one.

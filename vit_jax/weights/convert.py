@@ -297,7 +297,7 @@ def _write_orbax(
     config.data.update(
         eval_crop=metadata.crop, crop_fraction=metadata.crop_fraction, resample=metadata.resample
     )
-    stages = config_lib.check(config)
+    stages = config_lib.check(config, is_stored=True)
     names = metadata.classes or tuple(f"class {k}" for k in range(model.num_classes))
     meta = {"config": config_lib.to_dict(stages), "classes": list(names)}
     meta |= {"has_class_names": metadata.classes is not None, "is_converted": True}
