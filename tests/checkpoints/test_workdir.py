@@ -77,7 +77,7 @@ def run_config(**fields):
     config.steps = 10
     for key, text in fields.items():
         config_lib.override(config, key.replace("__", "."), text)
-    return config_lib.to_dict(config_lib.check(config))
+    return config_lib.to_dict(config_lib.check(config, is_stored=True))
 
 
 def test_read_config_returns_the_config_of_a_run(tmp_path):
