@@ -11,10 +11,10 @@ from tools import files_to_edit
 
 PACKAGE = ROOT / "vit_jax"
 ORDER = (  # A module imports from its own package and from those before it.
-    *("errors", "trees", "atomic_io", "markdown"),
+    *("errors", "trees", "atomic_io", "text"),
     *("config", "models", "data", "distributed", "checkpoints", "tasks", "weights", "evaluation"),
     *("training", "figures", "planning", "prepare", "tables", "benchmark", "report", "cli"),
-    *("main", "__init__"),
+    *("main", "__main__", "__init__"),
 )
 BOUNDARIES = {  # Third-party package -> the packages that may import it.
     "tensorflow": set(),
@@ -201,3 +201,13 @@ def test_config_files_import_the_config_package_only():
 def test_an_addition_edits_no_more_files_than_allowed(kind):
     word, allowed = files_to_edit.KINDS[kind]
     assert 1 <= len(files_to_edit.files_naming(word)) <= allowed
+
+
+PRINTING = ("text.py", "benchmark/worker.py", "benchmark/timm_peer.py")  # The last two: JSON.
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_modules_print_through_text_which_escapes_names(path):
+    calls = (node.func for node in ast.walk(ast.parse(path.read_text())) if hasattr(node, "func"))
+    prints = any(isinstance(func, ast.Name) and func.id == "print" for func in calls)
+    assert not prints or str(path.relative_to(PACKAGE)) in PRINTING

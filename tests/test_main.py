@@ -96,6 +96,8 @@ def test_config_mistakes_are_told_in_one_line(tiny, tmp_path, override, words):
         (["--config=configs/quickstart.py", "--workdir=w", "--config.batch_size=8"], "stages"),
         (["--config=configs/quickstart.py"], "--workdir"),
         (["evaluate"], "expected one of --workdir=DIR and --checkpoint=WHERE; found neither"),
+        (["predict", "a.jpg"], "expected one of --workdir=DIR and --checkpoint=WHERE; found nei"),
+        (["features", "--out=x.npz", "--workdir=a", "--checkpoint=b"], "found both"),
         (["predict", "--checkpoint=x", "--config.steps=1", "a.jpg"], "does not accept --config"),
         (["--workdir=nowhere"], "contains no config.json"),
         (["--config=a.py", "--config=b.py", "--workdir=w"], "--config is given twice, 'a.py' and"),

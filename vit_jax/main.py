@@ -1,6 +1,6 @@
 """The command line: runs a verb, and turns errors into one line and an exit code.
 
-python -m vit_jax.main [VERB] --flags        (the default verb is train)
+python -m vit_jax [VERB] --flags        (the default verb is train)
 """
 
 import errno
@@ -11,6 +11,7 @@ import traceback
 
 from vit_jax.cli import costs, evaluation, parser, prepare, results, train, weights
 from vit_jax.errors import CheckpointError, ConfigError, HostError, VitJaxError, nearest
+from vit_jax.text import STDOUT, open_standard_streams, warn, write
 
 VERBS = {
     verb.name: verb
@@ -51,11 +52,13 @@ def run(argv: list[str]) -> int:
 def main() -> None:
     """Console script: prints one line for a user's error and exits with its code."""
     argv = sys.argv[1:]
+    open_standard_streams()
     try:
-        sys.exit(run(argv))
-    except BrokenPipeError:  # The reader of the output has ended, as `head` does.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(128 + signal.SIGPIPE)
+        try:
+            code = run(argv)
+        finally:  # Of --help, too; at the exit of Python, an error could not be reported.
+            write(sys.stdout, "")
+        sys.exit(code)
     except (VitJaxError, OSError, KeyboardInterrupt) as error:
         _exit(_message(error), _exit_code(error), argv)
     except Exception as error:
@@ -64,6 +67,8 @@ def main() -> None:
         if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
             if multihost.is_lost_process(error):
                 _exit(f"lost connection to another process: {error}", HostError.exit_code, argv)
+            if problem := _device_problem(error):
+                _exit(problem, ConfigError.exit_code, argv)
             multihost.exit_all(traceback.format_exc(), 1)
             raise  # A bug: with its traceback, and exit code 1.
         advice = "use a smaller batch_size, model or image_size"
@@ -78,7 +83,8 @@ def _exit(message: str, code: int, argv: list[str]) -> None:
         from vit_jax.distributed import multihost
 
         multihost.exit_all(line, code)  # Exits here if there are several processes.
-    print(f"vit_jax: {line}", file=sys.stderr)
+    if code != 128 + signal.SIGPIPE:
+        warn(f"vit_jax: {line}")
     sys.exit(code)
 
 
@@ -88,7 +94,31 @@ def _message(error: BaseException) -> str:
     return str(error) or "interrupted"
 
 
+def _device_problem(error: Exception) -> str:
+    """Returns the message if JAX cannot use the devices of this machine, or ''."""
+    reason = str(error) if str(error).startswith("Unable to initialize backend") else None
+    if reason is None and "jax" in sys.modules:
+        import jax
+
+        try:
+            jax.devices()
+        except (RuntimeError, AssertionError) as again:  # The second for JAX_PLATFORMS=cuda.
+            reason = str(again)
+    if reason is None:
+        return ""
+    reason = reason.partition(" (set JAX_PLATFORMS")[0].rstrip(".")
+    reason = f": {reason}" if reason else ""
+    if platforms := os.environ.get("JAX_PLATFORMS"):
+        return (
+            f"JAX_PLATFORMS={platforms}: JAX cannot use it on this machine{reason}. Unset it, or "
+            "set it to an installed platform that has a device, such as cpu."
+        )
+    return f"JAX cannot use the devices of this machine{reason}."
+
+
 def _exit_code(error: BaseException) -> int:
+    if isinstance(error, BrokenPipeError) and error.filename == STDOUT:
+        return 128 + signal.SIGPIPE  # The reader of the output has ended, as `head` does.
     if isinstance(error, OSError):
         is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         return CheckpointError.exit_code if is_full else ConfigError.exit_code

@@ -41,6 +41,24 @@ def test_the_last_runs_differ_in_their_seeds_and_train_on_everything():
     assert {(run.optimizer.lr, run.data.dev) for run in runs.values()} == {(0.01, None)}
 
 
+def test_grid_with_seeds_selects_the_combination_with_the_best_mean():
+    grid = sweep_runs.grid(config_of((("optimizer.lr", (0.003, 0.01)), ("seed", (0, 7)))))
+    assert list(grid) == ["lr=0.003,seed=0", "lr=0.003,seed=7", "lr=0.01,seed=0", "lr=0.01,seed=7"]
+    assert [run.config.seed for run in grid.values()] == [0, 7, 0, 7]
+    found = dict(zip(grid, map(scored, (0.5, 0.7, 0.1, 0.9)), strict=True))
+    means = sweep_runs.mean_over_seeds(grid, found)
+    assert list(means) == ["lr=0.003", "lr=0.01"]
+    assert sweep_runs.best(means) == "lr=0.003", "0.6 is more than 0.5, though 0.9 is the best run"
+    rows = sweep_runs.rows(found, means, "lr=0.003", {"seed_5": scored(0.6)})
+    assert [row["run"] for row in rows] == [*grid, "lr=0.003", "lr=0.01", "seed_5"]
+    assert rows[4]["scored on"] == "dev, mean"
+    assert rows[4]["top1"] == "0.6000 +- 0.1414"
+    assert [row[""] for row in rows] == ["", "", "", "", "best", "", ""]
+    diverged = found | {"lr=0.003,seed=7": None}
+    assert sweep_runs.best(sweep_runs.mean_over_seeds(grid, diverged)) == "lr=0.01"
+    assert sweep_runs.finals(config_of(), {"optimizer.lr": 0.003})["seed_5"].seed == 5
+
+
 def test_sections_and_tuples_can_be_swept():
     config = config_of((("optimizer.stair_at", ((0.05, 1.0), (0.3, 1.0))),))
     grid = sweep_runs.grid(config)
@@ -69,7 +87,6 @@ def test_grid_can_vary_options_of_the_optimizer():
         ((("optimizer.lr", ("fast",)),), r"sweep\.grid.*must be a number"),
         ((("optimizer.lr", ()),), r"has no values for 'optimizer\.lr'"),
         ((("mesh.data", (1, 2)),), r"'mesh\.data'; set it in the config"),
-        ((("seed", (1, 2)),), "'seed'; set it in the config"),
         ((("data.dev", (0.1, 0.2)),), r"'data\.dev'; set it in the config"),
         ((("data.per_class", (1, 2)),), r"'data\.per_class'; set it in the config"),
         ((("steps", (5,)), ("steps", (6,))), "'steps' more than once"),

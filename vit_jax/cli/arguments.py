@@ -12,6 +12,21 @@ WHERE = (
 LAYER = "pre_logits (default), token (class token), mean (mean of the patch tokens)"
 
 
+def add_where(parser) -> None:
+    """Adds `--workdir` and `--checkpoint`, of which a command needs one."""
+    parser.add_argument("--workdir", metavar="DIR", help="folder of a run, or give --checkpoint")
+    parser.add_argument("--checkpoint", metavar="WHERE", help=WHERE)
+
+
+def where(args) -> str:
+    """Returns the workdir or checkpoint given, after a check of a file of weights."""
+    if bool(args.workdir) == bool(args.checkpoint):
+        found = "both" if args.workdir else "neither"
+        raise ConfigError(f"expected one of --workdir=DIR and --checkpoint=WHERE; found {found}.")
+    check_weights_file(args.checkpoint)
+    return args.workdir or args.checkpoint
+
+
 def add_data_overrides(parser) -> None:
     """Adds `--config.data.KEY` to the help; `parser.split_config_flags` parses it."""
     parser.add_argument(

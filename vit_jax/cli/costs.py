@@ -8,6 +8,7 @@ from vit_jax.cli import arguments
 from vit_jax.cli.parser import Verb
 from vit_jax.errors import ConfigError
 from vit_jax.planning.accelerators import ACCELERATORS
+from vit_jax.text import print_text, warn
 
 FIELDS = {  # Flag of `benchmark` -> the config field that it sets.
     "image_size": "data.image_size",
@@ -92,7 +93,7 @@ def run_plan(args, file: str | None, overrides: dict[str, str]) -> int:
         )
         for name, stage in stages.items()
     }
-    print(format_plans(plans, args.json), flush=True)
+    print_text(format_plans(plans, args.json))
     return 0
 
 
@@ -219,9 +220,9 @@ def run_benchmark(args, file: str | None, overrides: dict[str, str]) -> int:
         largest_batch=args.largest_batch,
         peer=Timm(args.peer_python, args.compile_peer) if args.peer or args.suite else None,
         out=args.out,
-        print_line=lambda line: print(line, file=sys.stderr, flush=True),
+        print_line=warn,
     )
-    print(benchmarks.format_records(records, args.json), flush=True)
+    print_text(benchmarks.format_records(records, args.json))
     return 0
 
 

@@ -6,6 +6,7 @@ import pathlib
 from vit_jax.cli import arguments
 from vit_jax.cli.parser import Verb
 from vit_jax.errors import ConfigError, DataError
+from vit_jax.text import print_line, print_text, printable
 
 PROTOCOLS = {  # Protocol -> its flags.
     "classification": ("class_map", "restrict", "label_sets"),
@@ -16,8 +17,7 @@ PROTOCOLS = {  # Protocol -> its flags.
 
 
 def add_evaluate_flags(parser) -> None:
-    parser.add_argument("--workdir", metavar="DIR", help="folder of a run, or give --checkpoint")
-    parser.add_argument("--checkpoint", metavar="WHERE", help=arguments.WHERE)
+    arguments.add_where(parser)
     parser.add_argument(
         "--out", metavar="DIR", help="folder for the results (default: the folder of the run)"
     )
@@ -81,11 +81,8 @@ def add_evaluate_flags(parser) -> None:
 
 
 def run_evaluate(args, file: str | None, overrides: dict[str, str]) -> int:
-    arguments.check_weights_file(args.checkpoint)
+    where = arguments.where(args)
     arguments.refuse_config("evaluate", file)
-    if bool(args.workdir) == bool(args.checkpoint):
-        found = "both" if args.workdir else "neither"
-        raise ConfigError(f"expected one of --workdir=DIR and --checkpoint=WHERE; found {found}.")
     options = protocol_options(args)
     from vit_jax.distributed.compilation_cache import keep_compiled_programs
     from vit_jax.distributed.progress import Progress
@@ -93,21 +90,19 @@ def run_evaluate(args, file: str | None, overrides: dict[str, str]) -> int:
 
     keep_compiled_programs()
     progress = Progress(seconds_between=10)
-    prepared = setup.prepare_setup(args.workdir or args.checkpoint, overrides)
+    prepared = setup.prepare_setup(where, overrides)
     if args.protocol == "classification":
         prepared.loaded.require_head()
         folder = prepared.folder(args.out)
         scores = evaluate.score_split(prepared, **options, progress=progress)
         path, *tables = scores.write(folder)
         progress.print_line(f"wrote {path}" + (" and three tables beside it" if tables else ""))
-        print(scores, flush=True)
+        print_line(scores)
         return 0
-    print(
-        protocols.evaluate_features(
-            args.protocol, prepared, args.out, progress=progress, **options
-        ),
-        flush=True,
+    line = protocols.evaluate_features(
+        args.protocol, prepared, args.out, progress=progress, **options
     )
+    print_line(line)
     return 0
 
 
@@ -126,7 +121,7 @@ def protocol_options(args) -> dict:
 
 
 def add_features_flags(parser) -> None:
-    parser.add_argument("--checkpoint", required=True, metavar="WHERE", help=arguments.WHERE)
+    arguments.add_where(parser)
     parser.add_argument(
         "--out",
         required=True,
@@ -145,7 +140,7 @@ def add_features_flags(parser) -> None:
 
 
 def run_features(args, file: str | None, overrides: dict[str, str]) -> int:
-    arguments.check_weights_file(args.checkpoint)
+    where = arguments.where(args)
     arguments.refuse_config("features", file)
     from vit_jax.distributed.compilation_cache import keep_compiled_programs
     from vit_jax.distributed.progress import Progress
@@ -153,19 +148,19 @@ def run_features(args, file: str | None, overrides: dict[str, str]) -> int:
 
     keep_compiled_programs()
     line = write_features(
-        args.checkpoint,
+        where,
         overrides,
         args.out,
         layer=args.layer,
         half=args.half,
         progress=Progress(seconds_between=10),
     )
-    print(line, flush=True)
+    print_line(line)
     return 0
 
 
 def add_predict_flags(parser) -> None:
-    parser.add_argument("--checkpoint", required=True, metavar="WHERE", help=arguments.WHERE)
+    arguments.add_where(parser)
     parser.add_argument("images", nargs="+", metavar="IMAGE|FOLDER", help="image files or folders")
     parser.add_argument(
         "--top", type=int, default=5, metavar="N", help="classes per image (default 5)"
@@ -175,7 +170,7 @@ def add_predict_flags(parser) -> None:
 
 
 def run_predict(args, file: str | None, overrides: dict[str, str]) -> int:
-    arguments.check_weights_file(args.checkpoint)
+    where = arguments.where(args)
     arguments.refuse_config("predict", file, overrides)
     if args.top < 1:
         raise ConfigError(f"--top is {args.top}; expected at least 1.")
@@ -185,9 +180,7 @@ def run_predict(args, file: str | None, overrides: dict[str, str]) -> int:
 
     keep_compiled_programs()
     num_unreadable = 0
-    for path, predictions in predict_files(
-        args.checkpoint, args.images, top=args.top, classes=classes
-    ):
+    for path, predictions in predict_files(where, args.images, top=args.top, classes=classes):
         if predictions is None:
             num_unreadable += 1
         else:
@@ -198,15 +191,10 @@ def run_predict(args, file: str | None, overrides: dict[str, str]) -> int:
 def _print_predictions(path: pathlib.Path, predictions: list, as_json: bool) -> None:
     if as_json:
         rows = [{"class": label, "probability": round(p, 6)} for label, p in predictions]
-        print(json.dumps({"path": str(path), "predictions": rows}), flush=True)
+        print_line(json.dumps({"path": str(path), "predictions": rows}))
         return
     for label, probability in predictions:
-        print(f"{_escape(str(path))}\t{_escape(label)}\t{probability:.4f}", flush=True)
-
-
-def _escape(text: str) -> str:
-    """Escapes text that contains tabs, newlines or control characters of a terminal."""
-    return text if text.isprintable() else text.encode("unicode_escape").decode()
+        print_text(f"{printable(path)}\t{printable(label)}\t{probability:.4f}")
 
 
 def _read_classes(file: str | None) -> tuple[str, ...] | None:

@@ -2,6 +2,7 @@
 
 from vit_jax.cli import arguments
 from vit_jax.cli.parser import Verb
+from vit_jax.text import print_line
 
 
 def add_flags(parser) -> None:
@@ -36,7 +37,7 @@ def run(args, file: str | None, overrides: dict[str, str]) -> int:
     line = prepare_dataset(
         args.source, args.destination, excluded=args.exclude, workers=args.workers
     )
-    print(line, flush=True)
+    print_line(line)
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from vit_jax.cli import arguments
 from vit_jax.cli.parser import Verb
+from vit_jax.text import print_line, print_text
 
 
 def add_report_flags(parser) -> None:
@@ -33,12 +34,12 @@ def run_report(args, file: str | None, overrides: dict[str, str]) -> int:
     keep_compiled_programs()
     show = Progress(seconds_between=10).show
     line = write.write_reports(args.workdirs, args.out, with_model=not args.no_model, show=show)
-    print(line, flush=True)
+    print_line(line)
     return 0
 
 
 def add_figures_flags(parser) -> None:
-    parser.add_argument("--checkpoint", required=True, metavar="WHERE", help=arguments.WHERE)
+    arguments.add_where(parser)
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for PNG and SVG files")
     parser.add_argument(
         "--image",
@@ -74,14 +75,14 @@ def add_figures_flags(parser) -> None:
 
 
 def run_figures(args, file: str | None, overrides: dict[str, str]) -> int:
-    arguments.check_weights_file(args.checkpoint)
+    where = arguments.where(args)
     arguments.refuse_config("figures", file)
     from vit_jax.distributed.compilation_cache import keep_compiled_programs
     from vit_jax.figures.draw import draw_figures
 
     keep_compiled_programs()
     line = draw_figures(
-        args.checkpoint,
+        where,
         args.out,
         files=args.image,
         overrides=overrides,
@@ -90,7 +91,7 @@ def run_figures(args, file: str | None, overrides: dict[str, str]) -> int:
         beside=args.beside,
         only=args.only,
     )
-    print(line, flush=True)
+    print_line(line)
     return 0
 
 
@@ -112,7 +113,7 @@ def run_tables(args, file: str | None, overrides: dict[str, str]) -> int:
     arguments.refuse_config("tables", file, overrides)
     from vit_jax.tables.render import table
 
-    print(table(args.name, args.json, args.files, args.out))
+    print_text(table(args.name, args.json, args.files, args.out))
     return 0
 
 

@@ -6,6 +6,7 @@ from vit_jax import config as config_lib
 from vit_jax.cli import arguments
 from vit_jax.cli.parser import Verb
 from vit_jax.errors import ConfigError
+from vit_jax.text import print_line
 
 
 def add_flags(parser) -> None:
@@ -86,7 +87,7 @@ def run(args, file: str | None, overrides: dict[str, str]) -> int:
     )
     is_process_0 = multihost.is_process_0()
     if is_process_0:
-        print(closing_line(summary, folder), flush=True)
+        print_line(closing_line(summary, folder))
     multihost.shutdown()
     if is_process_0:  # The other processes need not wait for the report.
         write.write_reports_after_training(folder)

@@ -2,6 +2,7 @@
 
 from vit_jax.cli import arguments
 from vit_jax.cli.parser import Verb
+from vit_jax.text import print_line, print_text
 
 
 def add_inspect_flags(parser) -> None:
@@ -14,7 +15,7 @@ def run_inspect(args, file: str | None, overrides: dict[str, str]) -> int:
     arguments.refuse_config("inspect", file, overrides)
     from vit_jax.weights.inspect_checkpoint import inspect_checkpoint
 
-    print(inspect_checkpoint(args.where, args.json))
+    print_text(inspect_checkpoint(args.where, args.json))
     return 0
 
 
@@ -62,7 +63,7 @@ def run_convert(args, file: str | None, overrides: dict[str, str]) -> int:
         no_head=args.no_head,
         overwrite=args.overwrite,
     )
-    print(line, flush=True)
+    print_line(line)
     return 0
 
 
@@ -81,7 +82,7 @@ def run_models(args, file: str | None, overrides: dict[str, str]) -> int:
     arguments.refuse_config("models", file, overrides)
     from vit_jax.weights.list_models import models_table
 
-    print(models_table(args.pattern, args.json))
+    print_text(models_table(args.pattern, args.json))
     return 0
 
 

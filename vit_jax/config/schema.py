@@ -314,7 +314,8 @@ class Sweep:
 
     grid: tuple[tuple[str, tuple], ...] = field(
         (),
-        "Fields and their values, in all combinations: (('optimizer.lr', (0.003, 0.01)),).",
+        "Fields and their values, in all combinations: (('optimizer.lr', (0.003, 0.01)),). With "
+        "('seed', (0, 1, 2)) each combination has these seeds, and its mean score counts.",
     )
     dev: float = field(
         0.1,

@@ -21,6 +21,7 @@ import numpy as np
 
 from vit_jax.distributed import watchdog
 from vit_jax.errors import ConfigError, HostError, VitJaxError
+from vit_jax.text import warn
 
 TIMEOUT = 300  # Seconds to wait for other processes, at the start and at barriers; JAX's default.
 
@@ -85,7 +86,7 @@ def _check_port_is_free(options: dict) -> None:
 
 def _exit_unconnected(timeout: int) -> None:
     state = watchdog.global_state()
-    watchdog.print_error(
+    warn(
         f"vit_jax: process {state.process_id} could not connect to the other processes at "
         f"{state.coordinator_address} within {timeout} s; check that all processes were started "
         "and that this host can reach the address."

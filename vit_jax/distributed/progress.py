@@ -3,6 +3,8 @@
 import sys
 import time
 
+from vit_jax.text import can_overwrite, fit_to_terminal, printable, write
+
 
 class Progress:
     """Prints a line that a terminal or notebook overwrites, and one per interval elsewhere."""
@@ -15,7 +17,7 @@ class Progress:
             neither a terminal nor a notebook.
         """
         self._stream = sys.stdout
-        self._is_live = _can_overwrite(self._stream)
+        self._is_live = can_overwrite(self._stream)
         self._width = 0
         self._seconds_between = seconds_between
         self._shown_at = time.monotonic()
@@ -23,25 +25,18 @@ class Progress:
     def show(self, line: str) -> None:
         """Prints a progress line; in a terminal or notebook it replaces the previous one."""
         if self._is_live:
-            self._stream.write("\r" + line.ljust(self._width))
+            line = fit_to_terminal(line, self._stream)
+            write(self._stream, "\r" + line.ljust(self._width))
             self._width = len(line)
         elif time.monotonic() - self._shown_at >= self._seconds_between:
-            self._stream.write(line + "\n")
+            write(self._stream, printable(line) + "\n")
             self._shown_at = time.monotonic()
-        self._stream.flush()
 
     def print_line(self, line: str) -> None:
         """Prints a line that is not overwritten."""
-        if self._is_live and self._width:
-            self._stream.write("\r" + " " * self._width + "\r")
-            self._width = 0
-        self._stream.write(line + "\n")
-        self._stream.flush()
-
-
-def _can_overwrite(stream) -> bool:
-    """Returns True for a terminal and for the output of a notebook cell, which obey `\\r`."""
-    return stream.isatty() or type(stream).__module__.startswith("ipykernel")
+        erase = "\r" + " " * self._width + "\r" if self._width else ""
+        self._width = 0
+        write(self._stream, erase + printable(line) + "\n")
 
 
 def format_duration(seconds: float) -> str:

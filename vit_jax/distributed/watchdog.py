@@ -14,6 +14,7 @@ import threading
 import time
 
 from vit_jax.errors import HostError
+from vit_jax.text import warn
 
 HEARTBEAT_TIMEOUT = 60  # Seconds without a heartbeat after which a process counts as dead.
 CHECKS = 4  # Number of times per HEARTBEAT_TIMEOUT that process 0 checks all heartbeats.
@@ -94,17 +95,17 @@ class Watchdog:
         failure = {"process": self.index, "message": message, "code": code}
         try:
             self.client.key_value_set(OUTCOME, json.dumps(failure))
-            print_error(f"vit_jax: {message}")
+            warn(f"vit_jax: {message}")
         except RuntimeError as error:
             if "ALREADY_EXISTS" in str(error):
                 failure = json.loads(self.client.key_value_try_get(OUTCOME))
             else:  # Process 0, which all others are connected to, is gone.
-                print_error(f"vit_jax: {message}")
+                warn(f"vit_jax: {message}")
         self._exit(failure)
 
     def _exit(self, failure: dict) -> None:
         if self.index == 0 and failure["process"] != 0:  # Users read the log of process 0 first.
-            print_error(f"vit_jax: process {failure['process']}: {failure['message']}")
+            warn(f"vit_jax: process {failure['process']}: {failure['message']}")
         with contextlib.suppress(RuntimeError):
             self.client.wait_at_barrier("vit_jax/exit", EXIT_TIMEOUT * 1000)
         if self.index == 0:
@@ -119,12 +120,8 @@ class Watchdog:
         self._thread.join()
 
 
-def print_error(line: str) -> None:
-    """Prints a line on standard error."""
-    print(line, file=sys.stderr, flush=True)
-
-
 def exit_now(code: int) -> None:
     """Ends this process at once; a normal exit would wait for processes that are gone."""
-    sys.stdout.flush()
+    with contextlib.suppress(OSError):  # Closed, or on a full disk.
+        sys.stdout.flush()
     os._exit(code)

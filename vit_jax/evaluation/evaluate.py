@@ -1,8 +1,6 @@
 """Scores every example of a split exactly once, and writes the scores."""
 
-import csv
 import dataclasses
-import io
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -13,6 +11,7 @@ from vit_jax.data import labels as labels_lib
 from vit_jax.distributed.progress import Progress
 from vit_jax.errors import DataError
 from vit_jax.evaluation import accuracy, scoring, setup
+from vit_jax.text import csv_table, print_line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,7 +146,7 @@ def _with_model_labels(source, loaded, class_map: str | None):
         hint=labels_lib.MAP_HINT,
     )
     if getattr(relabelled, "note", ""):
-        print(f"{loaded.weights.where}: {relabelled.note}.")
+        print_line(f"{loaded.weights.where}: {relabelled.note}.")
     return relabelled
 
 
@@ -210,7 +209,5 @@ def write_tables(
     paths = []
     for name, (header, rows) in tables.items():
         paths.append(folder / f"{name}-{split}.csv")
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows([header, *rows])
-        write_atomically(paths[-1], text.getvalue())
+        write_atomically(paths[-1], csv_table(header, rows))
     return paths

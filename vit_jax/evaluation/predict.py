@@ -1,7 +1,6 @@
 """Class predictions for images."""
 
 import pathlib
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -11,6 +10,7 @@ import numpy as np
 from vit_jax.data.decode import SUFFIXES, Encoded, as_image
 from vit_jax.data.preprocess import EvalRecipe
 from vit_jax.errors import ConfigError, DataError
+from vit_jax.text import warn
 from vit_jax.weights import load
 
 BATCH_SIZE = 32
@@ -119,9 +119,9 @@ def _read(path: pathlib.Path, recipe: EvalRecipe) -> np.ndarray | None:
     try:
         return recipe(Encoded(path.read_bytes(), str(path)))
     except DataError as error:
-        print(error, file=sys.stderr)
+        warn(error)
     except OSError as error:
-        print(f"{path}: {error.strerror}", file=sys.stderr)
+        warn(f"{path}: {error.strerror}")
     return None
 
 

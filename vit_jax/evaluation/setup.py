@@ -14,6 +14,7 @@ from vit_jax.data.sources import open_both, open_split
 from vit_jax.distributed import mesh as mesh_lib
 from vit_jax.errors import ConfigError
 from vit_jax.models.registry import build
+from vit_jax.text import print_line
 from vit_jax.weights import load
 
 OVERRIDABLE = ("data.", "batch_size")
@@ -90,7 +91,7 @@ def prepare_setup(
         model = build(loaded.model.config, num_classes=model.num_classes, image_size=size)
         plan = load.plan_adaptation(loaded.weights, model, Init(resize=True))
         for note in plan.notes:
-            print(f"{where}: {note}")
+            print_line(f"{where}: {note}")
         params = jax.device_put(load.read_params(loaded.weights, plan), sharding)
     recipe = EvalRecipe.from_data(config.data, size)
     return EvaluationSetup(loaded, config, overrides, model, params, recipe, mesh)

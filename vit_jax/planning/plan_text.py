@@ -3,8 +3,8 @@
 import dataclasses
 import json
 
-from vit_jax.markdown import markdown_table
 from vit_jax.planning.accelerators import ACCELERATORS, Accelerator
+from vit_jax.text import markdown_table
 from vit_jax.training.memory import Memory
 
 MEMORY = [field.name for field in dataclasses.fields(Memory)]

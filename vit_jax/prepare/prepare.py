@@ -9,7 +9,6 @@ import collections
 import csv
 import dataclasses
 import hashlib
-import io
 import json
 import os
 import pathlib
@@ -32,6 +31,7 @@ from vit_jax.errors import ConfigError, DataError
 from vit_jax.prepare import duplicates, exclude, listing
 from vit_jax.prepare.processes import run_in_processes
 from vit_jax.prepare.shards import DATA, EXCLUDED, PARTS, Shard, write_info
+from vit_jax.text import csv_table
 
 FORMAT = 1  # Version of the order of images and their assignment to shards.
 IMAGES_PER_SHARD, BYTES_PER_SHARD = 1000, 64_000_000
@@ -237,12 +237,10 @@ def _write_metadata(partial: pathlib.Path, images: listing.Listing, plan: dict) 
     }
     write_info(data, images.classes, splits)
     columns = (*images.splits, "damaged", "duplicate")
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(("class", *columns))
-    for title in images.classes:
-        writer.writerow((title, *(counts.images[title, column] for column in columns)))
-    write_atomically(data / manifest.CLASSES, table.getvalue())
+    rows = (
+        (title, *(counts.images[title, column] for column in columns)) for title in images.classes
+    )
+    write_atomically(data / manifest.CLASSES, csv_table(("class", *columns), rows))
     workdir.write_json(data / manifest.INFO, plan | {"manifest": digest})
 
 
@@ -265,11 +263,9 @@ def _print_summary(folder: pathlib.Path, images: listing.Listing, progress) -> s
                 progress.print_line(f"... all images left out: {folder / manifest.LEFT_OUT}")
                 break
             record = json.loads(line)
-            progress.print_line(
-                f"left out: {_printable(record['path'])}: {_printable(record['reason'])}"
-            )
+            progress.print_line(f"left out: {record['path']}: {record['reason']}")
     if images.outside:
-        example = _printable(images.outside[0])
+        example = images.outside[0]
         progress.print_line(
             f"skipped: {len(images.outside)} images outside class folders, such as {example}"
         )
@@ -278,8 +274,3 @@ def _print_summary(folder: pathlib.Path, images: listing.Listing, progress) -> s
         f"done: images={sum(split_totals)} classes={len(rows)} damaged={damaged} "
         f"duplicates={duplicate} destination={folder}"
     )
-
-
-def _printable(path: str) -> str:
-    """Returns a path with bytes that are not UTF-8 written as escape sequences."""
-    return path.encode(errors="backslashreplace").decode()

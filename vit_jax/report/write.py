@@ -1,7 +1,6 @@
 """Writes self-contained HTML pages of workdirs."""
 
 import pathlib
-import sys
 from collections.abc import Callable, Sequence
 
 from vit_jax.atomic_io import write_atomically
@@ -9,6 +8,7 @@ from vit_jax.errors import ConfigError
 from vit_jax.report import compare, page
 from vit_jax.report.run_record import REPORT_FILE, RunRecord, read_run_records
 from vit_jax.report.sections import DOCTYPE
+from vit_jax.text import warn
 
 COMPARISON_FILE = "comparison.html"  # In a folder whose report.html is the page of a run.
 
@@ -85,11 +85,11 @@ def write_reports_after_training(folder: pathlib.Path) -> None:
             title = folder.resolve().name
             write_atomically(target, compare.render_comparison_page(title, runs, target))
     except Exception as error:  # The run is done and its weights are saved.
-        print(f"{folder / REPORT_FILE} cannot be written: {error}", file=sys.stderr)
+        warn(f"{folder / REPORT_FILE} cannot be written: {error}")
 
 
 def _print_skipped(reason: str) -> None:
-    print(f"Skipped: {reason}", file=sys.stderr)
+    warn(f"Skipped: {reason}")
 
 
 def _may_overwrite(target: pathlib.Path) -> bool:

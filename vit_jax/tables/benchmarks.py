@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 
 from vit_jax.errors import ConfigError, DataError
-from vit_jax.markdown import markdown_table
+from vit_jax.text import markdown_table
 
 # Measurements are compared when these fields of their records are equal.
 CELL_FIELDS = ("run", "model", "batch", "dtype", "mode", "image_size", "mesh", "options")

@@ -9,11 +9,11 @@ import math
 import pathlib
 
 from vit_jax.config.schema import Config, Mesh, Model
-from vit_jax.markdown import markdown_table
 from vit_jax.planning import communication
 from vit_jax.planning.accelerators import ACCELERATORS, Accelerator
 from vit_jax.planning.scenario import Scenario
 from vit_jax.tables.compiled_bytes import COMPILED_BYTES
+from vit_jax.text import markdown_table
 
 MODELS = ("vit_b16", "vit_l16")
 MESHES = {  # Fields of config.mesh; -1 stands for all remaining devices.

@@ -4,13 +4,13 @@ import json
 from collections.abc import Sequence
 
 from vit_jax.errors import ConfigError, nearest
-from vit_jax.markdown import markdown_table
 from vit_jax.models.flops import training_flops
 from vit_jax.models.registry import create_model
 from vit_jax.tables import benchmarks, communication, paper_tables, results, vtab
 from vit_jax.tables.charts import CHARTS
 from vit_jax.tables.paper import JFT_CLASSES, JFT_EXAMPLES, TABLE_6
 from vit_jax.tables.studies import STUDIES
+from vit_jax.text import markdown_table
 
 EXA = 1e18
 

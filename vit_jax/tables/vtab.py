@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from vit_jax.checkpoints import workdir
 from vit_jax.data.vtab import GROUPS, TASKS
 from vit_jax.errors import ConfigError
-from vit_jax.markdown import markdown_table
 from vit_jax.tables.paper import TABLE_9
 from vit_jax.tables.results import run_folders
+from vit_jax.text import markdown_table
 
 PROTOCOL = {  # Fields of config.data in runs that Table 9 counts.
     "source": "vtab",

@@ -16,6 +16,7 @@ from vit_jax.data.sources import Source, find_kind, open_both, open_split
 from vit_jax.errors import CheckpointError, ConfigError, DataError
 from vit_jax.models.registry import ViT, build, param_shapes
 from vit_jax.tasks import registry as task_registry
+from vit_jax.text import print_line
 from vit_jax.training import build as build_lib
 from vit_jax.weights import adapt, load, metadata
 
@@ -208,7 +209,7 @@ def _match_outputs(
         hint=hint,
     )
     if match.note:
-        print(f"{where}: {match.note}.")
+        print_line(f"{where}: {match.note}.")
     return None if match.is_identity else match.indices
 
 

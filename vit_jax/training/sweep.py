@@ -14,7 +14,7 @@ from vit_jax.config.schema import Config
 from vit_jax.config.validate import import_user_code
 from vit_jax.distributed import multihost
 from vit_jax.errors import ConfigError, InUseError, NonFiniteError
-from vit_jax.markdown import markdown_table
+from vit_jax.text import markdown_table, print_line
 from vit_jax.training import stage, sweep_runs, train
 from vit_jax.training.profiler import Window
 
@@ -59,7 +59,7 @@ def run(
     multihost.check_equal("config", as_dict)
     workdir.check_same_run(folder, as_dict)
     if multihost.is_process_0() and (note := workdir.config_file_note(folder, as_dict)):
-        print(note, flush=True)
+        print_line(note)
     prepared: dict[str, stage.Stage] = {}
     sweeps: dict[str, Sweep] = {}
     options = {"fallback": fallback, "profile": profile}
@@ -141,12 +141,15 @@ class Sweep:
         scored = self._run_all({name: run.config for name, run in self.grid.items()})
         if scored is None:
             return None
+        grid = {name.removeprefix(f"{GRID}/"): found for name, found in scored.items()}
+        means = sweep_runs.mean_over_seeds(self.grid, scored)
         chosen, values = "", {}
         if self.grid:
-            if not any(scored.values()):
+            if not any(means.values()):
                 raise NonFiniteError(f"{self.folder / GRID}: the loss of every run was not finite.")
-            chosen = sweep_runs.best(scored)
-            values = self.grid[chosen].values
+            chosen = sweep_runs.best(means)
+            combinations = (sweep_runs.without_seed(run.values) for run in self.grid.values())
+            values = next(each for each in combinations if sweep_runs.run_name(each) == chosen)
         finals = self._run_all(sweep_runs.finals(self.config, values))
         if finals is None:
             return None
@@ -156,8 +159,7 @@ class Sweep:
                     f"{self.folder / name}: the loss became NaN or infinite in this final run, "
                     "which has the best hyperparameters of the grid."
                 )
-        grid = {name.removeprefix(f"{GRID}/"): found for name, found in scored.items()}
-        table = sweep_runs.rows(grid, chosen.removeprefix(f"{GRID}/"), finals)
+        table = sweep_runs.rows(grid, means, chosen, finals)
         summary = {
             "metrics": sweep_runs.combined(list(finals.values())),
             "num_examples": next(iter(finals.values()))["num_examples"],
@@ -198,7 +200,7 @@ class Sweep:
             summary = train.train_stage(self.prepared[name], **self.options)
         except NonFiniteError as error:
             if multihost.is_process_0():
-                print(f"{name}: {error}", flush=True)
+                print_line(f"{name}: {error}")
                 workdir.write_json(path, {"error": str(error)})
             return None
         return summary if sweep_runs.is_finite(summary) else None

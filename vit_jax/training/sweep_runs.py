@@ -1,8 +1,9 @@
 """The runs of a `config.sweep` (section 4.1, Tables 2 and 4).
 
 Every combination of the grid is trained on a part of the training examples and scored on the
-rest, `dev`. The best combination is then trained on all of them, once for each seed, and scored
-on `val_split`. Each run has the config of a single run.
+rest, `dev`; with `seed` in the grid, once for each of these seeds, and the mean counts. The best
+combination is then trained on all examples, once for each of `sweep.seeds`, and scored on
+`val_split`. Each run has the config of a single run.
 """
 
 import itertools
@@ -17,7 +18,7 @@ from vit_jax.config.validate import DURATIONS
 from vit_jax.errors import ConfigError
 
 # Sections and fields that a grid must not change: its runs are compared on the same examples.
-SAME = ("sweep", "mesh", "seed", "task.name", "init.stage")
+SAME = ("sweep", "mesh", "task.name", "init.stage")
 SAME_DATA = tuple(
     f"data.{name}"
     for name in (
@@ -115,13 +116,30 @@ def run_name(values: dict[str, object]) -> str:
     return ",".join(texts).replace(" ", "").replace("/", "_")
 
 
+def without_seed(values: dict[str, object]) -> dict[str, object]:
+    """Returns the values of a combination, which all its seeds share."""
+    return {key: value for key, value in values.items() if key != "seed"}
+
+
+def mean_over_seeds(
+    grid: dict[str, GridRun], summaries: dict[str, dict | None]
+) -> dict[str, dict | None]:
+    """Returns the mean scores of each combination by name; None if one of its runs diverged."""
+    groups: dict[str, list[dict | None]] = {}
+    for name, run in grid.items():
+        groups.setdefault(run_name(without_seed(run.values)), []).append(summaries[name])
+    return {
+        name: {"metrics": combined(group)} if all(group) else None for name, group in groups.items()
+    }
+
+
 def is_finite(summary: dict) -> bool:
     """Returns True if all scores of a run on `val` are finite; others are null in a workdir."""
     return all(value is not None and math.isfinite(value) for value in _val(summary).values())
 
 
 def best(summaries: dict[str, dict | None]) -> str:
-    """Returns the name of the run with the best score, the first of equals; None has diverged."""
+    """Returns the name with the best score, the first of equals; None has diverged."""
     scores = {name: selection_score(_val(found)) for name, found in summaries.items() if found}
     return max(scores, key=scores.get)
 
@@ -146,11 +164,23 @@ def combined(summaries: list[dict]) -> dict:
     return found
 
 
-def rows(grid: dict[str, dict | None], chosen: str, finals: dict[str, dict]) -> list[dict]:
-    """Returns the rows of the table of a sweep: every run, its split and its scores."""
+def rows(
+    grid: dict[str, dict | None],
+    means: dict[str, dict | None],
+    chosen: str,
+    finals: dict[str, dict],
+) -> list[dict]:
+    """Returns the rows of the table of a sweep: every run, its split and its scores.
+
+    With seeds in the grid, the mean of each combination follows the runs.
+    """
     table = [
-        {"run": name, "scored on": "dev", **_scores(summary), "": "best" if name == chosen else ""}
-        for name, summary in grid.items()
+        {"run": name, "scored on": split, **_scores(summary), "": "best" * (name == chosen)}
+        for split, group in (
+            ("dev", grid),
+            ("dev, mean", {name: means[name] for name in means if name not in grid}),
+        )
+        for name, summary in group.items()
     ]
     table += [
         {"run": name, "scored on": "val", **_scores(summary), "": ""}
@@ -161,8 +191,9 @@ def rows(grid: dict[str, dict | None], chosen: str, finals: dict[str, dict]) -> 
 
 def _scores(summary: dict | None) -> dict:
     found = _val(summary) if summary else {}
+    deviation = f" +- {found['top1_std']:.4f}" if "top1_std" in found else ""
     return {
         "n": found.get("n", ""),
-        "top1": f"{found['top1']:.4f}" if "top1" in found else "",
+        "top1": f"{found['top1']:.4f}{deviation}" if "top1" in found else "",
         "loss": f"{found['loss']:.4f}" if found else "not finite",
     }

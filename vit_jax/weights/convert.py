@@ -16,6 +16,7 @@ from vit_jax.data import packaged
 from vit_jax.data.preprocess import EvalRecipe
 from vit_jax.errors import CheckpointError, ConfigError
 from vit_jax.models.registry import BitResNet, ViT, build, create_model, param_shapes
+from vit_jax.text import print_line
 from vit_jax.weights import adapt, download, load, writer
 from vit_jax.weights import metadata as metadata_lib
 from vit_jax.weights.metadata import WeightsMetadata
@@ -91,7 +92,7 @@ def convert(
     else:
         notes = writer.write(export, path, model, trees.flatten(params), metadata, card)
     for line in (*tensor_table(loaded, plan, export, shapes), *plan.notes, *notes):
-        print(line)
+        print_line(line)
     tolerance = FOLDED_TOLERANCE if plan.folded else TOLERANCE
     difference, largest = _verify_outputs(path, outputs, tolerance)
     kind = "logits" if model.num_classes else "features"

@@ -24,7 +24,9 @@ from urllib.parse import quote, unquote_to_bytes, urlsplit
 
 from vit_jax.atomic_io import add_path_to_errors, open_to_append, write_atomically
 from vit_jax.errors import CheckpointError
+from vit_jax.text import can_overwrite, fit_to_terminal, printable, warn, write
 
+ERASE = "\x1b[K"  # Makes a terminal erase the rest of the line.
 TIMEOUT = 30.0  # Seconds without data after which an attempt fails.
 ATTEMPTS = 5  # Each attempt resumes where the last one failed.
 PAUSE = 0.5  # Seconds before the second attempt; doubled before each further one.
@@ -73,11 +75,11 @@ def fetch(url: str, *, size: int | None = None, sha256: str | None = None) -> pa
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print(f"{file.name}: waiting for the download of another process.", file=sys.stderr)
+            warn(f"{file.name}: waiting for the download of another process.")
             fcntl.flock(lock, fcntl.LOCK_EX)
         if problem := _cache_problem(file, http_url, size, sha256):
             if file.exists():
-                print(f"{file} {problem}; downloading it again.", file=sys.stderr)
+                warn(f"{file} {problem}; downloading it again.")
             _download(http_url, file, size, sha256)
     return file
 
@@ -222,7 +224,7 @@ def _download(http_url: str, file: pathlib.Path, size: int | None, sha256: str |
                 ) from error
             pause = PAUSE * 2 ** (attempt - 1)
             retry = f"attempt {attempt + 1} of {ATTEMPTS} in {pause:g} s"
-            print(f"{file.name}: {reason}; {retry}.", file=sys.stderr)
+            warn(f"{file.name}: {reason}; {retry}.")
         time.sleep(pause)
 
 
@@ -328,24 +330,24 @@ def _blocks_with_progress(response, name: str, done: int, total: int | None):
     On a terminal the progress is one line that is updated, elsewhere one line at the start and
     one at the end.
     """
-    start, began, shown, is_terminal = done, time.monotonic(), 0.0, sys.stderr.isatty()
+    start, began, shown, is_live = done, time.monotonic(), 0.0, can_overwrite(sys.stderr)
     of_total = f" of {total / 1e6:.1f} MB" if total else " MB"
-    if not is_terminal:
-        print(f"{name}: downloading; {done / 1e6:.1f}{of_total} complete.", file=sys.stderr)
+    if not is_live:
+        warn(f"{name}: downloading; {done / 1e6:.1f}{of_total} complete.")
     try:
         while block := response.read1(BLOCK):
             done += len(block)
             yield block
-            if is_terminal and time.monotonic() - shown > 0.2:
+            if is_live and time.monotonic() - shown > 0.2:
                 shown = time.monotonic()
                 speed = (done - start) / max(shown - began, 1e-3)
                 left = f", {(total - done) / speed:.0f} s left" if total else ""
                 line = f"{name[-40:]}: {done / 1e6:.1f}{of_total}, {speed / 1e6:.1f} MB/s{left}"
-                print(f"\r{line}\x1b[K", end="", file=sys.stderr, flush=True)
+                write(sys.stderr, f"\r{fit_to_terminal(line, sys.stderr)}{ERASE}")
     finally:
         speed = (done - start) / 1e6 / max(time.monotonic() - began, 1e-3)
-        line = f"{name}: {done / 1e6:.1f}{of_total} complete, {speed:.1f} MB/s."
-        print("\r\x1b[K" * is_terminal + line, file=sys.stderr)
+        line = printable(f"{name}: {done / 1e6:.1f}{of_total} complete, {speed:.1f} MB/s.")
+        write(sys.stderr, f"\r{ERASE}" * is_live + line + "\n")
 
 
 def _hash(path: str | pathlib.Path):

@@ -22,6 +22,7 @@ from vit_jax.errors import CheckpointError, ConfigError
 from vit_jax.models import registry as model_registry
 from vit_jax.models.registry import BitResNet, ViT, build, param_shapes
 from vit_jax.tasks import registry as task_registry
+from vit_jax.text import print_line
 from vit_jax.weights import adapt, published
 from vit_jax.weights import metadata as metadata_lib
 from vit_jax.weights.infer_model import infer_model_options
@@ -292,7 +293,7 @@ def load_params(
     )
     plan = plan_adaptation(weights, model, permissions)
     for note in plan.notes:
-        print(f"{path}: {note}")
+        print_line(f"{path}: {note}")
     return read_params(weights, plan, shardings)
 
 

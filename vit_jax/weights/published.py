@@ -10,9 +10,9 @@ import functools
 import os
 import pathlib
 import re
-import sys
 
 from vit_jax.errors import CheckpointError, nearest
+from vit_jax.text import warn
 from vit_jax.weights import download
 
 BASE_URL = "https://storage.googleapis.com"  # $VIT_JAX_WEIGHTS_URL names a mirror.
@@ -179,7 +179,7 @@ def class_names(entry: PublishedWeights) -> tuple[str, ...] | None:
     try:
         path = download.fetch(_url(LEMMAS[entry.num_classes]))
     except CheckpointError as error:
-        print(f"{entry.name}: class names are unavailable: {error}", file=sys.stderr)
+        warn(f"{entry.name}: class names are unavailable: {error}")
         return None
     names = tuple(path.read_text(encoding="utf-8").splitlines())
     return names if len(names) == entry.num_classes else None
