@@ -91,7 +91,9 @@ def test_layers_that_differ_by_their_positions_cannot_be_scanned():
 
 
 def test_a_scanned_model_predicts_what_the_plain_one_does():
-    params, images = some_params(tiny()), some_images(2, 8, 12, 3)
-    np.testing.assert_allclose(
-        forward(tiny(scan=True), params, images), forward(tiny(), params, images), atol=1e-5
+    options = {"registers": 2, "pos_embed_at": "shared"}
+    params, images = some_params(tiny(**options)), some_images(2, 8, 12, 3)
+    found, expected = (
+        forward(tiny(scan=scan, **options), params, images) for scan in (True, False)
     )
+    np.testing.assert_allclose(found, expected, atol=1e-5)
