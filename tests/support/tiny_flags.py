@@ -16,6 +16,7 @@ def tiny_flags(workdir, *overrides: str) -> list[str]:
         "steps": 8,
         "checkpoint_every": 4,
     }
+    tiny |= dict(each.split("=", 1) for each in overrides)
     flags = [f"--config.{key}={value}" for key, value in tiny.items()]
     config = f"--config={ROOT / 'configs' / 'finetune.py'}:data=x,smoke"
-    return [config, f"--workdir={workdir}", *flags, *(f"--config.{each}" for each in overrides)]
+    return [config, f"--workdir={workdir}", *flags]

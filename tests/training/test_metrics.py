@@ -70,11 +70,11 @@ def test_a_new_run_begins_with_an_empty_file(tmp_path):
 def test_the_line_of_the_restored_step_takes_the_evaluation_still_to_come(tmp_path):
     write(tmp_path, 5, 10)
     writer = MetricWriter(tmp_path, restored_step=10)
-    assert not writer.has(10, "val")
+    assert not writer.values(10, "val")
     writer.write(10, {"val/n": 7})
-    assert writer.has(10, "val")
-    assert not writer.has(10, "fewshot")
-    assert not writer.has(5, "val")
+    assert writer.values(10, "val")
+    assert not writer.values(10, "fewshot")
+    assert not writer.values(5, "val")
     writer.write(15, {"loss": 1.5})
     writer.close()
     assert metrics.read(tmp_path) == [
@@ -170,3 +170,78 @@ def test_the_line_of_the_restored_step_stands_until_a_fuller_one_takes_its_place
     assert metrics.read(tmp_path) == [{"step": 5, "train/loss": 0.5, "val/n": 3}]
     writer.close()
     assert [record["step"] for record in metrics.read(tmp_path)] == [5, 6]
+
+
+def test_every_line_that_can_be_read_stays_and_the_others_are_named(tmp_path):
+    write(tmp_path, 5, 10, 15, 20)
+    before = lines(tmp_path)
+    damaged = [before[0], before[1][:-4] + "\x00", "[5]", '{"step": true}', *before[2:]]
+    (tmp_path / metrics.FILE).write_text("\n".join(damaged) + "\n")
+    assert [record["step"] for record in metrics.read(tmp_path)] == [5, 15, 20]
+    writer = MetricWriter(tmp_path, restored_step=15)
+    writer.close()
+    assert lines(tmp_path) == [before[0], before[2]]
+    (note,) = writer.notes
+    assert "metrics.jsonl: line 2, 3, 4 cannot be read; a copy is in" in note
+    assert (tmp_path / "damaged" / metrics.FILE).read_text().splitlines() == damaged
+
+
+def test_a_repeated_step_becomes_one_line_in_the_order_of_steps(tmp_path):
+    write(tmp_path, 5, 10)
+    first, second = lines(tmp_path)
+    extra = '{"step": 5, "val/n": 3}'
+    (tmp_path / metrics.FILE).write_text("\n".join([first, second, second, extra]) + "\n")
+    writer = MetricWriter(tmp_path, restored_step=10)
+    writer.close()
+    assert lines(tmp_path) == ['{"step": 5, "loss": 0.5, "val/n": 3}', second]
+    assert "line 3, 4 repeats an earlier step" in writer.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "note"),
+    [
+        ('{"step": 5, "loss": 0.5}\n', "", "1 of 2 lines before step 15 are left."),
+        ("0.5", "0.4", "lines before step 15 were changed after its checkpoint was saved."),
+        ('"step": 5', '"step": 45', "1 of 2 lines before step 15 are left."),
+        ("1.5", "1.6", None),  # The line of step 15 itself may grow after the checkpoint.
+    ],
+)
+def test_lines_that_the_checkpoint_contradicts_are_reported(tmp_path, old, new, note):
+    writer = MetricWriter(tmp_path)
+    for step in (5, 10, 15):
+        writer.write(step, {"loss": step / 10})
+    recorded = writer.digest(15)._asdict()
+    assert recorded["lines"] == 2
+    writer.close()
+    assert MetricWriter(tmp_path, 15, recorded).notes == []
+    path = tmp_path / metrics.FILE
+    path.write_text(path.read_text().replace(old, new))
+    notes = MetricWriter(tmp_path, 15, recorded).notes
+    assert notes == ([f"{path}: {note}"] if note else [])
+
+
+def test_the_digest_of_a_resumed_writer_is_that_of_one_without_a_stop(tmp_path):
+    for name in ("whole", "resumed"):
+        (tmp_path / name).mkdir()
+    write(tmp_path / "resumed", 5, 10)
+    whole, resumed = MetricWriter(tmp_path / "whole"), MetricWriter(tmp_path / "resumed", 10)
+    for step in (5, 10):
+        whole.write(step, {"loss": step / 10})
+    for writer in (whole, resumed):
+        writer.write(10, {"val/n": 3})
+        writer.sync()
+        writer.write(15, {"loss": 1.5})
+    assert whole.digest(15) == resumed.digest(15) == whole.digest(12)
+    assert whole.digest(20).lines == 3
+
+
+def test_a_synced_record_takes_more_values_in_the_same_line(tmp_path):
+    writer = MetricWriter(tmp_path)
+    writer.write(5, {"loss": 0.5})
+    writer.sync()
+    writer.write(5, {"val/n": 3})
+    writer.sync()
+    assert lines(tmp_path) == ['{"step": 5, "loss": 0.5, "val/n": 3}']
+    writer.write(10, {"loss": 1.0})
+    writer.close()
+    assert [json.loads(line)["step"] for line in lines(tmp_path)] == [5, 10]

@@ -17,9 +17,9 @@ from vit_jax.errors import DataError, NonFiniteError, VitJaxError
 
 @pytest.mark.slow
 def test_a_loss_that_is_no_number_ends_with_code_5_and_a_finite_checkpoint(tmp_path, capsys):
-    flags = tiny_flags(tmp_path, "optimizer.lr=1e38", "optimizer.clip_norm=None", "steps=40")
+    diverging = ("optimizer.lr=1e38", "optimizer.clip_norm=None", "steps=40", "checkpoint_every=1")
     with pytest.raises(NonFiniteError, match="3 steps in a row") as caught:
-        main.run([*flags, "--config.checkpoint_every=1"])
+        main.run(tiny_flags(tmp_path, *diverging))
     assert caught.value.exit_code == 5
     step = layout.find_step_folder(tmp_path)
     params = checkpoint.restore(step, checkpoint.stored_param_shapes(step))

@@ -16,6 +16,7 @@ import numpy as np
 from vit_jax.errors import CheckpointError
 
 FOLDER, BEST = "checkpoints", "best"
+DAMAGED = "damaged"  # Folder of a run for damaged files and steps that were replaced.
 
 
 def list_steps(folder: pathlib.Path) -> list[int]:
@@ -43,13 +44,25 @@ def find_step_folder(where: str | pathlib.Path) -> pathlib.Path:
         return path
     for folder in (path, path / BEST, path / FOLDER):
         if steps := list_steps(folder):
-            return folder / str(steps[-1])
+            step_folder = folder / str(steps[-1])
+            if folder == path / FOLDER:
+                _check_has_no_best(step_folder)
+            return step_folder
     if not path.exists():
         raise CheckpointError(f"{where}: no such file or folder.")
     if not path.is_dir():
         raise CheckpointError(f"{where} is not a checkpoint: expected a folder, found a file.")
     names = ", ".join(sorted(p.name for p in path.iterdir())[:8])
     raise CheckpointError(f"{where} contains no checkpoint; it contains {names or 'nothing'}.")
+
+
+def _check_has_no_best(step_folder: pathlib.Path) -> None:
+    """Raises CheckpointError if the run of a step has best weights, which must be preferred."""
+    if best := read_item(step_folder, "meta").get("best_step"):
+        raise CheckpointError(
+            f"{step_folder.parents[1] / BEST} is missing; it contained the best weights, those of "
+            f"step {best}. Name {step_folder} to use the weights of that step instead."
+        )
 
 
 def make_manifest(step: int, leaves: dict, items: dict) -> dict:

@@ -1,14 +1,18 @@
 """Metrics of a run: `metrics.jsonl`, TensorBoard if it is installed, and the progress line."""
 
 import contextlib
+import functools
 import json
 import math
 import numbers
 import os
 import pathlib
 import time
+import zlib
+from typing import NamedTuple
 
 from vit_jax.atomic_io import add_path_to_errors, open_to_append, write_atomically
+from vit_jax.checkpoints.layout import DAMAGED
 from vit_jax.distributed import multihost
 from vit_jax.distributed.progress import Progress, format_duration
 
@@ -16,20 +20,38 @@ FILE = "metrics.jsonl"
 
 
 def read(folder: pathlib.Path) -> list[dict]:
-    """Returns all records of a run, oldest first, up to the first incomplete line."""
+    """Returns the records of a run, one per step, oldest first; skips lines that cannot be read."""
+    return _parse(folder).records
+
+
+class _Parsed(NamedTuple):
+    """Content of a `metrics.jsonl`, with the numbers of its unreadable and its repeated lines."""
+
+    records: list[dict]
+    unreadable: list[int]
+    repeated: list[int]
+
+
+def _parse(folder: pathlib.Path) -> _Parsed:
     path = folder / FILE
-    if not path.is_file():
-        return []
-    records = []
-    for line in path.read_text(errors="replace").splitlines():
+    lines = path.read_text(errors="replace").split("\n") if path.is_file() else [""]
+    records: dict[int, dict] = {}
+    unreadable, repeated = [], []
+    for number, line in enumerate(lines, 1):
         try:
             record = json.loads(line)
-            if not isinstance(record["step"], int):
-                break
-        except (ValueError, KeyError, TypeError):
-            break
-        records.append({name: _number(value) for name, value in record.items()})
-    return records
+            step = record["step"]
+            if type(step) is not int or step < 0:
+                raise ValueError(step)
+        except (ValueError, KeyError, TypeError, RecursionError):
+            if line.strip() and number < len(lines):  # A kill can cut the last line short.
+                unreadable.append(number)
+            continue
+        if step in records:
+            repeated.append(number)
+        values = {name: _number(value) for name, value in record.items()}
+        records[step] = records.get(step, {}) | values
+    return _Parsed([records[step] for step in sorted(records)], unreadable, repeated)
 
 
 def _number(value: object) -> float | None:
@@ -45,57 +67,108 @@ def last_values(records: list[dict]) -> dict:
     return values
 
 
-class MetricWriter:
-    """Writes one JSON object per step, with all metrics of the step in one line."""
+class Digest(NamedTuple):
+    """Number and CRC-32 of the lines of some records."""
 
-    def __init__(self, folder: pathlib.Path, restored_step: int = 0):
+    lines: int = 0
+    crc32: int = 0
+
+    def add(self, record: dict) -> "Digest":
+        return Digest(self.lines + 1, zlib.crc32(_line(record).encode(), self.crc32))
+
+
+class MetricWriter:
+    """Writes one JSON object per step, with all metrics of the step in one line.
+
+    Attributes:
+      notes: descriptions of what was lost or changed in the file of the earlier run.
+    """
+
+    def __init__(self, folder: pathlib.Path, restored_step: int = 0, recorded: dict | None = None):
         """Removes lines beyond the restored step, because those steps will run again.
 
         The line of the restored step is opened again, for an evaluation that is still missing.
+
+        Args:
+          recorded: the `digest` at the restored step, from its checkpoint.
         """
-        kept = [record for record in read(folder) if record["step"] <= restored_step]
+        parsed = _parse(folder)
+        kept = [record for record in parsed.records if record["step"] <= restored_step]
         self._path = folder / FILE
         self._open_record = kept[-1] if kept and kept[-1]["step"] == restored_step else {}
-        self._was_on_disk, self._is_changed = True, False
+        closed = kept[:-1] if self._open_record else kept
+        self._closed = functools.reduce(Digest.add, closed, Digest())
+        self._is_on_disk, self._is_changed = True, False
+        self.notes = self._describe_damage(parsed, restored_step, recorded)
         self._put(kept)
         self._board = _tensorboard(folder, restored_step)
 
+    def _describe_damage(self, parsed: _Parsed, step: int, recorded: dict | None) -> list[str]:
+        """Returns notes about unreadable, repeated, missing and changed lines."""
+        notes = []
+        if parsed.unreadable:
+            copy = self._path.parent / DAMAGED / FILE
+            copy.parent.mkdir(exist_ok=True)
+            write_atomically(copy, self._path.read_bytes())
+            notes.append(f"{_numbered(parsed.unreadable)} cannot be read; a copy is in {copy}")
+        if parsed.repeated:
+            notes.append(f"{_numbered(parsed.repeated)} repeats an earlier step; both are merged")
+        found = self.digest(step)
+        if recorded and found.lines != recorded["lines"]:
+            notes.append(f"{found.lines} of {recorded['lines']} lines before step {step} are left")
+        elif recorded and found != Digest(**recorded):
+            notes.append(f"lines before step {step} were changed after its checkpoint was saved")
+        return [f"{self._path}: {note}." for note in notes]
+
+    def digest(self, step: int) -> Digest:
+        """Returns the digest of the records of all steps before `step`."""
+        is_before = self._open_record and self._open_record["step"] < step
+        return self._closed.add(self._open_record) if is_before else self._closed
+
     def _put(self, records: list[dict]) -> None:
         """Replaces the file by one with these records."""
-        write_atomically(self._path, "".join(json.dumps(record) + "\n" for record in records))
+        write_atomically(self._path, "".join(map(_line, records)))
         self._file = open_to_append(self._path)
 
-    def has(self, step: int, section: str) -> bool:
-        """Returns True if the open record is of this step and has a value `section/...`."""
-        is_open = self._open_record.get("step") == step
-        return is_open and any(name.startswith(f"{section}/") for name in self._open_record)
+    def values(self, step: int, section: str) -> dict:
+        """Returns the values `section/...` of the open record, by name, if it is of this step."""
+        record = self._open_record if self._open_record.get("step") == step else {}
+        prefix = f"{section}/"
+        return {k.removeprefix(prefix): v for k, v in record.items() if k.startswith(prefix)}
 
     def write(self, step: int, values: dict) -> None:
         """Adds metrics to the record of a step; a later step closes the earlier record."""
         if self._open_record and self._open_record["step"] != step:
             self.flush()
         if not self._open_record:
-            self._open_record, self._was_on_disk = {"step": step}, False
+            self._open_record, self._is_on_disk = {"step": step}, False
         self._is_changed = True
         self._open_record.update({name: _plain(value) for name, value in values.items()})
 
     def sync(self) -> None:
-        """Waits until everything written so far is on disk."""
-        self.flush()
+        """Waits until everything written so far is on disk; the record stays open."""
+        self._write_open_record()
         os.fsync(self._file.fileno())
 
     def flush(self) -> None:
-        """Writes the open record."""
-        if self._open_record and self._is_changed:
-            if self._was_on_disk:  # Replace the line of the restored step.
-                self._file.close()
-                self._put([*read(self._path.parent)[:-1], self._open_record])
-            else:
-                with add_path_to_errors(self._path):
-                    self._file.write(json.dumps(self._open_record) + "\n")
-                    self._file.flush()
-            self._show_on_board()
-        self._open_record, self._is_changed = {}, False
+        """Writes and closes the open record."""
+        self._write_open_record()
+        if self._open_record:
+            self._closed = self._closed.add(self._open_record)
+        self._open_record = {}
+
+    def _write_open_record(self) -> None:
+        if not self._is_changed:
+            return
+        if self._is_on_disk:  # Replace its line, which is the last one.
+            self._file.close()
+            self._put([*read(self._path.parent)[:-1], self._open_record])
+        else:
+            with add_path_to_errors(self._path):
+                self._file.write(_line(self._open_record))
+                self._file.flush()
+        self._show_on_board()
+        self._is_on_disk, self._is_changed = True, False
 
     def _show_on_board(self) -> None:
         if self._board is None:
@@ -119,6 +192,15 @@ def _plain(value):
     """Returns a Python number, or None for NaN and infinity, which JSON lacks."""
     value = int(value) if isinstance(value, numbers.Integral) else float(value)
     return value if math.isfinite(value) else None
+
+
+def _line(record: dict) -> str:
+    return json.dumps(record) + "\n"
+
+
+def _numbered(lines: list[int]) -> str:
+    shown = ", ".join(map(str, lines[:8]))
+    return f"line {shown}" + (f" and {len(lines) - 8} more" if len(lines) > 8 else "")
 
 
 def _tensorboard(folder: pathlib.Path, restored_step: int):
@@ -155,10 +237,16 @@ class TrainingLog:
         self._writer: MetricWriter | None = None
         self._waited = 0.0
 
-    def open(self, step: int) -> None:
-        """Opens the records at `step` and removes those beyond it."""
+    def open(self, step: int, recorded: dict | None = None) -> None:
+        """Opens the records at `step` and removes those beyond it.
+
+        Args:
+          recorded: the `digest` at this step, from its checkpoint.
+        """
         if multihost.is_process_0():
-            self._writer = MetricWriter(self._folder, step)
+            self._writer = MetricWriter(self._folder, step, recorded)
+            for note in self._writer.notes:
+                self.say(note)
         self.start_interval(step)
 
     def start_interval(self, step: int) -> None:
@@ -211,9 +299,19 @@ class TrainingLog:
         if self._writer is not None:
             self._writer.write(step, values)
 
+    def values(self, step: int, section: str) -> dict:
+        """Returns the values `section/...` of the open record, by name, if it is of this step."""
+        return multihost.broadcast_from_process_0(
+            "record", lambda: self._writer.values(step, section)
+        )
+
     def has(self, step: int, section: str) -> bool:
         """Returns True if the open record is of this step and has a value `section/...`."""
-        return multihost.broadcast_from_process_0("record", lambda: self._writer.has(step, section))
+        return bool(self.values(step, section))
+
+    def digest(self, step: int) -> dict | None:
+        """Returns lines and checksum of the records before `step`, by which damage is detected."""
+        return self._writer and self._writer.digest(step)._asdict()
 
     def flush(self) -> None:
         """Writes the open record."""
