@@ -4,12 +4,14 @@ One rename commits all items of a step (`layout`). The checksums are needed beca
 restores an array with a flipped bit without an error.
 """
 
+import dataclasses
 import functools
 import json
 import logging
+import math
+import os
 import pathlib
 import re
-import shutil
 import sys
 
 import google_crc32c
@@ -20,8 +22,11 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from vit_jax import trees
+from vit_jax.checkpoints import workdir
 from vit_jax.checkpoints.layout import (
     BEST,
+    DAMAGED,
+    FOLDER,
     list_steps,
     make_manifest,
     one_line,
@@ -34,11 +39,22 @@ from vit_jax.errors import CheckpointError
 MAX_LISTED = 20
 
 
+@dataclasses.dataclass(frozen=True)
+class _KeepLinks:
+    """Keeps the steps that are links to folders elsewhere, which Orbax cannot remove."""
+
+    folder: pathlib.Path
+
+    def should_preserve(self, checkpoints, *, context) -> list[bool]:
+        del context
+        return [(self.folder / str(each.step)).is_symlink() for each in checkpoints]
+
+
 class Checkpoints:
     """Checkpoints of one run, written in the background."""
 
     def __init__(self, folder: pathlib.Path, keep_last: int = 2, keep_every: int | None = None):
-        policies = [preservation_policy.LatestN(keep_last)]
+        policies = [preservation_policy.LatestN(keep_last), _KeepLinks(folder)]
         if keep_every:
             policies.append(preservation_policy.EveryNSteps(keep_every))
         options = ocp.CheckpointManagerOptions(
@@ -79,15 +95,25 @@ class Checkpoints:
 
     def move_damaged_step(self, step: int) -> pathlib.Path:
         """Moves a damaged step to the folder `damaged` of the run; returns its new path."""
-        path = self.folder.parent / "damaged" / str(step)
-        if multihost.is_process_0():
-            path.parent.mkdir(exist_ok=True)
-            if path.exists():
-                shutil.rmtree(path)
-            (self.folder / str(step)).rename(path)
-        multihost.barrier(f"move damaged step {step}")
+        path = multihost.broadcast_from_process_0("damaged step", lambda: str(self._move(step)))
         self._manager.reload()
+        return pathlib.Path(path)
+
+    def _move(self, step: int) -> pathlib.Path:
+        name = str(step) if self.folder.name == FOLDER else f"{self.folder.name}-{step}"
+        path = self.folder.parent / DAMAGED / name
+        path.parent.mkdir(exist_ok=True)
+        while os.path.lexists(path):  # An earlier damaged step is kept.
+            path = path.with_name(f"{path.name}-again")
+        (self.folder / str(step)).rename(path)
         return path
+
+    def delete_from(self, step: int) -> None:
+        """Deletes this step and all later ones."""
+        self.wait()
+        for later in self._manager.all_steps():
+            if later >= step:
+                self._wrap_errors(functools.partial(self._manager.delete, later))
 
     def wait(self) -> None:
         """Waits until all steps are on disk; raises CheckpointError if one cannot be written."""
@@ -107,14 +133,50 @@ class Checkpoints:
 
 
 class BestWeights:
-    """Weights with the best score on `val` so far, stored in the run's folder `best`."""
+    """Weights with the best score on `val` so far, stored in the run's folder `best`.
+
+    Attributes:
+      step: the step of these weights; 0 if there are none.
+      metrics: validation metrics of these weights.
+    """
 
     def __init__(self, folder: pathlib.Path):
-        folder = folder / BEST
-        self._checkpoints = Checkpoints(folder, keep_last=1)
+        self.folder = folder / BEST
+        self._checkpoints = Checkpoints(self.folder, keep_last=1)
         self.step, self.metrics = 0, {}
-        for step in multihost.broadcast_from_process_0("best", lambda: list_steps(folder))[-1:]:
-            self.step, self.metrics = step, read_item(folder / str(step), "meta")["means"]
+
+    def restore(self, restored_step: int, recorded_step: int | None, config: dict) -> None:
+        """Reads step and metrics of the stored weights.
+
+        Args:
+          restored_step: the step that the run resumes from.
+          recorded_step: the step of the best weights when that checkpoint was saved; 0 for none,
+            None if the checkpoint does not contain it.
+          config: the config of the run.
+
+        Raises:
+          CheckpointError: the weights are damaged, missing, or those of another run.
+        """
+        steps = multihost.broadcast_from_process_0("best", lambda: list_steps(self.folder))
+        step = steps[-1] if steps else 0
+        # A later step is possible: the run was killed after it, and before its next checkpoint.
+        if recorded_step not in (None, step) and step < restored_step:
+            raise CheckpointError(
+                f"{self.folder} has {f'step {step}' if step else 'no weights'}; the checkpoint of "
+                f"step {restored_step} expects step {recorded_step or 'none'}."
+            )
+        if step:
+            path = self.folder / str(step)
+            workdir.check_saved_config(path, config)
+            meta = read_item(path, "meta")
+            if "means" not in meta:
+                raise CheckpointError(f"{path} is a checkpoint of the run, not its best weights.")
+            self.step, self.metrics = step, meta["means"]
+
+    def move_aside(self) -> list[pathlib.Path]:
+        """Moves all stored weights to the folder `damaged` of the run; returns their new paths."""
+        steps = multihost.broadcast_from_process_0("best", lambda: list_steps(self.folder))
+        return [self._checkpoints.move_damaged_step(step) for step in steps]
 
     def save_if_better(self, step: int, params, metrics: dict, meta: dict) -> None:
         """Saves the weights of a step if their score is better than all before.
@@ -125,7 +187,9 @@ class BestWeights:
           metrics: validation metrics of the weights, with `top1` or `loss`.
           meta: item `meta` of the checkpoint.
         """
-        if not self.metrics or selection_score(metrics) > selection_score(self.metrics):
+        if selection_score(metrics) > selection_score(self.metrics):
+            # Weights of this step or a later one are from before a resume.
+            self._checkpoints.delete_from(step)
             self.step, self.metrics = step, metrics
             meta = meta | {"means": metrics}
             self._checkpoints.save(step, {"params": params}, data={}, meta=meta)
@@ -140,8 +204,13 @@ class BestWeights:
 
 
 def selection_score(metrics: dict) -> float:
-    """Returns the score that selects the best weights and runs: top1, or else minus the loss."""
-    return metrics["top1"] if "top1" in metrics else -metrics["loss"]
+    """Returns the score that selects the best weights and runs: top1, or else minus the loss.
+
+    It is minus infinity for a score that is missing or not finite.
+    """
+    top1, loss = metrics.get("top1"), metrics.get("loss")
+    score = top1 if top1 is not None else -loss if loss is not None else math.nan
+    return score if math.isfinite(score) else -math.inf
 
 
 def crc32c(array) -> int:

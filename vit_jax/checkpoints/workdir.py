@@ -98,14 +98,15 @@ def _read_config_file(folder: pathlib.Path) -> dict | None:
 def read_saved_config(folder: pathlib.Path) -> dict | None:
     """Returns the config in the newest checkpoint of a folder that can be read, or None.
 
+    Without a checkpoint, the config is that of the best weights.
+
     Raises CheckpointError if the checkpoint before it belongs to a run with another config.
     """
+    paths = _newest_steps(folder / layout.FOLDER) or _newest_steps(folder / layout.BEST)
     saved: dict[pathlib.Path, dict] = {}
-    for step in reversed(layout.list_steps(folder / layout.FOLDER)):
-        path = folder / layout.FOLDER / str(step)
-        with contextlib.suppress(CheckpointError, ConfigError, KeyError):
-            meta = layout.read_item(path, "meta")
-            saved[path] = config_lib.to_dict(config_lib.from_dict(meta["config"]))
+    for path in paths:
+        with contextlib.suppress(CheckpointError):
+            saved[path] = _read_step_config(path)
         if len(saved) == 2:
             break
     for newest, before in itertools.pairwise(saved):
@@ -115,6 +116,29 @@ def read_saved_config(folder: pathlib.Path) -> dict | None:
                 f"{', '.join(fields)}. Remove the folder that does not belong to {folder}."
             )
     return next(iter(saved.values()), None)
+
+
+def _newest_steps(folder: pathlib.Path) -> list[pathlib.Path]:
+    return [folder / str(step) for step in reversed(layout.list_steps(folder))]
+
+
+def _read_step_config(step_folder: pathlib.Path) -> dict:
+    """Returns the config in a checkpoint, with the fields of this version."""
+    try:
+        return config_lib.to_dict(
+            config_lib.from_dict(layout.read_item(step_folder, "meta")["config"])
+        )
+    except (ConfigError, KeyError) as error:
+        raise CheckpointError(f"{step_folder}: its config cannot be used: {error}") from error
+
+
+def check_saved_config(step_folder: pathlib.Path, config: dict) -> None:
+    """Raises CheckpointError if a checkpoint belongs to a run with another config."""
+    if fields := fixed_differences(_read_step_config(step_folder), config):
+        raise CheckpointError(
+            f"{step_folder} belongs to a run with another config; it differs in "
+            f"{', '.join(fields)}."
+        )
 
 
 def _with_saved(saved: dict | None, values: dict) -> dict:

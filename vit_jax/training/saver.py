@@ -22,6 +22,7 @@ class Saver:
     def __init__(self, stage: Stage, programs: Programs, log: TrainingLog):
         config = stage.config
         self._stage, self._programs, self._log = stage, programs, log
+        self._config = config_lib.to_dict({"": config})
         self._checkpoints = checkpoint.Checkpoints(
             stage.folder / layout.FOLDER, config.keep_last, config.keep_every
         )
@@ -35,24 +36,46 @@ class Saver:
         Args:
           fallback: move a damaged checkpoint aside and use the one before.
         """
-        step, state = self._restore_newest(fallback)
-        self._log.open(step)
+        step, state, meta = self._restore_newest(fallback)
+        self._log.open(step, meta.get("metrics"))
         if state is None:
             state = self._init_state(init_key)
         self.saved_step = step
         if self._stage.config.select == "best":
-            self.best = checkpoint.BestWeights(self._stage.folder)
+            self._restore_best(step, state, meta.get("best_step"), fallback)
         return step, state
 
-    def _restore_newest(self, fallback: bool) -> tuple[int, TrainState | None]:
+    def _restore_best(
+        self, step: int, state: TrainState, recorded_step: int | None, fallback: bool
+    ) -> None:
+        self.best = checkpoint.BestWeights(self._stage.folder)
+        try:
+            self.best.restore(step, recorded_step, self._config)
+        except CheckpointError as error:
+            if not fallback:
+                raise CheckpointError(
+                    f"{error} With --fallback, the best weights are chosen again from step {step}."
+                ) from error
+            moved = "".join(f" Moved to {path}." for path in self.best.move_aside())
+            self._log.say(f"{error}{moved} The best weights are chosen again from step {step}.")
+        # A kill may have come after the record of an evaluation and before its weights were saved.
+        if metrics := self._log.values(step, "val"):
+            self.save_if_best(step, state.eval_params, metrics)
+
+    def _restore_newest(self, fallback: bool) -> tuple[int, TrainState | None, dict]:
         folder = self._checkpoints.folder
         steps = multihost.broadcast_from_process_0("steps", lambda: layout.list_steps(folder))
         for step in reversed(steps):
+            path = folder / str(step)
             try:
-                meta, data = (
-                    layout.read_item(folder / str(step), name) for name in ("meta", "data")
-                )
-                state = checkpoint.restore(folder / str(step), self._programs.abstract_state)
+                meta, data = (layout.read_item(path, name) for name in ("meta", "data"))
+                workdir.check_saved_config(path, self._config)
+                if data.get("examples_seen") != step * self._stage.config.batch_size:
+                    raise CheckpointError(
+                        f"{path}: examples_seen is {data.get('examples_seen')}; expected {step} "
+                        f"batches of {self._stage.config.batch_size}."
+                    )
+                state = checkpoint.restore(path, self._programs.abstract_state)
             except CheckpointError as error:
                 if not fallback or step == steps[0]:
                     raise
@@ -64,8 +87,8 @@ class Saver:
             self.num_bad_images = meta.get("bad_images", 0)
             if step < self._stage.total_steps:
                 self._log.say(f"resuming from step {step}")
-            return step, state
-        return 0, None
+            return step, state, meta
+        return 0, None, {}
 
     def _init_state(self, key: jax.Array) -> TrainState:
         stage, programs = self._stage, self._programs
@@ -84,6 +107,8 @@ class Saver:
     def save(self, step: int, state: TrainState) -> None:
         """Starts to write a checkpoint."""
         self._log.sync()
+        if self.best is not None:  # A checkpoint names its best weights: they come first.
+            self.best.wait()
         num_examples = len(self._stage.train_source)
         examples_seen = step * self._stage.config.batch_size
         self._checkpoints.save(
@@ -96,7 +121,7 @@ class Saver:
                 "num_examples": num_examples,
                 "fingerprints": self._stage.fingerprints,
             },
-            meta=self._meta(),
+            meta=self._meta() | {"metrics": self._log.digest(step)},
         )
         self.saved_step = step
         self._log.clock.lap("save")
@@ -111,11 +136,12 @@ class Saver:
         stage = self._stage
         recipe = EvalRecipe.from_data(stage.config.data, stage.model.image_size)
         return {
-            "config": config_lib.to_dict({"": stage.config}),
+            "config": self._config,
             "classes": list(stage.classes),
             "preprocessing": dataclasses.asdict(recipe),
             "seconds": self._log.clock.seconds,
             "bad_images": self.num_bad_images,
+            "best_step": self.best and self.best.step,
             "versions": workdir.versions(),
         }
 

@@ -20,7 +20,7 @@ from vit_jax.training.profiler import Profiler, Window
 from vit_jax.training.saver import Saver
 from vit_jax.training.stage import Stage
 from vit_jax.training.stop import StopSignal
-from vit_jax.training.summary import is_finished, make_summary
+from vit_jax.training.summary import make_summary, read_finished
 
 
 def train_stage(stage: Stage, *, fallback: bool = False, profile: Window | None = None) -> dict:
@@ -34,12 +34,11 @@ def train_stage(stage: Stage, *, fallback: bool = False, profile: Window | None 
     finished step saved.
     """
     config = config_lib.to_dict({"": stage.config})
-    path = stage.folder / workdir.SUMMARY
     with workdir.lock_on_all(stage.folder), SignalRecorder() as recorder:
         stop = StopSignal(recorder)
         workdir.check_same_run(stage.folder, config)
-        summary = multihost.broadcast_from_process_0("summary", lambda: workdir.read_json(path))
-        if not is_finished(summary, stage):
+        summary = multihost.broadcast_from_process_0("summary", lambda: read_finished(stage))
+        if summary is None:
             if multihost.is_process_0():
                 workdir.write_json(stage.folder / workdir.CONFIG, config)
             summary = _run(stage, stop, fallback, profile)
