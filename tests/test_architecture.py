@@ -189,6 +189,13 @@ def test_files_are_written_by_atomic_io_only(path):
     assert written_by(path.read_text()) <= MAY_WRITE.get(module, set())
 
 
+def test_json_is_written_in_one_place_which_rejects_nan():
+    # The peer imports nothing of vit_jax; loading.py compares values and writes nothing.
+    exceptions = {"atomic_io.py", "timm_peer.py", "loading.py"}
+    for path in FILES:
+        assert path.name in exceptions or "json.dump" not in path.read_text(), path
+
+
 def test_config_files_import_the_config_package_only():
     for path in (ROOT / "configs").glob("*.py"):
         tree = ast.parse(path.read_text())

@@ -1,12 +1,14 @@
 """Writing of files: complete or not at all, through no link, and without leftovers."""
 
 import errno
+import json
 import os
 import pathlib
 import stat
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from tests.support.runs import ROOT
@@ -18,8 +20,10 @@ from vit_jax.atomic_io import (
     remove_abandoned,
     replace_atomically,
     temporary_folder,
+    to_json,
     write_atomically,
 )
+from vit_jax.errors import NonFiniteError
 
 OTHER_HOST = "0" * 8
 
@@ -263,3 +267,10 @@ def test_open_to_append_keeps_content_and_refuses_links(tmp_path):
             open_to_append(tmp_path / name)
         assert caught.value.filename == str(tmp_path / name)
     assert names(tmp_path) == ["link", "nowhere", "x"]
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("-inf"), np.float64("inf")])
+def test_to_json_rejects_numbers_that_json_lacks_and_names_the_place(number):
+    assert json.loads(to_json({"a": [1.5, None], "b": "NaN"})) == {"a": [1.5, None], "b": "NaN"}
+    with pytest.raises(NonFiniteError, match=rf"^a\.1\.loss is {number}; JSON has finite"):
+        to_json({"n": 3, "a": (1.0, {"loss": number})})

@@ -8,6 +8,8 @@ what killed processes have left there: the operating system releases the lock of
 import contextlib
 import errno
 import fcntl
+import json
+import math
 import os
 import pathlib
 import re
@@ -18,6 +20,8 @@ import time
 import zlib
 from collections.abc import Iterator
 from typing import IO, BinaryIO
+
+from vit_jax.errors import NonFiniteError
 
 ERRORS = "surrogateescape"  # File names may contain bytes that are not UTF-8.
 HOST = f"{zlib.crc32(socket.gethostname().encode()):08x}"
@@ -190,3 +194,34 @@ def open_to_append(path: pathlib.Path, mode: str = "a", **options) -> IO:
             raise OSError(errno.ELOOP, reason, str(path)) from error
 
     return open(path, mode, opener=open_no_link, **options)
+
+
+def to_json(values: object, **options) -> str:
+    """Returns values as JSON text: the one place where JSON is written.
+
+    Args:
+      values: what `json.dumps` accepts, without NaN and infinity, which JSON lacks.
+      **options: further arguments of `json.dumps`.
+
+    Raises:
+      NonFiniteError: a number is NaN or infinite; the message has its place.
+    """
+    try:
+        return json.dumps(values, allow_nan=False, **options)
+    except ValueError as error:
+        for place, number in _numbers(values):
+            if not math.isfinite(number):
+                raise NonFiniteError(
+                    f"{place or 'the value'} is {number}; JSON has finite numbers only."
+                ) from error
+        raise
+
+
+def _numbers(values: object, place: str = "") -> Iterator[tuple[str, float]]:
+    """Yields every float in nested values with its keys, joined by dots."""
+    if isinstance(values, float):
+        yield place, values
+    if isinstance(values, list | tuple):
+        values = dict(enumerate(values))
+    for key, value in values.items() if isinstance(values, dict) else ():
+        yield from _numbers(value, f"{place}.{key}" if place else str(key))

@@ -35,8 +35,8 @@ class CheckpointError(VitJaxError):
     exit_code = 4
 
 
-class NonFiniteError(VitJaxError):
-    """Loss or gradients that are not finite."""
+class NonFiniteError(VitJaxError, ValueError):
+    """Loss, gradients or results that are not finite."""
 
     exit_code = 5
 

@@ -20,7 +20,7 @@ from vit_jax.data.labels import relabelled
 from vit_jax.data.preprocess import EvalRecipe
 from vit_jax.data.sources import ArraySource
 from vit_jax.distributed import mesh as mesh_lib
-from vit_jax.errors import DataError
+from vit_jax.errors import CheckpointError, DataError, NonFiniteError
 from vit_jax.evaluation import accuracy as accuracy_lib
 from vit_jax.evaluation.evaluate import write_tables
 from vit_jax.tasks.classification import Classification
@@ -44,7 +44,8 @@ class Table:
     @staticmethod
     def apply(variables, image):
         index = jnp.round((image[:, 0, 0, 0] + 1) * 127.5).astype(int)
-        return variables["params"][index]
+        params = variables["params"]
+        return (params["table"] if isinstance(params, dict) else params)[index]
 
 
 @functools.cache
@@ -198,6 +199,17 @@ def test_a_stopped_evaluation_returns_nothing():
 
     assert evaluate(numbered(40), random_logits(), is_stopped=is_stopped) is None
     assert len(asked) == 3, "one batch is always ahead"
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
+def test_scores_that_are_not_finite_are_rejected(number):
+    logits = random_logits()
+    logits[5, 2] = number
+    with pytest.raises(CheckpointError, match=r"^x\.npz: table contains values that"):
+        evaluate(numbered(9), {"table": logits}, where="x.npz")
+    with pytest.raises(NonFiniteError, match=r"^evaluation: table contains"):
+        evaluate(numbered(9), {"table": logits})
+    assert evaluate(numbered(5), {"table": logits}).n == 5  # Image 5 is padding of the batch.
 
 
 def test_an_empty_split_is_refused():

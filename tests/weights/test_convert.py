@@ -297,7 +297,7 @@ def test_convert_rejects_weights_with_nan(tmp_path):
     safetensors.numpy.save_file(stored, path)
     error = error_of("convert", path, tmp_path / "x.npz")
     assert error.exit_code == 4
-    assert "its outputs on a photo are not finite" in str(error)
+    assert "head/bias contains values that are not finite" in str(error)
     assert not (tmp_path / "x.npz").exists()
 
 

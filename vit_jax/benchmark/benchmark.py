@@ -8,7 +8,6 @@ that a change in the speed of the machine affects all of them.
 
 import dataclasses
 import datetime
-import json
 import os
 import pathlib
 import statistics
@@ -161,7 +160,7 @@ def time_cases(
                     atomic_io.add_path_to_errors(path),
                     atomic_io.open_to_append(path, encoding="utf-8") as file,
                 ):
-                    file.write(json.dumps(records[-1]) + "\n")
+                    file.write(atomic_io.to_json(records[-1]) + "\n")
     return records
 
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 
 from vit_jax import config as config_lib
+from vit_jax.atomic_io import to_json
 from vit_jax.config.schema import Config
 from vit_jax.errors import ConfigError
 from vit_jax.models.flops import FLOPS_PER_MAC, FORWARDS_PER_STEP, forward_macs
@@ -91,7 +92,7 @@ class Runner:
           RuntimeError: the command of vit_jax fails.
         """
         cache_env = {"XDG_CACHE_HOME": caches, "TORCHINDUCTOR_CACHE_DIR": f"{caches}/inductor"}
-        arguments = json.dumps(self.arguments | {"started": time.time()})
+        arguments = to_json(self.arguments | {"started": time.time()})
         done = subprocess.run(
             [*self.command, arguments],
             env=os.environ | cache_env | self.env,

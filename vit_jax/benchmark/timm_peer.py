@@ -142,7 +142,7 @@ def main() -> None:
             result = measure(case)
         except torch.OutOfMemoryError:
             result = {"error": "out of memory"}
-    print(json.dumps(result))
+    print(json.dumps(result, allow_nan=False))
 
 
 if __name__ == "__main__":

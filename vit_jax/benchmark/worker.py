@@ -22,6 +22,7 @@ import jax.numpy as jnp
 
 from vit_jax import config as config_lib
 from vit_jax import trees
+from vit_jax.atomic_io import to_json
 from vit_jax.checkpoints import workdir
 from vit_jax.config.schema import Config
 from vit_jax.config.validate import import_user_code
@@ -283,7 +284,7 @@ def main() -> None:
         if not is_out_of_memory(error):
             raise
         result = {"error": "out of memory"}
-    print(json.dumps(result))
+    print(to_json(result))
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from vit_jax import trees
+from vit_jax.atomic_io import to_json
 from vit_jax.checkpoints import workdir
 from vit_jax.checkpoints.layout import (
     BEST,
@@ -78,7 +79,7 @@ class Checkpoints:
           CheckpointError: this step or an earlier one could not be written.
         """
         # A copy, because the caller may change the items before they are written.
-        items = json.loads(json.dumps({"data": data, "meta": meta}))
+        items = json.loads(to_json({"data": data, "meta": meta}))
         arguments = {name: ocp.args.JsonSave(item) for name, item in items.items()}
         tree = trees.unflatten(trees.flatten(state))
         self._wrap_errors(

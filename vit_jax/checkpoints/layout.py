@@ -13,6 +13,7 @@ import re
 import google_crc32c
 import numpy as np
 
+from vit_jax.atomic_io import to_json
 from vit_jax.errors import CheckpointError
 
 FOLDER, BEST = "checkpoints", "best"
@@ -83,7 +84,7 @@ def make_manifest(step: int, leaves: dict, items: dict) -> dict:
 
 def crc_of_json(item: dict) -> int:
     """Returns the CRC-32C of a JSON object, which the order of its keys does not change."""
-    return google_crc32c.value(json.dumps(item, sort_keys=True).encode())
+    return google_crc32c.value(to_json(item, sort_keys=True).encode())
 
 
 def read_manifest(step_folder: pathlib.Path) -> dict:

@@ -13,7 +13,7 @@ import time
 from importlib import metadata
 
 from vit_jax import config as config_lib
-from vit_jax.atomic_io import open_to_append, write_atomically
+from vit_jax.atomic_io import open_to_append, to_json, write_atomically
 from vit_jax.checkpoints import layout
 from vit_jax.config.schema import Config
 from vit_jax.distributed import multihost
@@ -34,7 +34,7 @@ SHARED_FOLDER_TIMEOUT = 60
 
 def write_json(path: pathlib.Path, values: dict) -> None:
     """Writes a JSON file atomically."""
-    write_atomically(path, json.dumps(values, indent=2) + "\n")
+    write_atomically(path, to_json(values, indent=2) + "\n")
 
 
 def read_json(path: pathlib.Path) -> dict | None:
@@ -245,7 +245,7 @@ def _has_sweep_results(folder: pathlib.Path) -> bool:
 
 def fixed_differences(old: dict, new: dict, prefix: str = "") -> list[str]:
     """Returns the fields in which two configs of one run differ and must not."""
-    fields = config_lib.differing_fields(old, json.loads(json.dumps(new)))
+    fields = config_lib.differing_fields(old, json.loads(to_json(new)))
     return [f"{prefix}{name}" for name in fields if not _may_change(name)]
 
 

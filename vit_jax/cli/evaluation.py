@@ -1,8 +1,8 @@
 """The commands `evaluate`, `features` and `predict`."""
 
-import json
 import pathlib
 
+from vit_jax.atomic_io import to_json
 from vit_jax.cli import arguments
 from vit_jax.cli.parser import Verb
 from vit_jax.errors import ConfigError, DataError
@@ -191,7 +191,7 @@ def run_predict(args, file: str | None, overrides: dict[str, str]) -> int:
 def _print_predictions(path: pathlib.Path, predictions: list, as_json: bool) -> None:
     if as_json:
         rows = [{"class": label, "probability": round(p, 6)} for label, p in predictions]
-        print_line(json.dumps({"path": str(path), "predictions": rows}))
+        print_line(to_json({"path": str(path), "predictions": rows}))
         return
     for label, probability in predictions:
         print_text(f"{printable(path)}\t{printable(label)}\t{probability:.4f}")

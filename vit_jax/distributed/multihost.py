@@ -19,6 +19,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from vit_jax.atomic_io import to_json
 from vit_jax.distributed import watchdog
 from vit_jax.errors import ConfigError, HostError, VitJaxError
 from vit_jax.text import warn
@@ -157,7 +158,7 @@ def allgather_json(name: str, value) -> list:
         return [value]
     key = f"vit_jax/{name}/{_num_gathered[name]}"
     _num_gathered[name] += 1
-    _watchdog.client.key_value_set(f"{key}/{_watchdog.index}", json.dumps(value))
+    _watchdog.client.key_value_set(f"{key}/{_watchdog.index}", to_json(value))
     barrier(name)
     values = dict(_watchdog.client.key_value_dir_get(f"{key}/"))
     return [json.loads(values[f"{key}/{i}"]) for i in range(_watchdog.count)]

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 
+from vit_jax.atomic_io import to_json
 from vit_jax.errors import HostError
 from vit_jax.text import warn
 
@@ -94,7 +95,7 @@ class Watchdog:
         self._is_stopped = True
         failure = {"process": self.index, "message": message, "code": code}
         try:
-            self.client.key_value_set(OUTCOME, json.dumps(failure))
+            self.client.key_value_set(OUTCOME, to_json(failure))
             warn(f"vit_jax: {message}")
         except RuntimeError as error:
             if "ALREADY_EXISTS" in str(error):

@@ -15,6 +15,7 @@ from vit_jax.evaluation import scoring, setup
 from vit_jax.evaluation.features import make_extractor
 from vit_jax.evaluation.predict import image_batches
 from vit_jax.weights import load
+from vit_jax.weights.finite import require_finite
 
 NPZ, RECORDS = ".npz", ".array_record"
 
@@ -32,7 +33,7 @@ def extract_features(
         output as 'tokens' B T D, class 'token' B D, or 'mean' of the patches B D.
 
     Raises ConfigError for a layer that the model does not have, DataError for an image that
-    cannot be read.
+    cannot be read, CheckpointError for features that are not finite.
     """
     loaded = load.load(where)
     params = jax.device_put(loaded.params())
@@ -44,7 +45,9 @@ def extract_features(
     for pixels, count in image_batches(images, loaded.recipe):
         for layer, extract in extractors.items():
             features = extract(params, {"image": pixels})["features"]
-            batches[layer].append(np.asarray(features, np.float32)[:count])
+            features = np.asarray(features, np.float32)[:count]
+            require_finite({layer: features}, params, loaded.weights.where)
+            batches[layer].append(features)
     return {layer: np.concatenate(parts) for layer, parts in batches.items()}
 
 
@@ -103,11 +106,23 @@ def write_features(
     return f"wrote {path}: {layer} {size} {dtype} n={shape[0]}/{len(source)}"
 
 
+def _as_dtype(features: np.ndarray, dtype) -> np.ndarray:
+    """Returns the features in a dtype; raises ConfigError if they exceed its range."""
+    with np.errstate(over="ignore"):
+        converted = features.astype(dtype)
+    if not np.isfinite(converted).all():
+        raise ConfigError(
+            f"--half: features reach {np.abs(features).max():.3g}, but {dtype} has at most "
+            f"{np.finfo(dtype).max:.0f}; omit --half."
+        )
+    return converted
+
+
 def _write_npz(path: pathlib.Path, batches: Iterator[dict], dtype, about: dict) -> tuple:
     """Writes the complete file or none; returns the shape of the features."""
     features, labels = [], []
     for batch in batches:
-        features.append(batch["features"].astype(dtype))
+        features.append(_as_dtype(batch["features"], dtype))
         labels.append(batch["label"])
     stacked = np.concatenate(features)
     texts = {name: np.array(value) for name, value in about.items()}
@@ -123,7 +138,7 @@ def _write_records(path: pathlib.Path, batches: Iterator[dict], dtype, about: di
         for batch in batches:
             shape = batch["features"].shape[1:]
             labels += batch["label"].tolist()
-            for values in batch["features"].astype(dtype):
+            for values in _as_dtype(batch["features"], dtype):
                 write(values.tobytes())
         layout = {"dtype": str(dtype), "shape": list(shape), "labels": labels}
         workdir.write_json(path.with_name(f"{path.name}.json"), layout | about)

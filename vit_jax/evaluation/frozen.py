@@ -36,7 +36,8 @@ def make_feature_function(extract: Callable, params, recipe, **options) -> Calla
         for batch in scored_batches(extract, params, source, recipe, **options):
             found = batch["features"]
             is_large = 4 * len(source) * found.shape[1] > HALF_FROM
-            features.append(found.astype(np.float16) if is_large else found)
+            can_halve = np.abs(found).max() <= np.finfo(np.float16).max
+            features.append(found.astype(np.float16) if is_large and can_halve else found)
             labels.append(batch["label"])
         if sum(map(len, labels)) < len(source):
             raise Stopped

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from vit_jax.data.decode import SUFFIXES, Encoded, as_image
@@ -12,6 +13,7 @@ from vit_jax.data.preprocess import EvalRecipe
 from vit_jax.errors import ConfigError, DataError
 from vit_jax.text import warn
 from vit_jax.weights import load
+from vit_jax.weights.finite import require_finite
 
 BATCH_SIZE = 32
 
@@ -65,13 +67,20 @@ class Predictor:
 
         @jax.jit
         def best(params, batch):
-            return jax.lax.top_k(jax.nn.softmax(model.apply({"params": params}, batch)), top)
+            logits = model.apply({"params": params}, batch)
+            is_finite = jnp.isfinite(logits).all(1, keepdims=True)
+            probabilities, indices = jax.lax.top_k(jax.nn.softmax(logits), top)
+            return jnp.where(is_finite, probabilities, jnp.nan), indices
 
-        self._best = best
+        self._best, self._where = best, loaded.weights.where
 
     def __call__(self, pixels: np.ndarray) -> list[list[Prediction]]:
-        """Returns the predictions of images B H W 3 in [-1, 1]."""
+        """Returns the predictions of images B H W 3 in [-1, 1].
+
+        Raises CheckpointError if they are not finite.
+        """
         probabilities, indices = jax.device_get(self._best(self._params, pixels))
+        require_finite({"probability": probabilities}, self._params, self._where)
         return [
             [Prediction(self.classes[k], float(p)) for k, p in zip(labels, values)]
             for values, labels in zip(probabilities, indices)

@@ -16,6 +16,7 @@ from vit_jax.errors import DataError
 from vit_jax.evaluation.features import make_extractor
 from vit_jax.models.vit import ViT
 from vit_jax.tasks import registry as task_registry
+from vit_jax.weights.finite import require_finite
 
 AHEAD = 1  # Batches on the devices while the host collects the scores of the one before.
 
@@ -40,6 +41,7 @@ def scored_batches(
     batch_size: int,
     sharding: jax.sharding.Sharding,
     workers: int = 0,
+    where: str | None = None,
     show: Callable[[int], None] = lambda _: None,
     is_stopped: Callable[[], bool] = lambda: False,
 ) -> Iterator[dict[str, np.ndarray]]:
@@ -50,8 +52,11 @@ def scored_batches(
     Args:
       score: (params, batch) -> per-example arrays, replicated on every host; batch: image
         B H W 3, label B, mask B, and number B, the index of the example in the source.
+      where: location of the weights; None for those of a run in training.
       show: called with the number of examples done.
       is_stopped: called between batches; when it returns True, iteration ends.
+
+    Raises CheckpointError, or NonFiniteError if `where` is None, for scores that are not finite.
     """
     if not len(source):
         raise DataError("the split is empty; expected at least one example.")
@@ -67,7 +72,9 @@ def scored_batches(
         is_example = scores.pop("mask") > 0
         num_done, has_stopped = num_done + int(is_example.sum()), bool(stops.any())
         show(num_done)
-        return {name: values[is_example] for name, values in scores.items()}
+        scores = {name: values[is_example] for name, values in scores.items()}
+        require_finite(scores, params, where)
+        return scores
 
     for batch in loader.host_batches(rows, shard, workers):
         batch = batch | {"number": batch["id"].astype(np.int32)}

@@ -16,6 +16,7 @@ from vit_jax.errors import ConfigError
 from vit_jax.models.registry import build
 from vit_jax.text import print_line
 from vit_jax.weights import load
+from vit_jax.weights.finite import require_finite_params
 
 OVERRIDABLE = ("data.", "batch_size")
 DEV = "dev"  # The split that a run with `data.dev` is scored on.
@@ -44,6 +45,7 @@ class EvaluationSetup:
             "batch_size": -(-self.config.batch_size // self.mesh.size) * self.mesh.size,
             "sharding": mesh_lib.batch_sharding(self.mesh),
             "workers": self.config.data.workers,
+            "where": self.loaded.weights.where,
         }
 
     def split(self) -> str:
@@ -86,13 +88,15 @@ def prepare_setup(
     size = config.data.image_size
     size = (size, size) if isinstance(size, int) else size
     if size == model.image_size:
-        params = jax.device_put(loaded.params(), sharding)
+        params = loaded.params()
     else:
         model = build(loaded.model.config, num_classes=model.num_classes, image_size=size)
         plan = load.plan_adaptation(loaded.weights, model, Init(resize=True))
         for note in plan.notes:
             print_line(f"{where}: {note}")
-        params = jax.device_put(load.read_params(loaded.weights, plan), sharding)
+        params = load.read_params(loaded.weights, plan)
+    require_finite_params(params, str(where))
+    params = jax.device_put(params, sharding)
     recipe = EvalRecipe.from_data(config.data, size)
     return EvaluationSetup(loaded, config, overrides, model, params, recipe, mesh)
 

@@ -13,6 +13,7 @@ from vit_jax.models.position import PositionEmbedding
 from vit_jax.models.registry import ViT
 from vit_jax.models.vit import insert_registers
 from vit_jax.weights import load
+from vit_jax.weights.finite import require_finite_params
 
 FIRST_LAYER = "encoderblock_0"
 ATTENTION = "MultiHeadDotProductAttention_0"
@@ -116,6 +117,7 @@ def read_position_embeddings(
         return loaded.model, None
     names = [name for name in loaded.weights.shapes if "posembed_input" in name]
     params = {"Transformer": {}} | loaded.params(names)
+    require_finite_params(params, str(where))
     return loaded.model, position_embeddings(loaded.model, params)
 
 

@@ -8,10 +8,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import jax
 import numpy as np
 
-from vit_jax import trees
 from vit_jax.data import packaged
 from vit_jax.data.decode import Encoded
-from vit_jax.errors import CheckpointError, ConfigError, DataError, nearest
+from vit_jax.errors import ConfigError, DataError, nearest
 from vit_jax.evaluation import setup
 from vit_jax.figures import attention as attention_lib
 from vit_jax.figures import (
@@ -27,6 +26,7 @@ from vit_jax.models import titles
 from vit_jax.models.registry import ViT
 from vit_jax.models.vit import patchify
 from vit_jax.weights import load
+from vit_jax.weights.finite import require_finite_params
 
 NUM_PAIRS = 3  # Images in Figure 6.
 NUM_IMAGES = 128  # Images that Figure 11 averages over, if there are as many (appendix D.7).
@@ -129,12 +129,7 @@ def _load_inputs(
         photos = [_read_image(file) for file in files] or packaged.photos()
         images = np.stack([loaded.recipe(photo) for photo in photos])
         inputs = FigureInputs(where, loaded.model, *_params_and_read_layers(loaded), images)
-    for name, array in trees.flatten(inputs.params).items():
-        if not np.isfinite(array).all():
-            raise CheckpointError(
-                f"{where}: {name} contains values that are not finite; the weights are damaged or "
-                "of a diverged run."
-            )
+    require_finite_params(inputs.params, where)
     return inputs
 
 
@@ -167,7 +162,9 @@ def _params_and_read_layers(loaded: load.LoadedModel) -> tuple[dict, ReadLayers 
         for i in range(loaded.model.size.num_layers):
             layer = f"encoderblock_{i}"
             own = [name for name in names if name.startswith(f"Transformer/{layer}/")]
-            yield jax.device_put(loaded.params(own)["Transformer"][layer])
+            params = loaded.params(own)
+            require_finite_params(params, loaded.weights.where)
+            yield jax.device_put(params["Transformer"][layer])
 
     others = [name for name in names if not name.startswith("Transformer/encoderblock_")]
     return jax.device_put(loaded.params(others)), read_layers

@@ -1,8 +1,8 @@
 """Text of a plan for the command line."""
 
 import dataclasses
-import json
 
+from vit_jax.atomic_io import to_json
 from vit_jax.planning.accelerators import ACCELERATORS, Accelerator
 from vit_jax.text import markdown_table
 from vit_jax.training.memory import Memory
@@ -19,7 +19,7 @@ def format_plans(plans: dict[str, dict], as_json: bool = False) -> str:
       as_json: return JSON.
     """
     if as_json:
-        return json.dumps(plans.get("", plans), indent=2)
+        return to_json(plans.get("", plans), indent=2)
     return "\n\n".join(_format_plan(name, plan) for name, plan in plans.items())
 
 

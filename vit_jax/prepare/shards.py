@@ -3,12 +3,11 @@
 import dataclasses
 import functools
 import hashlib
-import json
 import pathlib
 
 import numpy as np
 
-from vit_jax.atomic_io import write_atomically
+from vit_jax.atomic_io import to_json, write_atomically
 from vit_jax.data import decode, record_files
 from vit_jax.errors import DataError
 from vit_jax.prepare import duplicates
@@ -52,7 +51,7 @@ class Shard:
                 records.append(record | properties)
                 if "reason" not in properties:
                     write(_serialize(data, label))
-        write_atomically(self.part, "".join(json.dumps(record) + "\n" for record in records))
+        write_atomically(self.part, "".join(to_json(record) + "\n" for record in records))
         return len(records)
 
 

@@ -1,13 +1,12 @@
 """The page that compares several runs."""
 
-import json
 import os
 import pathlib
 import urllib.parse
 from collections.abc import Mapping, Sequence
 
 from vit_jax import config as config_lib
-from vit_jax.atomic_io import ERRORS
+from vit_jax.atomic_io import ERRORS, to_json
 from vit_jax.report import curves as curves_lib
 from vit_jax.report import sections as html
 from vit_jax.report.page import PLOT_NOTE, config_value, state_badge
@@ -76,7 +75,7 @@ def _differences(runs_by_name: Mapping[str, RunRecord]) -> html.Html:
     if not fields:
         return html.element("p", "All runs have the same config.")
     rows = [
-        (name, *(json.dumps(config_value(config, name)) for config in configs))
+        (name, *(to_json(config_value(config, name)) for config in configs))
         for name in sorted(fields)
     ]
     return html.table(rows, ("field", *runs_by_name))

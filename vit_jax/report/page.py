@@ -1,7 +1,6 @@
 """The page of one run."""
 
 import functools
-import json
 import math
 import os
 import pathlib
@@ -9,6 +8,7 @@ import re
 import shlex
 
 from vit_jax import config as config_lib
+from vit_jax.atomic_io import to_json
 from vit_jax.checkpoints import workdir
 from vit_jax.distributed.progress import format_duration
 from vit_jax.report import curves
@@ -190,10 +190,10 @@ def _config(run: RunRecord) -> html.Html:
     values = config_lib.to_dict({"": run.config})
     default = config_lib.to_dict({"": type(run.config)()})
     rows = [
-        (name, json.dumps(config_value(values, name)), json.dumps(config_value(default, name)))
+        (name, to_json(config_value(values, name)), to_json(config_value(default, name)))
         for name in config_lib.differing_fields(default, values)
     ]
-    all_fields = html.element("pre", json.dumps(values, indent=2))
+    all_fields = html.element("pre", to_json(values, indent=2))
     return html.section(
         "Config",
         html.table(rows, ("field", "value", "default")),

@@ -15,6 +15,7 @@ from vit_jax.figures import attention as attention_lib
 from vit_jax.figures import attention_rollout, position_similarity, style
 from vit_jax.report.run_record import RunRecord
 from vit_jax.tables import results
+from vit_jax.weights.finite import require_finite
 
 NUM_SHOWN = 8  # Correct predictions, and as many incorrect ones.
 MAX_SCORED = 1000  # Examples of the split.
@@ -131,6 +132,7 @@ def attention_images(run_setup: setup.EvaluationSetup) -> list[tuple[str, np.nda
         image = run_setup.recipe(source[int(i)]["image"])
         layers = attention_fn(run_setup.params, image[None])
         rollout = attention_rollout.rollout(map(np.asarray, layers))
+        require_finite({"attention": rollout}, run_setup.params, run_setup.loaded.weights.where)
         (values,) = attention_rollout.output_maps(rollout, model.grid, model.has_cls)
         brightness = attention_rollout.resize_map(values, image.shape[:2])[..., None]
         darkened = from_unit_range((image + 1) * brightness - 1)

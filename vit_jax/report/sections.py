@@ -2,12 +2,12 @@
 
 import base64
 import html
-import json
 import pathlib
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
+from vit_jax.atomic_io import to_json
 from vit_jax.data import decode
 from vit_jax.data.preprocess import resize
 from vit_jax.errors import VitJaxError
@@ -116,7 +116,7 @@ def plots(charts: list[dict], group: str) -> Html:
     Args:
       group: plots of the same group show the cursor at the same step.
     """
-    data = json.dumps({"group": group, "charts": charts}).replace("<", "\\u003c")
+    data = to_json({"group": group, "charts": charts}).replace("<", "\\u003c")
     script = Html(f'<script type="application/json">{data}</script>')
     return element("div", script, *(element("div", class_="plot") for _ in charts), class_="plots")
 

@@ -5,6 +5,7 @@ import pathlib
 import statistics
 from collections.abc import Iterable, Sequence
 
+from vit_jax.atomic_io import to_json
 from vit_jax.errors import ConfigError, DataError
 from vit_jax.text import markdown_table
 
@@ -48,7 +49,7 @@ def format_records(records: Sequence[dict], as_json: bool = False) -> str:
     measured = summarize_records(records)
     compared = compare_with_peers(measured)
     if as_json:
-        return json.dumps({"comparison": compared, "measured": measured}, indent=2)
+        return to_json({"comparison": compared, "measured": measured}, indent=2)
     parts = [_caption(records)]
     if compared:
         parts.append(_format_rows(compared, _cell_columns(compared)))

@@ -4,10 +4,10 @@ Bytes are per training step in float32 at batch size 4,096 (Table 3), 224 px and
 Communication time is compared with compute time in bfloat16, which accelerators train in.
 """
 
-import json
 import math
 import pathlib
 
+from vit_jax.atomic_io import to_json
 from vit_jax.config.schema import Config, Mesh, Model
 from vit_jax.planning import communication
 from vit_jax.planning.accelerators import ACCELERATORS, Accelerator
@@ -90,7 +90,7 @@ def _fewest_devices(model: str, mesh: str, device: Accelerator) -> str:
 def format_communication(as_json: bool = False) -> str:
     """Returns both tables as Markdown or JSON."""
     if as_json:
-        return json.dumps({"sent": traffic_rows(), "bound": bound_rows()}, indent=2)
+        return to_json({"sent": traffic_rows(), "bound": bound_rows()}, indent=2)
     return "\n\n".join(
         [
             "MB sent per device and training step in float32 at batch size 4,096. Columns with "

@@ -1,8 +1,8 @@
 """The paper's tables and figures as Markdown or JSON, beside what this package computes."""
 
-import json
 from collections.abc import Sequence
 
+from vit_jax.atomic_io import to_json
 from vit_jax.errors import ConfigError, nearest
 from vit_jax.models.flops import training_flops
 from vit_jax.models.registry import create_model
@@ -48,7 +48,7 @@ def table(
         rows = make_rows(files)
         if out:
             plot(rows, out)
-        return json.dumps(rows, indent=2) if as_json else markdown_table(_format_numbers(rows))
+        return to_json(rows, indent=2) if as_json else markdown_table(_format_numbers(rows))
     if name == "benchmark":
         return benchmarks.format_files(files, as_json)
     if name == "communication":
@@ -57,12 +57,12 @@ def table(
         return communication.format_communication(as_json)
     rows = TABLES[name]()
     if not files:
-        return json.dumps(rows, indent=2) if as_json else markdown_table(rows)
+        return to_json(rows, indent=2) if as_json else markdown_table(rows)
     if name == "table9":
         return vtab.format_workdirs(files, as_json)
     ours = paper_tables.compare_with_paper(name, results.read_finished_runs(files))
     if as_json:
-        return json.dumps({"paper": rows, "ours": ours}, indent=2)
+        return to_json({"paper": rows, "ours": ours}, indent=2)
     below = markdown_table(_format_numbers(ours)) if ours else f"No run belongs to {name}."
     return f"{markdown_table(rows)}\n\n{below}"
 

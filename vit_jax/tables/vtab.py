@@ -1,10 +1,10 @@
 """Table 9: finished runs on VTAB-1k beside the paper's, with the means of task groups."""
 
-import json
 import pathlib
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 
+from vit_jax.atomic_io import to_json
 from vit_jax.checkpoints import workdir
 from vit_jax.data.vtab import GROUPS, TASKS
 from vit_jax.errors import ConfigError
@@ -41,7 +41,7 @@ def format_workdirs(folders: Sequence[str], as_json: bool = False) -> str:
     accuracies = read_accuracies(folders)
     tables = {"tasks": task_rows(accuracies), "means": mean_rows(accuracies)}
     if as_json:
-        return json.dumps(tables, indent=2)
+        return to_json(tables, indent=2)
     return "\n\n".join(map(markdown_table, tables.values()))
 
 

@@ -64,7 +64,7 @@ class Classification:
 
         The loss has no label smoothing and no teacher. `best` are the five most probable classes,
         and `probability` is that of the first. Of several crops, image B c H W 3, probabilities
-        are averaged.
+        are averaged. The probability is NaN if any logit is not finite.
 
         Args:
           only: the classes that can be predicted; None for all.
@@ -75,15 +75,18 @@ class Classification:
             crops = jax.lax.map(
                 lambda x: self.model.apply({"params": params}, x), images.swapaxes(0, 1)
             )
+            is_finite = jnp.isfinite(crops).all((0, 2))
             logits = loss.activation.mean_of_crops(crops)
         else:
             logits = self.model.apply({"params": params}, images)
+            is_finite = jnp.isfinite(logits).all(1)
         if only is not None:
             is_possible = jnp.zeros(logits.shape[-1], bool).at[jnp.array(only)].set(True)
             logits = jnp.where(is_possible[None], logits, jnp.finfo(logits.dtype).min)
         _, best = jax.lax.top_k(logits, min(5, logits.shape[-1]))
+        probability = loss.activation.probability(logits, best[:, 0])
         return {
             "loss": loss.function(logits, labels),
             "best": best,
-            "probability": loss.activation.probability(logits, best[:, 0]),
+            "probability": jnp.where(is_finite, probability, jnp.nan),
         }

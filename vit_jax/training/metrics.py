@@ -11,7 +11,7 @@ import time
 import zlib
 from typing import NamedTuple
 
-from vit_jax.atomic_io import add_path_to_errors, open_to_append, write_atomically
+from vit_jax.atomic_io import add_path_to_errors, open_to_append, to_json, write_atomically
 from vit_jax.checkpoints.layout import DAMAGED
 from vit_jax.distributed import multihost
 from vit_jax.distributed.progress import Progress, format_duration
@@ -195,7 +195,7 @@ def _plain(value):
 
 
 def _line(record: dict) -> str:
-    return json.dumps(record) + "\n"
+    return to_json(record) + "\n"
 
 
 def _numbered(lines: list[int]) -> str:

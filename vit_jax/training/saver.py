@@ -14,6 +14,7 @@ from vit_jax.training.metrics import TrainingLog
 from vit_jax.training.stage import Stage
 from vit_jax.training.train_step import TrainState
 from vit_jax.weights import load
+from vit_jax.weights.finite import require_finite_params
 
 
 class Saver:
@@ -98,6 +99,7 @@ class Saver:
             self._log.say(f"{stage.start_from.where}: {note}")
         shardings = jax.tree.map(lambda leaf: leaf.sharding, programs.abstract_state.params)
         params = load.read_params(stage.start_from, stage.plan, shardings)
+        require_finite_params(params, stage.start_from.where)
         return programs.init_state(key, params)
 
     def is_due(self, step: int) -> bool:

@@ -19,6 +19,7 @@ from vit_jax.tasks import registry as task_registry
 from vit_jax.text import print_line
 from vit_jax.training import build as build_lib
 from vit_jax.weights import adapt, load, metadata
+from vit_jax.weights.finite import require_finite_params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,8 +31,10 @@ class Teacher:
     plan: adapt.AdaptPlan
 
     def params(self) -> dict:
-        """Reads the parameters of the teacher."""
-        return load.read_params(self.weights, self.plan)
+        """Reads the parameters of the teacher; raises CheckpointError if any is not finite."""
+        params = load.read_params(self.weights, self.plan)
+        require_finite_params(params, self.weights.where)
+        return params
 
 
 @dataclasses.dataclass(frozen=True)

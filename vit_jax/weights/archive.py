@@ -152,10 +152,15 @@ def _check_name_and_shape(name: str, shape: tuple[int, ...] = ()) -> None:
 def _parse_json_object(text: str | bytes, description: str) -> dict:
     values = None
     with contextlib.suppress(ValueError, RecursionError):
-        values = json.loads(text) if len(text) <= MIB else None
+        values = json.loads(text, parse_constant=_reject) if len(text) <= MIB else None
     if not isinstance(values, dict):
         raise ValueError(f"its {description} is not a JSON object")
     return values
+
+
+def _reject(constant: str) -> None:
+    """Raises ValueError for NaN and Infinity, which JSON lacks and Python's parser accepts."""
+    raise ValueError(f"{constant} is not JSON")
 
 
 def _encode_metadata(metadata: dict) -> bytes:
@@ -372,7 +377,7 @@ def write_safetensors(path: pathlib.Path, arrays: Mapping[str, np.ndarray], meta
 
 
 def _json(values: dict) -> bytes:
-    return json.dumps(values, separators=(",", ":"), allow_nan=False).encode("ascii")
+    return atomic_io.to_json(values, separators=(",", ":")).encode("ascii")
 
 
 def _checked_array(name: str, array: np.ndarray) -> np.ndarray:

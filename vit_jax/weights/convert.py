@@ -19,6 +19,7 @@ from vit_jax.models.registry import BitResNet, ViT, build, create_model, param_s
 from vit_jax.text import print_line
 from vit_jax.weights import adapt, download, load, writer
 from vit_jax.weights import metadata as metadata_lib
+from vit_jax.weights.finite import require_finite, require_finite_params
 from vit_jax.weights.metadata import WeightsMetadata
 from vit_jax.weights.model_card import CARD_START, model_card
 from vit_jax.weights.tensor_layouts import CLS, POSITIONS
@@ -78,13 +79,13 @@ def convert(
     shapes = param_shapes(model)
     export = None if file_format == ORBAX else writer.plan_export(file_format, model, shapes)
     params = load.read_params(loaded.weights, plan)
+    require_finite_params(params, source)
     metadata = _target_metadata(loaded, model)
     card = model_card(model, metadata, source, trees.count(params))
     outputs = _photo_outputs(model, params)
     if plan.folded and image_size is None and pool is None and not no_head:
         outputs = _photo_outputs(*_source_model_and_params(loaded))
-    if not np.isfinite(outputs).all():
-        raise CheckpointError(f"{source}: its outputs on a photo are not finite.")
+    require_finite({"of a photo": outputs}, params, source)
     path.parent.mkdir(parents=True, exist_ok=True)
     if export is None:
         _write_orbax(path, model, params, metadata)

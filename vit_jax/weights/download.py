@@ -22,7 +22,7 @@ import urllib.error
 import urllib.request
 from urllib.parse import quote, unquote_to_bytes, urlsplit
 
-from vit_jax.atomic_io import add_path_to_errors, open_to_append, write_atomically
+from vit_jax.atomic_io import add_path_to_errors, open_to_append, to_json, write_atomically
 from vit_jax.errors import CheckpointError
 from vit_jax.text import can_overwrite, fit_to_terminal, printable, warn, write
 
@@ -253,7 +253,7 @@ def _attempt_download(
             elif not response.chunked and sha256 is None:
                 raise CheckpointError(f"{http_url}: the server does not send the file size.")
             _truncate(part, 0)
-            write_atomically(pathlib.Path(f"{part}.json"), json.dumps(state))
+            write_atomically(pathlib.Path(f"{part}.json"), to_json(state))
         elif not _is_remainder(response, done, state):
             part.unlink(missing_ok=True)
             raise ConnectionError("the response does not continue the partial download")
@@ -311,7 +311,7 @@ def _finish(file: pathlib.Path, state: dict, size: int | None, sha256: str | Non
     record["date"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     record_path.unlink(missing_ok=True)  # A kill must not leave an old record with a new file.
     part.replace(file)
-    write_atomically(record_path, json.dumps(record, indent=2) + "\n")
+    write_atomically(record_path, to_json(record, indent=2) + "\n")
     pathlib.Path(f"{part}.json").unlink(missing_ok=True)
 
 

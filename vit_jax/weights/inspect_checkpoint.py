@@ -1,8 +1,8 @@
 """Lists the arrays and metadata of a checkpoint or weights file without reading arrays."""
 
-import json
 import math
 
+from vit_jax.atomic_io import to_json
 from vit_jax.checkpoints import layout
 from vit_jax.weights import location
 from vit_jax.weights.archive import open_archive
@@ -36,7 +36,7 @@ def inspect_checkpoint(where: str, as_json: bool = False) -> str:
         metadata = {"checkpoint": str(path), "step": int(path.name), "data": data, **meta}
     metadata["parameters"] = sum(math.prod(arrays[name]["shape"]) for name in params)
     if as_json:
-        return json.dumps({**metadata, "leaves": arrays}, indent=2)
+        return to_json({**metadata, "leaves": arrays}, indent=2)
     width = max(map(len, arrays), default=0)
     lines = [
         f"{name:{width}}  {'x'.join(map(str, array['shape'])) or 'scalar':>18}  {array['dtype']:8}"
@@ -49,4 +49,4 @@ def inspect_checkpoint(where: str, as_json: bool = False) -> str:
 
 def _printable(value) -> str:
     """The value as text; as JSON unless it is printable, so that no file controls the terminal."""
-    return value if isinstance(value, str) and value.isprintable() else json.dumps(value)
+    return value if isinstance(value, str) and value.isprintable() else to_json(value)

@@ -1,8 +1,8 @@
 """Lists model names and published weights."""
 
 import fnmatch
-import json
 
+from vit_jax.atomic_io import to_json
 from vit_jax.errors import ConfigError
 from vit_jax.models.flops import forward_macs
 from vit_jax.models.registry import PARAMETERS, create_model, list_models
@@ -47,7 +47,7 @@ def models_table(pattern: str = "*", as_json: bool = False) -> str:
     if not models and not weights:
         raise ConfigError(f"no model or weights match {pattern!r}.{suggest_published(pattern)}")
     if as_json:
-        return json.dumps({"models": models, "weights": weights}, indent=2)
+        return to_json({"models": models, "weights": weights}, indent=2)
     lines = []
     if models:
         lines += _align_columns(models, ("model", "parameters", "GMACs"))

@@ -1,13 +1,12 @@
 """Writes parameters in the formats of other projects, with class names and preprocessing."""
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from vit_jax.atomic_io import replace_atomically, write_atomically
+from vit_jax.atomic_io import replace_atomically, to_json, write_atomically
 from vit_jax.errors import ConfigError
 from vit_jax.models.pixel_stats import PIXEL_STATS
 from vit_jax.models.registry import BitResNet, ViT
@@ -181,7 +180,7 @@ def write(
             _write_huggingface(plan, folder, model, params, metadata)
             write_atomically(folder / "README.md", card)
         return notes
-    is_too_long = len(json.dumps(values)) > MAX_METADATA[plan.file_format]
+    is_too_long = len(to_json(values)) > MAX_METADATA[plan.file_format]
     class_names = values.pop("classes", ()) if is_too_long else ()
     if plan.file_format == "npz":
         num_bytes = sum(array.nbytes for array in params.values())
@@ -218,7 +217,7 @@ def _write_huggingface(
     metadata: WeightsMetadata,
 ) -> None:
     values = metadata_lib.to_json(metadata)
-    num_bytes, limit = len(json.dumps(values)), MAX_METADATA["safetensors"]
+    num_bytes, limit = len(to_json(values)), MAX_METADATA["safetensors"]
     if num_bytes > limit:
         raise ConfigError(
             f"metadata and class names take {num_bytes:,} bytes; at most {limit:,} fit into "
@@ -234,7 +233,7 @@ def _write_huggingface(
         ("config.json", huggingface_config(model, metadata)),
         ("preprocessor_config.json", huggingface_preprocessor(model, metadata)),
     ):
-        write_atomically(folder / name, json.dumps(contents, indent=2) + "\n")
+        write_atomically(folder / name, to_json(contents, indent=2) + "\n")
 
 
 def huggingface_config(model: ViT | BitResNet, metadata: WeightsMetadata) -> dict:
