@@ -59,3 +59,12 @@ def nearest(name: str, names: Iterable[str]) -> str:
     """Returns a hint such as ' Did you mean steps?', or '' if no name is similar."""
     matches = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
     return f" Did you mean {matches[0]}?" if matches else ""
+
+
+def shown(value: object, length: int = 80) -> str:
+    """Returns the repr of a value for a message, cut off after a number of characters."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python does not print whole numbers of more than 4,300 digits.
+        return "a number of thousands of digits"
+    return text if len(text) <= length else f"{text[:length]}... ({len(text)} characters)"

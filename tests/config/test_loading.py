@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 
 import pytest
 
@@ -150,10 +151,26 @@ OUT_OF_BOUNDS = [
     ),
     ("data.source", "mnist", "Did you mean mnist5k?"),
     ("data.augment", "flip", "config.data.augment is 'flip'; expected one crop, as the first step"),
+    ("optimizer.ema", "1", "config.optimizer.ema is 1.0; it must be at most 0.9999999."),
+    ("model.num_layers", "1000000000", "config.model.num_layers is 1000000000; it must be at most"),
+    ("batch_size", "100000000000", "config.batch_size is 100000000000; it must be at most 4194304"),
+    ("steps", "1000000000000000", "config.steps is 1000000000000000; it must be at most 100000000"),
+    ("log_every", "9" * 400, "9... (400 characters); it must be below 9223372036854775808."),
+    ("optimizer.lr", "9" * 400, "config.optimizer.lr is "),
+    (
+        "optimizer.lr",
+        "1e39",
+        "lr is 1e+39; it must be at most 3.4e+38, in float32",
+    ),
+    ("optimizer.lr", "1e-300", "config.optimizer.lr is 1e-300; it must be 0 or at least 1.2e-38."),
+    ("data.num_classes", "10**9", "config.data.num_classes is '10**9'; it must be a whole number."),
+    ("data.workers", "1000000", "config.data.workers is 1000000; it must be at most 1024."),
     ("mesh.fsdp", "-1", "config.mesh is data:-1,fsdp:-1,tensor:1; each size must be at least 1"),
     ("mesh.fsdp", "0", "config.mesh is data:-1,fsdp:0,tensor:1; each size must be at least 1"),
 ]
 UNKNOWN = [
+    ("lr", "1", "--config.lr: config has no field 'lr'. Did you mean optimizer.lr?"),
+    ("model.lr", "1", "config.model has no field 'lr'. Did you mean optimizer.lr?"),
     ("batchsize", "1", "--config.batchsize: config has no field 'batchsize'. Did you mean batch_"),
     ("optimizer.warmup_step", "1", "config.optimizer has no field 'warmup_step'. Did you mean "),
     ("optimiser.lr", "1", "config has no field 'optimiser'. Did you mean optimizer?"),
@@ -328,9 +345,21 @@ BROKEN = {
     "def get_config(arg): return {}": "get_config must return a ConfigDict",
     "def get_config(arg) return": "SyntaxError",
     "x = 1": "AttributeError",
-    IMPORT + "def get_config(arg):\n  base_config().stepz = 1": "stepz",
+    IMPORT + "def get_config(arg):\n  base_config().stepz = 1": "Did you mean steps?",
+    IMPORT + "def get_config(arg):\n  base_config().lr = 1": "Did you mean optimizer.lr?",
     IMPORT + "def get_config(arg): return parse_arg(arg, size=1)": "Did you mean size?",
 }
+
+
+def test_config_file_imports_the_files_beside_it(tmp_path):
+    text = "import shared_settings\n" + IMPORT + "def get_config(arg):\n  config = base_config()\n"
+    for name, seed in (("a", 3), ("b", 4)):  # Two neighbours of one name.
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "shared_settings.py").write_text(f"SEED = {seed}\n")
+        file = tmp_path / name / "mine.py"
+        file.write_text(text + "  config.seed = shared_settings.SEED\n  return config\n")
+        assert load(str(file)).seed == seed
+    assert str(tmp_path / "a") not in sys.path
 
 
 @pytest.mark.parametrize("text", BROKEN, ids=range(len(BROKEN)))

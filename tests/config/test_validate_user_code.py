@@ -112,7 +112,7 @@ def test_options_of_the_user_are_checked_by_their_defaults():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("math:pi", "config.optimizer.kwargs: math:pi takes no options: 3.14"),
+        ("math:pi", "config.optimizer.name is 'math:pi', which is 3.14"),
         ("math:sqrt", "config.optimizer.kwargs is {}: math.sqrt() takes exactly one argument"),
     ],
 )
@@ -233,3 +233,26 @@ def test_values_that_are_nested_too_deeply_are_one_line():
         deep = (deep,)
     with pytest.raises(ConfigError, match="nested too deeply"):
         config_lib.from_dict({"optimizer": {"name": "own:f", "kwargs": {"x": deep}}})
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        *("task.name", "task.loss", "data.source", "model.mlp"),
+        *("optimizer.schedule", "fewshot.source"),
+    ],
+)
+def test_object_that_is_no_function_is_refused_before_training(field):
+    config = base_config()
+    config.steps = 10
+    config_lib.override(config, field, "math:pi")
+    with pytest.raises(
+        ConfigError, match=rf"config\.{field} is 'math:pi'.*expected a function or a class"
+    ):
+        import_user_code(check(config, is_stored=True)[""])
+
+
+def test_task_needs_the_attributes_of_an_objective():
+    config = config_with(task=Task(name="math:cbrt"))
+    with pytest.raises(ConfigError, match="which has no evaluator, has_classes, rules, build_mod"):
+        import_user_code(config)

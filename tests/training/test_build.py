@@ -4,6 +4,7 @@ import pytest
 
 from vit_jax import config
 from vit_jax.config.schema import Config, Model
+from vit_jax.errors import ConfigError
 from vit_jax.tasks import registry as task_registry
 from vit_jax.training import build
 
@@ -12,7 +13,7 @@ TINY = Model(name="vit_ti16", patch=8, num_layers=1, hidden_size=16, mlp_size=32
 
 CHANGES = [  # Fields, and if they change the program.
     ({"optimizer.lr": 0.5, "optimizer.schedule": "linear", "steps": 99, "seed": 7}, False),
-    ({"optimizer.warmup_steps": 4, "log_every": 3, "data.val_fraction": 0.2}, False),
+    ({"optimizer.warmup_steps": 4, "log_every": 3, "keep_last": 3}, False),
     ({"optimizer.weight_decay": 0.5}, True),
     ({"optimizer.name": "sgd"}, True),
     ({"optimizer.kwargs.b2": 0.98}, True),
@@ -39,3 +40,11 @@ def test_configs_share_a_program_unless_they_change_it(fields, is_other):
 
     first = programs(start)
     assert (programs(config.replaced(start, fields, "config")) is not first) == is_other
+
+
+def test_num_steps_refuses_more_than_can_be_counted():
+    config = Config(epochs=1e12, batch_size=1)
+    with pytest.raises(ConfigError, match=r"config\.epochs is .* which is 1e\+15 steps"):
+        build.num_steps(config, 1000)
+    with pytest.raises(ConfigError, match=r"config\.examples"):
+        build.num_steps(Config(examples=10**12, batch_size=1), 1000)

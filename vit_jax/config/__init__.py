@@ -8,14 +8,12 @@ from vit_jax.config.loading import (
     differing_fields,
     from_dict,
     load,
-    overridden,
-    override,
     parse_arg,
     replaced,
-    resolve,
     to_config_dict,
     to_dict,
 )
+from vit_jax.config.overrides import overridden, override, resolve
 from vit_jax.config.trial import smoke
 from vit_jax.errors import ConfigError
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from vit_jax.config import registry
 from vit_jax.config.registry import is_user_defined
 from vit_jax.config.schema import Config, Data
+from vit_jax.errors import shown
 
 
 class Condition(NamedTuple):
@@ -35,7 +36,7 @@ def _is(value: str, *names: str) -> bool:
 def _reads(data: Data, field: str) -> bool:
     """Returns True if the kind of data set reads a field; names in `mix` replace one of them."""
     (source,) = (each for each in dataclasses.fields(Data) if each.name == "source")
-    kind = registry.chosen_by(source, data.source)
+    kind = registry.chosen_by(source, data.source, "config.data.source")
     return kind is None or (field in kind.reads and not (data.mix and field == kind.named_by))
 
 
@@ -186,8 +187,8 @@ def without_effect(config: Config) -> Iterator[tuple[str, str]]:
             if unusual != usual and not any(map(has_effect, configs)):
                 yield (
                     field,
-                    f"{field} is {unusual!r}, which has no effect without {remedy}; set that, or "
-                    f"leave {field} at {usual!r}",
+                    f"{field} is {shown(unusual)}, which has no effect without {remedy}; set that, "
+                    f"or leave {field} at {usual!r}",
                 )
 
 

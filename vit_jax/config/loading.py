@@ -5,24 +5,27 @@ dataclasses of `schema.py`, which all other packages use.
 """
 
 import ast
+import contextlib
 import dataclasses
 import importlib.util
 import json
 import pathlib
 import re
+import sys
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator
 
 from ml_collections import config_dict
 from ml_collections.config_dict import ConfigDict
 
-from vit_jax.config import conditions
 from vit_jax.config.fields import Kwargs
+from vit_jax.config.hints import suggest
 from vit_jax.config.schema import Config
-from vit_jax.config.upgrade import hint, upgrade
-from vit_jax.config.validate import DURATIONS, TYPE_NAMES, check_effects, check_run
-from vit_jax.errors import ConfigError, nearest
+from vit_jax.config.upgrade import upgrade
+from vit_jax.config.validate import DURATIONS, check_effects, check_run
+from vit_jax.config.values import TYPE_NAMES
+from vit_jax.errors import ConfigError, nearest, shown
 
 # Fields that may change when a run is resumed.
 FREE_ON_RESUME = (
@@ -101,7 +104,7 @@ def parse_arg(arg: str | None, **defaults) -> ConfigDict:
         elif isinstance(defaults[key], str):
             values[key] = text
         else:
-            values[key] = _literal(text)
+            values[key] = literal(text)
         wanted = type(defaults[key])
         if wanted is float and type(values[key]) is int:
             values[key] = float(values[key])
@@ -127,20 +130,36 @@ def load(file_and_arg: str) -> ConfigDict:
     spec = importlib.util.spec_from_file_location("vit_jax_config_file", path)
     module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
-        config = module.get_config(arg or None)
+        with _neighbours(pathlib.Path(path).resolve().parent):
+            spec.loader.exec_module(module)
+            config = module.get_config(arg or None)
     except ConfigError as error:
         raise ConfigError(f"--config={path}: {error}") from error
     except (Exception, SystemExit) as error:  # A config file can raise anything.
         words = " ".join(str(error).split())
         # Messages of ml_collections about an unknown field.
         key = re.match(r"""["']*(?:Key ")?(\w+)["']+(?: does not exist|$)""", words)
-        if key and hint(key[1]):
-            words = f"no field {key[1]!r}.{hint(key[1])}"
+        if key and suggest(key[1]):
+            words = f"no field {key[1]!r}.{suggest(key[1])}"
         raise ConfigError(f"--config={path}: {type(error).__name__}: {words}") from error
     if not isinstance(config, ConfigDict):
         raise ConfigError(f"--config={path}: get_config must return a ConfigDict.")
     return config
+
+
+@contextlib.contextmanager
+def _neighbours(folder: pathlib.Path) -> Iterator[None]:
+    """Lets a config file import the files beside it, as a script can, and forgets them after."""
+    before, path = set(sys.modules), str(folder)
+    sys.path.insert(0, path)
+    try:
+        yield
+    finally:
+        sys.path.remove(path)
+        for name in set(sys.modules) - before:
+            file = getattr(sys.modules[name], "__file__", None) or ""
+            if pathlib.Path(file).is_relative_to(folder):
+                del sys.modules[name]
 
 
 def _load_json(path: str, arg: str) -> ConfigDict:
@@ -156,124 +175,7 @@ def _load_json(path: str, arg: str) -> ConfigDict:
         raise ConfigError(f"--config={path}: it is not the config of a run ({error}).") from error
 
 
-def resolve(
-    config: str | pathlib.Path | ConfigDict | Config | dict[str, Config],
-    overrides: Mapping[str, object] | None = None,
-    *,
-    is_stored: bool = False,
-) -> dict[str, Config]:
-    """Returns the checked stages of a config, by name and in order.
-
-    Args:
-      config: `FILE[:ARGS]`, a ConfigDict from `base_config()`, a checked Config, or the checked
-        stages, which are returned as they are.
-      overrides: dotted field -> value, such as {"optimizer.lr": 0.003}. A field of the config
-        that only these leave without effect gets its default.
-      is_stored: accept values without effect: a run with this config has started already.
-    """
-    if isinstance(config, dict) and not overrides:
-        return config
-    if isinstance(config, str | pathlib.Path):
-        config = load(str(config))
-    elif not isinstance(config, ConfigDict):
-        config = to_config_dict(config if isinstance(config, dict) else {"": config})
-    stages = check(overridden(config, overrides or {}), is_stored=is_stored or bool(overrides))
-    return stages if is_stored or not overrides else _with_effects(stages, config, overrides)
-
-
-def overridden(config: ConfigDict, overrides: Mapping[str, object]) -> ConfigDict:
-    """Returns a copy of a config with other values of some dotted fields."""
-    lengths = [key for key in overrides if key.rpartition(".")[2] in DURATIONS]
-    sections = [key.rpartition(".")[0] for key in lengths]
-    if len(set(sections)) < len(sections):
-        raise ConfigError(f"--config.{' and --config.'.join(lengths)}: set one of them.")
-    changed = _copied(config)
-    for key, value in overrides.items():
-        override(changed, key, value)
-    return changed
-
-
-def _with_effects(
-    stages: dict[str, Config], base: ConfigDict, overrides: Mapping[str, object]
-) -> dict[str, Config]:
-    """Returns checked stages; fields that the overrides leave without effect get their default.
-
-    Raises ConfigError for a value without effect that is an override, or of the config itself.
-    """
-    try:
-        before = check(_copied(base), is_stored=True)
-    except ConfigError:  # It needs the overrides, such as a length.
-        before = {}
-    kept = {}
-    for name, run in stages.items():
-        where, prefix = (f"config.stages.{name}", f"stages.{name}.") if name else ("config", "")
-        given = {key.removeprefix(prefix) for key in overrides}
-        own = {field for field, _ in conditions.without_effect(before[name])} if before else set()
-        dead = {field for field, _ in conditions.without_effect(run)}
-        kept[name] = check_effects(run, where, unasked=dead - given - own)
-    return kept
-
-
-def _copied(config: ConfigDict) -> ConfigDict:
-    """Returns a copy whose stages keep their order and share `seed` and `mesh`, as they do."""
-    names = list(config.get("stages", ()))
-    copied = base_config(*names)
-    for name in names:
-        update_section(copied.stages[name], config.stages[name].to_dict(), f"config.stages.{name}")
-    values = {name: value for name, value in config.to_dict().items() if name != "stages"}
-    update_section(copied, values, "config")
-    return copied
-
-
-def override(config: ConfigDict, key: str, value: object) -> None:
-    """Sets `config.KEY` to a value; texts are parsed as in `--config.KEY=TEXT`."""
-    *sections, last = key.split(".")
-    parent, text = _member(config, sections, key), value
-    if sections[-1:] == ["kwargs"]:  # Any name is allowed until `check`.
-        with parent.unlocked(), parent.ignore_type():
-            parent[last] = _literal(text) if isinstance(text, str) else value
-        return
-    old = _member(config, [*sections, last], key)
-    if isinstance(text, str) and not isinstance(old, str):
-        value = _literal(text)
-    if last == "kwargs" and isinstance(value, dict):
-        parent[last] = ConfigDict(value, type_safe=False)
-        return
-    if isinstance(old, ConfigDict):
-        raise ConfigError(f"--config.{key} is a section; set one of its fields: {sorted(old)}.")
-    try:
-        parent[last] = value
-        if last in DURATIONS and value is not None:  # One length takes the place of another.
-            parent.update({other: None for other in DURATIONS if other != last})
-    except (TypeError, ValueError) as error:
-        wanted = TYPE_NAMES.get(type(old), type(old).__name__)
-        raise ConfigError(f"config.{key} is {text!r}; it must be {wanted}.") from error
-
-
-def _member(config: ConfigDict, names: list[str], key: str):
-    """Returns the section or value at these names; raises ConfigError that quotes `key`."""
-    node, path = config, "config"
-    for name in names:
-        if not isinstance(node, ConfigDict) or name not in node:
-            raise ConfigError(
-                f"--config.{key}: {path} has no field {name!r}.{_hint(node, key, name)}"
-            )
-        node, path = node[name], f"{path}.{name}"
-    return node
-
-
-def _hint(node, key: str, name: str) -> str:
-    if not isinstance(node, ConfigDict):
-        return ""
-    if renamed := hint(".".join(key.split(".")[-2:])):
-        return renamed
-    for stage in node.get("stages", ()):
-        if name in node.stages[stage]:
-            return f" Each stage has its own: config.stages.{stage}.{name}."
-    return nearest(name, node) or f" It has {', '.join(sorted(node))}."
-
-
-def _literal(text: str):
+def literal(text: str):
     words = {"true": True, "false": False, "none": None}
     if text.lower() in words:
         return words[text.lower()]
@@ -297,7 +199,7 @@ def check(config: ConfigDict, *, is_stored: bool = False) -> dict[str, Config]:
     if unknown:
         name = min(unknown)
         known = [each.name for each in dataclasses.fields(Config)]
-        raise ConfigError(f"config has no field {name!r}.{nearest(name, known)}")
+        raise ConfigError(f"config has no field {name!r}.{suggest(name, '', known)}")
     if not config.get("stages"):
         plain = {name: value for name, value in config.items() if name != "stages"}
         run = check_run(plain, "config", earlier=None)
@@ -346,10 +248,8 @@ def update_section(config: ConfigDict, values: dict, where: str) -> None:
     """Sets fields of a ConfigDict from nested dictionaries; raises ConfigError, naming them."""
     for name, value in values.items():
         if name not in config and not where.endswith(".kwargs"):
-            renamed = hint(f"{where.rpartition('.')[2]}.{name}")
-            raise ConfigError(
-                f"{where} has no field {name!r}.{renamed or nearest(name, list(config))}"
-            )
+            section = where.rpartition(".")[2] if where != "config" else ""
+            raise ConfigError(f"{where} has no field {name!r}.{suggest(name, section, config)}")
         if isinstance(config.get(name), ConfigDict):
             if not isinstance(value, dict):
                 raise ConfigError(f"{where}.{name} is {value!r}; expected a section of fields.")
@@ -357,9 +257,9 @@ def update_section(config: ConfigDict, values: dict, where: str) -> None:
             continue
         try:
             config[name] = tuple(value) if isinstance(value, list) else value
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             wanted = TYPE_NAMES.get(type(config.get(name)), type(config.get(name)).__name__)
-            raise ConfigError(f"{where}.{name} is {value!r}; it must be {wanted}.") from error
+            raise ConfigError(f"{where}.{name} is {shown(value)}; it must be {wanted}.") from error
 
 
 def replaced(config: Config, values: dict[str, object], where: str) -> Config:

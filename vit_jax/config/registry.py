@@ -15,7 +15,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 
-from vit_jax.errors import ConfigError, nearest
+from vit_jax.errors import ConfigError, nearest, shown
 
 TRUSTED = "VIT_JAX_TRUSTED"  # Environment variable: packages that stored configs may import.
 USER_NAME = r"\w+(?:\.\w+)*:\w+"
@@ -24,11 +24,19 @@ _trusted: set[str] = set()  # Names of user-defined objects that this process ma
 
 
 class Table(dict):
-    """A table whose rows are of one class; `row(object)` makes a row of a user-defined object."""
+    """A table that says what its entries are.
 
-    def __init__(self, row: type, rows: Mapping[str, object]):
+    Attributes:
+      row: class of the entries; `row(object)` makes one of a user-defined object. None for
+        functions and classes, which are used as they are.
+      attributes: names that every entry has.
+    """
+
+    def __init__(
+        self, row: type | None, rows: Mapping[str, object], attributes: tuple[str, ...] = ()
+    ):
         super().__init__(rows)
-        self.row = row
+        self.row, self.attributes = row, attributes
 
 
 def is_user_defined(name: object) -> bool:
@@ -53,8 +61,20 @@ def find(table: Mapping[str, object], name: str, field: str) -> object:
         return table[name]
     require_trusted([(field, name)])
     import_objects([(field, name)])
-    found, row = load_object(name), getattr(table, "row", object)
-    return found if isinstance(found, row) else row(found)
+    found, row = load_object(name), getattr(table, "row", None)
+    if row and isinstance(found, row):
+        return found
+    _check_form(found, table, f"{field} is {name!r}")
+    return row(found) if row else found
+
+
+def _check_form(found: object, table: Mapping[str, object], place: str) -> None:
+    """Raises ConfigError, beginning with `place`, for an object that cannot be an entry."""
+    if not callable(found):
+        raise ConfigError(f"{place}, which is {shown(found)}; expected a function or a class.")
+    missing = [name for name in getattr(table, "attributes", ()) if not hasattr(found, name)]
+    if missing:
+        raise ConfigError(f"{place}, which has no {', '.join(missing)}; see the documentation.")
 
 
 def check_name(table: Mapping[str, object], name: str, field: str) -> None:
@@ -75,16 +95,17 @@ def check_name(table: Mapping[str, object], name: str, field: str) -> None:
 
 
 def chosen(section, name: str) -> object | None:
-    """Returns what a field of a section names, as `chosen_by`."""
+    """Returns what a field of a section of the config names, as `chosen_by`."""
     (field,) = (each for each in dataclasses.fields(section) if each.name == name)
-    return chosen_by(field, getattr(section, name))
+    place = f"config.{type(section).__name__.lower()}.{name}"
+    return chosen_by(field, getattr(section, name), place)
 
 
-def chosen_by(field: dataclasses.Field, value: str) -> object | None:
+def chosen_by(field: dataclasses.Field, value: str, place: str) -> object | None:
     """Returns what the value of a field names, or None for an object that is not imported yet."""
     if is_user_defined(value) and value not in _trusted:
         return None
-    return find(load_object(field.metadata["table"]), value, field.name)
+    return find(load_object(field.metadata["table"]), value, place)
 
 
 def user_names(section, where: str) -> Iterator[tuple[str, str]]:
@@ -100,6 +121,16 @@ def user_names(section, where: str) -> Iterator[tuple[str, str]]:
         elif field.metadata["table"] or field.metadata["parser"]:
             for name in re.findall(rf"(?:^|\|)\s*({USER_NAME})", value, re.ASCII):
                 yield place, name
+
+
+def check_objects(section, where: str) -> None:
+    """Raises ConfigError for an imported object that cannot be an entry of its field's table."""
+    for field in dataclasses.fields(section):
+        value, place = getattr(section, field.name), f"{where}.{field.name}"
+        if dataclasses.is_dataclass(value):
+            check_objects(value, place)
+        elif field.metadata["table"] and is_user_defined(value):
+            find(load_object(field.metadata["table"]), value, place)
 
 
 def import_objects(names: Iterable[tuple[str, str]]) -> None:

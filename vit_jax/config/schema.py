@@ -4,17 +4,22 @@ import dataclasses
 
 from vit_jax.config.fields import Kwargs, field
 
+MAX_STEPS = 10**8  # The learning rates of all steps are in memory.
+FROM_NAME = "None takes it from the name (Table 1)."
+
 
 @dataclasses.dataclass(frozen=True)
 class Model:
     """config.model: the options of `create_model`, under the same names."""
 
     name: str = field("vit_b16", "A name of `vit_jax.list_models()`.")
-    patch: int | None = field(None, "Patch side in pixels; None takes it from the name.", least=1)
-    num_layers: int | None = field(None, "None takes it from the name (Table 1).", least=1)
-    hidden_size: int | None = field(None, "None takes it from the name (Table 1).", least=1)
-    mlp_size: int | None = field(None, "None takes it from the name (Table 1).", least=1)
-    num_heads: int | None = field(None, "None takes it from the name (Table 1).", least=1)
+    patch: int | None = field(
+        None, "Patch side in pixels; None takes it from the name.", least=1, most=2**10
+    )
+    num_layers: int | None = field(None, FROM_NAME, least=1, most=2**10)
+    hidden_size: int | None = field(None, FROM_NAME, least=1, most=2**16)
+    mlp_size: int | None = field(None, FROM_NAME, least=1, most=2**18)
+    num_heads: int | None = field(None, FROM_NAME, least=1, most=2**10)
     pool: str = field(
         "token",
         "Class token, mean of the patches (Figure 9), attention pooling, or token and mean.",
@@ -45,7 +50,7 @@ class Model:
         "(layers), or before every layer with the same embedding (shared); Table 8.",
         choices=("stem", "layers", "shared"),
     )
-    registers: int = field(0, "Number of register tokens (arXiv:2309.16588).", least=0)
+    registers: int = field(0, "Number of register tokens (arXiv:2309.16588).", least=0, most=2**12)
     layer_scale: float | None = field(
         None, "Initial value of LayerScale (arXiv:2103.17239); None switches it off.", least=0
     )
@@ -103,9 +108,9 @@ class Data:
     )
     count: int | None = field(None, "Number of training examples; None for all.", least=1)
     subset_seed: int = field(0, "Seed of these draws and of dev.", least=0, most=2**32 - 1)
-    num_classes: int = field(10, "Classes of source 'fake'.", least=2)
-    num_examples: int = field(256, "Examples per split of source 'fake'.", least=1)
-    image_size: int | tuple[int, int] = field(224, "Side, or (height, width).", least=1)
+    num_classes: int = field(10, "Classes of source 'fake'.", least=2, most=10**6)
+    num_examples: int = field(256, "Examples per split of source 'fake'.", least=1, most=10**8)
+    image_size: int | tuple[int, int] = field(224, "Side, or (height, width).", least=1, most=2**13)
     decoder: str = field(
         "pillow",
         "Of JPEGs; the second needs the extra fast-jpeg.",
@@ -129,6 +134,7 @@ class Data:
         1,
         "Repeated augmentation (arXiv:1902.05509): copies of an image in a batch.",
         least=1,
+        most=2**10,
     )
     mixup: float = field(0.0, "Alpha of mixup (arXiv:1710.09412); 0 for none.", least=0)
     cutmix: float = field(
@@ -150,7 +156,9 @@ class Data:
         "Pillow's bilinear or bicubic, or TensorFlow's bilinear.",
         choices=("antialias", "bicubic", "tf_bilinear"),
     )
-    workers: int = field(0, "Worker processes; 0 loads in threads of this one.", least=0)
+    workers: int = field(
+        0, "Worker processes; 0 loads in threads of this one.", least=0, most=2**10
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -247,7 +255,7 @@ class Optimizer:
         None,
         "Decay of averaged weights, which are then evaluated (Table 2: 0.9999).",
         least=0,
-        most=1,
+        most=0.9999999,
     )
     sam_rho: float | None = field(
         None, "Radius of SAM (arXiv:2106.01548).", above=0, is_traced=True
@@ -305,7 +313,9 @@ class FewShot:
     split: str = field("train", "Split that the shots are drawn from.")
     test_split: str = field("val", "Split that is scored.")
     shots: tuple[int, ...] = field((1, 5, 10, 25), "Numbers of examples per class.", least=1)
-    seeds: int = field(3, "Number of draws, over which accuracies are averaged.", least=1)
+    seeds: int = field(
+        3, "Number of draws, over which accuracies are averaged.", least=1, most=10**4
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -327,6 +337,7 @@ class Sweep:
         1,
         "Final runs on all training examples with the best of the grid: seeds seed, seed + 1, ...",
         least=1,
+        most=10**4,
     )
 
 
@@ -335,9 +346,11 @@ class Config:
     """Config of one run, or of one stage."""
 
     seed: int = field(0, "Seed of weights, data order and dropout.", least=0, most=2**32 - 1)
-    batch_size: int = field(512, "Global batch size, over all devices and hosts.", least=1)
+    batch_size: int = field(
+        512, "Global batch size, over all devices and hosts.", least=1, most=2**22
+    )
     steps: int | None = field(
-        None, "Length in steps; set one of steps, epochs and examples.", least=1
+        None, "Length in steps; set one of steps, epochs and examples.", least=1, most=MAX_STEPS
     )
     epochs: float | None = field(None, "Length in epochs of the training split.", above=0)
     examples: int | None = field(None, "Length in examples.", least=1)

@@ -1,7 +1,8 @@
 """Trial configs: the recipe of a config with a tiny model, packaged images and 20 steps."""
 
 from vit_jax.config import conditions
-from vit_jax.config.loading import ConfigDict, base_config, override, update_section
+from vit_jax.config.loading import ConfigDict, base_config, update_section
+from vit_jax.config.overrides import override
 from vit_jax.config.schema import Config
 
 

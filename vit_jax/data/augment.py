@@ -22,7 +22,7 @@ from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 from vit_jax.config import registry
 from vit_jax.config.fields import bounds
-from vit_jax.config.validate import check_kwargs
+from vit_jax.config.values import check_kwargs
 from vit_jax.data.randaugment import IncreasingRandAugment, PublishedRandAugment
 from vit_jax.data.view import Box, Size, View, box_view, window_view
 from vit_jax.errors import ConfigError

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from vit_jax import trees
 from vit_jax.config import registry
 from vit_jax.config.schema import Model
-from vit_jax.config.validate import check_section
+from vit_jax.config.values import check_section
 from vit_jax.errors import ConfigError
 from vit_jax.models.bit_resnet import BitResNet
 from vit_jax.models.sizes import PARAMETERS, BitShape, shape_of

@@ -51,10 +51,11 @@ class Objective(Protocol):
         """
 
 
-TASKS: dict[str, type[Objective]] = {
-    "classification": Classification,
-    "masked_patches": MaskedPatches,
-}
+TASKS = registry.Table(
+    None,
+    {"classification": Classification, "masked_patches": MaskedPatches},
+    attributes=("evaluator", "has_classes", "rules", "build_model", "loss", "score"),
+)
 
 
 def find_task(section: Task) -> type[Objective]:

@@ -8,9 +8,10 @@ import jax
 from jax.sharding import Mesh, NamedSharding
 
 from vit_jax.config.fields import without_traced
-from vit_jax.config.schema import Config, Optimizer, Task
+from vit_jax.config.schema import MAX_STEPS, Config, Optimizer, Task
 from vit_jax.data.mixup import make_mixer
 from vit_jax.distributed import mesh as mesh_lib
+from vit_jax.errors import ConfigError
 from vit_jax.evaluation.scoring import make_extract, make_score
 from vit_jax.models.registry import ViT, make_init
 from vit_jax.tasks import registry as task_registry
@@ -30,11 +31,21 @@ def build_mesh(config: Config) -> Mesh:
 
 
 def num_steps(config: Config, num_examples: int) -> int:
-    """Returns the total number of steps from steps, epochs or examples."""
+    """Returns the total number of steps from steps, epochs or examples.
+
+    Raises ConfigError for more than `schema.MAX_STEPS`.
+    """
     if config.steps is not None:
         return config.steps
     examples = config.examples or config.epochs * num_examples
-    return max(int(examples / config.batch_size), 1)
+    steps = max(int(examples / config.batch_size), 1)
+    if steps > MAX_STEPS:
+        name = "examples" if config.examples else "epochs"
+        raise ConfigError(
+            f"config.{name} is {getattr(config, name)}, which is {steps:.3g} steps of batch_size="
+            f"{config.batch_size}; expected at most {MAX_STEPS:,}."
+        )
+    return steps
 
 
 @dataclasses.dataclass(frozen=True)
