@@ -59,7 +59,6 @@ MAY_WRITE = {  # Module -> calls that change files; all others call `atomic_io`.
     "figures/style": {"savefig"},  # Into memory.
     "prepare/prepare": {"replace", "rmtree", "rmdir", "unlink"},  # Its own DESTINATION.partial.
     "training/metrics": {"open_to_append"},  # One line per step.
-    "weights/convert": {"rmtree", "unlink"},
     "weights/archive": {"open"},  # A member of a zip file.
     "weights/download": {"open_to_append", "replace", "truncate", "unlink"},  # The cache folder.
 }

@@ -21,6 +21,7 @@ from vit_jax.atomic_io import (
     replace_atomically,
     temporary_folder,
     to_json,
+    write_aside,
     write_atomically,
 )
 from vit_jax.errors import NonFiniteError
@@ -120,6 +121,27 @@ def test_folder_replaces_an_empty_folder_only(tmp_path):
         (folder / "file").touch()
     assert names(tmp_path) == ["empty", "full", "new"]
     assert names(tmp_path / "full") == ["thesis"]
+
+
+def test_write_aside_moves_all_files_and_the_named_one_last(tmp_path, monkeypatch):
+    (tmp_path / "x.npz").write_text("old")
+    moved, replace = [], os.replace
+    monkeypatch.setattr(os, "replace", lambda a, b: (moved.append(b.name), replace(a, b)))
+    with write_aside(tmp_path / "x.npz", is_folder=False) as new:
+        for name in ("x.npz", "x.npz.md", "a.txt", "z.txt"):
+            (new.parent / name).write_text("new")
+        assert names(tmp_path) == [new.parent.name, "x.npz"]
+    assert moved[-1] == "x.npz"
+    assert names(tmp_path) == ["a.txt", "x.npz", "x.npz.md", "z.txt"]
+    assert (tmp_path / "x.npz").read_text() == "new"
+
+
+@pytest.mark.parametrize("is_folder", [False, True])
+def test_write_aside_leaves_nothing_if_the_block_raises(tmp_path, is_folder):
+    with pytest.raises(KeyError), write_aside(tmp_path / "x", is_folder=is_folder) as new:
+        (new / "file" if is_folder else new).write_text("not verified")
+        raise KeyError
+    assert names(tmp_path) == []
 
 
 def test_temporary_folder_is_removed_at_the_end(tmp_path):

@@ -101,6 +101,23 @@ def replace_atomically(
 
 
 @contextlib.contextmanager
+def write_aside(path: pathlib.Path, *, is_folder: bool) -> Iterator[pathlib.Path]:
+    """Yields a path for a new file and others beside it, or for a new folder, until it is verified.
+
+    At the end of the block the files move to the folder of `path`, that of `path` itself last, so
+    that it exists only if all others do. Everything is removed if the block raises.
+    """
+    if is_folder:
+        with replace_atomically(path, is_folder=True) as folder:
+            yield folder
+        return
+    with add_path_to_errors(path), temporary_folder(path.parent) as folder:
+        yield folder / path.name
+        for file in sorted(folder.iterdir(), key=lambda file: file.name == path.name):
+            os.replace(file, path.with_name(file.name))
+
+
+@contextlib.contextmanager
 def temporary_folder(parent: pathlib.Path) -> Iterator[pathlib.Path]:
     """Yields a new folder, which is removed at the end of the block."""
     with _temporary(parent, is_folder=True) as (folder, _):

@@ -1,15 +1,18 @@
 """Converts weights between formats, accounts for every tensor, and verifies the outputs."""
 
+import contextlib
 import dataclasses
+import os
 import pathlib
 import re
-import shutil
+from collections.abc import Iterator
 
 import jax
 import numpy as np
 
 from vit_jax import config as config_lib
 from vit_jax import trees
+from vit_jax.atomic_io import write_aside
 from vit_jax.checkpoints import checkpoint, layout
 from vit_jax.config.schema import Data, Init
 from vit_jax.data import packaged
@@ -44,7 +47,8 @@ def convert(
 ) -> str:
     """Writes weights in another format, prints a table of all tensors, and verifies the result.
 
-    The written weights are read back, and the outputs of both models on a photo are compared.
+    The new file or folder gets its name after it has been read back: its parameters, and the
+    features and logits of both models on a photo, are compared.
 
     Args:
       source: location of weights, as `load.load` takes it.
@@ -67,10 +71,13 @@ def convert(
     """
     path = pathlib.Path(destination)
     file_format = _check_file_format(file_format, path)
-    _check_destination(path, source, destination, overwrite)
+    _refuse_source(path, source)
+    _check_destination(path, destination, overwrite)
     if image_size is not None and image_size < 1:
         raise ConfigError(f"--image_size is {image_size}; expected at least 1.")
     loaded = load.load(source)
+    if loaded.weights_file:  # The source may be its folder.
+        _refuse_source(path, loaded.weights_file.path)
     if name is not None:
         _check_model_name(name, loaded)
     model = _build_target(loaded.model, file_format, image_size, pool, no_head)
@@ -85,22 +92,36 @@ def convert(
     outputs = _photo_outputs(model, params)
     if plan.folded and image_size is None and pool is None and not no_head:
         outputs = _photo_outputs(*_source_model_and_params(loaded))
-    require_finite({"of a photo": outputs}, params, source)
+    photo = {f"{kind} of a photo": array for kind, array in outputs.items()}
+    require_finite(photo, params, source)
     path.parent.mkdir(parents=True, exist_ok=True)
-    if export is None:
-        _write_orbax(path, model, params, metadata)
-        notes = []
-    else:
-        notes = writer.write(export, path, model, trees.flatten(params), metadata, card)
+    with _aside(path) as new:
+        if export is None:
+            _write_orbax(new, model, params, metadata)
+            notes = []
+        else:
+            notes = writer.write(export, new, model, trees.flatten(params), metadata, card)
+        _check_class_names_beside(path, new, overwrite)
+        written = load.load(str(new))
+        tolerance = FOLDED_TOLERANCE if plan.folded else TOLERANCE
+        compared = _verify_outputs(new, written, outputs, tolerance)
+        _verify_params(new, written, params, export)
     for line in (*tensor_table(loaded, plan, export, shapes), *plan.notes, *notes):
         print_line(line)
-    tolerance = FOLDED_TOLERANCE if plan.folded else TOLERANCE
-    difference, largest = _verify_outputs(path, outputs, tolerance)
-    kind = "logits" if model.num_classes else "features"
     return (
         f"done: tensors={len(shapes)} parameters={trees.count(params):,} "
-        f"{kind}_difference={difference:.1e} largest={largest:.3g} destination={path}"
+        f"{' '.join(compared)} destination={path}"
     )
+
+
+@contextlib.contextmanager
+def _aside(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Yields where to write; errors in the block name `path`."""
+    with write_aside(path, is_folder=path.suffix not in SUFFIXES.values()) as new:
+        try:
+            yield new
+        except CheckpointError as error:
+            raise CheckpointError(str(error).replace(str(new), str(path))) from error
 
 
 def _target_metadata(loaded: load.LoadedModel, model: ViT | BitResNet) -> WeightsMetadata:
@@ -117,24 +138,50 @@ def _target_metadata(loaded: load.LoadedModel, model: ViT | BitResNet) -> Weight
     )
 
 
-def _verify_outputs(
-    path: pathlib.Path, expected: np.ndarray, tolerance: float
-) -> tuple[float, float]:
-    """The largest difference from the expected outputs, and the largest expected output.
+def _verify_params(
+    path: pathlib.Path,
+    written: load.LoadedModel,
+    params: dict,
+    export: writer.ExportPlan | None,
+) -> None:
+    """Raises CheckpointError unless what was written has the bits of the parameters.
 
-    Deletes what was written and raises CheckpointError if they differ by more than the tolerance.
+    Outputs alone would not show the layers behind a head or a LayerScale of zeros.
     """
-    written = load.load(str(path))
-    outputs = _photo_outputs(written.model, written.params())
-    difference, largest = float(np.abs(outputs - expected).max()), float(np.abs(expected).max())
-    if not difference <= tolerance * largest:
-        _remove(path)
-        raise CheckpointError(
-            f"{path}: outputs on a photo differ from those of the source by up to "
-            f"{difference:.2e}; expected at most {tolerance * largest:.2e} (the largest output is "
-            f"{largest:.2e}). {path} was deleted."
-        )
-    return difference, largest
+    expected, arrays = trees.flatten(params), trees.flatten(written.params())
+    changed = {CLS, POSITIONS} if export and export.folds_cls else set()
+    for name, array in expected.items():
+        if name not in changed and not np.array_equal(arrays[name], array, equal_nan=True):
+            raise CheckpointError(
+                f"{path}: {name} is not as it was written when it is read back; nothing was "
+                "written."
+            )
+
+
+def _verify_outputs(
+    path: pathlib.Path,
+    written: load.LoadedModel,
+    expected: dict[str, np.ndarray],
+    tolerance: float,
+) -> list[str]:
+    """Returns the largest difference and the largest value of each output, as text.
+
+    Raises:
+      CheckpointError: outputs differ by more than the tolerance.
+    """
+    outputs, lines = _photo_outputs(written.model, written.params()), []
+    for kind, array in expected.items():
+        difference = float(np.abs(outputs[kind] - array).max())
+        largest = float(np.abs(array).max())
+        if not difference <= tolerance * largest:
+            raise CheckpointError(
+                f"{path}: outputs on a photo differ from those of the source by up to "
+                f"{difference:.2e} ({kind}); expected at most {tolerance * largest:.2e} (the "
+                f"largest output is {largest:.2e}). Nothing was written."
+            )
+        suffix = "_feature" if kind == "features" and len(expected) > 1 else ""
+        lines.append(f"{kind}_difference={difference:.1e} largest{suffix}={largest:.3g}")
+    return lines
 
 
 def _check_file_format(file_format: str | None, path: pathlib.Path) -> str:
@@ -153,7 +200,12 @@ def _check_file_format(file_format: str | None, path: pathlib.Path) -> str:
     return file_format
 
 
-def _check_destination(path: pathlib.Path, source: str, destination: str, overwrite: bool) -> None:
+def _refuse_source(path: pathlib.Path, source: str | pathlib.Path) -> None:
+    if path.is_file() and os.path.exists(source) and path.samefile(source):
+        raise ConfigError(f"{path} is the source; choose another file.")
+
+
+def _check_destination(path: pathlib.Path, destination: str, overwrite: bool) -> None:
     """Raises ConfigError if writing would replace something that it may not replace."""
     if download.is_url(destination) or not path.name:
         raise ConfigError(f"{destination} is not the name of a new local file or folder.")
@@ -161,8 +213,6 @@ def _check_destination(path: pathlib.Path, source: str, destination: str, overwr
         card = writer.card_path(path)
         if path.is_dir():
             raise ConfigError(f"{path} is a folder; expected a file.")
-        if path.exists() and path.resolve() == pathlib.Path(source).resolve():
-            raise ConfigError(f"{path} is the source; choose another file.")
         if path.exists() and not overwrite:
             raise ConfigError(f"{path} exists; name a new file, or give --overwrite.")
         if card.exists() and not card.read_text(errors="replace").startswith(CARD_START):
@@ -173,12 +223,13 @@ def _check_destination(path: pathlib.Path, source: str, destination: str, overwr
         raise ConfigError(f"{path} exists; name a new folder.")
 
 
-def _remove(path: pathlib.Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink()
-        writer.card_path(path).unlink(missing_ok=True)
+def _check_class_names_beside(path: pathlib.Path, new: pathlib.Path, overwrite: bool) -> None:
+    """Raises ConfigError if a file beside `path` would be overwritten or give wrong class names."""
+    old, names = (file.with_suffix(writer.CLASSES_SUFFIX) for file in (path, new))
+    if path.suffix in SUFFIXES.values() and old.exists() and not (overwrite and names.exists()):
+        raise ConfigError(
+            f"{old} exists: its lines would name the classes of {path.name}; remove it."
+        )
 
 
 def _build_target(
@@ -275,10 +326,18 @@ def _format_shape(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape)) or "scalar"
 
 
-def _photo_outputs(model: ViT | BitResNet, params: dict) -> np.ndarray:
-    """Outputs of the model on a packaged photo."""
+def _photo_outputs(model: ViT | BitResNet, params: dict) -> dict[str, np.ndarray]:
+    """Logits and features of the model on a packaged photo."""
     pixels = EvalRecipe.from_data(Data(), model.image_size)(packaged.photos()[0])[None]
-    return np.asarray(jax.jit(model.apply)({"params": params}, pixels))
+    headless = build(model.config, num_classes=0, image_size=model.image_size)
+    models = {"logits": model} if model.num_classes else {}
+    models |= {"features": headless}
+
+    def apply(params: dict, pixels: np.ndarray) -> dict:
+        return {kind: m.apply({"params": params}, pixels) for kind, m in models.items()}
+
+    outputs = jax.jit(apply)(params, pixels)
+    return {kind: np.asarray(outputs[kind]) for kind in models}
 
 
 def _source_model_and_params(loaded: load.LoadedModel) -> tuple[ViT | BitResNet, dict]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from vit_jax.atomic_io import replace_atomically, to_json, write_atomically
+from vit_jax.atomic_io import to_json, write_atomically
 from vit_jax.errors import ConfigError
 from vit_jax.models.pixel_stats import PIXEL_STATS
 from vit_jax.models.registry import BitResNet, ViT
@@ -158,11 +158,11 @@ def write(
     metadata: WeightsMetadata,
     card: str,
 ) -> list[str]:
-    """Writes a file or folder and a model card, completely or not at all.
+    """Writes a file or the files of a folder, and a model card.
 
     Args:
       plan: the plan made for the model.
-      path: the new file, or the new folder for Hugging Face.
+      path: the new file, or an empty folder for Hugging Face.
       model: the model of the parameters.
       params: arrays by slash name.
       metadata: class names and preprocessing; model options are taken from the model.
@@ -174,11 +174,8 @@ def write(
     metadata = metadata_lib.from_model(model).with_defaults(metadata)
     values, notes = metadata_lib.to_json(metadata), []
     if plan.file_format == "huggingface":
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise ConfigError(f"{path} exists; name a new folder.")
-        with replace_atomically(path, is_folder=True) as folder:
-            _write_huggingface(plan, folder, model, params, metadata)
-            write_atomically(folder / "README.md", card)
+        _write_huggingface(plan, path, model, params, metadata)
+        write_atomically(path / "README.md", card)
         return notes
     is_too_long = len(to_json(values)) > MAX_METADATA[plan.file_format]
     class_names = values.pop("classes", ()) if is_too_long else ()
@@ -190,7 +187,7 @@ def write(
     if class_names:
         classes_path = path.with_suffix(CLASSES_SUFFIX)
         write_atomically(classes_path, "".join(f"{name}\n" for name in class_names))
-        notes.append(f"class names do not fit into {path.name}; written to {classes_path}")
+        notes.append(f"class names do not fit into {path.name}; written to {classes_path.name}")
     unofficial = [name for name in params if any(part in name for part in UNOFFICIAL)]
     if plan.file_format == "npz" and unofficial:
         notes.append(f"the official code does not support {', '.join(unofficial[:MAX_LISTED])}")
