@@ -69,7 +69,7 @@ def test_folder_source_record_is_the_image_of_the_file_and_its_label(parted):
 def test_open_folder_accepts_any_folder_beside_train_as_a_split(parted):
     add_images(parted / "test" / "cat", numbered(4))
     assert list(open_folder(parted, "test").labels) == [0, 0, 0, 0]
-    with pytest.raises(DataError, match=r"no folder for split 'tset'\.$"):
+    with pytest.raises(DataError, match=r"no folder for split 'tset'; found test, train, val\.$"):
         open_folder(parted, "tset")
 
 
@@ -175,7 +175,7 @@ def test_open_folder_rejects_class_folders_without_images(tmp_path):
     for title in ("cat", "dog"):
         (tmp_path / title).mkdir()
         (tmp_path / title / "notes.txt").write_text("x")
-    with pytest.raises(DataError, match=r"no images \(\.jpg, \.jpeg, \.png, \.webp\)"):
+    with pytest.raises(DataError, match=r"cat: no images \(\.jpg, .*\); found 1 \.txt \("):
         open_folder(tmp_path)
 
 

@@ -280,17 +280,17 @@ def test_partial_folder_of_a_killed_run_is_used_and_removed(prepared, tmp_path):
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({"notes.txt": b""}, "no class folders with images"),
+        ({"notes.txt": b""}, r"no class folders; .* \(skipped: 1 \.txt "),
         ({"cat/1.jpg": b""}, "only the class 'cat'"),
-        ({"1.jpg": b""}, "no class folders with images"),
+        ({"1.jpg": b""}, r"no class folders; .*1 \.jpg \(outside class folders"),
         ({"a/1.jpg": b"", "b/1.jpg": b""}, "none of the 2 images can be used"),
         (
             {"train/a/1.jpg": b"", "train/b/1.jpg": b"", "val/1.jpg": b""},
-            "val are not in class folders",
+            r"source/val: no images .*; found 1 \.jpg \(outside class folders\)\.$",
         ),
         (
             {"train/cat/1.jpg": b"", "train/dog/1.jpg": b"", "val/cats/1.jpg": b""},
-            r"'cats' of val is not among the 2 classes of train\. Did you mean cat\?",
+            r"val: class 'cats' is not among the 2 classes of .*train\. Did you mean cat\?",
         ),
         (
             {"cat/1.jpg": b"", "cat.tar": make_tar({"1.jpg": b""})},

@@ -4,13 +4,14 @@ import dataclasses
 import os
 import pathlib
 import zlib
-from collections.abc import Iterator
 
 import numpy as np
 
 from vit_jax.config.schema import Data
-from vit_jax.data.decode import SUFFIXES, Encoded, UnreadableImage
-from vit_jax.errors import DataError, nearest
+from vit_jax.data import class_folders, manifest
+from vit_jax.data.decode import Encoded, UnreadableImage
+from vit_jax.data.listing import Listing
+from vit_jax.errors import DataError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,6 +22,7 @@ class FolderSource:
     files: tuple[str, ...]  # Relative to the root.
     labels: np.ndarray
     classes: tuple[str, ...]
+    notes: tuple[str, ...] = ()  # What a user should know about the listing, one line each.
 
     def __len__(self) -> int:
         return len(self.files)
@@ -44,59 +46,56 @@ class FolderSource:
 def open_folder(data: Data, split: str) -> FolderSource:
     """Opens class folders of images: `data.dir/<split>/<class>/...`, or `data.dir/<class>/...`.
 
-    Without a folder `val`, the splits 'train' and 'val' share the images of the folder `train`
-    (or of `data.dir`): `data.val_fraction` of each class is 'val'. Classes are the class folders
-    of training, sorted by name.
+    Without a folder of the split 'val', the splits 'train' and 'val' share the images of 'train':
+    `data.val_fraction` of each class is 'val', all of it if that is 1 and there are no other
+    splits. Classes are the class folders of training, sorted by name. The folder of a split may
+    have any of its usual names (`class_folders.split_name`).
     """
-    root = pathlib.Path(data.dir)
-    if not data.dir or not root.is_dir():
-        raise DataError(f"data.dir={data.dir or '(empty)'}: no such folder.")
-    # A class may have the name `train`: the folder of a split has folders, that of a class images.
-    has_splits = any(
-        (root / name).is_dir() and _class_folders(root / name) for name in ("train", "val", "test")
-    )
-    train_root = root / "train" if has_splits else root
-    if not train_root.is_dir():
-        if split == "train" or not (root / split).is_dir():
-            raise DataError(f"{root}: no folder for split {split!r}.")
-        train_root = root / split  # A folder for evaluation only.
-    classes = _class_folders(train_root)
-    if len(classes) < 2:
-        found = f"only the class {classes[0]!r}" if classes else "no class folders"
-        raise DataError(f"{train_root}: {found}; expected at least two class folders.")
-    for name in classes:
-        if not any(_images(train_root, name)):
-            raise DataError(f"{train_root / name}: no images ({', '.join(SUFFIXES)}).")
-    is_shared = split == "train" and not (root / "val").is_dir()
-    if has_splits and (root / split).is_dir() and not is_shared:
-        unknown = sorted(set(_class_folders(root / split)) - set(classes))
-        if unknown:
+    _check_folder(data.dir)
+    listing = Listing(data.dir)
+    folders = class_folders.arrange(listing, listing.images())
+    name = class_folders.find_split(split, folders.images)
+    holds_out = data.val_fraction > 0 and "val" not in folders.images and split in ("train", "val")
+    if holds_out and (data.val_fraction < 1 or set(folders.images) == {"train"}):
+        name = name or "train"
+    if name not in folders.images:
+        raise DataError(
+            f"{data.dir}: no folder for split {split!r}; found {', '.join(folders.images)}."
+        )
+    classes, where = folders.classes_for(name), folders.path(name)
+    above = len(folders.folders[name]) + 1 if folders.has_splits else 0
+    files = {title: _sorted_paths(folders.images[name].get(title, ()), above) for title in classes}
+    notes = _notes(folders, split, name)
+    if holds_out:
+        files = share_files(files, split, data.val_fraction)
+        if not any(files.values()):
             raise DataError(
-                f"{root / split}: class {unknown[0]!r} is not among the {len(classes)} "
-                f"classes of {train_root}.{nearest(unknown[0], classes)}"
+                f"{where}: no class has an image to spare for {split!r}; add images, or set "
+                "data.val_split='' to train without it."
             )
-        return folder_source(root / split, _image_files(root / split, classes))
-    if split not in ("train", "val"):
-        raise DataError(f"{root}: no folder for split {split!r}.")
-    files = _image_files(train_root, classes)
-    return folder_source(train_root, share_files(files, split, data.val_fraction))
+    if not any(files.values()):
+        raise DataError(f"{where}: {folders.no_images(name)}")
+    return folder_source(where, files, notes)
 
 
-def _class_folders(root: pathlib.Path) -> list[str]:
-    return sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+def _sorted_paths(images, above: int) -> list[str]:
+    """Returns the paths without the first `above` characters, ordered folder by folder."""
+    return sorted((image.path[above:] for image in images), key=lambda path: path.split("/"))
 
 
-def _image_files(root: pathlib.Path, classes: list[str]) -> dict[str, list[str]]:
-    return {name: list(_images(root, name)) for name in classes}
+def _notes(folders: class_folders.ClassFolders, split: str, name: str) -> tuple[str, ...]:
+    skipped = folders.skipped.describe()
+    return (f"skipped: {skipped}",) if skipped else ()
 
 
-def _images(root: pathlib.Path, title: str) -> Iterator[str]:
-    """Yields the image files of a class at any depth, relative to the root, in order."""
-    for path in sorted((root / title).rglob("*")):
-        name = path.relative_to(root)
-        is_hidden = any(part.startswith(".") for part in name.parts)
-        if path.suffix.lower() in SUFFIXES and not is_hidden and path.is_file():
-            yield str(name)
+def _check_folder(folder: str) -> None:
+    """Raises DataError if `data.dir` is not a folder that may contain class folders."""
+    where = f"data.dir={folder or '(empty)'}"
+    if not os.path.isdir(folder):
+        link = f" (a link to {os.readlink(folder)})" if os.path.islink(folder) else ""
+        raise DataError(f"{where}: no such folder{link}.")
+    if manifest.read_info(pathlib.Path(folder)) is not None:
+        raise DataError(f"{where}: `prepare` wrote this folder; set data.source=prepared.")
 
 
 def share_files(
@@ -105,21 +104,24 @@ def share_files(
     """Returns the files of each class that belong to 'train' or to 'val'.
 
     A checksum of the file's name decides, so that it is the same on every machine. With a
-    `val_fraction` above 0, a class of two or more files has at least one in each split.
+    `val_fraction` between 0 and 1, a class of two or more files has at least one in each split.
     """
     return {name: _share(names, split, val_fraction) for name, names in files.items()}
 
 
 def _share(files: list[str], split: str, val_fraction: float) -> list[str]:
     ordered = sorted(files, key=lambda name: (zlib.crc32(os.fsencode(name)), name))
-    cut = min(max(round(len(files) * val_fraction), 1), len(files) - 1) if val_fraction else 0
+    if val_fraction in (0, 1):
+        cut = len(files) * int(val_fraction)
+    else:
+        cut = min(max(round(len(files) * val_fraction), 1), len(files) - 1)
     return sorted(ordered[cut:] if split == "train" else ordered[:cut])
 
 
-def folder_source(root: pathlib.Path, files: dict[str, list[str]]) -> FolderSource:
-    """Returns the source of the files of each class; raises DataError if there are none."""
+def folder_source(
+    root: str, files: dict[str, list[str]], notes: tuple[str, ...] = ()
+) -> FolderSource:
+    """Returns the source of the files of each class."""
     labels = [k for k, names in enumerate(files.values()) for _ in names]
-    if not labels:
-        raise DataError(f"{root}: no images ({', '.join(SUFFIXES)}) in its class folders.")
     flat = tuple(name for names in files.values() for name in names)
-    return FolderSource(str(root), flat, np.array(labels), tuple(files))
+    return FolderSource(root, flat, np.array(labels), tuple(files), notes)

@@ -8,7 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax.data.decode import SUFFIXES, Encoded, as_image
+from vit_jax.data.class_folders import no_images
+from vit_jax.data.decode import Encoded, as_image
+from vit_jax.data.listing import Listing
 from vit_jax.data.preprocess import EvalRecipe
 from vit_jax.errors import ConfigError, DataError
 from vit_jax.text import warn
@@ -141,11 +143,11 @@ def _image_files(images: Sequence[str]) -> Iterator[pathlib.Path]:
         if not path.is_dir():
             yield path  # A missing file is reported when it is read.
             continue
-        files = sorted(
-            file
-            for file in path.rglob("*")
-            if file.suffix.lower() in SUFFIXES and not file.name.startswith(".")
-        )
+        listing = Listing(name)
+        files = sorted(pathlib.Path(image.container) for image in listing.images())
+        skipped = listing.skipped.describe()
         if not files:
-            raise DataError(f"{name}: no images ({', '.join(SUFFIXES)}) in this folder.")
+            raise DataError(f"{name}: {no_images(skipped)}")
+        if skipped:
+            print(f"{name}: skipped {skipped}", file=sys.stderr)
         yield from files

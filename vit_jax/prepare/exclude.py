@@ -6,6 +6,7 @@ import pathlib
 from vit_jax.config.schema import Data
 from vit_jax.data import manifest
 from vit_jax.data.array_record import open_prepared, require_trusted_features
+from vit_jax.data.listing import ImageFile
 from vit_jax.errors import DataError
 from vit_jax.prepare import duplicates, listing
 from vit_jax.prepare.shards import decode_image
@@ -17,7 +18,7 @@ BATCH = 500  # Images per call.
 class FileBatch:
     """Function that returns the signatures of images in folders or tar files."""
 
-    entries: list[listing.ImageFile]
+    entries: list[ImageFile]
 
     def __call__(self) -> list[tuple[str, duplicates.Signature]]:
         return _signatures((entry.path, entry.read()) for entry in self.entries)
@@ -52,7 +53,7 @@ def signature_batches(where: str) -> list[FileBatch] | list[PreparedBatch]:
     """Returns functions that together compute all signatures of a folder, tar or prepared set."""
     folder = pathlib.Path(where)
     if manifest.read_info(folder) is None:
-        entries = listing.list_images(where)
+        entries, _ = listing.list_images(where)
         return [FileBatch(entries[i : i + BATCH]) for i in range(0, len(entries), BATCH)]
     import tensorflow_datasets as tfds
 
@@ -73,7 +74,7 @@ def content_digest(where: str) -> str:
     about = manifest.read_info(pathlib.Path(where))
     if about is not None:
         return about["manifest"]
-    entries = listing.list_images(where)
+    entries, _ = listing.list_images(where)
     if not entries:
         raise DataError(f"--exclude={where} contains no images.")
     return listing.digest_rows((entry.path, entry.size) for entry in entries)

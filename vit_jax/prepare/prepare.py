@@ -148,7 +148,7 @@ def _remove_temporary_files(partial: pathlib.Path) -> None:
 
 
 def _write_shards(
-    partial: pathlib.Path, images: listing.Listing, excluded: str, workers: int, progress
+    partial: pathlib.Path, images: listing.DataSet, excluded: str, workers: int, progress
 ) -> None:
     """Writes the missing shards."""
     if excluded and not (partial / EXCLUDED).exists():
@@ -173,7 +173,7 @@ def _write_shards(
         progress.show(f"{done:,}/{total:,} images | {speed:,.0f} images/s | {left} left")
 
 
-def _make_shards(partial: pathlib.Path, images: listing.Listing) -> list[Shard]:
+def _make_shards(partial: pathlib.Path, images: listing.DataSet) -> list[Shard]:
     """Returns all shards; a hash of its path orders each image, so that slices are random."""
     shards = []
     for split, pairs in images.splits.items():
@@ -219,7 +219,7 @@ class Counts:
             self.shard_lengths[shard.split].append(kept)
 
 
-def _write_metadata(partial: pathlib.Path, images: listing.Listing, plan: dict) -> None:
+def _write_metadata(partial: pathlib.Path, images: listing.DataSet, plan: dict) -> None:
     """Writes all files other than the shards; `prepared.json` is the last one."""
     data = partial / DATA
     counts = Counts(
@@ -244,7 +244,7 @@ def _write_metadata(partial: pathlib.Path, images: listing.Listing, plan: dict) 
     workdir.write_json(data / manifest.INFO, plan | {"manifest": digest})
 
 
-def _print_summary(folder: pathlib.Path, images: listing.Listing, progress) -> str:
+def _print_summary(folder: pathlib.Path, images: listing.DataSet, progress) -> str:
     """Prints the classes and the images left out; returns the last line to print."""
     with open(folder / manifest.CLASSES, encoding="utf-8", errors="surrogateescape") as file:
         header, *rows = csv.reader(file)
@@ -264,11 +264,8 @@ def _print_summary(folder: pathlib.Path, images: listing.Listing, progress) -> s
                 break
             record = json.loads(line)
             progress.print_line(f"left out: {record['path']}: {record['reason']}")
-    if images.outside:
-        example = images.outside[0]
-        progress.print_line(
-            f"skipped: {len(images.outside)} images outside class folders, such as {example}"
-        )
+    if images.skipped:
+        progress.print_line(f"skipped: {images.skipped}")
     *split_totals, damaged, duplicate = totals
     return (
         f"done: images={sum(split_totals)} classes={len(rows)} damaged={damaged} "

@@ -9,9 +9,9 @@ import numpy as np
 
 from vit_jax.atomic_io import to_json, write_atomically
 from vit_jax.data import decode, record_files
+from vit_jax.data.listing import ImageFile
 from vit_jax.errors import DataError
 from vit_jax.prepare import duplicates
-from vit_jax.prepare.listing import ImageFile
 
 NAME, VERSION = "images", "1.0.0"  # Name and version of the TFDS data set.
 DATA, PARTS, EXCLUDED = "data", "parts", "excluded.npz"  # In DESTINATION.partial.

@@ -1,0 +1,197 @@
+"""Splits and classes of a data set, from the paths of its images.
+
+A source has folders of splits, `train/<class>/...`, or class folders alone, `<class>/...`, which
+are the split 'train'.
+"""
+
+import collections
+import dataclasses
+import os
+import re
+import unicodedata
+from collections.abc import Iterable
+
+from vit_jax.data.file_kind import SUFFIXES
+from vit_jax.data.listing import OUTSIDE, ImageFile, Listing, Skipped
+from vit_jax.errors import DataError, nearest
+
+SPLITS = ("train", "val", "test")
+SPLIT_FOLDER = re.compile(
+    r"(?:(train|training)|(val|valid|validation)|(test|testing))"
+    r"[\W_]*(?:set|split|data|images?|imgs?)?",
+    re.IGNORECASE,
+)
+
+
+def split_name(folder: str) -> str | None:
+    """Returns 'train', 'val' or 'test' for the usual names of a split's folder, else None."""
+    match = SPLIT_FOLDER.fullmatch(folder)
+    return SPLITS[match.lastindex - 1] if match else None
+
+
+def find_split(split: str, names: Iterable[str]) -> str | None:
+    """Returns the one of several splits that a name means: 'validation' is also 'val'."""
+    names, usual = set(names), split_name(split)
+    if split in names:
+        return split
+    alike = [name for name in names if usual is not None and split_name(name) == usual]
+    return alike[0] if len(alike) == 1 else None
+
+
+def class_name(folder: str) -> str:
+    """Returns the name of a class in the composed form of Unicode, which macOS decomposes."""
+    return unicodedata.normalize("NFC", folder)
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassFolders:
+    """Images of a data set by split and class.
+
+    Attributes:
+      root: the source.
+      folders: folder of each split; '' if the class folders of 'train' are in the source itself.
+      images: images of each class of each split; classes are sorted, and may have no images.
+      skipped: files that are not read.
+    """
+
+    root: str
+    folders: dict[str, str]
+    images: dict[str, dict[str, list[ImageFile]]]
+    skipped: Skipped
+
+    def classes_for(self, *splits: str) -> tuple[str, ...]:
+        """Returns the classes of 'train', or without 'train' those of all splits.
+
+        Raises DataError for fewer than two classes, for a class without images, and for a class
+        of `splits` that 'train' does not have.
+        """
+        known_by = ["train"] if "train" in self.images else sorted(self.images)
+        counts: collections.Counter[str] = collections.Counter()
+        for split in known_by:
+            counts.update({title: len(images) for title, images in self.images[split].items()})
+        classes, where = sorted(counts), self.path(known_by[0])
+        if len(classes) < 2:
+            found = f"only the class {classes[0]!r}" if classes else "no class folders"
+            skipped = self.skipped.describe(self.folders[known_by[0]])
+            raise DataError(
+                f"{where}: {found}; expected at least two class folders"
+                f"{f' (skipped: {skipped})' if skipped else ''}."
+            )
+        for title in classes:
+            if not counts[title]:
+                raise DataError(
+                    f"{os.path.join(where, title)}: {self.no_images(known_by[0], title)}"
+                )
+        for split in splits:
+            for title, images in self.images[split].items():
+                if images and title not in counts:
+                    raise DataError(
+                        f"{self.path(split)}: class {title!r} is not among the {len(classes)} "
+                        f"classes of {where}.{nearest(title, classes)}"
+                    )
+        return tuple(classes)
+
+    @property
+    def has_splits(self) -> bool:
+        return "" not in self.folders.values()
+
+    def path(self, split: str) -> str:
+        """Returns the path of the folder that has the class folders of a split."""
+        return os.path.join(self.root, self.folders[split]).rstrip("/")
+
+    def no_images(self, split: str, title: str = "") -> str:
+        """Returns the error of a split or class without images: what was found there instead."""
+        found = self.skipped.describe("/".join(filter(None, (self.folders[split], title))))
+        return no_images(found)
+
+
+def no_images(skipped: str) -> str:
+    """Returns the error of a folder without images, with a description of what it has instead."""
+    return f"no images ({', '.join(SUFFIXES)}){f'; found {skipped}' if skipped else ''}."
+
+
+def arrange(listing: Listing, images: Iterable[ImageFile]) -> ClassFolders:
+    """Returns the images of a listing by split and class, in their order.
+
+    Raises DataError if folders may be splits as well as classes.
+    """
+    images = list(images)
+    tops = _count_images(listing, images)
+    split_of = _find_splits(listing.source, tops)
+    folders = {split: folder for folder, split in split_of.items()} or {"train": ""}
+    titles = {split: tops[folder] if folder else tops for split, folder in folders.items()}
+    found: dict[str, dict[str, list[ImageFile]]] = {
+        split: {title: [] for title in sorted(map(class_name, filter(None, names)))}
+        for split, names in titles.items()
+    }
+    for image in images:
+        parts = image.path.split("/", 2)
+        split = split_of.get(parts.pop(0)) if split_of else "train"
+        if split is None or len(parts) < 2:
+            listing.skipped.add(image.path, OUTSIDE)
+        else:
+            found[split][class_name(parts[0])].append(image)
+    return ClassFolders(listing.source, folders, found, listing.skipped)
+
+
+def _count_images(listing: Listing, images: list[ImageFile]) -> dict[str, collections.Counter]:
+    """Returns the number of images in each folder of each folder; '' for those directly in it."""
+    tops: dict[str, collections.Counter[str]] = {}
+    for folder in filter(None, listing.folders):
+        top, _, below = folder.partition("/")
+        counts = tops.setdefault(top, collections.Counter())
+        if below and "/" not in below:
+            counts[below] += 0
+    for image in images:
+        top, *below = image.path.split("/", 2)
+        if below:
+            counts = tops.setdefault(top, collections.Counter())
+            counts[below[0] if len(below) == 2 else ""] += 1
+    return tops
+
+
+def _find_splits(root: str, tops: dict[str, collections.Counter]) -> dict[str, str]:
+    """Returns folder -> split; empty if the folders are classes. Raises DataError if unclear."""
+    class_folders = {
+        folder: [name for name, count in counts.items() if name and count]
+        for folder, counts in tops.items()
+    }
+    usual = {folder: name for folder in tops if (name := split_name(folder))}
+    if not any(class_folders[folder] for folder in usual):
+        _check_classes(root, tops, class_folders, usual)
+        return {}
+    splits: dict[str, str] = {}
+    for folder in sorted(tops):
+        split = usual.get(folder, folder)
+        if folder not in usual and not class_folders[folder]:
+            continue
+        if split in splits.values():
+            other = next(name for name in splits if splits[name] == split)
+            raise DataError(
+                f"{root}: the folders {other!r} and {folder!r} both are the split {split!r}; "
+                "rename one of them."
+            )
+        splits[folder] = split
+    return splits
+
+
+def _check_classes(root: str, tops, class_folders: dict[str, list[str]], usual) -> None:
+    """Raises DataError if folders are splits rather than classes."""
+    first: dict[str, str] = {}  # Name of a class folder -> the folder that has it.
+    for folder in sorted(tops):
+        if tops[folder][""] >= tops[folder].total() / 2:
+            continue
+        for name in class_folders[folder]:
+            other = first.setdefault(class_name(name), folder)
+            if other != folder:
+                raise DataError(
+                    f"{root}: the folders {other!r} and {folder!r} both contain a folder {name!r}, "
+                    "as splits do; rename splits to train, val and test, or move classes into a "
+                    "folder train."
+                )
+    loose = [folder for folder in sorted(usual) if tops[folder]]
+    if len(loose) > 1 or (loose and usual[loose[0]] != "train"):
+        raise DataError(
+            f"{root}: the images of {loose[0]} are not in class folders; put the images of a split "
+            "into class folders, or move a class of that name into a folder train."
+        )
