@@ -2,6 +2,8 @@
 
 import io
 import struct
+import subprocess
+import sys
 import zlib
 
 import numpy as np
@@ -28,7 +30,7 @@ def encode(image, kind: str, **options) -> bytes:
     return file.getvalue()
 
 
-def png(width: int, height: int, bits: int, colour: int, rows: bytes) -> bytes:
+def png(width: int, height: int, bits: int, colour: int, rows: bytes, extra=()) -> bytes:
     """A PNG by hand: Pillow writes no 16-bit colour and no image without its pixels."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
@@ -36,8 +38,8 @@ def png(width: int, height: int, bits: int, colour: int, rows: bytes) -> bytes:
         return length + kind + data + checksum
 
     header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
-    chunks = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + chunks
+    chunks = [(b"IHDR", header), *extra, (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*each) for each in chunks)
 
 
 @pytest.mark.parametrize(("kind", "options"), [("PNG", {}), ("WEBP", {"lossless": True})])
@@ -146,7 +148,6 @@ def test_decode_of_a_rotated_jpeg_swaps_height_and_width():
     assert decode(encode(PIXELS, "JPEG", exif=exif), "x").shape == (3, 2, 3)
 
 
-@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("exif", [b"", b"garbage", b"MM\0*\0\0\0\x08\0\x05"])
 def test_decode_ignores_damaged_exif(exif):
     assert decode(encode(PIXELS, "JPEG", exif=b"Exif\0\0" + exif), "x").shape == (2, 3, 3)
@@ -197,10 +198,130 @@ def test_decode_rejects_too_many_pixels_before_memory_is_allocated(side, monkeyp
     assert loads == []
 
 
-def test_decode_accepts_images_of_64_million_pixels(monkeypatch):
-    assert decode_lib.MAX_PIXELS == 64_000_000
-    monkeypatch.setattr(decode_lib, "MAX_PIXELS", 6)
-    assert decode(encode(PIXELS, "PNG"), "x").shape == (2, 3, 3)
-    monkeypatch.setattr(decode_lib, "MAX_PIXELS", 5)
-    with pytest.raises(DataError, match=r"^x: 3x2 pixels are more than 5\.$"):
-        decode(encode(PIXELS, "PNG"), "x")
+@pytest.mark.parametrize("pixels", [6, 200_000_000])
+def test_decode_limits_images_by_max_megapixels_in_one_wording(pixels):
+    data = encode(PIXELS, "PNG") if pixels == 6 else png(20_000, 10_000, 8, 2, b"\0" * 100)
+    words = (
+        rf"^x: {pixels / 1e6:g} megapixels are more than data\.max_megapixels, which is 5e-06\.$"
+    )
+    with pytest.raises(DataError, match=words):
+        decode_lib.decode(Encoded(data, "x"), max_megapixels=5e-6)
+    if pixels == 6:
+        image = decode_lib.decode(Encoded(data, "x"), max_megapixels=6e-6)
+        np.testing.assert_array_equal(image, PIXELS)
+
+
+def test_decode_warns_of_nothing(recwarn):
+    png_of_90_megapixels = png(10_000, 9_000, 8, 2, b"\0" * 100)
+    with pytest.raises(DataError):
+        decode(png_of_90_megapixels)
+    exif = b"Exif\0\0MM\0*\0\0\0\x08\0\x05"  # Five entries, of which none is there.
+    assert decode(encode(PIXELS, "JPEG", exif=exif)).shape == (2, 3, 3)
+    done = subprocess.run(
+        [sys.executable, "-c", WARN.format(exif=exif)], capture_output=True, text=True, check=True
+    )
+    assert done.stderr == ""
+
+
+WARN = """
+import io
+from PIL import Image
+from vit_jax.data.decode import Encoded, decode
+file = io.BytesIO()
+Image.new("RGB", (3, 2)).save(file, "JPEG", exif={exif!r})
+decode(Encoded(file.getvalue(), "x"))
+"""
+
+
+@pytest.mark.parametrize(
+    ("depth", "colour_type", "rows", "transparent"),
+    [
+        (1, 0, b"\x40", b"\0\1"),  # Two pixels: 0 1.
+        (2, 0, b"\x10", b"\0\1"),
+        (4, 0, b"\x05", b"\0\5"),
+        (8, 0, b"\x00\x33", b"\0\x33"),
+        (16, 0, b"\0\0\x33\x33", b"\x33\x33"),
+        (8, 2, b"\0\0\0\1\2\3", b"\0\1\0\2\0\3"),
+        (16, 2, b"\0" * 6 + b"\x33\1\x44\2\x55\3", b"\x33\1\x44\2\x55\3"),
+    ],
+)
+def test_decode_draws_the_transparent_colour_of_a_png_white(depth, colour_type, rows, transparent):
+    data = png(2, 1, depth, colour_type, b"\0" + rows, extra=[(b"tRNS", transparent)])
+    np.testing.assert_array_equal(decode(data), [[[0] * 3, [255] * 3]])
+
+
+def test_decode_draws_black_16_bit_grey_white_where_black_is_transparent():
+    data = png(2, 1, 16, 0, b"\0" + b"\0\0\xff\0", extra=[(b"tRNS", b"\0\0")])
+    np.testing.assert_array_equal(decode(data), [[[255] * 3, [254] * 3]])
+
+
+ROTATED = (0x0112, 3, 1, struct.pack("<HH", 6, 0))
+ODD_TAGS = {  # Tag, type, count, value or its position.
+    "negative rational": (0x011A, 10, 1, struct.pack("<I", 38)),
+    "unit of another type": (0x0128, 1, 1, b"\2\0\0\0"),
+    "text as a number": (0x010F, 5, 1, struct.pack("<I", 38)),
+    "unit too large": (0x0128, 4, 2, struct.pack("<I", 38)),
+    "value beyond the end": (0x010E, 2, 100, struct.pack("<I", 9999)),
+    "value far beyond the end": (0x0100, 12, 2**32 - 1, b"\xff" * 4),
+    "unknown type": (0x0110, 99, 1, b"\0" * 4),
+    "damaged IFD": (0x8769, 4, 1, struct.pack("<I", 3)),
+}
+
+
+def exif_of(*tags) -> bytes:
+    entries = b"".join(struct.pack("<HHI", *tag[:3]) + tag[3] for tag in sorted(tags))
+    return b"Exif\0\0II*\0" + struct.pack("<IH", 8, len(tags)) + entries + b"\xff" * 12
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("tag", ODD_TAGS)
+def test_decode_rotates_by_the_orientation_whatever_other_tags_hold(kind, tag):
+    exif = exif_of(ROTATED, ODD_TAGS[tag])
+    assert decode(encode(PIXELS, kind, exif=exif)).shape == (3, 2, 3)
+
+
+PNG_METADATA = {
+    "text of 3 MB": (b"zTXt", b"key\0\0" + zlib.compress(b"a" * 3_000_000)),
+    "profile of 3 MB": (b"iCCP", b"key\0\0" + zlib.compress(b"a" * 3_000_000)),
+    "damaged resolution": (b"pHYs", b"\0"),
+    "damaged gamma": (b"gAMA", b""),
+    "damaged animation": (b"acTL", b""),
+}
+
+
+@pytest.mark.parametrize("case", PNG_METADATA)
+def test_decode_of_a_png_does_not_depend_on_its_metadata(case):
+    rows = b"".join(b"\0" + row.tobytes() for row in PIXELS)
+    oriented = (b"eXIf", exif_of(ROTATED).removeprefix(b"Exif\0\0"))
+    data = png(3, 2, 8, 2, rows, extra=[oriented, PNG_METADATA[case]])
+    np.testing.assert_array_equal(decode(data), np.rot90(PIXELS, -1))
+
+
+@pytest.mark.parametrize("start", [b"JFIF\0", b"Adobe", b"MPF\0II*\0", b"Photoshop 3.0\08BIM", b""])
+@pytest.mark.parametrize("marker", [0xE0, 0xE2, 0xED, 0xEE, 0xFE])
+def test_decode_of_a_jpeg_does_not_depend_on_its_metadata(marker, start):
+    data = encode(PIXELS, "JPEG", exif=exif_of(ROTATED))
+    segment = b"\xff" + bytes([marker]) + struct.pack(">H", len(start) + 2) + start
+    damaged = decode(data[:2] + segment + data[2:])
+    np.testing.assert_array_equal(damaged, decode(data))
+
+
+KINDS = {
+    "an empty file": b"",
+    "4 zero bytes": b"\0" * 4,
+    "a GIF": encode(PIXELS, "GIF"),
+    "a BMP": encode(PIXELS, "BMP"),
+    "a TIFF": encode(PIXELS, "TIFF"),
+    "a HEIF image \\(HEIC\\)": b"\0\0\0\x18ftypheic\0\0\0\0mif1heic",
+    "an AVIF image": b"\0\0\0\x18ftypavif\0\0\0\0mif1",
+    "an HTML page": b"<!DOCTYPE html><html>404</html>",
+    "an SVG": b"<?xml version='1.0'?><svg/>",
+    "a Git LFS pointer; .*": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
+    "a text file": b"nothing",
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_decode_names_the_kind_of_a_file_that_is_no_image(kind):
+    with pytest.raises(DataError, match=rf"\({kind}; expected JPEG, PNG or WebP\)\.$"):
+        decode(KINDS[kind], "x.jpg")

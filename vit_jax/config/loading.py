@@ -37,6 +37,7 @@ FREE_ON_RESUME = (
     "data.workers",
     "data.on_bad_image",
     "data.max_bad",
+    "data.max_megapixels",
     "model.scan",
     "model.remat",
     "model.kernels",

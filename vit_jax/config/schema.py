@@ -122,6 +122,9 @@ class Data:
         choices=("error", "skip"),
     )
     max_bad: float = field(0.001, "Share of bad images that ends a run.", least=0, most=1)
+    max_megapixels: float = field(
+        64.0, "Size above which an image is unreadable, in millions of pixels.", above=0, most=178
+    )
     augment: str = field(
         "inception_crop|flip",
         "Augmentation of training images: a crop, then steps in order, each a row of "

@@ -6,18 +6,39 @@ import functools
 import io
 import os
 import pathlib
-from collections.abc import Iterator
+import re
+import warnings
+from collections.abc import Callable
+from typing import TypeVar
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
+from vit_jax.config.schema import Data
+from vit_jax.data import file_kind
+from vit_jax.data.image_metadata import (
+    ORIENTATION,
+    before_scan,
+    exif_orientation,
+    without_metadata,
+)
 from vit_jax.errors import ConfigError, DataError
 
 # The only formats that are parsed; decoders of rare formats are a risk with untrusted files.
 FORMATS = ("JPEG", "PNG", "WEBP")
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
-MAX_PIXELS = 64_000_000  # Checked in the header, before memory is allocated for the pixels.
-ORIENTATION = 0x0112  # EXIF tag; 1 is upright.
+UPRIGHT = {  # EXIF orientation -> what makes the image upright.
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# Pillow warns of metadata that is not used here, and of sizes that are checked here.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
+T = TypeVar("T")
 
 
 class UnreadableImage(DataError):
@@ -35,16 +56,22 @@ class Encoded:
 Pixels = Image.Image | np.ndarray  # RGB, upright; the type depends on the decoder.
 
 
-def decode(image: Encoded | np.ndarray, decoder: str = "pillow") -> np.ndarray:
+def decode(
+    image: Encoded | np.ndarray,
+    decoder: str = "pillow",
+    max_megapixels: float = Data.max_megapixels,
+) -> np.ndarray:
     """Decodes an image to H W 3 uint8, upright as a viewer shows it; returns pixels unchanged.
 
     Grey, palette, CMYK and 16-bit images are converted; transparent images are drawn on white.
     Raises UnreadableImage, a DataError, with the name of the image.
     """
-    return np.asarray(read(image, decoder))
+    return np.asarray(read(image, decoder, max_megapixels))
 
 
-def read(image: Encoded | np.ndarray, decoder: str, shrink: int = 1) -> Pixels:
+def read(
+    image: Encoded | np.ndarray, decoder: str, max_megapixels: float, shrink: int = 1
+) -> Pixels:
     """Decodes as `decode`, without the copy from Pillow's memory to numpy's.
 
     A JPEG is decoded at 1/`shrink` of its sides, rounded up, for 2, 4 and 8; other formats at
@@ -53,14 +80,17 @@ def read(image: Encoded | np.ndarray, decoder: str, shrink: int = 1) -> Pixels:
     if isinstance(image, np.ndarray):
         return image
     if decoder == "simplejpeg":
-        pixels = _by_simplejpeg(image.data, shrink)
+        pixels = _by_simplejpeg(image.data, max_megapixels, shrink)
         if pixels is not None:
             return pixels
-    with _opened(image) as file:
+
+    def decoded(file: Image.Image) -> Image.Image:
         if shrink > 1:
             file.draft(None, (file.width // shrink, file.height // shrink))
         file.load()
-        return _to_rgb(ImageOps.exif_transpose(file) if _is_rotated(file) else file)
+        return _upright(_to_rgb(file, _sample_depth(image.data)), _orientation(file))
+
+    return _with_pillow(image, max_megapixels, decoded)
 
 
 def as_image(image: str | os.PathLike | Image.Image | np.ndarray) -> Encoded | np.ndarray:
@@ -69,7 +99,7 @@ def as_image(image: str | os.PathLike | Image.Image | np.ndarray) -> Encoded | n
     Raises DataError for a file that cannot be read and for any other array.
     """
     if isinstance(image, Image.Image):
-        return np.asarray(_to_rgb(ImageOps.exif_transpose(image)))
+        return np.asarray(_upright(_to_rgb(image), _orientation(image)))
     if isinstance(image, str | os.PathLike):
         try:
             return Encoded(pathlib.Path(image).read_bytes(), os.fspath(image))
@@ -88,49 +118,110 @@ def encode(pixels: np.ndarray, kind: str = "png") -> bytes:
     return file.getvalue()
 
 
-def size_of(image: Encoded | np.ndarray, decoder: str) -> tuple[int, int]:
+def size_of(image: Encoded | np.ndarray, decoder: str, max_megapixels: float) -> tuple[int, int]:
     """Returns height and width of the upright image, from the header alone."""
     if isinstance(image, np.ndarray):
         return image.shape[:2]
     if decoder == "simplejpeg":
-        size = _plain_jpeg_size(image.data)
+        size = _plain_jpeg_size(image.data, max_megapixels)
         if size is not None:
             return size
-    with _opened(image) as file:
-        is_rotated_90 = file.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
+
+    def upright_size(file: Image.Image) -> tuple[int, int]:
+        is_rotated_90 = _orientation(file) in (5, 6, 7, 8)
         return (file.width, file.height) if is_rotated_90 else (file.height, file.width)
 
-
-@contextlib.contextmanager
-def _opened(image: Encoded) -> Iterator[Image.Image]:
-    """Opens a file with Pillow; raises UnreadableImage for all errors and for too many pixels."""
-    try:
-        with Image.open(io.BytesIO(image.data), formats=FORMATS) as file:
-            if file.width * file.height > MAX_PIXELS:
-                raise UnreadableImage(
-                    f"{image.name}: {file.width}x{file.height} pixels are more than {MAX_PIXELS:,}."
-                )
-            yield file
-    except DataError:
-        raise
-    except Exception as error:  # Pillow raises many types for damaged files.
-        message = str(error).split(" <_io.BytesIO")[0] or type(error).__name__
-        raise UnreadableImage(f"{image.name}: unreadable image ({message}).") from error
+    return _with_pillow(image, max_megapixels, upright_size)
 
 
-def _is_rotated(file: Image.Image) -> bool:
-    return file.getexif().get(ORIENTATION, 1) != 1
+def _with_pillow(image: Encoded, max_megapixels: float, function: Callable[[Image.Image], T]) -> T:
+    """Returns the function of the file that Pillow opens; a second try ignores its metadata.
+
+    Raises UnreadableImage for all errors and for too many pixels.
+    """
+    errors: list[Exception] = []
+    for data in without_metadata(image.data):
+        try:
+            with Image.open(io.BytesIO(data), formats=FORMATS) as file:
+                _check_size(image.name, file.width * file.height, max_megapixels)
+                return function(file)
+        except DataError:
+            raise
+        except Image.DecompressionBombError as error:  # Larger than any max_megapixels.
+            pixels = re.search(r"\d+", str(error))
+            _check_size(image.name, int(pixels[0]), max_megapixels)
+        except Exception as error:  # Pillow raises many types for damaged files.
+            errors.append(error)
+    kind = file_kind.describe(image.data)
+    message = str(errors[0]).split(" <_io.BytesIO")[0] or type(errors[0]).__name__
+    if kind and kind not in file_kind.DECODED:
+        message = f"{kind}; expected JPEG, PNG or WebP"
+    raise UnreadableImage(f"{image.name}: unreadable image ({message}).") from errors[0]
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode in ("I;16", "I;16B", "I", "F"):  # Pillow's own conversion saturates at 255.
-        grey = np.asarray(image, np.float64) / 257
-        image = Image.fromarray(np.clip(np.round(grey), 0, 255).astype(np.uint8))
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+def _check_size(name: str, pixels: int, max_megapixels: float) -> None:
+    """Raises UnreadableImage for too many pixels, before memory is allocated for them."""
+    if pixels > max_megapixels * 1e6:
+        raise UnreadableImage(
+            f"{name}: {pixels / 1e6:.6g} megapixels are more than data.max_megapixels, which is "
+            f"{max_megapixels:g}."
+        )
+
+
+def _orientation(file: Image.Image) -> int:
+    """Returns the EXIF orientation, 1 to 8; 1 if there is none or the metadata is unreadable."""
+    elsewhere = None
+    with contextlib.suppress(Exception):  # Pillow raises many types for damaged metadata.
+        elsewhere = file.getexif().get(ORIENTATION)  # Also of XMP, and after the pixels.
+    exif = file.info.get("exif")
+    value = exif_orientation(exif) if isinstance(exif, bytes) else None
+    value = elsewhere if value is None else value
+    return value if value in UPRIGHT else 1
+
+
+def _upright(image: Image.Image, orientation: int) -> Image.Image:
+    return image.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else image
+
+
+def _sample_depth(data: bytes) -> int:
+    """Returns the bits of a sample in the file: 1, 2, 4, 8 or 16 in a PNG, and 8 in others."""
+    is_png = data.startswith(b"\x89PNG") and data[12:16] == b"IHDR"
+    return data[24] if is_png and len(data) > 24 else 8
+
+
+def _to_rgb(image: Image.Image, depth: int = 8) -> Image.Image:
+    """Converts an image of any mode to RGB, on white; `depth` is its `_sample_depth`."""
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int | tuple) and image.mode != "P":
+        return _without_colour(image, np.asarray(transparent), depth)
+    image = _to_8_bits(image)
+    if image.mode in ("RGBA", "LA", "PA") or transparent is not None:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image)
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _to_8_bits(image: Image.Image) -> Image.Image:
+    """Converts 16-bit grey, where Pillow's own conversion saturates at 255, and two levels."""
+    if image.mode in ("I;16", "I;16B", "I", "F"):
+        grey = np.asarray(image, np.float64) / 257
+        return Image.fromarray(np.clip(np.round(grey), 0, 255).astype(np.uint8))
+    return image.convert("L") if image.mode == "1" else image
+
+
+def _without_colour(image: Image.Image, colour: np.ndarray, depth: int) -> Image.Image:
+    """Returns a grey or RGB image with white in place of one colour, which is transparent.
+
+    The colour has the depth of the file, the pixels 8 bits; but 16-bit grey keeps its 16 bits.
+    """
+    samples = np.asarray(_to_8_bits(image) if image.mode == "1" else image)
+    if samples.dtype == np.uint8:
+        colour = colour >> 8 if depth == 16 else colour * 255 // (2**depth - 1)
+    is_colour = samples == colour
+    pixels = np.array(_to_8_bits(image))
+    pixels[is_colour if is_colour.ndim == 2 else is_colour.all(-1)] = 255
+    return Image.fromarray(pixels).convert("RGB")
 
 
 def check_decoder(decoder: str) -> None:
@@ -167,38 +258,26 @@ def _missing(package: str) -> ConfigError:
     )
 
 
-def _plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
+def _plain_jpeg_size(data: bytes, max_megapixels: float) -> tuple[int, int] | None:
     """Returns the size of a JPEG that simplejpeg decodes as Pillow does; None for other files."""
     try:
         height, width, colours, _ = simplejpeg().decode_jpeg_header(data)
     except ValueError:
         return None
-    if colours not in ("YCbCr", "Gray") or height * width > MAX_PIXELS:
+    if colours not in ("YCbCr", "Gray") or height * width > max_megapixels * 1e6:
         return None
-    head = _before_pixels(data)
+    head = data[: before_scan(data)]
     if b"Exif\0\0" in head or b"tiff:Orientation" in head:  # It may be rotated.
         try:
-            with _opened(Encoded(data, "")) as file:
-                return None if _is_rotated(file) else (height, width)
-        except DataError:
+            with Image.open(io.BytesIO(data), formats=("JPEG",)) as file:
+                return (height, width) if _orientation(file) == 1 else None
+        except Exception:  # The error of Pillow's decoder says what is wrong.
             return None
     return height, width
 
 
-def _before_pixels(data: bytes) -> bytes:
-    """Returns the segments of a JPEG up to the first scan, which are quick to search."""
-    end = 2
-    while data[end : end + 1] == b"\xff":
-        marker = data[end + 1 : end + 2]
-        if marker == b"\xda":
-            return data[:end]
-        # A segment starts with its length; any number of 0xFF may precede a marker.
-        end += 1 if marker == b"\xff" else 2 + int.from_bytes(data[end + 2 : end + 4], "big")
-    return data
-
-
-def _by_simplejpeg(data: bytes, shrink: int) -> np.ndarray | None:
-    size = _plain_jpeg_size(data)
+def _by_simplejpeg(data: bytes, max_megapixels: float, shrink: int) -> np.ndarray | None:
+    size = _plain_jpeg_size(data, max_megapixels)
     if size is None:
         return None
     height, width = (-(-side // shrink) for side in size) if shrink > 1 else (0, 0)

@@ -142,15 +142,15 @@ class TrainRecipe:
         return pixels
 
     def _crop(self, image: Encoded | np.ndarray, crop: augment.Crop, random) -> np.ndarray:
-        decoder, resample = self.data.decoder, self.data.resample
+        decoder, resample, limit = self.data.decoder, self.data.resample, self.data.max_megapixels
         if not self.data.fast_crop:
-            pixels = decode.read(image, decoder)
+            pixels = decode.read(image, decoder, limit)
             view = crop.view(_size(pixels), self.size, random)
             return _render(pixels, view, resample, decoder)
-        size = decode.size_of(image, decoder)
+        size = decode.size_of(image, decoder, limit)
         view = crop.view(size, self.size, random)
         factor = view.shrink()
-        pixels = decode.read(image, decoder, factor)
+        pixels = decode.read(image, decoder, limit, factor)
         if _size(pixels) != size:  # Only a JPEG is decoded smaller.
             view = view.of_smaller(factor)
         return _render(pixels, view, resample, decoder, is_rounded=True)
@@ -173,6 +173,7 @@ class EvalRecipe:
     resample: str
     crop_fraction: float
     decoder: str
+    max_megapixels: float
     crops: int = 1
 
     def __post_init__(self):
@@ -181,7 +182,15 @@ class EvalRecipe:
     @classmethod
     def from_data(cls, data: Data, size: Size, crops: int = 1) -> "EvalRecipe":
         """Returns the recipe of a config's data section."""
-        return cls(size, data.eval_crop, data.resample, data.crop_fraction, data.decoder, crops)
+        return cls(
+            size,
+            data.eval_crop,
+            data.resample,
+            data.crop_fraction,
+            data.decoder,
+            data.max_megapixels,
+            crops,
+        )
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -189,7 +198,7 @@ class EvalRecipe:
         return (*self.size, 3) if self.crops == 1 else (self.crops, *self.size, 3)
 
     def __call__(self, image: Encoded | np.ndarray) -> np.ndarray:
-        pixels = decode.read(image, self.decoder)
+        pixels = decode.read(image, self.decoder, self.max_megapixels)
         old = _size(pixels)
         if self.crop == "resize":
             return self._scaled(pixels, box_view((0, 0, *old), self.size))
