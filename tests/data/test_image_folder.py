@@ -4,6 +4,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import unicodedata
 
 import numpy as np
 import pytest
@@ -192,3 +193,60 @@ def test_folder_source_names_a_deleted_file(parted):
     (parted / "train" / "cat" / "1.png").unlink()
     with pytest.raises(DataError, match=r"cat/1\.png: unreadable image \(No such file"):
         train[1]
+
+
+def test_open_folder_finds_splits_by_their_usual_names(tmp_path):
+    for split, count in (("Training", 8), ("valid", 4), ("Testing", 3)):
+        for title in ("cat", "dog"):
+            add_images(tmp_path / split / title, numbered(count))
+    sizes = {split: len(open_folder(tmp_path, split)) for split in ("train", "val", "test")}
+    assert sizes == {"train": 16, "val": 8, "test": 6}
+    assert open_folder(tmp_path, "val").classes == ("cat", "dog")
+    assert open_folder(tmp_path, "validation").files == open_folder(tmp_path, "val").files
+
+
+def test_open_folder_finds_one_class_in_both_unicode_forms(tmp_path):
+    for split, form in (("train", "NFC"), ("val", "NFD")):
+        add_images(tmp_path / split / unicodedata.normalize(form, "café"), numbered(6))
+        add_images(tmp_path / split / "tea", numbered(6))
+    train, val = open_folder(tmp_path), open_folder(tmp_path, "val")
+    assert train.classes == val.classes == (unicodedata.normalize("NFC", "café"), "tea")
+    assert list(val.labels) == [0] * 6 + [1] * 6
+    assert decode(val[0]["image"]).shape == (2, 3, 3)
+
+
+def test_open_folder_notes_what_it_skips(parted):
+    add_images(parted / "train" / "cat", ["3.jfif"])
+    (parted / "train/dog/4.bmp").write_bytes(b"BM")
+    (parted / "train/dog/5.png").symlink_to("/not/mounted.png")
+    source = open_folder(parted)
+    assert "cat/3.jfif" in source.files
+    assert source.notes == (
+        "skipped: 1 .bmp (not JPEG, PNG or WebP, such as train/dog/4.bmp); "
+        "1 .png (link to a missing file, such as train/dog/5.png)",
+    )
+
+
+def test_open_folder_rejects_classes_of_one_image_for_a_held_out_split(tmp_path):
+    for title in ("cat", "dog"):
+        add_images(tmp_path / title, numbered(1))
+    assert len(open_folder(tmp_path, val_split="")) == 2
+    with pytest.raises(
+        DataError, match=r"no class has an image to spare for 'val'; .*val_split=''"
+    ):
+        open_folder(tmp_path, "val")
+
+
+def test_open_folder_holds_out_everything_of_data_that_is_only_scored(flat):
+    assert len(open_folder(flat, "val", val_fraction=1.0)) == 52
+    add_images(flat / "train" / "cat", numbered(1))
+    add_images(flat / "train" / "dog", numbered(1))
+    add_images(flat / "test" / "dog", numbered(1))
+    with pytest.raises(DataError, match="no folder for split 'val'; found"):
+        open_folder(flat, "val", val_fraction=1.0)
+
+
+def test_open_folder_names_the_kind_of_a_prepared_folder(tmp_path):
+    (tmp_path / "prepared.json").write_text("{}")
+    with pytest.raises(DataError, match=r"wrote this folder; set data\.source=prepared\.$"):
+        open_folder(tmp_path)

@@ -8,10 +8,10 @@ import collections
 import dataclasses
 import os
 import re
-import unicodedata
 from collections.abc import Iterable
 
 from vit_jax.data.file_kind import SUFFIXES
+from vit_jax.data.labels import same_form
 from vit_jax.data.listing import OUTSIDE, ImageFile, Listing, Skipped
 from vit_jax.errors import DataError, nearest
 
@@ -36,11 +36,6 @@ def find_split(split: str, names: Iterable[str]) -> str | None:
         return split
     alike = [name for name in names if usual is not None and split_name(name) == usual]
     return alike[0] if len(alike) == 1 else None
-
-
-def class_name(folder: str) -> str:
-    """Returns the name of a class in the composed form of Unicode, which macOS decomposes."""
-    return unicodedata.normalize("NFC", folder)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +116,7 @@ def arrange(listing: Listing, images: Iterable[ImageFile]) -> ClassFolders:
     folders = {split: folder for folder, split in split_of.items()} or {"train": ""}
     titles = {split: tops[folder] if folder else tops for split, folder in folders.items()}
     found: dict[str, dict[str, list[ImageFile]]] = {
-        split: {title: [] for title in sorted(map(class_name, filter(None, names)))}
+        split: {title: [] for title in sorted(map(same_form, filter(None, names)))}
         for split, names in titles.items()
     }
     for image in images:
@@ -130,7 +125,7 @@ def arrange(listing: Listing, images: Iterable[ImageFile]) -> ClassFolders:
         if split is None or len(parts) < 2:
             listing.skipped.add(image.path, OUTSIDE)
         else:
-            found[split][class_name(parts[0])].append(image)
+            found[split][same_form(parts[0])].append(image)
     return ClassFolders(listing.source, folders, found, listing.skipped)
 
 
@@ -179,10 +174,10 @@ def _check_classes(root: str, tops, class_folders: dict[str, list[str]], usual) 
     """Raises DataError if folders are splits rather than classes."""
     first: dict[str, str] = {}  # Name of a class folder -> the folder that has it.
     for folder in sorted(tops):
-        if tops[folder][""] >= tops[folder].total() / 2:
-            continue
+        if tops[folder][""] > tops[folder].total() / 2:
+            continue  # A class with a few images in subfolders.
         for name in class_folders[folder]:
-            other = first.setdefault(class_name(name), folder)
+            other = first.setdefault(same_form(name), folder)
             if other != folder:
                 raise DataError(
                     f"{root}: the folders {other!r} and {folder!r} both contain a folder {name!r}, "

@@ -66,11 +66,14 @@ def decode(
     Grey, palette, CMYK and 16-bit images are converted; transparent images are drawn on white.
     Raises UnreadableImage, a DataError, with the name of the image.
     """
-    return np.asarray(read(image, decoder, max_megapixels))
+    return np.asarray(read(image, decoder, max_megapixels=max_megapixels))
 
 
 def read(
-    image: Encoded | np.ndarray, decoder: str, max_megapixels: float, shrink: int = 1
+    image: Encoded | np.ndarray,
+    decoder: str,
+    shrink: int = 1,
+    max_megapixels: float = Data.max_megapixels,
 ) -> Pixels:
     """Decodes as `decode`, without the copy from Pillow's memory to numpy's.
 
@@ -118,7 +121,9 @@ def encode(pixels: np.ndarray, kind: str = "png") -> bytes:
     return file.getvalue()
 
 
-def size_of(image: Encoded | np.ndarray, decoder: str, max_megapixels: float) -> tuple[int, int]:
+def size_of(
+    image: Encoded | np.ndarray, decoder: str, max_megapixels: float = Data.max_megapixels
+) -> tuple[int, int]:
     """Returns height and width of the upright image, from the header alone."""
     if isinstance(image, np.ndarray):
         return image.shape[:2]

@@ -144,13 +144,13 @@ class TrainRecipe:
     def _crop(self, image: Encoded | np.ndarray, crop: augment.Crop, random) -> np.ndarray:
         decoder, resample, limit = self.data.decoder, self.data.resample, self.data.max_megapixels
         if not self.data.fast_crop:
-            pixels = decode.read(image, decoder, limit)
+            pixels = decode.read(image, decoder, max_megapixels=limit)
             view = crop.view(_size(pixels), self.size, random)
             return _render(pixels, view, resample, decoder)
         size = decode.size_of(image, decoder, limit)
         view = crop.view(size, self.size, random)
         factor = view.shrink()
-        pixels = decode.read(image, decoder, limit, factor)
+        pixels = decode.read(image, decoder, factor, limit)
         if _size(pixels) != size:  # Only a JPEG is decoded smaller.
             view = view.of_smaller(factor)
         return _render(pixels, view, resample, decoder, is_rounded=True)
@@ -198,7 +198,7 @@ class EvalRecipe:
         return (*self.size, 3) if self.crops == 1 else (self.crops, *self.size, 3)
 
     def __call__(self, image: Encoded | np.ndarray) -> np.ndarray:
-        pixels = decode.read(image, self.decoder, self.max_megapixels)
+        pixels = decode.read(image, self.decoder, max_megapixels=self.max_megapixels)
         old = _size(pixels)
         if self.crop == "resize":
             return self._scaled(pixels, box_view((0, 0, *old), self.size))

@@ -149,5 +149,5 @@ def _image_files(images: Sequence[str]) -> Iterator[pathlib.Path]:
         if not files:
             raise DataError(f"{name}: {no_images(skipped)}")
         if skipped:
-            print(f"{name}: skipped {skipped}", file=sys.stderr)
+            warn(f"{name}: skipped {skipped}")
         yield from files
