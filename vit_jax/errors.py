@@ -47,6 +47,12 @@ class HostError(VitJaxError):
     exit_code = 6
 
 
+class StalledError(VitJaxError):
+    """Data worker that makes no progress."""
+
+    exit_code = 6
+
+
 class Interrupted(VitJaxError):
     """A signal ended the run after the last finished step was saved."""
 

@@ -173,7 +173,10 @@ def test_unreadable_image_is_reported_with_its_file(workers, tmp_path):
     source = FolderSource(str(tmp_path), files, np.array([0, 0, 1, 1]), ("a", "b"))
     with pytest.raises(DataError) as caught:
         train_batches(source, 2, 0, 2, workers=workers)
-    assert re.fullmatch(r"/\S*/b/0\.png: unreadable image \(.*\)\.", str(caught.value))
+    assert re.fullmatch(
+        r"/\S*/b/0\.png: unreadable image \(.*\)\. --config\.data\.on_bad_image=skip .*`prepare`.*",
+        str(caught.value),
+    )
     if not workers:
         with pytest.raises(DataError, match=r"b/0\.png: unreadable image"):
             eval_batches(source, 2)

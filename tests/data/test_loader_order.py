@@ -14,7 +14,7 @@ import pytest
 
 from tests.support.runs import ROOT
 from vit_jax.config.schema import Data
-from vit_jax.data import workers as workers_lib
+from vit_jax.data import batch_memory
 from vit_jax.data.decode import Encoded
 from vit_jax.data.loader import (
     GRAIN_SHUFFLE_FROM,
@@ -185,7 +185,7 @@ def test_batch_on_devices_is_not_overwritten():
 
 def test_memory_of_released_batches_is_reused():
     addresses = [batch["image"].ctypes.data for batch in batches(noise(21), 0, 30)]
-    assert len(set(addresses)) <= workers_lib.AHEAD + workers_lib.HELD
+    assert len(set(addresses)) <= batch_memory.SLOTS
 
 
 # Worker processes come to an end.
@@ -239,14 +239,14 @@ def test_workers_end_with_their_process_and_print_nothing(end, code, words, tmp_
     assert not any(map(is_alive, pids))
 
 
-def test_killed_worker_is_reported():
+def test_killed_worker_changes_neither_order_nor_pixels():
     import multiprocessing
 
-    left = batches(noise(21), 0, 100, workers=2)
-    next(left)
+    source = noise(21)
+    left = batches(source, 0, 20, workers=2)
+    first = next(left)
     os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
-    with pytest.raises(DataError, match=r"^a data worker process ended .* with exit code -9\.$"):
-        list(left)
+    assert_equal(joined([first, *left]), joined(batches(source, 0, 20)))
     assert not multiprocessing.active_children()
 
 

@@ -35,6 +35,7 @@ FREE_ON_RESUME = (
     "keep_last",
     "keep_every",
     "data.workers",
+    "data.timeout",
     "data.on_bad_image",
     "data.max_bad",
     "data.max_megapixels",

@@ -118,10 +118,16 @@ class Data:
     )
     on_bad_image: str = field(
         "error",
-        "What an unreadable training image does; 'skip' takes another in its place.",
+        "What an unreadable image does; 'skip' takes another in its place for training, and leaves "
+        "it out of a score.",
         choices=("error", "skip"),
     )
-    max_bad: float = field(0.001, "Share of bad images that ends a run.", least=0, most=1)
+    max_bad: float = field(
+        0.001,
+        "Share of bad images that ends a run; above 0, one image per epoch is always skipped.",
+        least=0,
+        most=1,
+    )
     max_megapixels: float = field(
         64.0, "Size above which an image is unreadable, in millions of pixels.", above=0, most=178
     )
@@ -161,6 +167,11 @@ class Data:
     )
     workers: int = field(
         0, "Worker processes; 0 loads in threads of this one.", least=0, most=2**10
+    )
+    timeout: float | None = field(
+        300.0,
+        "Seconds without progress of a data worker that end a run; None waits for ever.",
+        above=0,
     )
 
 

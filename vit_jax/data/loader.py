@@ -24,6 +24,9 @@ if typing.TYPE_CHECKING:  # Workers do not need JAX, which takes seconds to impo
 PADDING_ID = -1
 HOST_ONLY = ("id", "bad")  # Columns that no device needs.
 MAX_BAD_RUN = 100  # Unreadable images in a row that are skipped.
+REMEDY = (
+    "--config.data.on_bad_image=skip skips unreadable images, and the command `prepare` lists them."
+)
 # Grain shuffles by walking the cycle of a cipher, without memory, but over at least 2^16
 # positions: an index among 50 takes 0.6 ms. Smaller sets are permuted as a whole, once an epoch.
 GRAIN_SHUFFLE_FROM = 1 << 16
@@ -197,9 +200,14 @@ class TrainRows:
             record, bad = self._record(position, index, index), 0
         except UnreadableImage as error:
             if self.on_bad_image == "error":
-                raise
+                raise UnreadableImage(f"{error} {REMEDY}") from error
             record, bad = self._substitute(position, index, error), 1
         return record | {"id": np.int64(index), "bad": np.int32(bad)}
+
+    def name(self, row: int) -> str:
+        """Returns the name of the example of a row."""
+        position = self.shard.position(row + self.start * self.shard.num_rows)
+        return self.source.name(self.sampler[position])
 
     def _record(self, position: int, planned: int, index: int) -> dict:
         # Augmentation depends on the example and its occurrence, not on the worker.
@@ -219,33 +227,65 @@ class TrainRows:
 
 @dataclasses.dataclass(frozen=True)
 class EvalRows:
-    """Evaluation rows of this host: every example once, in order, padded to whole batches."""
+    """Evaluation rows of this host: every example once, in order, padded to whole batches.
+
+    `mask` is 0 in a row of padding, whose `id` is PADDING_ID, and with on_bad_image='skip' in the
+    row of an unreadable image.
+    """
 
     source: object
     recipe: Callable
     shard: HostShard
+    on_bad_image: str = "error"
 
     def __len__(self) -> int:
         return -(-len(self.source) // self.shard.batch_size) * self.shard.num_rows
 
     def __getitem__(self, row: int) -> dict:
         index = self.shard.position(row)
-        if index < len(self.source):
+        if index >= len(self.source):
+            return self._blank(PADDING_ID)
+        try:
             return _record(self.source, index, self.recipe)
+        except UnreadableImage as error:
+            if self.on_bad_image == "error":
+                raise UnreadableImage(f"{error} {REMEDY}") from error
+            return self._blank(index)
+
+    def _blank(self, index: int) -> dict:
         return {
             "image": np.zeros(self.recipe.shape, np.float32),
             "label": np.int32(0),
             "mask": np.float32(0),
-            "id": np.int64(PADDING_ID),
+            "id": np.int64(index),
         }
 
+    def name(self, row: int) -> str:
+        """Returns the name of the example of a row."""
+        index = self.shard.position(row)
+        return self.source.name(index) if index < len(self.source) else "padding"
 
-def host_batches(rows, shard: HostShard, workers: int) -> Iterator[dict]:
+
+def check_bad_images(num_bad: int, num_images: int, max_bad: float, num_epochs: int = 1) -> None:
+    """Raises DataError if more than the fraction `data.max_bad` of the images cannot be read.
+
+    One image per epoch is not too many, however small the data set is, unless `max_bad` is 0.
+    """
+    if num_bad > max(max_bad * num_images, num_epochs if max_bad else 0):
+        raise DataError(
+            f"{num_bad} of {num_images} images could not be read, more than data.max_bad={max_bad} "
+            "allows; the command `prepare` lists them."
+        )
+
+
+def host_batches(
+    rows, shard: HostShard, workers: int, patience: workers_lib.Patience | None = None
+) -> Iterator[dict]:
     """Yields numpy batches of this host's rows, prepared by threads or by `workers` processes.
 
-    Raises DataError for a record that cannot be used.
+    Raises DataError for a record that cannot be used, StalledError for a worker without progress.
     """
-    return workers_lib.batches(rows, shard.num_rows, workers)
+    return workers_lib.batches(rows, shard.num_rows, workers, patience)
 
 
 def to_devices(batch: dict, sharding: "jax.sharding.Sharding") -> dict:

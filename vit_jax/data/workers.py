@@ -1,55 +1,115 @@
 """Fills batches with rows, by threads or by processes, in order and in bounded memory.
 
-All workers fill the same batch, each its own rows, so memory does not grow with their number.
+All workers fill the same batch, each its own rows, so memory does not grow with their number. A
+worker process that is killed is started again; a worker without progress is an error.
 """
 
 import atexit
 import collections
+import concurrent.futures
 import contextlib
 import dataclasses
-import math
+import functools
+import itertools
 import mmap
 import multiprocessing
 import os
+import queue
 import signal
+import threading
+import time
 import traceback
-import weakref
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from multiprocessing import heap
 
 import numpy as np
 
 from vit_jax.config import registry
-from vit_jax.errors import DataError
+from vit_jax.data.batch_memory import AHEAD, SLOTS, Layout, copied, lent, shared_memory
+from vit_jax.errors import DataError, StalledError
 
-AHEAD = 2  # Batches that are being filled or are ready.
-HELD = 3  # Batches that a caller may keep at a time without a copy.
 MAX_THREADS = 16  # More threads would wait for the global interpreter lock.
-PAGE = 4096  # Bytes; arrays aligned to 64 bytes need no copy to a CPU device.
+MAX_RESTARTS = 3  # Killed worker processes that are replaced.
+POLL = 0.2  # Seconds between two looks at a worker that is waited for.
+STOP_TIMEOUT = 2  # Seconds to wait at the end for a worker, which may stand still.
+NO_ROW = -1  # Row of a worker that has not begun with a batch.
 
 Failure = tuple[int, Exception]  # Position of a row in its batch, and its exception.
 
 
-def batches(rows: Sequence[dict], size: int, workers: int) -> Iterator[dict[str, np.ndarray]]:
+class _Stopped(Exception):
+    """Raised instead of waiting any longer, after a signal."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Patience:
+    """Rules of waiting for workers.
+
+    Attributes:
+      timeout: seconds without progress of a worker that raise StalledError; None waits forever.
+      is_stopped: called while a worker is waited for; when it returns True, the batches end.
+      report: prints a line about a worker that was started again.
+    """
+
+    timeout: float | None = None
+    is_stopped: Callable[[], bool] = lambda: False
+    report: Callable[[str], None] = print
+
+    def wait(
+        self, is_done: Callable[[float], bool], rows, in_work: np.ndarray, worker: str
+    ) -> None:
+        """Waits until `is_done(seconds)`, which waits for so many seconds, returns True.
+
+        Args:
+          in_work: one number, the row that the worker is at.
+          worker: name of the worker in errors.
+        """
+        last, waited = in_work.item(), 0.0
+        while not is_done(POLL):
+            if self.is_stopped():
+                raise _Stopped
+            # Polls are counted instead of seconds: a suspended process has not waited.
+            waited = waited + POLL if in_work.item() == last else 0.0
+            last = in_work.item()
+            if self.timeout is not None and waited >= self.timeout:
+                raise StalledError(
+                    f"a data worker {worker} has made no progress for {self.timeout:g} s "
+                    f"{_place(rows, last)}; check the storage of the data, or raise data.timeout."
+                )
+
+
+def batches(
+    rows: Sequence[dict], size: int, workers: int, patience: Patience | None = None
+) -> Iterator[dict[str, np.ndarray]]:
     """Yields every `size` rows as a dictionary of arrays, in order; drops an incomplete batch.
 
     Args:
-      rows: dictionaries with the same names, shapes and dtypes; for processes, picklable.
+      rows: dictionaries with the same names, shapes and dtypes; for processes, picklable. The
+        method `name(row)`, if there is one, returns the name of a row for errors.
       workers: number of processes that fill the batches; 0 uses one thread per core.
 
     An exception of a row is raised instead of its batch. Memory is reused when nothing refers to
     the arrays of a batch any more, so at most AHEAD + HELD batches are in memory, plus copies of
     batches that a caller keeps beyond HELD.
+
+    Raises DataError if a worker process ends by itself, or was killed more than MAX_RESTARTS
+    times, and StalledError for a worker without progress.
     """
     count = len(rows) // size
     if not count:
         return
-    layout = Layout.of(rows[0], size)
-    crew = _Processes(rows, layout, workers) if workers else _Threads(rows, layout)
-    free = collections.deque(range(AHEAD + HELD))
+    patience = patience or Patience()
+    free = collections.deque(range(SLOTS))
     ahead: collections.deque[int] = collections.deque()
-    try:
+    with contextlib.ExitStack() as stack, contextlib.suppress(_Stopped):
+        layout = Layout.of(_first_row(rows, patience), size)
+        crew = (
+            _Processes(rows, layout, patience, workers)
+            if workers
+            else _Threads(rows, layout, patience)
+        )
+        stack.callback(crew.stop)
         for number in range(count):
             while free and len(ahead) < min(AHEAD, count - number):
                 slot = free.popleft()
@@ -60,66 +120,37 @@ def batches(rows: Sequence[dict], size: int, workers: int) -> Iterator[dict[str,
             if failures:
                 raise min(failures, key=lambda failure: failure[0])[1]
             is_last_free = len(free) + len(ahead) < AHEAD
-            yield _copied(crew, slot, free) if is_last_free else _lent(crew, slot, free)
-    finally:
-        crew.stop()
+            yield copied(crew, slot, free) if is_last_free else lent(crew, slot, free)
 
 
-@dataclasses.dataclass(frozen=True)
-class Layout:
-    """Memory layout of the arrays of a batch."""
+def _fill(
+    rows, first: int, arrays: dict[str, np.ndarray], positions: range, in_work: np.ndarray
+) -> Failure | None:
+    """Writes some rows of the batch that starts at row `first`; returns the first failure.
 
-    size: int  # Rows.
-    columns: dict[str, tuple[int, tuple[int, ...], np.dtype]]  # Offset in bytes, shape, dtype.
-    num_bytes: int
-
-    @classmethod
-    def of(cls, row: dict, size: int) -> "Layout":
-        columns, end = {}, 0
-        for name, value in row.items():
-            array = np.asarray(value)
-            columns[name] = (end, (size, *array.shape), array.dtype)
-            end += -(-size * array.nbytes // PAGE) * PAGE
-        return cls(size, columns, end)
-
-    def slot(self, memory, number: int) -> np.ndarray:
-        """Returns the bytes of batch number `number`."""
-        return np.frombuffer(memory, np.uint8, self.num_bytes, number * self.num_bytes)
-
-    def arrays(self, slot: np.ndarray) -> dict[str, np.ndarray]:
-        """Returns the arrays of a batch; they keep `slot` alive."""
-        return {
-            name: slot[start : start + math.prod(shape) * dtype.itemsize].view(dtype).reshape(shape)
-            for name, (start, shape, dtype) in self.columns.items()
-        }
-
-
-def _lent(crew, slot: int, free: collections.deque) -> dict[str, np.ndarray]:
-    """Returns the arrays of a slot, which is free again when nothing refers to them."""
-    memory = crew.layout.slot(crew.memory, slot)
-    weakref.finalize(memory, free.append, slot).atexit = False
-    # Labels and ids are small copies: keeping them does not keep the images.
-    return {
-        name: array.copy() if array.ndim == 1 else array
-        for name, array in crew.layout.arrays(memory).items()
-    }
-
-
-def _copied(crew, slot: int, free: collections.deque) -> dict[str, np.ndarray]:
-    arrays = crew.layout.arrays(crew.layout.slot(crew.memory, slot))
-    free.append(slot)
-    return {name: array.copy() for name, array in arrays.items()}
-
-
-def _fill(rows, first: int, arrays: dict[str, np.ndarray], positions: range) -> Failure | None:
-    """Writes some rows of the batch that starts at row `first`; returns the first failure."""
+    Args:
+      in_work: one number, which becomes that of the row that is being written.
+    """
     for position in positions:
+        in_work[...] = first + position
         try:
             for name, value in rows[first + position].items():
                 arrays[name][position] = value
         except Exception as error:
             return position, error
     return None
+
+
+def _split_positions(size: int, count: int) -> list[range]:
+    """Returns the row positions of a batch, distributed over the workers."""
+    return [range(first, size, count) for first in range(min(size, count))]
+
+
+def _place(rows, row: int) -> str:
+    """Returns the name of the row that a worker is at, for errors."""
+    if row == NO_ROW:
+        return "before its first row"
+    return f"at {rows.name(row)}" if hasattr(rows, "name") else f"at row {row}"
 
 
 def _keep_freed_memory() -> None:
@@ -131,112 +162,175 @@ def _keep_freed_memory() -> None:
     np.empty(1 << 24, np.uint8)
 
 
-class _Threads:
-    """Threads of this process, one per core."""
+def _run(task: Future, function: Callable, *args) -> None:
+    """Sets the result or the exception of a task."""
+    try:
+        task.set_result(function(*args))
+    except BaseException as error:
+        task.set_exception(error)
 
-    def __init__(self, rows, layout: Layout):
+
+def _is_done(task: Future, seconds: float) -> bool:
+    return bool(concurrent.futures.wait([task], seconds).done)
+
+
+def _first_row(rows, patience: Patience) -> dict:
+    task: Future = Future()
+    threading.Thread(target=_run, args=(task, rows.__getitem__, 0), daemon=True).start()
+    patience.wait(functools.partial(_is_done, task), rows, np.zeros(1, int), "thread")
+    return task.result()
+
+
+class _Threads:
+    """Threads of this process, one per core.
+
+    They are daemon threads, because Python would wait at its exit for a thread without progress.
+    """
+
+    def __init__(self, rows, layout: Layout, patience: Patience):
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        self.rows, self.layout, self.num_threads = rows, layout, min(cores or 1, MAX_THREADS)
-        self.memory = mmap.mmap(-1, layout.num_bytes * (AHEAD + HELD))
-        self.pool = ThreadPoolExecutor(self.num_threads)
-        _keep_freed_memory()
+        self.rows, self.layout, self.patience = rows, layout, patience
+        self.parts = _split_positions(layout.size, min(cores or 1, MAX_THREADS))
+        self.memory = mmap.mmap(-1, layout.memory_size(len(self.parts)))
+        self.in_work = layout.rows_in_work(self.memory, len(self.parts))
         self.tasks: dict[int, list[Future]] = {}
+        self.queue: queue.SimpleQueue = queue.SimpleQueue()
+        self.threads = [threading.Thread(target=self._work, daemon=True) for _ in self.parts]
+        _keep_freed_memory()
+        for thread in self.threads:
+            thread.start()
+
+    def _work(self) -> None:
+        for task, *args in iter(self.queue.get, None):
+            if task.set_running_or_notify_cancel():
+                _run(task, _fill, *args)
 
     def fill(self, number: int, slot: int) -> None:
         arrays = self.layout.arrays(self.layout.slot(self.memory, slot))
-        parts = _split_positions(self.layout.size, self.num_threads)
-        first = number * self.layout.size
-        self.tasks[slot] = [
-            self.pool.submit(_fill, self.rows, first, arrays, part) for part in parts
-        ]
+        self.in_work[slot] = NO_ROW
+        self.tasks[slot] = [Future() for _ in self.parts]
+        for k, (task, part) in enumerate(zip(self.tasks[slot], self.parts)):
+            first, in_work = number * self.layout.size, self.in_work[slot, k : k + 1]
+            self.queue.put((task, self.rows, first, arrays, part, in_work))
 
     def wait(self, slot: int) -> list[Failure]:
-        return [found for task in self.tasks.pop(slot) if (found := task.result()) is not None]
+        tasks = self.tasks.pop(slot)
+        for k, task in enumerate(tasks):
+            in_work = self.in_work[slot, k : k + 1]
+            self.patience.wait(functools.partial(_is_done, task), self.rows, in_work, "thread")
+        return [found for task in tasks if (found := task.result()) is not None]
 
     def stop(self) -> None:
-        self.pool.shutdown(cancel_futures=True)
-
-
-def _split_positions(size: int, count: int) -> list[range]:
-    """Returns the row positions of a batch, distributed over the workers."""
-    return [range(first, size, count) for first in range(min(size, count))]
+        for task in itertools.chain(*self.tasks.values()):
+            task.cancel()
+        for _ in self.threads:
+            self.queue.put(None)
+        end = time.monotonic() + STOP_TIMEOUT
+        for thread in self.threads:
+            thread.join(max(0.0, end - time.monotonic()))
 
 
 class _Processes:
     """Worker processes, which end with this process in any case."""
 
-    def __init__(self, rows, layout: Layout, num_workers: int):
-        self.layout = layout
-        context = multiprocessing.get_context("spawn")  # JAX's threads do not survive a fork.
-        arena = _shared_memory(layout.num_bytes * (AHEAD + HELD))
-        self.memory = arena.buffer
+    def __init__(self, rows, layout: Layout, patience: Patience, num_workers: int):
+        self.rows, self.layout, self.patience = rows, layout, patience
+        self.parts = _split_positions(layout.size, num_workers)
+        self.context = multiprocessing.get_context("spawn")  # JAX's threads do not survive a fork.
+        self.arena = shared_memory(layout.memory_size(len(self.parts)))
+        self.memory = self.arena.buffer
+        self.in_work = layout.rows_in_work(self.memory, len(self.parts))
+        self.unanswered: collections.deque[tuple[int, int]] = collections.deque()
+        self.num_restarts = 0
         self.workers: list[tuple] = []
         atexit.register(self.stop)  # For an iterator that is not closed.
         try:
-            for part in _split_positions(layout.size, num_workers):
-                self._start(context, (rows, layout, arena, part))
+            for k in range(len(self.parts)):
+                self.workers.append(self._start(k))
         except BaseException:
             self.stop()
             raise
 
-    def _start(self, context, arguments: tuple) -> None:
-        ours, theirs = context.Pipe()
-        arguments = (theirs, registry.trusted_names(), *arguments)
-        process = context.Process(target=_work, args=arguments, daemon=True)
+    def _start(self, k: int) -> tuple:
+        """Returns the process of worker number `k`, and the pipe to it."""
+        ours, theirs = self.context.Pipe()
+        arguments = (self.rows, self.layout, self.arena, self.parts, k)
+        process = self.context.Process(
+            target=_work, args=(theirs, registry.trusted_names(), *arguments), daemon=True
+        )
         process.start()
         theirs.close()  # The pipe now ends when either process ends.
-        self.workers.append((process, ours))
+        return process, ours
 
     def fill(self, number: int, slot: int) -> None:
+        self.in_work[slot] = NO_ROW
+        self.unanswered.append((number, slot))
         for _, pipe in self.workers:
-            with contextlib.suppress(OSError):  # `wait` reports a worker that has ended.
-                pipe.send((number, slot))
+            self._send(pipe, (number, slot))
+
+    def _send(self, pipe, batch: tuple[int, int]) -> None:
+        with contextlib.suppress(OSError):  # `wait` replaces a worker that has ended.
+            pipe.send(batch)
 
     def wait(self, slot: int) -> list[Failure]:
-        return [found for worker in self.workers if (found := self._answer(*worker)) is not None]
+        answers = [self._answer(k, slot) for k in range(len(self.workers))]
+        self.unanswered.popleft()
+        return [answer for answer in answers if answer is not None]
 
-    def _answer(self, process, pipe) -> Failure | None:
-        try:
-            return pipe.recv()
-        except (EOFError, OSError) as error:
-            process.join()
+    def _answer(self, k: int, slot: int) -> Failure | None:
+        """Returns the answer of a worker for the oldest unanswered batch, after restarts of it."""
+        in_work = self.in_work[slot, k : k + 1]
+        while True:
+            process, pipe = self.workers[k]
+            self.patience.wait(pipe.poll, self.rows, in_work, f"process ({process.pid})")
+            try:
+                return pipe.recv()
+            except (EOFError, OSError) as error:
+                self._restart(k, in_work.item(), error)
+
+    def _restart(self, k: int, row: int, error: Exception) -> None:
+        """Replaces a worker that was killed; it fills the same rows of the same batches."""
+        process, pipe = self.workers[k]
+        pipe.close()
+        process.join(STOP_TIMEOUT)
+        if self.patience.is_stopped():
+            raise _Stopped  # The signal has ended the worker, too.
+        code = process.exitcode
+        ended = f"a data worker process ended unexpectedly with exit code {code}"
+        if code is None or code >= 0 or self.num_restarts == MAX_RESTARTS:
+            times = f", after {MAX_RESTARTS} restarts of workers" if self.num_restarts else ""
             raise DataError(
-                f"a data worker process ended unexpectedly with exit code {process.exitcode}."
+                f"{ended} {_place(self.rows, row)}{times}. Exit code -9 may mean that memory is "
+                "short: use fewer data.workers."
             ) from error
+        self.num_restarts += 1
+        self.patience.report(f"{ended}; restarted ({self.num_restarts} of {MAX_RESTARTS})")
+        self.in_work[:, k] = NO_ROW
+        self.workers[k] = self._start(k)
+        for batch in self.unanswered:
+            self._send(self.workers[k][1], batch)
 
     def stop(self) -> None:
         atexit.unregister(self.stop)
         for process, pipe in self.workers:
             process.kill()  # It has no state to save.
-            process.join()
+            process.join(STOP_TIMEOUT)
             pipe.close()
 
 
-def _shared_memory(num_bytes: int) -> heap.Arena:
-    """Returns shared memory without a name, which is freed with the last process that uses it.
-
-    A named block would remain after a killed process, and containers limit those to 64 MB.
-    """
-    if not hasattr(os, "memfd_create"):
-        return heap.Arena(num_bytes)  # A temporary file, deleted already.
-    file = os.memfd_create("batches")
-    os.ftruncate(file, num_bytes)
-    arena = heap.Arena(num_bytes, file)
-    weakref.finalize(arena, os.close, file)
-    return arena
-
-
-def _work(pipe, trusted, rows, layout: Layout, arena: heap.Arena, positions: range) -> None:
-    """Fills the worker's positions of one batch after the other until the pipe ends."""
+def _work(pipe, trusted, rows, layout: Layout, arena: heap.Arena, parts: list[range], k: int):
+    """Fills part `k` of one batch after the other until the pipe ends."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # Sent to the process group; the parent handles it.
     _keep_freed_memory()
     registry.trust(trusted)
+    in_work = layout.rows_in_work(arena.buffer, len(parts))
     with contextlib.suppress(EOFError, OSError):
         while True:
             number, slot = pipe.recv()
             arrays = layout.arrays(layout.slot(arena.buffer, slot))
-            failure = _fill(rows, number * layout.size, arrays, positions)
+            first = number * layout.size
+            failure = _fill(rows, first, arrays, parts[k], in_work[slot, k : k + 1])
             pipe.send(failure and _portable(*failure))
 
 
