@@ -12,7 +12,8 @@ from vit_jax import trees
 from vit_jax.config.fields import Kwargs
 from vit_jax.config.schema import Optimizer
 from vit_jax.errors import ConfigError
-from vit_jax.training.optimizer import OPTIMIZERS, UpdateRule, factor_of, layer_of, make_optimizer
+from vit_jax.training.optimizer import OPTIMIZERS, UpdateRule, make_optimizer
+from vit_jax.training.param_groups import layer_of
 
 START = {
     "kernel": np.array([[1.0, -2.0], [0.5, 3.0]]),
@@ -66,13 +67,6 @@ def test_learning_rate_can_be_a_schedule():
         np.testing.assert_allclose(falling[each], expected, rtol=1e-5)
 
 
-def test_factor_of_is_that_of_the_first_pattern_found():
-    factors = ((r"^head/", 100.0), (r"kernel$", 1.0), (r"", 0.0))
-    names = ("head/kernel", "head/bias", "Dense_0/kernel", "Dense_0/bias")
-    assert [factor_of(name, factors) for name in names] == [100.0, 100.0, 1.0, 0.0]
-    assert factor_of("anything", ()) == 1.0
-
-
 def test_decay_factors_multiply_the_weight_decay_of_a_parameter():
     config = Optimizer(weight_decay=0.03, decay_factors=(("kernel", 100.0), ("bias", 0.0)))
     params, _ = after(config, ZEROS)
@@ -123,6 +117,40 @@ def test_layer_decay_divides_the_rate_for_each_layer_above():
     params = trees.flatten(after(config, grads, start=start, lr=1.0)[0])
     for name, layer in names.items():
         np.testing.assert_allclose(params[name], -(0.5 ** (3 - layer)), rtol=1e-6)
+
+
+def test_layer_decay_of_a_layer_is_the_same_with_layers_above_it_frozen():
+    names = [f"Transformer/encoderblock_{i}/Dense/kernel" for i in range(4)] + ["head/kernel"]
+    start = trees.unflatten({name: np.zeros(2) for name in names})
+    grads = trees.unflatten({name: np.ones(2) for name in names})
+    config = Optimizer(name="sgd", layer_decay=0.5, clip_norm=None)
+    frozen = dataclasses.replace(config, lr_factors=(("encoderblock_[23]|head", 0.0),))
+    whole, part = (
+        trees.flatten(after(each, grads, start=start, lr=1.0)[0]) for each in (config, frozen)
+    )
+    for i, name in enumerate(names):
+        np.testing.assert_allclose(whole[name], -(0.5 ** (4 - i)), rtol=1e-6)
+        np.testing.assert_array_equal(part[name], whole[name] if i < 2 else 0)
+
+
+@pytest.mark.parametrize(
+    ("freeze", "trained"),
+    [
+        ("all but head", {"head/kernel"}),
+        ("first 1 blocks", {"Transformer/encoderblock_1/Dense/kernel", "head/kernel"}),
+        ("all but last 1 blocks", {"Transformer/encoderblock_1/Dense/kernel", "head/kernel"}),
+    ],
+)
+def test_freeze_trains_the_named_part_only(freeze, trained):
+    blocks = [f"Transformer/encoderblock_{i}/Dense/kernel" for i in range(2)]
+    names = ["embedding/kernel", *blocks, "head/kernel"]
+    start = trees.unflatten({name: np.zeros(2) for name in names})
+    grads = trees.unflatten({name: np.ones(2) for name in names})
+    params, state = after(Optimizer(freeze=freeze), grads, start=start)
+    changed = {name for name, value in trees.flatten(params).items() if np.any(value)}
+    assert changed == trained
+    stated = {name for name in names if any(name in each for each in trees.flatten(state))}
+    assert stated == trained
 
 
 def sign_descent(scale: float = 1.0):

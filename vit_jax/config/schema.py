@@ -256,6 +256,12 @@ class Optimizer:
         "Learning-rate factors: (regex, factor) pairs, as in `decay_factors`; factor 0 freezes the "
         "parameter, which then has no optimizer state.",
     )
+    freeze: str = field(
+        "",
+        "Parameters that are not trained: 'all but head', 'first N blocks' with all before them, "
+        "or 'all but last N blocks', which also trains what is after them; '' for none.",
+        parser="vit_jax.training.param_groups:normalize_freeze",
+    )
     layer_decay: float | None = field(
         None,
         "Learning rate of a layer divided by that of the layer above (arXiv:2111.06377).",

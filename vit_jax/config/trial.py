@@ -1,5 +1,7 @@
 """Trial configs: the recipe of a config with a tiny model, packaged images and 20 steps."""
 
+import re
+
 from vit_jax.config import conditions
 from vit_jax.config.loading import ConfigDict, base_config, update_section
 from vit_jax.config.overrides import override
@@ -69,4 +71,5 @@ def _shrink_subset(data) -> None:
 def _shrink_schedule(optimizer) -> None:
     optimizer.update(warmup_steps=2, timescale=min(optimizer.timescale, 5))
     optimizer.cooldown_steps = min(optimizer.cooldown_steps, 2)
+    optimizer.freeze = re.sub(r"\d+", "1", optimizer.freeze)  # Of two blocks.
     optimizer.ema = optimizer.ema and min(optimizer.ema, 0.9)  # Averages must follow 20 steps.

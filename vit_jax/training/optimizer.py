@@ -8,7 +8,7 @@ its factor; without one the factor is 1.
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Annotated, NamedTuple, Protocol
 
 import jax
@@ -20,8 +20,13 @@ from vit_jax.config import registry
 from vit_jax.config.fields import bounds
 from vit_jax.config.schema import Optimizer
 from vit_jax.errors import ConfigError
-
-Factors = Sequence[tuple[str, float]]
+from vit_jax.training.param_groups import (
+    Factors,
+    factor_of,
+    frozen_names,
+    layer_of,
+    num_layers_of,
+)
 
 DecayRate = Annotated[float, bounds(least=0, most=0.99999)]
 Epsilon = Annotated[float, bounds(above=0, most=1)]
@@ -227,8 +232,8 @@ def make_optimizer(
     Weight decay is decoupled: each step subtracts learning rate x weight decay x parameter. This
     is the unit of Table 3; big_vision's `wd=1e-4` at `lr=1e-3` is 0.1 here.
 
-    A parameter with learning-rate factor 0 is frozen: it has no optimizer state, and its gradient
-    is not part of the global norm.
+    A frozen parameter (`freeze`, or learning-rate factor 0) has no optimizer state, and its
+    gradient is not part of the global norm.
 
     Args:
       config: fields with `is_traced` are not used, so that they may be None.
@@ -256,12 +261,13 @@ def make_optimizer(
     )
     if rule.wrap:
         tx = rule.wrap(tx, schedule)
-    if all(factor for _, factor in config.lr_factors):
+    if not config.freeze and all(factor for _, factor in config.lr_factors):
         return tx
 
     def labels(params):
+        frozen = frozen_names(config, trees.flatten(params).keys())
         return trees.map_with_names(
-            lambda name, _: "trained" if factor_of(name, config.lr_factors) else "frozen", params
+            lambda name, _: "frozen" if name in frozen else "trained", params
         )
 
     return optax.partition({"trained": tx, "frozen": optax.set_to_zero()}, labels)
@@ -318,19 +324,6 @@ def gradient_params(opt_state: optax.OptState, params):
     return params if state is None else state.points(params)
 
 
-def factor_of(name: str, factors: Factors) -> float:
-    """Returns the factor of the first pattern found in a name, or 1."""
-    return next((factor for pattern, factor in factors if re.search(pattern, name)), 1.0)
-
-
-def layer_of(name: str, num_layers: int) -> int:
-    """Returns 0 before the encoder, i + 1 in encoderblock_i, num_layers + 1 after the encoder."""
-    if block := re.match(r"Transformer/encoderblock_(\d+)/", name):
-        return int(block[1]) + 1
-    is_after = re.match(r"Transformer/encoder_norm/|pre_logits/|MAPHead_0/|head/|patch_head/", name)
-    return num_layers + 1 if is_after else 0
-
-
 def _add_decayed_weights(decays: Factors) -> optax.GradientTransformation:
     def add(updates, params):
         factors = trees.map_with_names(lambda name, _: factor_of(name, decays), params)
@@ -353,7 +346,11 @@ def _scale_by_name(factors: Factors, layer_decay: float | None) -> optax.Gradien
     layer_decay = layer_decay or 1.0
 
     def scale(updates, params):
-        num_layers = max(layer_of(name, 0) for name in trees.flatten(params))
+        # Frozen parameters are masked here; their layers count.
+        leaves = jax.tree_util.tree_leaves_with_path(
+            params, is_leaf=lambda node: isinstance(node, optax.MaskedNode)
+        )
+        num_layers = num_layers_of([trees.leaf_name(path) for path, _ in leaves])
 
         def scale_leaf(name: str, update: jax.Array) -> jax.Array:
             layers_above = num_layers + 1 - layer_of(name, num_layers)

@@ -18,6 +18,7 @@ from vit_jax.models.registry import ViT, build, param_shapes
 from vit_jax.tasks import registry as task_registry
 from vit_jax.text import print_line
 from vit_jax.training import build as build_lib
+from vit_jax.training.checks import check_stage
 from vit_jax.weights import adapt, load, metadata
 from vit_jax.weights.finite import require_finite_params
 
@@ -110,12 +111,8 @@ def prepare_stage(
         found, model, config.init, _head_rows(config, found, model, train_source.classes)
     )
     total_steps = build_lib.num_steps(config, len(train_source))
-    for field in ("warmup_steps", "cooldown_steps"):
-        if getattr(config.optimizer, field) > total_steps:
-            raise ConfigError(
-                f"config.optimizer.{field} is {getattr(config.optimizer, field)}; "
-                f"it must be at most the {total_steps} steps of the run."
-            )
+    if is_new:
+        check_stage(config, model, total_steps)
     return Stage(
         name=name,
         config=config,

@@ -7,14 +7,17 @@ import jax
 import numpy as np
 
 from vit_jax import config as config_lib
+from vit_jax import trees
 from vit_jax.checkpoints import workdir
 from vit_jax.checkpoints.signals import SignalRecorder
+from vit_jax.config.schema import Config
 from vit_jax.distributed import mesh, multihost
 from vit_jax.errors import DataError, Interrupted
 from vit_jax.training import build, schedules
 from vit_jax.training.batches import TrainBatches
 from vit_jax.training.in_flight import StepsInFlight
 from vit_jax.training.metrics import TrainingLog
+from vit_jax.training.param_groups import count_trained
 from vit_jax.training.periodic_eval import Evaluation
 from vit_jax.training.profiler import Profiler, Window
 from vit_jax.training.saver import Saver
@@ -68,6 +71,7 @@ def _run(stage: Stage, stop: StopSignal, fallback: bool, profile: Window | None)
         for close in (saver.close, log.close, profiler.stop):  # Called in reverse order.
             stack.callback(close)
         step, state = saver.restore(init_key, fallback)
+        log.say(_parameters(config, programs.abstract_state.params))
         for name in mesh.unsharded_parameters(programs.abstract_state.params):
             log.say(f"{name} is not sharded: mesh.fsdp divides none of its axes")
         teacher_params = teacher and jax.device_put(teacher.params(), mesh.replicated(stage.mesh))
@@ -117,6 +121,13 @@ def _run(stage: Stage, stop: StopSignal, fallback: bool, profile: Window | None)
                 stop.received,
             )
         return _write_summary(stage, programs, step, log, saver)
+
+
+def _parameters(config: Config, params) -> str:
+    """Returns the numbers of trained and frozen parameters, for the first line of a stage."""
+    shapes = {name: leaf.shape for name, leaf in trees.flatten(params).items()}
+    trained, frozen = count_trained(config.optimizer, shapes)
+    return f"{trained:,} parameters are trained, {frozen:,} are frozen"
 
 
 def _rows_of_batches(
