@@ -16,6 +16,7 @@ from sklearn.metrics import (
 )
 
 from vit_jax.config.schema import Data, Task
+from vit_jax.data.decode import UnreadableImage
 from vit_jax.data.labels import relabelled
 from vit_jax.data.preprocess import EvalRecipe
 from vit_jax.data.sources import ArraySource
@@ -185,7 +186,7 @@ def test_confusion_has_a_row_per_label_and_a_column_per_prediction():
 
 def test_worker_processes_change_no_score():
     source, logits = numbered(19), random_logits()
-    one, other = (evaluate(source, logits, workers=workers) for workers in (0, 1))
+    one, other = (evaluate(source, logits, data=Data(workers=workers)) for workers in (0, 1))
     for each in dataclasses.fields(one):
         np.testing.assert_array_equal(getattr(one, each.name), getattr(other, each.name))
 
@@ -210,6 +211,37 @@ def test_scores_that_are_not_finite_are_rejected(number):
     with pytest.raises(NonFiniteError, match=r"^evaluation: table contains"):
         evaluate(numbered(9), {"table": logits})
     assert evaluate(numbered(5), {"table": logits}).n == 5  # Image 5 is padding of the batch.
+
+
+class Holes(ArraySource):
+    """Numbered images, every fourth of which cannot be read."""
+
+    def __getitem__(self, index: int) -> dict:
+        if index % 4 == 3:
+            raise UnreadableImage(f"{index}: unreadable image (by hand).")
+        return super().__getitem__(index)
+
+
+def test_skipped_images_are_counted_beside_n_and_change_no_other_score(tmp_path):
+    whole, logits = numbered(19), random_logits()
+    source = Holes(whole.images, whole.labels, CLASSES)
+    with pytest.raises(DataError, match=r"^3: unreadable image .*data\.on_bad_image=skip"):
+        evaluate(source, logits)
+    skip = Data(on_bad_image="skip", max_bad=0.5)
+    scores, every = evaluate(source, logits, data=skip), evaluate(whole, logits)
+    readable = np.flatnonzero(np.arange(19) % 4 != 3)
+    np.testing.assert_array_equal(scores.index, readable)
+    for name in ("label", "best", "probability", "loss"):
+        np.testing.assert_array_equal(getattr(scores, name), getattr(every, name)[readable])
+    assert (scores.means()["n"], scores.means()["bad_images"]) == (15, 4)
+    assert "bad_images" not in every.means()
+    write_tables(tmp_path, "val", scores, source, CLASSES)
+    rows = list(csv.DictReader((tmp_path / "predictions-val.csv").open()))
+    assert [int(row["id"]) for row in rows] == readable.tolist()
+    sets = [[label] for label in whole.labels.tolist()]
+    assert scores.with_label_sets(sets)["correct"] == scores.counts()["correct"]
+    with pytest.raises(DataError, match=r"4 of 19 images .* more than data\.max_bad=0\.001"):
+        evaluate(source, logits, data=Data(on_bad_image="skip"))
 
 
 def test_an_empty_split_is_refused():

@@ -18,6 +18,8 @@ class ExampleScores:
     best: np.ndarray  # N 5, the most probable class first; N K if K < 5.
     probability: np.ndarray  # N, of the most probable class.
     loss: np.ndarray  # N
+    index: np.ndarray | None = None  # N, of each example in the split.
+    num_bad: int = 0  # Images of the split that could not be read.
 
     @property
     def n(self) -> int:
@@ -44,7 +46,10 @@ class ExampleScores:
         return {"n": self.n, "correct": int(self.top1.sum()), "correct5": int(self.top5.sum())}
 
     def means(self) -> dict:
-        """Returns n, top1, top5, loss, mean accuracy per class and calibration error."""
+        """Returns n, top1, top5, loss, mean accuracy per class and calibration error.
+
+        And `bad_images`, if images could not be read.
+        """
         counts = self.counts()
         return {
             "n": self.n,
@@ -53,6 +58,7 @@ class ExampleScores:
             "loss": float(self.loss.sum(dtype=np.float64)) / self.n,
             "mean_per_class": self.mean_per_class(),
             "ece": self.calibration_error(),
+            **({"bad_images": self.num_bad} if self.num_bad else {}),
         }
 
     def mean_per_class(self) -> float:
@@ -72,7 +78,12 @@ class ExampleScores:
         """Returns n, top1 and top5 where any label of an example's set is correct, as in ReaL.
 
         Examples without labels are excluded, also from n (arXiv:2006.07159).
+
+        Args:
+          label_sets: one set for each example of the split.
         """
+        if self.index is not None:
+            label_sets = [label_sets[i] for i in self.index]
         rows = [
             (best, labels) for best, labels in zip(self.best, label_sets, strict=True) if labels
         ]
@@ -99,4 +110,4 @@ def score_examples(
       **options: options of `scoring.score_all`.
     """
     columns = score_all(score, params, source, recipe, **options)
-    return columns and ExampleScores(**columns)
+    return columns and ExampleScores(**columns, num_bad=len(source) - len(columns["label"]))

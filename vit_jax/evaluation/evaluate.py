@@ -44,7 +44,8 @@ class Scores:
         return self.metrics["top5"]
 
     def __str__(self) -> str:
-        return f"top1={self.top1:.4f} top5={self.top5:.4f} n={self.n}/{self.size}"
+        bad = f" bad_images={self.examples.num_bad}" if self.examples.num_bad else ""
+        return f"top1={self.top1:.4f} top5={self.top5:.4f} n={self.n}/{self.size}{bad}"
 
     def write(self, folder: pathlib.Path) -> list[pathlib.Path]:
         """Writes `eval-<split>.json` and three CSV tables; returns the paths."""
@@ -190,11 +191,12 @@ def write_tables(
 ) -> list[pathlib.Path]:
     """Writes predictions, accuracy per class and the confusion matrix as CSV; returns the paths."""
     confusion = examples.confusion(len(classes))
+    rows = zip(
+        examples.index, examples.label, examples.prediction, examples.probability, strict=True
+    )
     predictions = (
-        (source.name(i), classes[label], classes[prediction], f"{probability:.6f}")
-        for i, (label, prediction, probability) in enumerate(
-            zip(examples.label, examples.prediction, examples.probability, strict=True)
-        )
+        (source.name(int(i)), classes[label], classes[prediction], f"{probability:.6f}")
+        for i, label, prediction, probability in rows
     )
     per_class = (
         (title, total, hits, f"{hits / total:.6f}" if total else "")

@@ -97,11 +97,10 @@ def write_features(
         "layer": layer,
         "split": split,
         "classes": list(source.classes),
-        "names": [source.name(i) for i in range(len(source))],
     }
     dtype = np.dtype("float16" if half else "float32")
     write = _write_npz if path.suffix == NPZ else _write_records
-    shape = write(path, batches, dtype, about)
+    shape = write(path, batches, source, dtype, about)
     size = " x ".join(map(str, shape))
     return f"wrote {path}: {layer} {size} {dtype} n={shape[0]}/{len(source)}"
 
@@ -118,28 +117,32 @@ def _as_dtype(features: np.ndarray, dtype) -> np.ndarray:
     return converted
 
 
-def _write_npz(path: pathlib.Path, batches: Iterator[dict], dtype, about: dict) -> tuple:
+def _write_npz(path: pathlib.Path, batches: Iterator[dict], source, dtype, about: dict) -> tuple:
     """Writes the complete file or none; returns the shape of the features."""
-    features, labels = [], []
+    features, labels, names = [], [], []
     for batch in batches:
         features.append(_as_dtype(batch["features"], dtype))
         labels.append(batch["label"])
+        names += [source.name(int(i)) for i in batch["index"]]
     stacked = np.concatenate(features)
-    texts = {name: np.array(value) for name, value in about.items()}
+    texts = {name: np.array(value) for name, value in (about | {"names": names}).items()}
     with open_atomically(path, stacked.nbytes) as file:
         np.savez(file, features=stacked, labels=np.concatenate(labels), **texts)
     return stacked.shape
 
 
-def _write_records(path: pathlib.Path, batches: Iterator[dict], dtype, about: dict) -> tuple:
+def _write_records(
+    path: pathlib.Path, batches: Iterator[dict], source, dtype, about: dict
+) -> tuple:
     """Writes one record for each example; returns the shape of the features."""
-    labels, shape = [], ()
+    labels, names, shape = [], [], ()
     with record_files.write_atomically(path) as write:
         for batch in batches:
             shape = batch["features"].shape[1:]
             labels += batch["label"].tolist()
+            names += [source.name(int(i)) for i in batch["index"]]
             for values in _as_dtype(batch["features"], dtype):
                 write(values.tobytes())
-        layout = {"dtype": str(dtype), "shape": list(shape), "labels": labels}
+        layout = {"dtype": str(dtype), "shape": list(shape), "labels": labels, "names": names}
         workdir.write_json(path.with_name(f"{path.name}.json"), layout | about)
     return len(labels), *shape

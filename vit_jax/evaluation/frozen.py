@@ -1,8 +1,8 @@
 """Protocols on frozen features of images: what is fitted, what is scored, and the report.
 
-Each function takes `features_of(source) -> {"features": N D, "label": N}`, which reads every image
-once, the sources to fit on and to score, and their number of classes; it returns a report of plain
-numbers.
+Each function takes `features_of(source) -> {"features": N D, "label": N, "index": N}`, which reads
+every image once, the sources to fit on and to score, and their number of classes; it returns a
+report of plain numbers.
 """
 
 import dataclasses
@@ -17,31 +17,28 @@ from vit_jax.evaluation.scoring import scored_batches
 HALF_FROM = 2**30  # Bytes of float32 features from which they are kept in float16.
 
 
-class Stopped(Exception):
-    """Raised when a signal arrives while features are computed."""
-
-
 def make_feature_function(extract: Callable, params, recipe, **options) -> Callable:
     """Returns `features_of(source)`; features of more than a gigabyte are kept in float16.
 
-    Features of ImageNet's 1.28 million images with D = 768 take 2 GB.
+    Features of ImageNet's 1.28 million images with D = 768 take 2 GB. Images that are skipped,
+    because they cannot be read, have no row; `index` N is the index of each row in the source.
 
     Args:
       extract: jitted function of `features.make_extractor`.
-      **options: options of `scoring.score_all`; `features_of` raises Stopped if it is stopped.
+      **options: options of `scoring.scored_batches`; `features_of` raises `scoring.Stopped`.
     """
 
     def features_of(source) -> dict[str, np.ndarray]:
-        features, labels = [], []
+        features, labels, indices = [], [], []
         for batch in scored_batches(extract, params, source, recipe, **options):
             found = batch["features"]
             is_large = 4 * len(source) * found.shape[1] > HALF_FROM
             can_halve = np.abs(found).max() <= np.finfo(np.float16).max
             features.append(found.astype(np.float16) if is_large and can_halve else found)
             labels.append(batch["label"])
-        if sum(map(len, labels)) < len(source):
-            raise Stopped
-        return {"features": np.concatenate(features), "label": np.concatenate(labels)}
+            indices.append(batch["index"])
+        columns = {"features": features, "label": labels, "index": indices}
+        return {name: np.concatenate(parts) for name, parts in columns.items()}
 
     return features_of
 
@@ -82,11 +79,20 @@ def few_shot(
     seeds: int = fewshot.SEEDS,
     l2: float | Sequence[float] = fewshot.L2,
 ) -> dict:
-    """Fits closed-form least squares; only the training images that are drawn are read."""
-    labels = train.labels
-    draws = [fewshot.draw_shots(labels, max(shots), seed) for seed in range(seeds)]
-    places = np.unique(np.concatenate(draws))
-    rows = Rows(len(labels), places, features_of(Subset(train, places))["features"])
+    """Fits closed-form least squares; only the training images that are drawn are read.
+
+    If some of them cannot be read and are skipped, shots are drawn again without them.
+    """
+    readable = np.arange(len(train))
+    while True:
+        labels = train.labels[readable]
+        draws = [fewshot.draw_shots(labels, max(shots), seed) for seed in range(seeds)]
+        places = np.unique(np.concatenate(draws))
+        drawn = features_of(Subset(train, readable[places]))
+        if len(drawn["index"]) == len(places):
+            break
+        readable = np.delete(readable, np.delete(places, drawn["index"]))
+    rows = Rows(len(labels), places, drawn["features"])
     scored = features_of(test)
     found = fewshot.fewshot(
         rows,

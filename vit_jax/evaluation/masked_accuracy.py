@@ -14,6 +14,7 @@ class ImageScores:
 
     loss: np.ndarray
     top1: np.ndarray | None = None  # None if targets are pixels.
+    num_bad: int = 0  # Images of the split that could not be read.
 
     @property
     def n(self) -> int:
@@ -21,13 +22,17 @@ class ImageScores:
         return len(self.loss)
 
     def means(self) -> dict:
-        """Returns `n`, and the means of loss and, if targets are colours, top1."""
+        """Returns `n`, and the means of loss and, if targets are colours, top1.
+
+        And `bad_images`, if images could not be read.
+        """
+        columns = {"loss": self.loss, "top1": self.top1}
         means = {
             name: float(values.mean(dtype=np.float64))
-            for name, values in vars(self).items()
+            for name, values in columns.items()
             if values is not None
         }
-        return {"n": self.n, **means}
+        return {"n": self.n, **means, **({"bad_images": self.num_bad} if self.num_bad else {})}
 
 
 def score_examples(
@@ -42,4 +47,5 @@ def score_examples(
     columns = score_all(score, params, source, recipe, **options)
     if columns is None:
         return None
-    return ImageScores(columns["loss"], columns.get("top1"))
+    num_bad = len(source) - len(columns["loss"])
+    return ImageScores(columns["loss"], columns.get("top1"), num_bad)

@@ -44,7 +44,7 @@ class EvaluationSetup:
         return {
             "batch_size": -(-self.config.batch_size // self.mesh.size) * self.mesh.size,
             "sharding": mesh_lib.batch_sharding(self.mesh),
-            "workers": self.config.data.workers,
+            "data": self.config.data,
             "where": self.loaded.weights.where,
         }
 

@@ -92,8 +92,8 @@ def predict_split(run_setup: setup.EvaluationSetup) -> Predictions:
     def make_predictions(indices) -> list[Prediction]:
         return [
             Prediction(
-                name=subset.name(i),
-                image=from_unit_range(run_setup.recipe(subset[int(i)]["image"])),
+                name=subset.name(int(scores.index[i])),
+                image=from_unit_range(run_setup.recipe(subset[int(scores.index[i])]["image"])),
                 label=classes[scores.label[i]],
                 prediction=classes[scores.prediction[i]],
                 probability=float(scores.probability[i]),

@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Callable
 
 from vit_jax.data.preprocess import EvalRecipe
-from vit_jax.evaluation import frozen
+from vit_jax.evaluation import frozen, scoring
 from vit_jax.evaluation.evaluators import find_evaluator
 from vit_jax.training.build import Programs
 from vit_jax.training.stage import Stage
@@ -25,7 +25,7 @@ class Evaluation:
         self.options = {
             "batch_size": config.batch_size,
             "sharding": programs.batch_sharding,
-            "workers": config.data.workers,
+            "data": config.data,
             "is_stopped": is_stopped,
         }
 
@@ -43,7 +43,7 @@ class Evaluation:
         """Returns metrics by their names in `metrics.jsonl`, or None if it is stopped."""
         try:
             return self._val(params) if name == "val" else self._fewshot(params)
-        except frozen.Stopped:
+        except scoring.Stopped:
             return None
 
     def _val(self, params) -> dict | None:
@@ -82,7 +82,9 @@ class Evaluation:
             else [len(test) for _, test in self.stage.fewshot_sources.values()]
         )
         n = " ".join(f"n={count}/{size}" for count, size in zip(counts, sizes, strict=True))
-        return f"step {step}/{self.stage.total_steps}  {text}  {n}"
+        bad = metrics.get("val/bad_images")
+        skipped = f"  {bad} unreadable images skipped" if bad else ""
+        return f"step {step}/{self.stage.total_steps}  {text}  {n}{skipped}"
 
 
 def _is_due(step: int, every: int | None, total: int) -> bool:
