@@ -89,9 +89,10 @@ def _exit(message: str, code: int, argv: list[str]) -> None:
 
 
 def _message(error: BaseException) -> str:
+    message = str(error) or "interrupted"
     if isinstance(error, OSError):  # Disk full, permission denied, a file instead of a folder.
-        return f"{error.filename or 'input or output'}: {error.strerror or error}."
-    return str(error) or "interrupted"
+        message = f"{error.filename or 'input or output'}: {error.strerror or error}."
+    return " ".join([message, *getattr(error, "__notes__", ())])
 
 
 def _device_problem(error: Exception) -> str:

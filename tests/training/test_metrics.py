@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import typing
 
 import numpy as np
 import pytest
@@ -113,6 +114,45 @@ def test_what_was_synced_is_there_to_read(tmp_path):
     assert metrics.read(tmp_path) == [{"step": 5, "loss": 0.5}]
     writer.close()
     assert len(lines(tmp_path)) == 1
+
+
+def test_tensorboard_gets_every_value_once(tmp_path, monkeypatch):
+    class Board:
+        scalars: typing.ClassVar = []
+
+        def add_scalar(self, name, value, step):
+            self.scalars.append((name, value, step))
+
+        def flush(self): ...
+        def close(self): ...
+
+    monkeypatch.setattr(metrics, "_tensorboard", lambda folder, restored_step: Board())
+    writer = MetricWriter(tmp_path)
+    writer.write(5, {"train/loss": 0.5})
+    writer.sync()
+    writer.write(5, {"val/n": 7})
+    writer.close()
+    assert Board.scalars == [("train/loss", 0.5, 5), ("val/n", 7, 5)]
+
+
+def test_log_of_a_compiled_step_has_no_rate(tmp_path, capsys):
+    log = metrics.TrainingLog(tmp_path, "", total_steps=9, batch_size=4)
+    log.open(0)
+    log.clock.lap("data")
+    log.log(1, {"loss": 2.0}, is_timed=False)
+    log.clock.lap("train")
+    log.log(2, {"loss": 1.5})
+    log.close()
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == "step 1/9  loss 2.0000"
+    assert second.startswith("step 2/9  loss 1.5000  ")
+    assert " img/s  data wait " in second
+    compiled, timed = metrics.read(tmp_path)
+    assert compiled == {"step": 1, "train/loss": 2.0}
+    assert timed["train/img_per_sec"] > 0
+    assert sum(timed[f"train/{name}"] for name in ("data_wait", "device", "host")) == (
+        pytest.approx(1)
+    )
 
 
 def test_a_folder_without_metrics_has_no_records(tmp_path):

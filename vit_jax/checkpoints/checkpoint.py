@@ -12,6 +12,7 @@ import math
 import os
 import pathlib
 import re
+import shutil
 import sys
 
 import google_crc32c
@@ -70,6 +71,7 @@ class Checkpoints:
             logging.getLogger(name).setLevel(logging.CRITICAL)
         _silence_cancelled_reads()
         self.folder = folder
+        self._num_bytes = 0  # Of the arrays of a step.
         self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
 
     def save(self, step: int, state, *, data: dict, meta: dict) -> None:
@@ -82,6 +84,7 @@ class Checkpoints:
         items = json.loads(to_json({"data": data, "meta": meta}))
         arguments = {name: ocp.args.JsonSave(item) for name, item in items.items()}
         tree = trees.unflatten(trees.flatten(state))
+        self._num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
         self._wrap_errors(
             lambda: self._manager.save(
                 step,
@@ -116,6 +119,10 @@ class Checkpoints:
             if later >= step:
                 self._wrap_errors(functools.partial(self._manager.delete, later))
 
+    def raise_if_failed(self) -> None:
+        """Raises CheckpointError if a step could not be written; does not wait."""
+        self._wrap_errors(self._manager.check_for_errors)
+
     def wait(self) -> None:
         """Waits until all steps are on disk; raises CheckpointError if one cannot be written."""
         self._wrap_errors(self._manager.wait_until_finished)
@@ -129,7 +136,9 @@ class Checkpoints:
             action()
         except Exception as error:  # Orbax and TensorStore raise many types.
             raise CheckpointError(
-                f"cannot save a checkpoint in {self.folder}: {one_line(error)}"
+                f"cannot save a checkpoint in {self.folder}: {one_line(error).rstrip('.')}. It "
+                f"takes up to {self._num_bytes / 1e6:,.1f} MB; "
+                f"{_free_bytes(self.folder) / 1e6:,.1f} MB are free."
             ) from error
 
 
@@ -194,6 +203,10 @@ class BestWeights:
             self.step, self.metrics = step, metrics
             meta = meta | {"means": metrics}
             self._checkpoints.save(step, {"params": params}, data={}, meta=meta)
+
+    def raise_if_failed(self) -> None:
+        """Raises CheckpointError if the weights could not be written; does not wait."""
+        self._checkpoints.raise_if_failed()
 
     def wait(self) -> None:
         """Waits until all steps are on disk; raises CheckpointError if one cannot be written."""
@@ -355,3 +368,10 @@ def _describe(shape_and_dtype) -> str:
         return "none"
     shape, dtype = shape_and_dtype
     return f"({', '.join(map(str, shape))}) {dtype}"
+
+
+def _free_bytes(folder: pathlib.Path) -> int:
+    """Returns the free space of the file system of a folder."""
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free

@@ -1,11 +1,13 @@
 """Steps that are dispatched to the devices and not logged yet."""
 
 import collections
+import contextlib
 
 import jax
 import numpy as np
 
-from vit_jax.errors import DataError, NonFiniteError
+from vit_jax.data import loader
+from vit_jax.errors import NonFiniteError, VitJaxError
 from vit_jax.training.metrics import TrainingLog
 from vit_jax.training.saver import Saver
 from vit_jax.training.stage import Stage
@@ -23,7 +25,6 @@ class StepsInFlight:
         self._stage, self._log, self._saver, self._stop = stage, log, saver, stop
         self._crc = crc
         self._steps: collections.deque = collections.deque()
-        self._num_non_finite = 0
 
     def add(self, step: int, metrics: dict, ids: np.ndarray, gathered) -> None:
         """Adds a dispatched step.
@@ -45,45 +46,48 @@ class StepsInFlight:
         while self._steps:
             self._settle(book)
 
+    def settle_after_error(self) -> None:
+        """Waits for all steps and logs them; an error of theirs does not replace the first one."""
+        while self._steps:
+            with contextlib.suppress(VitJaxError, OSError):
+                self._settle()
+
     def _settle(self, book: str = "train") -> None:
         step, metrics, ids, gathered = self._steps.popleft()
         with self._log.waiting(book):
             metrics, gathered = jax.device_get((metrics, gathered))
         self._stop.agree(gathered[:, 0])
-        self._count_bad_images(step, int(gathered[:, 1].sum()))
+        self._saver.num_bad_images += int(gathered[:, 1].sum())
         values = {name: float(value) for name, value in metrics.items()}
-        self._check_finite(step, values)
         config = self._stage.config
         if step % config.log_every == 0 or step in (1, self._stage.total_steps):
             values["ids_crc"] = self._crc(step, ids)
             if config.data.on_bad_image == "skip":
                 values["bad_images"] = self._saver.num_bad_images
-            self._log.log(step, values)
-
-    def _count_bad_images(self, step: int, count: int) -> None:
-        """Raises DataError if the fraction of unreadable images exceeds `data.max_bad`."""
-        self._saver.num_bad_images += count
-        config, num_bad = self._stage.config, self._saver.num_bad_images
-        num_images = max(step * config.batch_size, len(self._stage.train_source))
-        if num_bad > config.data.max_bad * num_images:
-            raise DataError(
-                f"{num_bad} of {num_images} images could not be read, more than data.max_bad="
-                f"{config.data.max_bad} allows; the command `prepare` lists them."
-            )
+            self._log.log(step, values, is_timed=book == "train")
+        self._check_finite(step, values)
+        num_images, size = step * config.batch_size, len(self._stage.train_source)
+        loader.check_bad_images(
+            self._saver.num_bad_images,
+            max(num_images, size),
+            config.data.max_bad,
+            num_epochs=-(-num_images // size),
+        )
 
     def _check_finite(self, step: int, values: dict) -> None:
         """Raises NonFiniteError after MAX_NON_FINITE skipped updates in a row."""
         if not values["skipped"]:
-            self._num_non_finite = 0
+            self._saver.num_non_finite = 0
             return
-        self._num_non_finite += 1
+        self._saver.num_non_finite += 1
         self._log.say(
             f"step {step}: update skipped, not finite (loss {values['loss']}, "
             f"gradient norm {values['grad_norm']})"
         )
-        if self._num_non_finite == MAX_NON_FINITE:
+        count = self._saver.num_non_finite
+        if count >= MAX_NON_FINITE:
             raise NonFiniteError(
-                f"loss, gradients or updates were not finite in {MAX_NON_FINITE} steps in a "
-                f"row, {step - MAX_NON_FINITE + 1} to {step}; the last checkpoint is that of "
-                f"step {self._saver.saved_step}. Use a lower optimizer.lr or a longer warm-up."
+                f"loss, gradients or updates were not finite in {count} steps in a row, "
+                f"{step - count + 1} to {step}. Use a lower optimizer.lr or a longer warm-up; in "
+                f"another workdir, init.path={self._stage.folder} starts from these weights."
             )

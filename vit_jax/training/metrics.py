@@ -99,6 +99,7 @@ class MetricWriter:
         closed = kept[:-1] if self._open_record else kept
         self._closed = functools.reduce(Digest.add, closed, Digest())
         self._is_on_disk, self._is_changed = True, False
+        self._on_board = set(self._open_record)  # Names in the open record that are shown.
         self.notes = self._describe_damage(parsed, restored_step, recorded)
         self._put(kept)
         self._board = _tensorboard(folder, restored_step)
@@ -141,7 +142,7 @@ class MetricWriter:
         if self._open_record and self._open_record["step"] != step:
             self.flush()
         if not self._open_record:
-            self._open_record, self._is_on_disk = {"step": step}, False
+            self._open_record, self._is_on_disk, self._on_board = {"step": step}, False, set()
         self._is_changed = True
         self._open_record.update({name: _plain(value) for name, value in values.items()})
 
@@ -167,15 +168,16 @@ class MetricWriter:
             with add_path_to_errors(self._path):
                 self._file.write(_line(self._open_record))
                 self._file.flush()
-        self._show_on_board()
         self._is_on_disk, self._is_changed = True, False
+        self._show_on_board()
 
     def _show_on_board(self) -> None:
         if self._board is None:
             return
         for name, value in self._open_record.items():
-            if name != "step" and value is not None:
+            if name != "step" and name not in self._on_board and value is not None:
                 self._board.add_scalar(name, value, self._open_record["step"])
+        self._on_board.update(self._open_record)
         self._board.flush()
 
     def close(self) -> None:
@@ -270,8 +272,10 @@ class TrainingLog:
         waited = self.clock.lap(book)
         self._waited += waited if book == "train" else 0.0
 
-    def log(self, step: int, values: dict) -> None:
+    def log(self, step: int, values: dict, is_timed: bool = True) -> None:
         """Records the metrics of a training step, and how the time since the last record was spent.
+
+        A step with `is_timed` False, the first one, was compiled: it has no rate.
 
         `train/data_wait` is the fraction of the time in which the loop waited for a batch,
         `train/device` the fraction in which it waited for the oldest step in flight, and
@@ -280,19 +284,22 @@ class TrainingLog:
         data is the bottleneck, not that the devices are idle.
         """
         busy, data, device = (b - a for a, b in zip(self._before, self._seconds()))
-        speed = (step - self._step) * self._batch_size / busy if busy else 0.0
+        num_images = (step - self._step) * self._batch_size
         self.start_interval(step)
-        shares = {"data_wait": data, "device": device, "host": busy - data - device}
-        shares = {name: seconds / busy if busy else 0.0 for name, seconds in shares.items()}
-        record = values | {"img_per_sec": speed} | shares
-        self.write(step, {f"train/{name}": value for name, value in record.items()})
-        left = (self._total_steps - step) * self._batch_size / speed if speed else 0
-        top1 = f"top1 {values['top1']:.4f}  " if "top1" in values else ""
-        fractions = (f"{name.replace('_', ' ')} {share:.0%}  " for name, share in shares.items())
-        self._show(
-            f"step {step}/{self._total_steps}  loss {values['loss']:.4f}  {top1}"
-            f"{speed:,.0f} img/s  {''.join(fractions)}eta {format_duration(left)}"
-        )
+        top1 = f"  top1 {values['top1']:.4f}" if "top1" in values else ""
+        line = f"step {step}/{self._total_steps}  loss {values['loss']:.4f}{top1}"
+        if is_timed and busy and num_images:
+            speed = num_images / busy
+            shares = {"data_wait": data, "device": device, "host": busy - data - device}
+            shares = {name: seconds / busy for name, seconds in shares.items()}
+            values = values | {"img_per_sec": speed} | shares
+            left = (self._total_steps - step) * self._batch_size / speed
+            line += f"  {speed:,.0f} img/s"
+            for name, share in shares.items():
+                line += f"  {name.replace('_', ' ')} {share:.0%}"
+            line += f"  eta {format_duration(left)}"
+        self.write(step, {f"train/{name}": value for name, value in values.items()})
+        self._show(line)
 
     def write(self, step: int, values: dict) -> None:
         """Adds metrics to the record of a step."""

@@ -1,5 +1,6 @@
 """Checkpoints of a stage: what a resumed run starts from, and what each step saves."""
 
+import contextlib
 import dataclasses
 
 import jax
@@ -30,6 +31,7 @@ class Saver:
         self.best: checkpoint.BestWeights | None = None
         self.saved_step = 0
         self.num_bad_images = 0  # Unreadable images so far, in all processes.
+        self.num_non_finite = 0  # Steps in a row, up to now, whose update was skipped.
 
     def restore(self, init_key: jax.Array, fallback: bool) -> tuple[int, TrainState]:
         """Returns the step and state of the newest checkpoint, or step 0 and the initial state.
@@ -86,6 +88,7 @@ class Saver:
             self._stage.check_same_data(meta, data)
             self._log.clock.seconds.update(meta["seconds"])
             self.num_bad_images = meta.get("bad_images", 0)
+            self.num_non_finite = meta.get("non_finite", 0)
             if step < self._stage.total_steps:
                 self._log.say(f"resuming from step {step}")
             return step, state, meta
@@ -107,8 +110,22 @@ class Saver:
         return step == self._stage.total_steps or step % self._stage.config.checkpoint_every == 0
 
     def save(self, step: int, state: TrainState) -> None:
-        """Starts to write a checkpoint."""
+        """Starts to write a checkpoint, after the lines of metrics that belong to it."""
         self._log.sync()
+        self._write(step, state)
+
+    def save_last(self, step: int, state: TrainState) -> None:
+        """Writes a checkpoint of the step at which the run ends, if it has none yet.
+
+        Lines of metrics that cannot be written do not prevent it.
+        """
+        if step > self.saved_step:
+            with contextlib.suppress(OSError):  # Closing the log raises it again.
+                self._log.sync()
+            self._write(step, state)
+        self.wait()
+
+    def _write(self, step: int, state: TrainState) -> None:
         if self.best is not None:  # A checkpoint names its best weights: they come first.
             self.best.wait()
         num_examples = len(self._stage.train_source)
@@ -128,6 +145,12 @@ class Saver:
         self.saved_step = step
         self._log.clock.lap("save")
 
+    def raise_if_failed(self) -> None:
+        """Raises CheckpointError if a checkpoint that is being written has failed."""
+        self._checkpoints.raise_if_failed()
+        if self.best is not None:
+            self.best.raise_if_failed()
+
     def save_if_best(self, step: int, params: dict, metrics: dict) -> None:
         """Saves weights as the best if `select` is "best" and their score is the highest yet."""
         if self.best is not None:
@@ -143,6 +166,7 @@ class Saver:
             "preprocessing": dataclasses.asdict(recipe),
             "seconds": self._log.clock.seconds,
             "bad_images": self.num_bad_images,
+            "non_finite": self.num_non_finite,
             "best_step": self.best and self.best.step,
             "versions": workdir.versions(),
         }

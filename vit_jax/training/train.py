@@ -1,10 +1,8 @@
-"""Trains one stage: restore, read batches, step, log, evaluate, save."""
+"""Trains one stage: restore, read batches, step, log, save, evaluate."""
 
 import contextlib
-from collections.abc import Iterator
 
 import jax
-import numpy as np
 
 from vit_jax import config as config_lib
 from vit_jax import trees
@@ -12,7 +10,7 @@ from vit_jax.checkpoints import workdir
 from vit_jax.checkpoints.signals import SignalRecorder
 from vit_jax.config.schema import Config
 from vit_jax.distributed import mesh, multihost
-from vit_jax.errors import DataError, Interrupted
+from vit_jax.errors import CheckpointError, Interrupted, NonFiniteError
 from vit_jax.training import build, schedules
 from vit_jax.training.batches import TrainBatches
 from vit_jax.training.in_flight import StepsInFlight
@@ -24,6 +22,7 @@ from vit_jax.training.saver import Saver
 from vit_jax.training.stage import Stage
 from vit_jax.training.stop import StopSignal
 from vit_jax.training.summary import make_summary, read_finished
+from vit_jax.training.train_step import TrainState
 
 
 def train_stage(stage: Stage, *, fallback: bool = False, profile: Window | None = None) -> dict:
@@ -34,7 +33,7 @@ def train_stage(stage: Stage, *, fallback: bool = False, profile: Window | None 
       profile: steps to write a trace of.
 
     Returns the contents of `summary.json`. Raises Interrupted after a signal, with the last
-    finished step saved.
+    finished step saved. After an error, that step is saved, too, if it can be.
     """
     config = config_lib.to_dict({"": stage.config})
     with workdir.lock_on_all(stage.folder), SignalRecorder() as recorder:
@@ -64,7 +63,7 @@ def _run(stage: Stage, stop: StopSignal, fallback: bool, profile: Window | None)
     saver = Saver(stage, programs, log)
     profiler = Profiler(stage.folder, profile)
     evaluation = Evaluation(stage, programs, lambda: stop.is_received_here)
-    batches = TrainBatches(stage, programs.batch_sharding)
+    batches = TrainBatches(stage, programs.batch_sharding, lambda: bool(stop), log.say)
     in_flight = StepsInFlight(stage, log, saver, stop, batches.crc)
     init_key, noise_key = jax.random.split(jax.random.key(config.seed))
     with contextlib.ExitStack() as stack:
@@ -79,42 +78,50 @@ def _run(stage: Stage, stop: StopSignal, fallback: bool, profile: Window | None)
         log.clock.lap("start")
         if profiler.is_past(first):
             log.say(f"no trace: the run resumes at step {first}, after the first step to trace")
-        _evaluate(evaluation, step, state, log, saver, in_flight, stop)
-        for batch in _rows_of_batches(batches, step, log, stop):
-            if stop:
-                break
-            if profiler.begins_with(step + 1):
-                in_flight.settle_all()
-                profiler.start()
-            gathered = multihost.allgather(stop.number, batch["bad"].sum())
-            with profiler.step(step + 1):
-                state, metrics = programs.train_step(
-                    state, batches.to_devices(batch), noise_key, hyperparams(step), teacher_params
-                )
-            step += 1
-            in_flight.add(step, metrics, batch["id"], gathered)
-            if step == first:  # Compilation is not training time.
-                in_flight.settle_all(book="start")
-                log.clock.lap("start")
-                log.start_interval(step)
-            else:
-                in_flight.settle_oldest()
-            log.clock.lap("train")
-            if profiler.ends_with(step):
-                in_flight.settle_all()  # The trace contains all work of these steps.
-                if profiler.stop():
-                    log.say(f"step {step}: trace in {profiler.folder}")
-                log.clock.lap("save")
-            # Evaluation first: the step that a checkpoint holds has been evaluated.
+        try:
             _evaluate(evaluation, step, state, log, saver, in_flight, stop)
-            if saver.is_due(step) and not stop:
-                in_flight.settle_all()
-                saver.save(step, state)
+            for batch in stack.enter_context(contextlib.closing(batches.after(step))):
+                log.clock.lap("data")
+                saver.raise_if_failed()
+                if stop:
+                    break
+                if profiler.begins_with(step + 1):
+                    in_flight.settle_all()
+                    profiler.start()
+                gathered = multihost.allgather(stop.number, batch["bad"].sum())
+                with profiler.step(step + 1):
+                    state, metrics = programs.train_step(
+                        state,
+                        batches.to_devices(batch),
+                        noise_key,
+                        hyperparams(step),
+                        teacher_params,
+                    )
+                step += 1
+                in_flight.add(step, metrics, batch["id"], gathered)
+                if step == first:  # Compilation is not training time.
+                    in_flight.settle_all(book="start")
+                    log.clock.lap("start")
+                    log.start_interval(step)
+                else:
+                    in_flight.settle_oldest()
+                log.clock.lap("train")
+                if profiler.ends_with(step):
+                    in_flight.settle_all()  # The trace contains all work of these steps.
+                    if profiler.stop():
+                        log.say(f"step {step}: trace in {profiler.folder}")
+                    log.clock.lap("save")
+                # Saved first: an evaluation that fails is repeated, the step is not.
+                if saver.is_due(step) and not stop:
+                    in_flight.settle_all()
+                    saver.save(step, state)
+                _evaluate(evaluation, step, state, log, saver, in_flight, stop)
+        except Exception as error:
+            _save_after_error(error, step, state, saver, in_flight)
+            raise
         if stop:
-            if step > saver.saved_step:
-                in_flight.settle_all()
-                saver.save(step, state)
-            saver.wait()
+            in_flight.settle_all()
+            saver.save_last(step, state)
             saved = f"step {step} is saved" if step else "no step was finished"
             raise Interrupted(
                 f"{stop.received.name}: {saved} in {stage.folder}; the same command resumes it.",
@@ -130,22 +137,21 @@ def _parameters(config: Config, params) -> str:
     return f"{trained:,} parameters are trained, {frozen:,} are frozen"
 
 
-def _rows_of_batches(
-    batches: TrainBatches, step: int, log: TrainingLog, stop: StopSignal
-) -> Iterator[dict[str, np.ndarray]]:
-    """Yields this host's rows of every batch after `step`."""
-    rows = batches.after(step)
-    while True:
-        try:
-            batch = next(rows, None)
-        except DataError:
-            if not stop:
-                raise
-            return  # The signal has ended the workers, too.
-        log.clock.lap("data")
-        if batch is None:
-            return
-        yield batch
+def _save_after_error(
+    error: Exception, step: int, state: TrainState, saver: Saver, in_flight: StepsInFlight
+) -> None:
+    """Saves the last finished step, if it can be saved, and adds a note about it to the error."""
+    # Of several processes, one alone cannot save; all of them raise NonFiniteError together.
+    is_on_all = jax.process_count() == 1 or isinstance(error, NonFiniteError)
+    if not step or not is_on_all or isinstance(error, CheckpointError):
+        return
+    try:
+        in_flight.settle_after_error()
+        saver.save_last(step, state)
+    except Exception as failure:
+        error.add_note(f"Step {step} could not be saved ({failure}).")
+    else:
+        error.add_note(f"Step {step} is saved.")
 
 
 def _evaluate(
