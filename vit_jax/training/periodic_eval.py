@@ -83,7 +83,7 @@ class Evaluation:
         )
         n = " ".join(f"n={count}/{size}" for count, size in zip(counts, sizes, strict=True))
         bad = metrics.get("val/bad_images")
-        skipped = f"  {bad} unreadable images skipped" if bad else ""
+        skipped = f" bad_images={bad}" if bad else ""
         return f"step {step}/{self.stage.total_steps}  {text}  {n}{skipped}"
 
 
