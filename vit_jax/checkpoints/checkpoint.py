@@ -12,7 +12,6 @@ import math
 import os
 import pathlib
 import re
-import shutil
 import sys
 
 import google_crc32c
@@ -23,6 +22,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from vit_jax import trees
+from vit_jax.atomic_io import describe_space
 from vit_jax.atomic_io import to_json
 from vit_jax.checkpoints import workdir
 from vit_jax.checkpoints.layout import (
@@ -136,9 +136,8 @@ class Checkpoints:
             action()
         except Exception as error:  # Orbax and TensorStore raise many types.
             raise CheckpointError(
-                f"cannot save a checkpoint in {self.folder}: {one_line(error).rstrip('.')}. It "
-                f"takes up to {self._num_bytes / 1e6:,.1f} MB; "
-                f"{_free_bytes(self.folder) / 1e6:,.1f} MB are free."
+                f"cannot save a checkpoint in {self.folder}: {one_line(error).rstrip('.')} "
+                f"({describe_space(self.folder, self._num_bytes)})."
             ) from error
 
 
@@ -368,10 +367,3 @@ def _describe(shape_and_dtype) -> str:
         return "none"
     shape, dtype = shape_and_dtype
     return f"({', '.join(map(str, shape))}) {dtype}"
-
-
-def _free_bytes(folder: pathlib.Path) -> int:
-    """Returns the free space of the file system of a folder."""
-    while not folder.exists():
-        folder = folder.parent
-    return shutil.disk_usage(folder).free
