@@ -22,8 +22,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from vit_jax import trees
-from vit_jax.atomic_io import describe_space
-from vit_jax.atomic_io import to_json
+from vit_jax.atomic_io import describe_space, to_json
 from vit_jax.checkpoints import workdir
 from vit_jax.checkpoints.layout import (
     BEST,
