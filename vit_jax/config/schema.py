@@ -118,15 +118,11 @@ class Data:
     )
     on_bad_image: str = field(
         "error",
-        "What an unreadable image does; 'skip' takes another in its place for training, and leaves "
-        "it out of a score.",
+        "What an unreadable image does; 'skip' trains on another instead, and scores without it.",
         choices=("error", "skip"),
     )
     max_bad: float = field(
-        0.001,
-        "Share of bad images that ends a run; above 0, one image per epoch is always skipped.",
-        least=0,
-        most=1,
+        0.001, "Share of bad images that ends a run, if above one per epoch.", least=0, most=1
     )
     max_megapixels: float = field(
         64.0, "Size above which an image is unreadable, in millions of pixels.", above=0, most=178
@@ -169,9 +165,7 @@ class Data:
         0, "Worker processes; 0 loads in threads of this one.", least=0, most=2**10
     )
     timeout: float | None = field(
-        300.0,
-        "Seconds without progress of a data worker that end a run; None waits for ever.",
-        above=0,
+        300.0, "Seconds without progress of a data worker that end a run; None: no limit.", above=0
     )
 
 
