@@ -11,7 +11,12 @@ from vit_jax.distributed import mesh as mesh_lib
 from vit_jax.models.registry import make_init
 from vit_jax.tasks.classification import Classification
 from vit_jax.training.schedules import make_schedule
-from vit_jax.training.train_step import make_abstract_state, make_init_state, make_train_step
+from vit_jax.training.train_step import (
+    make_abstract_state,
+    make_gradient,
+    make_init_state,
+    make_train_step,
+)
 
 STEPS, RATE, MOMENTUM = 100, 0.02, 0.9
 RANDOM = np.random.default_rng(0)
@@ -126,6 +131,17 @@ def test_micro_batches_give_the_steps_of_the_whole_batch(accumulate):
     for (a, metrics), (b, expected) in zip(trace(accumulate=accumulate), whole, strict=True):
         np.testing.assert_allclose(a.params["w"], b.params["w"], rtol=1e-6, atol=1e-6)
         np.testing.assert_allclose(metrics["loss"], expected["loss"], rtol=1e-6)
+
+
+def test_each_micro_batch_has_its_own_noise():
+    def noise(params, batch, key):
+        return params * jax.random.uniform(key), {}
+
+    key, batch = jax.random.key(3), {"x": jnp.zeros(4)}
+    draws = [jax.random.uniform(jax.random.fold_in(key, i)) for i in range(2)]
+    (loss, _), gradient = make_gradient(noise, accumulate=2)(jnp.float32(1), batch, key)
+    assert float(loss) == pytest.approx(np.mean(draws))
+    assert float(gradient) == pytest.approx(np.mean(draws))
 
 
 @pytest.mark.parametrize("sizes", [(8, 1), (2, 4)])
