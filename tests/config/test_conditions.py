@@ -57,6 +57,17 @@ WITHOUT_EFFECT = [
     ({"data.subset_seed": 3}, "data.subset_seed", "data.per_class, fraction, count or dev"),
     ({"data.max_bad": 0.5}, "data.max_bad", "data.on_bad_image='skip'"),
     ({"data.crop_fraction": 0.9}, "data.crop_fraction", "data.eval_crop='center'"),
+    ({"data.eval_side": 256}, "data.eval_side", "data.eval_crop='center' or 'huggingface'"),
+    (
+        {"data.eval_crop": "center", "data.eval_side": 256, "data.crop_fraction": 0.9},
+        "data.crop_fraction",
+        "data.eval_side=None",
+    ),
+    (
+        {"model.pos_embed": "sincos", "model.pos_embed_std": None},
+        "model.pos_embed_std",
+        "model.pos_embed='learned'",
+    ),
     ({"data.fast_crop": True}, "data.fast_crop", "a data.source with files"),
     ({"data.val_split": "", "eval_every": 5}, "eval_every", "data.val_split or data.dev"),
     ({"model.mlp": "swiglu", "model.gelu": "erf"}, "model.gelu", "model.mlp='mlp'"),

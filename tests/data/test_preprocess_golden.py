@@ -6,10 +6,25 @@ import numpy as np, tensorflow as tf
 image = np.random.default_rng(0).integers(70, 186, (6, 9, 3)).astype(np.uint8)
 golden = {"image": image}
 for size in [(3, 4), (4, 14), (9, 5)]:
-    for method, antialias in [("bilinear", False), ("bilinear", True), ("bicubic", True)]:
+    for method, antialias in [
+        ("bilinear", False), ("bilinear", True), ("bicubic", True), ("area", False)
+    ]:
         name = f"{method} {antialias} {size[0]} {size[1]}"
         golden[name] = tf.image.resize(image, size, method, antialias=antialias)
 np.savez_compressed("resize.npz", **golden)
+
+# big_vision's resize_small(32) and central_crop(28), and the JPEG decoder.
+for height, width in [(45, 60), (60, 45), (40, 40), (33, 97)]:
+    image = np.random.default_rng(height).integers(0, 256, (height, width, 3)).astype(np.uint8)
+    factor = np.float32(32) / np.float32(min(height, width))
+    small = [int(tf.round(tf.cast(side, tf.float32) * factor)) for side in (height, width)]
+    resized = tf.cast(tf.image.resize(image, small, "area"), tf.uint8)
+    top, left = ((side - 28) // 2 for side in small)
+    golden[f"{height} {width}"] = tf.image.crop_to_bounding_box(resized, top, left, 28, 28)
+golden["jpeg"] = np.frombuffer(tf.io.encode_jpeg(photo, quality=90).numpy(), np.uint8)
+for method in ["INTEGER_FAST", "INTEGER_ACCURATE"]:  # The first is the default.
+    golden[method] = tf.io.decode_jpeg(golden["jpeg"].tobytes(), dct_method=method)
+np.savez_compressed("big_vision.npz", **golden)
 """
 
 import pathlib
@@ -17,9 +32,13 @@ import pathlib
 import numpy as np
 import pytest
 
-from vit_jax.data.preprocess import resize
+from vit_jax.config.schema import Data
+from vit_jax.data import decode
+from vit_jax.data.preprocess import EvalRecipe, resize
 
-GOLDEN = dict(np.load(pathlib.Path(__file__).parent.parent / "golden" / "resize.npz"))
+FOLDER = pathlib.Path(__file__).parent.parent / "golden"
+GOLDEN = dict(np.load(FOLDER / "resize.npz"))
+BIG_VISION = dict(np.load(FOLDER / "big_vision.npz"))
 SIZES = [(3, 4), (4, 14), (9, 5)]
 
 
@@ -51,3 +70,38 @@ def test_golden_files_distinguish_the_filters(size):
     for ours, theirs in (("tf_bilinear", True), ("antialias", False)):
         assert np.abs(resize(image, size, ours) - golden("bilinear", theirs, size)).max() > 10
     assert np.abs(resize(image, size, "bicubic") - golden("bilinear", True, size)).max() > 5
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_resize_uint8_cuts_off_the_fractions_of_tensorflow(size):
+    area = resize(GOLDEN["image"], size, "tf_area_uint8")
+    np.testing.assert_array_equal(area, golden("area", False, size).astype(np.uint8))
+    bilinear = resize(GOLDEN["image"], size, "tf_bilinear_uint8")
+    # Sums in another order: a float32 just beside a whole value.
+    fraction = golden("bilinear", False, size) - bilinear
+    assert fraction.min() > -3.1e-5
+    assert fraction.max() < 1 + 3.1e-5
+    assert area.dtype == bilinear.dtype == np.uint8
+
+
+@pytest.mark.parametrize("shape", [(45, 60), (60, 45), (40, 40), (33, 97)])
+@pytest.mark.parametrize("side", [{"eval_side": 32}, {"crop_fraction": 28 / 32}])
+def test_eval_recipe_equals_big_vision(shape, side):
+    image = np.random.default_rng(shape[0]).integers(0, 256, (*shape, 3)).astype(np.uint8)
+    data = Data(eval_crop="center", eval_resample="tf_area_uint8", **side)
+    found = (EvalRecipe.from_data(data, (28, 28))(image) + 1) * 127.5
+    np.testing.assert_allclose(found, BIG_VISION[f"{shape[0]} {shape[1]}"], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("decoder", "method"),
+    [
+        ("pillow", "INTEGER_ACCURATE"),
+        ("simplejpeg", "INTEGER_ACCURATE"),
+        ("simplejpeg_fast_dct", "INTEGER_FAST"),
+    ],
+)
+def test_decode_equals_tensorflow_with_the_same_dct(decoder, method):
+    file = decode.Encoded(BIG_VISION["jpeg"].tobytes(), "photo.jpg")
+    np.testing.assert_array_equal(decode.decode(file, decoder), BIG_VISION[method])
+    assert (BIG_VISION["INTEGER_FAST"] != BIG_VISION["INTEGER_ACCURATE"]).any()

@@ -89,6 +89,16 @@ def test_registers_start_at_a_millionth_and_layer_scale_where_it_is_told(born):
     np.testing.assert_array_equal(scales, np.full((4, 64), 1e-5, np.float32))
 
 
+@pytest.mark.parametrize("kind", ["learned", "learned_2d"])
+def test_positions_without_a_deviation_start_as_in_big_vision(kind):
+    # models/vit.py of google-research/big_vision: normal(stddev=1/np.sqrt(width)).
+    options = {"num_layers": 1, "hidden_size": 384, "image_size": 224, "num_classes": 2}
+    model = create_model("vit_ti16", pos_embed=kind, pos_embed_std=None, **options)
+    init = jax.jit(lambda key: make_init(model)(key)["Transformer"]["posembed_input"])
+    for table in init(jax.random.key(0, impl="rbg")).values():
+        assert np.std(table) == pytest.approx(0.0510, rel=0.05)
+
+
 def test_other_positions_start_normal_with_deviation_two_hundredths_too():
     key = jax.random.key(0, impl="rbg")  # Quicker to compile.
     halves = PositionEmbedding("learned_2d", (20, 24), True, 64).init(key)

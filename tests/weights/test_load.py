@@ -308,7 +308,7 @@ def test_load_downloads_a_published_name_and_its_class_names(server):
         loaded = load.load(name)
         assert loaded.model.config.pool == "gap"
         assert loaded.classes == tuple(lemmas)
-        assert (loaded.recipe.crop, loaded.recipe.resample) == ("resize", "tf_bilinear")
+        assert (loaded.recipe.crop, loaded.recipe.resample) == ("center", "tf_area_uint8")
         assert_same(flat(name, model), some_arrays(model))
 
 

@@ -136,12 +136,21 @@ def test_from_huggingface_orders_class_names_by_index():
         ({}, {"crop": "resize", "resample": "antialias", "pixel_stats": "half"}),
         ({"resample": 3}, {"crop": "resize", "resample": "bicubic"}),
         (
-            {"do_center_crop": True, "size": {"shortest_edge": 256}, "crop_size": {"height": 224}},
-            {"crop": "center", "crop_fraction": 0.875},
+            {"do_center_crop": True, "size": {"shortest_edge": 256}, "crop_size": 224},
+            {"crop": "huggingface", "crop_side": 256},
         ),
+        ({"do_center_crop": True, "size": 256}, {"crop": "huggingface", "crop_side": (256, 256)}),
         (
-            {"do_center_crop": True, "size": 256, "crop_size": 224},
-            {"crop": "center", "crop_fraction": 0.875},
+            {"do_center_crop": True, "size": 256, "image_processor_type": "BitImageProcessor"},
+            {"crop": "huggingface", "crop_side": 256},
+        ),
+        (  # facebook/deit-base-distilled-patch16-224.
+            {"feature_extractor_type": "DeiTFeatureExtractor", "size": 256, "crop_size": 224},
+            {"crop": "huggingface", "crop_side": (256, 256)},
+        ),
+        (  # Positions for 224 pixels; the file resizes to 256 and crops 192: scaled.
+            {"do_center_crop": True, "size": {"shortest_edge": 256}, "crop_size": 192},
+            {"crop": "huggingface", "crop_side": 299},
         ),
         ({"do_center_crop": False, "crop_size": {"height": 224}}, {"crop": "resize"}),
         ({"image_mean": IMAGENET[0], "image_std": IMAGENET[1]}, {"pixel_stats": "imagenet"}),
@@ -155,7 +164,7 @@ def test_from_huggingface_translates_preprocessing(changes, expected):
 
 
 def test_from_huggingface_takes_a_resnets_image_size_from_its_preprocessing():
-    crop = {"do_center_crop": True, "crop_size": {"height": 448, "width": 320}}
+    crop = {"do_center_crop": True, "crop_size": {"height": 448, "width": 320}, "size": 448}
     fields = metadata.from_huggingface({"model_type": "bit"}, PROCESSOR | crop, "folder")
     assert (fields.image_size, fields.norm_eps, fields.gelu) == ((448, 320), None, None)
 
@@ -171,6 +180,13 @@ def test_from_huggingface_takes_a_resnets_image_size_from_its_preprocessing():
         {"do_rescale": False},
         {"rescale_factor": 1 / 127.5},
         {"do_center_crop": True, "size": {"shortest_edge": 10**30}, "crop_size": 224},
+        {"do_center_crop": True, "size": {"shortest_edge": 192}, "crop_size": 224},
+        {"size": {"shortest_edge": 224}},
+        {"size": {"shortest_edge": 224, "longest_edge": 448}, "do_center_crop": True},
+        {"size": {"max_height": 224, "max_width": 224}},
+        {"do_resize": False},
+        {"resample": 1},
+        {"image_processor_type": "ConvNextImageProcessor"},
     ],
     ids=str,
 )
@@ -189,12 +205,12 @@ def test_from_timm_reads_pixels_crop_and_resampling():
         image_size=(224, 224),
         pool="token",
         pixel_stats="half",
-        crop="center",
+        crop="timm",
         crop_fraction=0.9,
         resample="bicubic",
     )
     assert from_timm(mean=IMAGENET[0], std=IMAGENET[1]).pixel_stats == "imagenet"
-    assert from_timm(crop_mode="squash").crop == "resize"
+    assert from_timm(crop_mode="squash").crop == "timm_squash"
     assert from_timm(interpolation="bilinear").resample == "antialias"
     assert from_timm(input_size=[3, 112, 224]).image_size == (112, 224)
     assert from_timm(label_names=["cat", "dog"]).classes == ("cat", "dog")
@@ -221,6 +237,8 @@ def test_from_timm_reads_model_arguments(arguments, expected):
         {"pretrained_cfg": {"input_size": [3, 10**9, 10**9]}},
         {"pretrained_cfg": {"crop_pct": 1e-9}},
         {"pretrained_cfg": {"crop_pct": "0.9"}},
+        {"pretrained_cfg": {"crop_mode": "border"}},
+        {"pretrained_cfg": {"interpolation": "lanczos"}},
     ],
     ids=str,
 )
@@ -309,6 +327,7 @@ FULL = WeightsMetadata(
     classes=("cat", "Kätzchen"),
     crop="center",
     crop_fraction=0.875,
+    crop_side=(16, 18),
     resample="bicubic",
 )
 

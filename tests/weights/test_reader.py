@@ -219,6 +219,8 @@ def test_class_token_is_detected_by_its_name_not_by_the_count(tmp_path):
     big_vision = {n.removeprefix("Transformer/posembed_input/"): a for n, a in arrays.items()}
     found = opened(tmp_path / "bv.npz", big_vision, cls=np.ones((1, 1, 8)))
     assert (found.grid, found.pads_cls) == ((4, 4), True)
+    # Evaluated by resize_small(256) and central_crop(224).
+    assert (found.metadata.crop, found.metadata.resample) == ("center", "tf_area_uint8")
 
 
 def test_metadata_determines_whether_timms_class_token_has_a_position(tmp_path):

@@ -257,7 +257,7 @@ def test_huggingface_config_files_contain_classes_and_preprocessing(tmp_path):
     loaded = load.load(folder)
     assert_same_model(loaded.model, model)
     assert loaded.classes == metadata.classes
-    assert (loaded.recipe.crop, loaded.recipe.crop_fraction) == ("center", 0.8)
+    assert (loaded.recipe.crop, loaded.recipe.side) == ("huggingface", 10)  # 8 / 0.8.
     assert loaded.recipe.resample == "bicubic"
 
 

@@ -53,6 +53,11 @@ CONDITIONS = (
         "data.val_split or data.dev",
     ),
     Condition("model.gelu", lambda c: _is(c.model.mlp, "mlp"), "model.mlp='mlp'"),
+    Condition(
+        "model.pos_embed_std",
+        lambda c: c.model.pos_embed.startswith("learned"),
+        "model.pos_embed='learned' or 'learned_2d'",
+    ),
     Condition(  # The rate is linear in depth, from 0 at the first layer.
         "model.drop_path", lambda c: c.model.num_layers != 1, "two or more layers"
     ),
@@ -90,7 +95,14 @@ CONDITIONS = (
         "data.fast_crop", lambda c: _reads(c.data, "dir") or c.data.mix, "a data.source with files"
     ),
     Condition(
-        "data.crop_fraction", lambda c: c.data.eval_crop == "center", "data.eval_crop='center'"
+        "data.crop_fraction",
+        lambda c: c.data.eval_crop != "resize" and c.data.eval_side is None,
+        "data.eval_crop='center' or another centre crop, and data.eval_side=None",
+    ),
+    Condition(
+        "data.eval_side",
+        lambda c: c.data.eval_crop in ("center", "huggingface"),
+        "data.eval_crop='center' or 'huggingface'",
     ),
     Condition(
         "task.loss task.label_smoothing task.distill task.distill_weight task.temperature",

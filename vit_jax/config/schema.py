@@ -6,6 +6,7 @@ from vit_jax.config.fields import Kwargs, field
 
 MAX_STEPS = 10**8  # The learning rates of all steps are in memory.
 FROM_NAME = "None takes it from the name (Table 1)."
+RESAMPLES = ("antialias", "bicubic", "tf_bilinear", "tf_bilinear_uint8", "tf_area_uint8")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +50,12 @@ class Model:
         "Where positions are added: once (stem), before every layer with separate embeddings "
         "(layers), or before every layer with the same embedding (shared); Table 8.",
         choices=("stem", "layers", "shared"),
+    )
+    pos_embed_std: float | None = field(
+        0.02,
+        "Deviation of learned positions at the start; None: 1/sqrt(hidden_size) (big_vision).",
+        above=0,
+        most=1,
     )
     registers: int = field(0, "Number of register tokens (arXiv:2309.16588).", least=0, most=2**12)
     layer_scale: float | None = field(
@@ -113,8 +120,8 @@ class Data:
     image_size: int | tuple[int, int] = field(224, "Side, or (height, width).", least=1, most=2**13)
     decoder: str = field(
         "pillow",
-        "Of JPEGs; the second needs the extra fast-jpeg.",
-        choices=("pillow", "simplejpeg"),
+        "Of JPEGs; simplejpeg and its fast DCT, TensorFlow's default, need the extra fast-jpeg.",
+        choices=("pillow", "simplejpeg", "simplejpeg_fast_dct"),
     )
     on_bad_image: str = field(
         "error",
@@ -148,18 +155,31 @@ class Data:
         least=0,
     )
     eval_crop: str = field(
-        "resize", "Whole image stretched (official), or centre crop.", choices=("resize", "center")
+        "resize",
+        "Whole image stretched (official code), or a centre crop whose sizes are rounded as in "
+        "big_vision (center), timm, timm with crop_mode='squash', or Hugging Face.",
+        choices=("resize", "center", "timm", "timm_squash", "huggingface"),
     )
     crop_fraction: float = field(
         0.875, "Side of the centre crop, of the short side resized.", above=0, most=1
+    )
+    eval_side: int | tuple[int, int] | None = field(
+        None,
+        "In place of crop_fraction: pixels of the short side resized, or (height, width) that the "
+        "image is stretched to before the centre crop.",
+        least=1,
     )
     eval_crops: int = field(
         1, "Centre alone, with corners, or mirrored too: their mean is scored.", choices=(1, 5, 10)
     )
     resample: str = field(
         "antialias",
-        "Pillow's bilinear or bicubic, or TensorFlow's bilinear.",
-        choices=("antialias", "bicubic", "tf_bilinear"),
+        "Pillow's bilinear or bicubic, TensorFlow's bilinear (official code), or TensorFlow's "
+        "bilinear or area cut off to whole values (big_vision).",
+        choices=RESAMPLES,
+    )
+    eval_resample: str | None = field(
+        None, "The same for evaluation; None is that of training.", choices=(None, *RESAMPLES)
     )
     workers: int = field(
         0, "Worker processes; 0 loads in threads of this one.", least=0, most=2**10

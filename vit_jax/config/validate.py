@@ -161,8 +161,14 @@ def _data_rules(data: Data) -> Iterator[tuple[bool, str]]:
         f"data sets {' and '.join(subset)}; set at most one of per_class, fraction, count",
     )
     yield (
-        data.eval_crops == 1 or data.eval_crop == "center",
+        data.eval_crops == 1 or data.eval_crop != "resize",
         f"data.eval_crops is {data.eval_crops}; that needs data.eval_crop='center'",
+    )
+    sides = (data.eval_side or data.image_size, data.image_size)
+    side, size = ((each, each) if isinstance(each, int) else each for each in sides)
+    yield (
+        all(a >= b for a, b in zip(side, size)),
+        f"data.eval_side is {data.eval_side}; it must be at least image_size, {data.image_size}",
     )
     yield (
         all(share > 0 for _, share in data.mix),

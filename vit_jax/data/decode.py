@@ -35,6 +35,8 @@ UPRIGHT = {  # EXIF orientation -> what makes the image upright.
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+FAST_DCT = "simplejpeg_fast_dct"  # As TensorFlow decodes by default.
+SIMPLEJPEG = ("simplejpeg", FAST_DCT)  # Decoders of the extra fast-jpeg.
 # Pillow warns of metadata that is not used here, and of sizes that are checked here.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
@@ -82,8 +84,8 @@ def read(
     """
     if isinstance(image, np.ndarray):
         return image
-    if decoder == "simplejpeg":
-        pixels = _by_simplejpeg(image.data, max_megapixels, shrink)
+    if decoder in SIMPLEJPEG:
+        pixels = _by_simplejpeg(image.data, max_megapixels, shrink, decoder == FAST_DCT)
         if pixels is not None:
             return pixels
 
@@ -127,7 +129,7 @@ def size_of(
     """Returns height and width of the upright image, from the header alone."""
     if isinstance(image, np.ndarray):
         return image.shape[:2]
-    if decoder == "simplejpeg":
+    if decoder in SIMPLEJPEG:
         size = _plain_jpeg_size(image.data, max_megapixels)
         if size is not None:
             return size
@@ -231,7 +233,7 @@ def _without_colour(image: Image.Image, colour: np.ndarray, depth: int) -> Image
 
 def check_decoder(decoder: str) -> None:
     """Raises ConfigError for a decoder that is not installed."""
-    if decoder == "simplejpeg":
+    if decoder in SIMPLEJPEG:
         simplejpeg(), opencv()
 
 
@@ -258,7 +260,7 @@ def opencv():
 
 def _missing(package: str) -> ConfigError:
     return ConfigError(
-        f"config.data.decoder is 'simplejpeg', but {package} is not installed: "
+        f"config.data.decoder is one of {', '.join(SIMPLEJPEG)}, but {package} is not installed: "
         "pip install 'vit-jax[fast-jpeg]'."
     )
 
@@ -281,12 +283,16 @@ def _plain_jpeg_size(data: bytes, max_megapixels: float) -> tuple[int, int] | No
     return height, width
 
 
-def _by_simplejpeg(data: bytes, max_megapixels: float, shrink: int) -> np.ndarray | None:
+def _by_simplejpeg(
+    data: bytes, max_megapixels: float, shrink: int, is_fast_dct: bool
+) -> np.ndarray | None:
     size = _plain_jpeg_size(data, max_megapixels)
     if size is None:
         return None
     height, width = (-(-side // shrink) for side in size) if shrink > 1 else (0, 0)
     try:
-        return simplejpeg().decode_jpeg(data, min_height=height, min_width=width)
+        return simplejpeg().decode_jpeg(
+            data, min_height=height, min_width=width, fastdct=is_fast_dct
+        )
     except ValueError:  # Damaged: the error of Pillow says how.
         return None

@@ -12,12 +12,11 @@ from PIL import Image
 from vit_jax.config.schema import Data
 from vit_jax.data import augment, decode
 from vit_jax.data.decode import Encoded, Pixels
-from vit_jax.data.view import Box, Size, View, box_view, window_view
+from vit_jax.data.view import Box, Size, View, box_view, crop_view
+from vit_jax.errors import ConfigError
 
 PILLOWS = {"antialias": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
-CENTRE = (0.5 - 1e-9,) * 2  # The first of two middle positions.
-LAST = 1 - 1e-9  # The last position.
-CORNERS = ((0.0, 0.0), (0.0, LAST), (LAST, 0.0), (LAST, LAST))
+POSITIONS = ((0.5, 0.5), (0, 0), (0, 1), (1, 0), (1, 1))  # The centre, then the corners.
 
 
 def resize(image: Pixels, size: Size, resample: str) -> np.ndarray:
@@ -26,7 +25,9 @@ def resize(image: Pixels, size: Size, resample: str) -> np.ndarray:
     'antialias' and 'bicubic' are Pillow's filters, which widen when they shrink an image, and
     round to whole values. 'tf_bilinear' is `tf.image.resize` without antialiasing, as the
     official code trained and evaluated: two neighbours on each axis whatever the scale, not
-    rounded.
+    rounded. 'tf_bilinear_uint8' cuts off the fractions of that, as big_vision does in training.
+    'tf_area_uint8' averages the area of each new pixel and cuts off fractions, as big_vision does
+    in evaluation.
     """
     return np.asarray(_resized(image, size, resample, "pillow"))
 
@@ -47,13 +48,44 @@ def _resized(
             image = Image.fromarray(np.ascontiguousarray(image))
         return image.resize((size[1], size[0]), PILLOWS[resample])
     image = np.asarray(image)
-    if decoder == "simplejpeg":  # OpenCV's bilinear of float32 is the same, in half the time.
+    if resample == "tf_area_uint8":
+        return _area(image, size).astype(np.uint8)
+    if resample == "tf_bilinear_uint8":  # OpenCV may be just below a whole value.
+        return _bilinear(image, size).astype(np.uint8)
+    if decoder in decode.SIMPLEJPEG:  # OpenCV's bilinear of float32 is the same, in half the time.
         image = image if is_rounded else image.astype(np.float32)
         return decode.opencv().resize(image, (size[1], size[0]))
+    return _bilinear(image, size)
+
+
+def _bilinear(image: np.ndarray, size: Size) -> np.ndarray:
+    """Resizes as `tf.image.resize` without antialiasing."""
     top, bottom, y = _neighbours(image.shape[0], size[0])
     left, right, x = _neighbours(image.shape[1], size[1])
     rows = _between(image.take(top, 0), image.take(bottom, 0), y[:, None, None])
     return _between(rows.take(left, 1), rows.take(right, 1), x[None, :, None])
+
+
+def _area(image: np.ndarray, size: Size) -> np.ndarray:
+    """Resizes as `tf.image.resize` with method 'area', with sums in its order."""
+    rows, y = _overlaps(image.shape[0], size[0])
+    columns, x = _overlaps(image.shape[1], size[1])
+    narrow = sum(image.take(column, 1) * part[:, None] for column, part in zip(columns, x))
+    total = sum(narrow.take(row, 0) * part[:, None, None] for row, part in zip(rows, y))
+    scale = [np.float32(old / new) for old, new in zip(image.shape, size)]
+    return total * np.float32(1 / (scale[0] * scale[1]))
+
+
+@functools.lru_cache(1024)
+def _overlaps(old: int, new: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the old pixels under each new pixel, and the covered part of each: k n both."""
+    scale = np.float32(old / new)
+    first, last = (np.arange(start, new + start, dtype=np.float32) * scale for start in (0, 1))
+    most = (np.ceil(last) - np.floor(first)).max()
+    pixels = np.floor(first) + np.arange(most, dtype=np.float32)[:, None]
+    covered = np.minimum(pixels + 1, last) - np.maximum(pixels, first)
+    covered = np.where((pixels < first) & (pixels + 1 > last), scale, covered)
+    return np.minimum(pixels, old - 1).astype(int), np.maximum(covered, 0)
 
 
 def _between(first: np.ndarray, second: np.ndarray, weight: np.ndarray) -> np.ndarray:
@@ -163,9 +195,10 @@ class EvalRecipe:
     An image is `Encoded`, or H W 3 uint8. Checkpoints store these fields.
 
     Args:
-      crop: 'resize' stretches the whole image, as the official code does; 'center' resizes it so
-        that the target is `crop_fraction` of the short side, then cuts out the centre.
+      crop: 'resize' stretches the whole image, as the official code does; the others resize it by
+        a rule of `view.crop_view`, then cut out the centre.
       crops: 1; 5 for the corners too, c h w 3; 10 for those of the mirrored image too (AlexNet).
+      side: as in `view.crop_view`.
     """
 
     size: Size
@@ -175,9 +208,15 @@ class EvalRecipe:
     decoder: str
     max_megapixels: float
     crops: int = 1
+    side: int | Size | None = None
 
     def __post_init__(self):
         decode.check_decoder(self.decoder)
+        side = self.side if isinstance(self.side, tuple) else (self.side,) * 2
+        if self.side and any(a < b for a, b in zip(side, self.size)):
+            raise ConfigError(
+                f"eval_side is {self.side}; it must be at least the image size, {self.size}."
+            )
 
     @classmethod
     def from_data(cls, data: Data, size: Size, crops: int = 1) -> "EvalRecipe":
@@ -185,11 +224,12 @@ class EvalRecipe:
         return cls(
             size,
             data.eval_crop,
-            data.resample,
+            data.eval_resample or data.resample,
             data.crop_fraction,
             data.decoder,
             data.max_megapixels,
             crops,
+            data.eval_side,
         )
 
     @property
@@ -203,8 +243,8 @@ class EvalRecipe:
         if self.crop == "resize":
             return self._scaled(pixels, box_view((0, 0, *old), self.size))
         views = [
-            window_view(old, self.size, self.crop_fraction, position)
-            for position in (CENTRE, *CORNERS)[: min(self.crops, 5)]
+            crop_view(self.crop, old, self.size, self.crop_fraction, self.side, position)
+            for position in POSITIONS[: min(self.crops, 5)]
         ]
         if self.crops == 1:
             return self._scaled(pixels, views[0])

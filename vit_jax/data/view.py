@@ -37,6 +37,44 @@ def box_view(box: Box, size: Size) -> View:
     return View(box, size, (0, 0, *size))
 
 
+def crop_view(
+    rule: str,
+    old: Size,
+    new: Size,
+    fraction: float,
+    side: int | Size | None,
+    position: tuple[float, float],
+) -> View:
+    """Returns a window of size `new` of the image resized by a rule of `config.data.eval_crop`.
+
+    The rules are those of the code bases that they are named after; 'center' is big_vision's.
+
+    Args:
+      old: size of the image.
+      fraction: side of the window, of the short side resized.
+      side: short side resized, or (height, width) to stretch the image to; None follows from
+        `fraction`.
+      position: of the window, down and across: 0, 0.5 for the centre, or 1.
+    """
+    centre = round if rule.startswith("timm") else math.floor  # timm rounds halves to even.
+    target = tuple(math.floor(part / fraction) for part in new) if side is None else side
+    if rule == "timm_squash" or isinstance(side, tuple):
+        box, resized = (0, 0, *old), target
+    else:
+        cut = _without_ends(old, new)
+        box = (*(math.floor(u * (a - b)) for u, a, b in zip(position, old, cut)), *cut)
+        if rule == "center":
+            scale = side / min(cut) if side else _cover(cut, new) / fraction
+            resized = tuple(round(part * scale) for part in cut)
+        elif side or target[0] == target[1]:
+            short = side or target[0]
+            resized = tuple(int(short * part / min(cut)) for part in cut)
+        else:
+            resized = tuple(round(part * _cover(cut, target)) for part in cut)
+    top, left = (centre(u * (a - b)) for u, a, b in zip(position, resized, new))
+    return View(box, resized, (top, left, *new))
+
+
 def window_view(
     old: Size, new: Size, fraction: float, position: tuple[float, float], padding: int = 0
 ) -> View:
@@ -47,12 +85,21 @@ def window_view(
       position: of the window, down and across, from 0 to below 1.
       padding: pixels by which the window may leave the image, which is mirrored there.
     """
-    # A very long image is cut first, at the same position: memory depends on the target alone.
-    longest = [math.ceil(LONGEST * new[k] * old[1 - k] / new[1 - k]) for k in (0, 1)]
-    cut = [min(side, most) for side, most in zip(old, longest)]
-    box = [int(u * (side - part + 1)) for u, side, part in zip(position, old, cut)] + cut
-    scale = max(side / part for side, part in zip(new, cut)) / fraction
+    cut = _without_ends(old, new)
+    box = (*(int(u * (side - part + 1)) for u, side, part in zip(position, old, cut)), *cut)
+    scale = _cover(cut, new) / fraction
     resized = tuple(round(side * scale) for side in cut)
     offsets = [side + 2 * padding - part + 1 for side, part in zip(resized, new)]
     top, left = (int(u * count) for u, count in zip(position, offsets))
-    return View(tuple(box), resized, (top, left, *new), padding)
+    return View(box, resized, (top, left, *new), padding)
+
+
+def _cover(old: Size, new: Size) -> float:
+    """Returns the least scale at which an image covers a size."""
+    return max(side / part for side, part in zip(new, old))
+
+
+def _without_ends(old: Size, new: Size) -> Size:
+    """Returns the size that is left of a very long image: memory depends on the target alone."""
+    longest = (math.ceil(LONGEST * new[k] * old[1 - k] / new[1 - k]) for k in (0, 1))
+    return tuple(min(side, most) for side, most in zip(old, longest))

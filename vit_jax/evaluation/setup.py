@@ -121,6 +121,7 @@ def _overridden(loaded: load.LoadedModel, overrides: Mapping[str, object], verb:
             eval_crop=loaded.recipe.crop,
             resample=loaded.recipe.resample,
             crop_fraction=loaded.recipe.crop_fraction,
+            eval_side=loaded.recipe.side,
         )
     else:
         config = config_lib.to_config_dict({"": loaded.config})

@@ -5,6 +5,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vit_jax.config.schema import Model
+
 POSITIONS = {
     "learned": "one vector for each position in the sequence (1-D, the paper's default)",
     "learned_2d": "one half for the row and one for the column, concatenated",
@@ -19,8 +21,6 @@ PLACES = {
 }
 TEMPERATURE = 10_000.0  # Of sincos.
 
-position_init = nn.initializers.normal(0.02)  # As in the official code.
-
 
 class PositionEmbedding(nn.Module):
     """E_pos, 1 T D, of the class token, if the model has one, and the patches row by row."""
@@ -29,10 +29,12 @@ class PositionEmbedding(nn.Module):
     grid: tuple[int, int]
     has_cls: bool
     hidden_size: int
+    std: float | None = Model.pos_embed_std
 
     @nn.compact
     def __call__(self) -> jax.Array:
         (rows, columns), D = self.grid, self.hidden_size
+        position_init = nn.initializers.normal(D**-0.5 if self.std is None else self.std)
         if self.kind == "learned":
             T = rows * columns + self.has_cls
             return self.param("pos_embedding", position_init, (1, T, D))
@@ -67,7 +69,8 @@ class RelativeKeys(nn.Module):
     @nn.compact
     def __call__(self, q: jax.Array) -> jax.Array:  # B T h d -> B h T T
         _, T, h, d = q.shape
-        keys = self.param("relative_embedding", position_init, (2 * T - 1, h, d))
+        init = nn.initializers.normal(Model.pos_embed_std)
+        keys = self.param("relative_embedding", init, (2 * T - 1, h, d))
         logits = jnp.einsum("Bqhd,ohd->Bhqo", q, keys.astype(q.dtype)) / np.sqrt(d).astype(q.dtype)
         offsets = jnp.arange(T)[:, None] - jnp.arange(T)[None] + T - 1
         return jnp.take_along_axis(logits, offsets[None, None], axis=-1)

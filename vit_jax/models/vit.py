@@ -178,13 +178,18 @@ class Encoder(nn.Module):
 
     def positions(self, name: str) -> Callable[[jax.Array], jax.Array]:
         """Returns a function that adds the position embeddings of that name."""
-        kind = self.config.pos_embed
-        if kind in ("none", "relative"):
+        config = self.config
+        if config.pos_embed in ("none", "relative"):
             return lambda z: z
         E_pos = PositionEmbedding(
-            kind, self.grid, has_cls(self.config), self.size.hidden_size, name=name
+            kind=config.pos_embed,
+            grid=self.grid,
+            has_cls=has_cls(config),
+            hidden_size=self.size.hidden_size,
+            std=config.pos_embed_std,
+            name=name,
         )()
-        E_pos = insert_registers(E_pos, has_cls(self.config), self.config.registers)
+        E_pos = insert_registers(E_pos, has_cls(config), config.registers)
         return lambda z: z + E_pos.astype(z.dtype)
 
 

@@ -133,6 +133,7 @@ def _target_metadata(loaded: load.LoadedModel, model: ViT | BitResNet) -> Weight
             classes=loaded.classes if keeps_names else None,
             crop=recipe.crop,
             crop_fraction=recipe.crop_fraction,
+            crop_side=recipe.side,
             resample=recipe.resample,
         )
     )
@@ -355,9 +356,8 @@ def _write_orbax(
     config.steps = 1  # A config needs a length, though nothing is trained.
     config.model.update(dataclasses.asdict(model.config))
     config.data.update(image_size=model.image_size)
-    config.data.update(
-        eval_crop=metadata.crop, crop_fraction=metadata.crop_fraction, resample=metadata.resample
-    )
+    config.data.update(eval_crop=metadata.crop, crop_fraction=metadata.crop_fraction)
+    config.data.update(eval_side=metadata.crop_side, resample=metadata.resample)
     stages = config_lib.check(config, is_stored=True)
     names = metadata.classes or tuple(f"class {k}" for k in range(model.num_classes))
     meta = {"config": config_lib.to_dict(stages), "classes": list(names)}

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable
 
 from vit_jax.weights import names_flax, names_torch
+from vit_jax.weights.metadata import BIG_VISION_EVALUATION, UNKNOWN, WeightsMetadata
 from vit_jax.weights.tensor_layouts import Row
 
 
@@ -24,6 +25,7 @@ class Format:
       prefixes: prefixes that may precede every name; files are written with the first.
       ignored: regular expression of tensors that are not parameters of the model.
       gelu, norm_eps: defaults of the project's models, where a file does not give them.
+      evaluation: crop and resampling of the project's evaluation, where a file does not give them.
     """
 
     name: str
@@ -33,6 +35,7 @@ class Format:
     ignored: str = r"(?!)"
     gelu: str | None = None
     norm_eps: float | None = None
+    evaluation: WeightsMetadata = UNKNOWN
 
 
 _BLOCK_0 = "Transformer/encoderblock_0"
@@ -56,7 +59,13 @@ def _flax_formats() -> list[Format]:
         for name, spelling in ((OFFICIAL, names_flax.PUBLISHED), (FLAX, names_flax.LINEN))
     ]
     return [
-        Format(BIG_VISION, "pos_embedding", names_flax.big_vision(), **options),
+        Format(
+            BIG_VISION,
+            "pos_embedding",
+            names_flax.big_vision(),
+            evaluation=BIG_VISION_EVALUATION,
+            **options,
+        ),
         *formats,
         Format(BIT_NPZ, "resnet/root_block/standardized_conv2d/kernel", names_flax.bit_npz()),
     ]

@@ -209,13 +209,15 @@ def _load_file(file: WeightsFile, entry: published.PublishedWeights | None) -> L
     options = infer_model_options(file)
     sizes = {name: options.pop(name) for name in ("num_classes", "image_size")}
     model = build(model_registry.section(**options), **sizes)
-    weights, metadata = _weights_of_file(file, entry), file.metadata
+    weights = _weights_of_file(file, entry)
+    metadata = file.metadata.with_defaults(entry.evaluation if entry else metadata_lib.UNKNOWN)
     plan_adaptation(weights, model, Init())  # Raises if a parameter is missing or left over.
     names = weights.read_classes()
     data = Data(
         eval_crop=metadata.crop or "resize",
         resample=metadata.resample or "tf_bilinear",
         crop_fraction=metadata.crop_fraction or Data.crop_fraction,
+        eval_side=metadata.crop_side,
     )
     return LoadedModel(
         folder=None,

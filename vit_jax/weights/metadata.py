@@ -11,10 +11,10 @@ from vit_jax.config.schema import Data, Model
 from vit_jax.errors import CheckpointError
 from vit_jax.models.pixel_stats import PIXEL_STATS
 from vit_jax.models.registry import BitResNet, ViT
+from vit_jax.weights import image_processor
+from vit_jax.weights.image_processor import MAX_SHOWN, MAX_SIDE
 
-MAX_SIDE = 8192  # Largest image side, in pixels, that a file may ask for.
 MIN_CROP = 1 / 32  # Smallest crop_fraction.
-MAX_SHOWN = 80  # Characters of a value in a message.
 HF_GELUS = {  # Hugging Face's activation -> model.gelu.
     "gelu": "erf",
     "gelu_python": "erf",
@@ -30,18 +30,16 @@ HF_BIT = {  # The one variant of Hugging Face's Bit that is supported.
     "output_stride": 32,
     "embedding_dynamic_padding": False,
 }
-PIL_RESAMPLES = {2: "antialias", 3: "bicubic"}  # Pillow's constants, as Hugging Face stores them.
 TIMM_POOLS = {"token": "token", "avg": "gap", "map": "map"}
-TIMM_RESAMPLES = {"bilinear": "antialias", "bicubic": "bicubic"}
 
 
 @dataclasses.dataclass(frozen=True)
 class WeightsMetadata:
     """Model options, class names and preprocessing of weights; None for unknown values.
 
-    `image_size` is (height, width) in pixels. `crop`, `crop_fraction` and `resample` are
-    `eval_crop`, `crop_fraction` and `resample` of `config.data`; the other fields except
-    `classes` are options of `create_model`.
+    `image_size` is (height, width) in pixels. `crop`, `crop_fraction`, `crop_side` and `resample`
+    are `eval_crop`, `crop_fraction`, `eval_side` and `resample` of `config.data`; the other fields
+    except `classes` are options of `create_model`.
     """
 
     num_heads: int | None = None
@@ -55,6 +53,7 @@ class WeightsMetadata:
     classes: tuple[str, ...] | None = None
     crop: str | None = None
     crop_fraction: float | None = None
+    crop_side: int | tuple[int, int] | None = None
     resample: str | None = None
 
     def known_fields(self) -> dict:
@@ -64,6 +63,11 @@ class WeightsMetadata:
     def with_defaults(self, defaults: "WeightsMetadata") -> "WeightsMetadata":
         """Returns this metadata with unknown fields taken from `defaults`."""
         return WeightsMetadata(**(defaults.known_fields() | self.known_fields()))
+
+
+UNKNOWN = WeightsMetadata()
+# `resize_small(256)|central_crop(224)`; 224 / 256 is the default of crop_fraction.
+BIG_VISION_EVALUATION = WeightsMetadata(crop="center", resample="tf_area_uint8")
 
 
 def from_model(model: ViT | BitResNet) -> WeightsMetadata:
@@ -104,6 +108,7 @@ def from_json(values: dict, where: str) -> WeightsMetadata:
         "norm_eps": lambda v: type(v) in (int, float) and 0 < v <= 1,
         "classes": lambda v: isinstance(v, list) and all(isinstance(c, str) for c in v),
         "crop_fraction": lambda v: type(v) in (int, float) and MIN_CROP <= v <= 1,
+        "crop_side": lambda v: _is_size((v, v) if type(v) is int else v),
     }
     fields = {}
     for field in dataclasses.fields(WeightsMetadata):
@@ -173,17 +178,21 @@ def from_huggingface(config: dict, preprocessor: dict, where: str) -> WeightsMet
     if kind.startswith("dinov2") and is_classifier:
         fields["pool"] = "token_gap"
     if kind == "bit":  # Its config has no image size; the preprocessing has.
-        fields["image_size"] = _preprocessed_size(preprocessor)
+        fields["image_size"] = image_processor.huggingface_size(preprocessor, kind, where)
     labels = config.get("id2label")
     if isinstance(labels, dict) and not all(str(v).startswith("LABEL_") for v in labels.values()):
         fields["classes"] = [labels.get(str(k)) for k in range(len(labels))]
-    return from_json(fields | _from_preprocessor(preprocessor, where), where)
+    metadata = from_json(fields, where)
+    if preprocessor:
+        fields |= _from_preprocessor(preprocessor, where)
+        size = metadata.image_size
+        fields |= image_processor.from_huggingface(preprocessor, kind, size, where)
+    return from_json(fields, where)
 
 
 def _from_preprocessor(values: dict, where: str) -> dict:
-    if not values:
-        return {}
-    fields = {"resample": PIL_RESAMPLES.get(values.get("resample", 2), Data.resample)}
+    """Returns the pixel statistics."""
+    fields = {}
     scale = values.get("rescale_factor", 1 / 255) if values.get("do_rescale", True) else 1
     if not values.get("do_normalize", True):
         raise CheckpointError(f"{where}: do_normalize is false; expected true.")
@@ -194,20 +203,7 @@ def _from_preprocessor(values: dict, where: str) -> dict:
         )
     if "image_mean" in values:
         fields["pixel_stats"] = _pixel_stats_name(values["image_mean"], values["image_std"], where)
-    size, crop = values.get("size", 224), values.get("crop_size")
-    if values.get("do_center_crop") and crop:
-        short = size.get("shortest_edge") if isinstance(size, dict) else size
-        side = crop.get("height") if isinstance(crop, dict) else crop
-        if isinstance(short, int) and isinstance(side, int) and 0 < side <= short:
-            return fields | {"crop": "center", "crop_fraction": side / short}
-    return fields | {"crop": "resize"}
-
-
-def _preprocessed_size(values: dict) -> list | None:
-    size = values.get("crop_size" if values.get("do_center_crop") else "size")
-    if isinstance(size, dict):
-        return [size["height"], size["width"]] if {"height", "width"} <= set(size) else None
-    return _pair(size) if size else None
+    return fields
 
 
 def from_timm(config: dict, where: str) -> WeightsMetadata:
@@ -222,10 +218,7 @@ def from_timm(config: dict, where: str) -> WeightsMetadata:
         fields["pixel_stats"] = _pixel_stats_name(values["mean"], values["std"], where)
     if isinstance(values.get("input_size"), list) and len(values["input_size"]) == 3:
         fields["image_size"] = values["input_size"][1:]
-    fields["resample"] = TIMM_RESAMPLES.get(values.get("interpolation"), Data.resample)
-    is_squashed = values.get("crop_mode") == "squash"
-    fields["crop"] = "resize" if is_squashed else "center"
-    fields["crop_fraction"] = values.get("crop_pct", Data.crop_fraction)
+    fields |= image_processor.from_timm(values, where)
     labels = (
         values.get("label_descriptions") or values.get("label_names") or config.get("label_names")
     )

@@ -8,7 +8,7 @@ from vit_jax.weights.metadata import WeightsMetadata
 
 CARD_START = "---\nlibrary_name: vit_jax"
 # Options that do not change what the weights are.
-OMITTED_OPTIONS = ("name", "dtype", "dropout", "drop_path")
+OMITTED_OPTIONS = ("name", "dtype", "dropout", "drop_path", "pos_embed_std")
 
 
 def model_card(
@@ -29,8 +29,9 @@ def model_card(
     height, width = model.image_size
     mean, std = PIXEL_STATS[config.pixel_stats]
     crop = "whole image resized"
-    if metadata.crop == "center":
-        crop = f"short side resized, centre crop of {metadata.crop_fraction:g} of it"
+    if metadata.crop not in (None, "resize"):
+        side = metadata.crop_side or f"its side / {metadata.crop_fraction:g}"
+        crop = f"centre crop after resizing to {side}, rounded as in {metadata.crop}"
     rows = [
         ("Model", f"`{config.name}`"),
         ("Parameters", f"{num_params:,}"),

@@ -1,7 +1,7 @@
 """Published weights: name, model, file, preprocessing, size and licence.
 
-The preprocessing of all of them is the whole image resized bilinearly without antialiasing to
-`image_size`, and pixels in [-1, 1]: (x - 127.5) / 127.5.
+Their preprocessing is the whole image resized bilinearly without antialiasing to `image_size`,
+except for GSAM's, which big_vision evaluated; pixels are in [-1, 1]: (x - 127.5) / 127.5.
 """
 
 import dataclasses
@@ -14,6 +14,7 @@ import re
 from vit_jax.errors import CheckpointError, nearest
 from vit_jax.text import warn
 from vit_jax.weights import download
+from vit_jax.weights.metadata import BIG_VISION_EVALUATION, UNKNOWN, WeightsMetadata
 
 BASE_URL = "https://storage.googleapis.com"  # $VIT_JAX_WEIGHTS_URL names a mirror.
 IMAGENET, IMAGENET21K = 1000, 21843  # Numbers of classes.
@@ -109,6 +110,7 @@ class PublishedWeights:
       image_size: side in pixels.
       size: bytes of the file within 1 %, as listed or 4 per parameter; None if unknown.
       note: training data and paper.
+      evaluation: crop and resampling, if they are not those of the official code.
     """
 
     name: str
@@ -121,6 +123,7 @@ class PublishedWeights:
     size: int | None
     licence: str
     note: str
+    evaluation: WeightsMetadata = UNKNOWN
 
     @property
     def url(self) -> str:
@@ -220,6 +223,7 @@ def _vit(folder: str, file: str, size: str) -> PublishedWeights:
         size=None if size == "-" else round(float(size[:-1]) * {"M": 2**20, "G": 2**30}[size[-1]]),
         licence="Apache-2.0",
         note="; ".join(NOTES[key] for key in (folder, name) if key in NOTES),
+        evaluation=BIG_VISION_EVALUATION if folder == "gsam" else UNKNOWN,
     )
 
 

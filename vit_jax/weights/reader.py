@@ -114,7 +114,7 @@ def open_weights_file(
     format, prefix = detected
     rows, ignored = _match_rows(archive.path, format, prefix, arrays)
     metadata = _read_metadata(archive, path).with_defaults(
-        WeightsMetadata(gelu=format.gelu, norm_eps=format.norm_eps)
+        WeightsMetadata(gelu=format.gelu, norm_eps=format.norm_eps).with_defaults(format.evaluation)
     )
     return _make_weights_file(
         archive, format, prefix, rows, ignored, metadata, defaults or WeightsMetadata(), arrays

@@ -10,7 +10,7 @@ from vit_jax.atomic_io import to_json, write_atomically
 from vit_jax.errors import ConfigError
 from vit_jax.models.pixel_stats import PIXEL_STATS
 from vit_jax.models.registry import BitResNet, ViT
-from vit_jax.weights import formats
+from vit_jax.weights import formats, image_processor
 from vit_jax.weights import metadata as metadata_lib
 from vit_jax.weights.archive import write_npz, write_safetensors
 from vit_jax.weights.metadata import WeightsMetadata
@@ -286,9 +286,7 @@ def huggingface_config(model: ViT | BitResNet, metadata: WeightsMetadata) -> dic
 
 def huggingface_preprocessor(model: ViT | BitResNet, metadata: WeightsMetadata) -> dict:
     """Returns the contents of preprocessor_config.json for a model and its preprocessing."""
-    height, width = model.image_size
     mean, std = PIXEL_STATS[model.config.pixel_stats]
-    resamples = {name: constant for constant, name in metadata_lib.PIL_RESAMPLES.items()}
     values = {
         "do_resize": True,
         "do_rescale": True,
@@ -296,13 +294,11 @@ def huggingface_preprocessor(model: ViT | BitResNet, metadata: WeightsMetadata) 
         "do_normalize": True,
         "image_mean": list(mean),
         "image_std": list(std),
-        # TensorFlow's bilinear, without antialiasing, has no constant; Pillow's is the closest.
-        "resample": resamples.get(metadata.resample, resamples["antialias"]),
     }
-    if metadata.crop == "center" and height == width:
-        short = round(height / (metadata.crop_fraction or 1))
-        size = {"shortest_edge": short}
-        crop = {"do_center_crop": True, "crop_size": {"height": height, "width": width}}
-        return values | {"size": size, "image_processor_type": "BitImageProcessor"} | crop
-    size = {"height": height, "width": width}
-    return values | {"size": size, "image_processor_type": "ViTImageProcessor"}
+    return values | image_processor.to_huggingface(
+        model.image_size,
+        metadata.crop,
+        metadata.crop_fraction,
+        metadata.crop_side,
+        metadata.resample,
+    )
