@@ -75,8 +75,10 @@ def get_config(arg: str | None = None):
         config.data.val_fraction = 0.002
     if layers:
         config.data.augment = f"inception_crop|flip|randaug({layers},{magnitude})"
-    config.data.update(mixup=mixup, resample="tf_bilinear")
-    config.data.eval_crop = "center"
+    # As in big_vision, and so are the first positions.
+    config.data.update(mixup=mixup, resample="tf_bilinear_uint8")
+    config.data.update(eval_crop="center", eval_resample="tf_area_uint8")
+    config.model.pos_embed_std = None
     config.optimizer.update(lr=1e-3, weight_decay=wd, warmup_steps=10_000)
     # big_vision decays kernels only, and keeps the first moment in bfloat16.
     config.optimizer.decay_factors = ((".*kernel", 1.0), (".*", 0.0))

@@ -15,7 +15,7 @@ def get_config(arg: str | None = None):
     config = base_config()
     config.model.update(name="vit_ti16", patch=4, dropout=0.1)
     config.data.update(source="tfds", dataset="cifar10", dir=arg.dir, val_split="test")
-    config.data.update(image_size=32, augment="inception_crop(0.25)|flip")
+    config.data.update(image_size=32, augment="random_resized_crop(0.25)|flip")
     config.optimizer.update(lr=1e-3, weight_decay=0.1, warmup_steps=1000)
     config.update(batch_size=512, epochs=200, log_every=50, eval_every=1000)
     return smoke(config) if arg.smoke else config

@@ -25,10 +25,10 @@ def get_config(arg: str | None = None):
     if arg.teacher:
         config.task.update(teacher=arg.teacher, distill="hard")
     config.data.update(source="tfds", dataset="imagenet2012", dir=arg.dir)
-    config.data.update(val_split="validation", eval_crop="center", resample="bicubic")
+    config.data.update(val_split="validation", eval_crop="timm", resample="bicubic")
     config.data.update(mixup=0.8, cutmix=1.0, repeats=3)
     randaug = "randaug_increasing(2,9,std=0.5,prob=0.5)"  # timm's rand-m9-mstd0.5-inc1.
-    config.data.augment = f"inception_crop(0.08)|flip|{randaug}|erase(0.25)"
+    config.data.augment = f"random_resized_crop|flip|{randaug}|erase(0.25)"
     config.optimizer.update(lr=5e-4 * arg.batch / 512, end_lr=1e-5, weight_decay=0.05)
     config.optimizer.update(warmup_steps=5 * EXAMPLES // arg.batch, clip_norm=None)
     config.optimizer.decay_factors = ((".*kernel", 1.0), (".*", 0.0))

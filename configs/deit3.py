@@ -54,7 +54,7 @@ def get_config(arg: str | None = None):
         stage = config.stages[name]
         stage.model.update(name=arg.model, layer_scale=1e-4, gelu="erf", pixel_stats="imagenet")
         stage.data.update(source="tfds", dataset="imagenet2012", dir=arg.imagenet_dir)
-        stage.data.update(val_split="validation", eval_crop="center", crop_fraction=1.0)
+        stage.data.update(val_split="validation", eval_crop="timm", crop_fraction=1.0)
         stage.data.update(resample="bicubic", cutmix=1.0)
         stage.optimizer.update(name="lamb", end_lr=1e-5)
         stage.optimizer.decay_factors = ((".*kernel", 1.0), (".*", 0.0))
@@ -82,13 +82,13 @@ def get_config(arg: str | None = None):
 def _set_imagenet(pretrain, finetune, lr: float) -> None:
     """800 epochs with binary cross-entropy, 20 with AdamW and RandAugment."""
     pretrain.task.loss = "binary"
-    pretrain.data.augment = f"inception_crop(0.08)|flip|{THREE_AUGMENT}"
+    pretrain.data.augment = f"random_resized_crop|flip|{THREE_AUGMENT}"
     pretrain.data.update(mixup=0.8, repeats=3)
     pretrain.optimizer.update(lr=lr, weight_decay=0.05)
     pretrain.epochs = 800.0
     finetune.task.label_smoothing = 0.1
     randaug = "randaug_increasing(2,9,std=0.5,prob=0.5)"  # timm's rand-m9-mstd0.5-inc1.
-    finetune.data.update(augment=f"inception_crop(0.08)|flip|{randaug}", mixup=0.8)
+    finetune.data.update(augment=f"random_resized_crop|flip|{randaug}", mixup=0.8)
     finetune.optimizer.update(name="adamw", lr=1e-5, weight_decay=0.1, clip_norm=None)
     finetune.update(batch_size=512, epochs=20.0)
 

@@ -30,10 +30,10 @@ def get_config(arg: str | None = None):
     config.model.update(gelu="erf", pixel_stats="imagenet")
     config.task.label_smoothing = 0.1
     config.data.update(source="tfds", dataset="imagenet2012", dir=arg.dir)
-    config.data.update(val_split="validation", eval_crop="center", resample="bicubic")
+    config.data.update(val_split="validation", eval_crop="timm", resample="bicubic")
     config.data.update(mixup=0.8, cutmix=1.0)
     randaug = "randaug_increasing(2,9,std=0.5,prob=0.5)"  # timm's rand-m9-mstd0.5-inc1.
-    config.data.augment = f"inception_crop(0.08)|flip|{randaug}|erase(0.25)"
+    config.data.augment = f"random_resized_crop|flip|{randaug}|erase(0.25)"
     config.optimizer.update(lr=lr * arg.batch / 256, end_lr=1e-6, weight_decay=0.05)
     config.optimizer.update(warmup_steps=5 * EXAMPLES // arg.batch, clip_norm=None)
     config.optimizer.update(layer_decay=layer_decay)

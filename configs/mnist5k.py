@@ -17,7 +17,7 @@ def get_config(arg: str | None = None):
     config.model.update(name="vit_ti16", patch=8, num_layers=3, hidden_size=128)
     config.model.update(mlp_size=512, num_heads=4, pool="gap")
     config.data.update(source="mnist5k", image_size=24)
-    config.data.augment = "inception_crop(0.6)"  # No flip: a mirrored digit is another sign.
+    config.data.augment = "random_resized_crop(0.6)"  # No flip: mirrored digits are other signs.
     config.optimizer.update(lr=3e-3, warmup_steps=200, weight_decay=0.1, ema=0.998)
     config.optimizer.kwargs.b2 = 0.98
     config.update(seed=arg.seed, batch_size=64, epochs=float(arg.epochs))

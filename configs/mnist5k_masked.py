@@ -22,7 +22,7 @@ def get_config(arg: str | None = None):
         stage.model.update(name="vit_ti16", patch=7, num_layers=3, hidden_size=96)
         stage.model.update(mlp_size=384, num_heads=4, pool="gap", pos_embed="sincos")
         stage.data.update(source="mnist5k", image_size=28)
-        stage.data.augment = "inception_crop(0.6)"  # No flip: a mirrored digit is another sign.
+        stage.data.augment = "random_resized_crop(0.6)"  # No flip: mirrored digits are other signs.
         stage.optimizer.update(weight_decay=0.05)
 
     pretrain = config.stages.pretrain

@@ -14,7 +14,7 @@ from vit_jax.config import ConfigError, base_config, parse_arg, smoke
 ROWS = {  # What differs from ours.
     "ours": {},
     "no_augmentation": {"data.augment": "inception_crop|flip", "data.mixup": 0.0},
-    "learned": {"model.pos_embed": "learned"},
+    "learned": {"model.pos_embed": "learned", "model.pos_embed_std": None},
     "batch_4096": {"batch_size": 4096},
     "token": {"model.pool": "token"},
     "linear_head": {"model.pre_logits": False},
@@ -30,7 +30,7 @@ def get_config(arg: str | None = None):
     config.data.update(source="tfds", dataset="imagenet2012", dir=arg.dir)
     config.data.update(split="train[:99%]", val_split="validation", eval_crop="center")
     config.data.update(augment="inception_crop|flip|randaug(2,10)", mixup=0.2)
-    config.data.resample = "tf_bilinear"
+    config.data.update(resample="tf_bilinear_uint8", eval_resample="tf_area_uint8")
     # big_vision's 1e-4 at a rate of 1e-3 is 0.1 here, of kernels only.
     config.optimizer.update(lr=1e-3, warmup_steps=10_000, weight_decay=0.1)
     config.optimizer.update(decay_factors=((".*kernel", 1.0), (".*", 0.0)))

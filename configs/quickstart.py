@@ -20,7 +20,7 @@ def get_config(arg: str | None = None):
         stage = config.stages[name]
         stage.model.update(name="vit_ti16", patch=8, num_layers=3, hidden_size=96)
         stage.model.update(mlp_size=384, num_heads=2)
-        stage.data.augment = "inception_crop(0.6)"  # No flip: a mirrored digit is another sign.
+        stage.data.augment = "random_resized_crop(0.6)"  # No flip: mirrored digits are other signs.
         stage.optimizer.update(weight_decay=0.1, kwargs={"b2": 0.98})
 
     pretrain = config.stages.pretrain

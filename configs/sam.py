@@ -23,12 +23,13 @@ def get_config(arg: str | None = None):
     config = base_config()
     config.model.name = arg.model
     config.data.update(source="tfds", dataset="imagenet2012", dir=arg.dir)
-    config.data.update(val_split="validation", eval_crop="center", resample="tf_bilinear")
+    config.data.update(val_split="validation", eval_crop="center", resample="tf_bilinear_uint8")
+    config.data.eval_resample = "tf_area_uint8"  # As in big_vision.
     config.optimizer.update(lr=3e-3, weight_decay=0.3, warmup_steps=10_000)
     if arg.rule == "sam":
         config.optimizer.sam_rho = RHO[arg.model]
     else:  # configs/proj/gsam of google-research/big_vision.
-        config.model.update(pool="gap", head_bias=-10.0)
+        config.model.update(pool="gap", head_bias=-10.0, pos_embed_std=None)
         config.task.loss = "sigmoid"
         config.data.split = "train[:99%]"
         config.optimizer.update(schedule="linear", end_lr=3e-5)

@@ -28,7 +28,7 @@ def get_config(arg: str | None = None):
         stage = config.stages[name]
         stage.model.update(name="vit_ti16", patch=8, num_layers=depth, hidden_size=width)
         stage.model.update(mlp_size=4 * width, num_heads=width // HEAD_SIZE)
-        stage.data.update(source="mnist5k", image_size=24, augment="inception_crop(0.6)")
+        stage.data.update(source="mnist5k", image_size=24, augment="random_resized_crop(0.6)")
         stage.data.fraction = share if share < 1 else None
         stage.optimizer.update(lr=2e-3, warmup_steps=50, weight_decay=0.1, kwargs={"b2": 0.98})
         stage.update(batch_size=64, steps=arg.steps, log_every=100, checkpoint_every=arg.steps)

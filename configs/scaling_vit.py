@@ -21,15 +21,15 @@ def get_config(arg: str | None = None):
     if arg.model not in MODELS:
         raise ConfigError(f"model is {arg.model!r}; choose from {', '.join(MODELS)}.")
     config = base_config()
-    config.model.update(name=arg.model, pool="map", head_bias=-10.0)
+    config.model.update(name=arg.model, pool="map", head_bias=-10.0, pos_embed_std=None)
     config.task.loss = "sigmoid"
     config.data.update(source="tfds" if arg.dataset else arg.source, dataset=arg.dataset)
-    config.data.update(dir=arg.dir, resample="tf_bilinear")
+    config.data.update(dir=arg.dir, resample="tf_bilinear_uint8")
     if arg.dataset:
         config.data.update(split="train[:99%]", val_split="train[99%:]")
     else:
         config.data.val_fraction = 0.01
-    config.data.eval_crop = "center"
+    config.data.update(eval_crop="center", eval_resample="tf_area_uint8")
     config.optimizer.update(name="adafactor", lr=8e-4)
     config.optimizer.kwargs.dtype_momentum = "bfloat16"
     config.optimizer.update(schedule="rsqrt", timescale=10_000, warmup_steps=10_000)

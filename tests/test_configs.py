@@ -132,7 +132,7 @@ def test_fine_tuning_is_table_4(dataset):
 
 
 ADAPTED = {"optimizer.decay_factors": ((".*kernel", 1.0), (".*", 0.0))}
-RAND_M9 = "inception_crop(0.08)|flip|randaug_increasing(2,9,std=0.5,prob=0.5)"
+RAND_M9 = "random_resized_crop|flip|randaug_increasing(2,9,std=0.5,prob=0.5)"
 NUMBERS = {  # Recipes beside the paper's tables: what must hold in which stage.
     "transfer.py:dataset=imagenet2012,model=vit_h14,polyak": {
         "": {"data.image_size": 518, "optimizer.ema": 0.9999}

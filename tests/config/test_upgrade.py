@@ -40,7 +40,7 @@ def stored(**old) -> dict:
 def expected(old: dict) -> augment.Augmentation:
     """The steps in the order in which earlier versions applied them."""
     crop = {
-        "inception": augment.InceptionCrop(*old["crop_area"]),
+        "inception": augment.RandomResizedCrop(*old["crop_area"]),
         "resize": augment.Resize(),
         "random": augment.RandomCrop(),
         "pad": augment.PadCrop(),
@@ -71,10 +71,30 @@ def test_upgrade_translates_every_combination_of_augmentation_fields():
 def test_stored_config_of_an_earlier_version_is_read_as_the_new_spelling():
     old = {"crop_area": [0.08, 1.0], "randaug": "corrected", "randaug_magnitude": 9.0}
     old |= {"randaug_std": 0.5, "randaug_prob": 0.5, "random_erasing": 0.25}
-    text = "inception_crop(0.08)|flip|randaug_increasing(2,9,std=0.5,prob=0.5)|erase(0.25)"
+    text = "random_resized_crop|flip|randaug_increasing(2,9,std=0.5,prob=0.5)|erase(0.25)"
     assert config_lib.from_dict(stored(**old))[""].data.augment == text
     staged = config_lib.from_dict({"stages": {"a": stored(**old), "b": stored(crop="pad")}})
     assert [staged[name].data.augment for name in "ab"] == [text, "pad_crop|flip"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("inception_crop|flip", "random_resized_crop(0.05)|flip"),
+        ("inception_crop", "random_resized_crop(0.05)"),
+        ("inception_crop(0.08)|flip|erase(0.25)", "random_resized_crop|flip|erase(0.25)"),
+        ("inception_crop(0.3,0.7)", "random_resized_crop(0.3,0.7)"),
+        ("inception_crop(max_area=0.5)|flip", "random_resized_crop(0.05,0.5)|flip"),
+        ("resize|my_steps:inception_crop", "resize|my_steps:inception_crop"),
+        ("pad_crop|flip", "pad_crop|flip"),
+    ],
+)
+def test_stored_config_keeps_the_crop_rule_that_it_was_trained_with(old, new):
+    values = config_lib.to_dict(check(_of_one_step()))
+    values["data"]["augment"] = old
+    assert config_lib.from_dict(values)[""].data.augment == old  # Of this version.
+    del values["data"]["eval_resample"]
+    assert config_lib.from_dict(values)[""].data.augment == new
 
 
 def test_upgrade_keeps_configs_of_this_version():

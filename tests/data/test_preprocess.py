@@ -7,7 +7,7 @@ from scipy import ndimage
 
 import vit_jax
 from vit_jax.config.schema import Data
-from vit_jax.data.augment import inception_box
+from vit_jax.data.crops import inception_box
 from vit_jax.data.preprocess import EvalRecipe, TrainRecipe, preprocess, resize, to_unit_range
 
 CENTER = Data(eval_crop="center")

@@ -12,15 +12,16 @@ from PIL import Image
 
 from tests.support.runs import ROOT
 from vit_jax import config
-from vit_jax.config.schema import Data
+from vit_jax.config.schema import RESAMPLES, Data
 from vit_jax.data import decode as images_lib
-from vit_jax.data.augment import Erase, inception_box
+from vit_jax.data.augment import Erase
+from vit_jax.data.crops import inception_box
 from vit_jax.data.decode import Encoded
 from vit_jax.data.preprocess import EvalRecipe, TrainRecipe, resize, to_unit_range
 from vit_jax.errors import ConfigError
 
 DECODERS = ["pillow", "simplejpeg"]
-CROPS = ["inception_crop(0.3)", "resize", "random_crop", "pad_crop"]
+CROPS = ["inception_crop(0.5)", "random_resized_crop(0.3)", "resize", "random_crop", "pad_crop"]
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def jpeg(image: np.ndarray) -> Encoded:
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
-@pytest.mark.parametrize("resample", ["antialias", "bicubic", "tf_bilinear"])
+@pytest.mark.parametrize("resample", RESAMPLES)
 def test_recipes_give_equal_pixels_for_a_file_and_its_array(photo, resample, decoder):
     file = jpeg(photo)
     pixels = images_lib.decode(file)
@@ -138,7 +139,7 @@ def test_fast_crop_gives_nearly_the_pixels_of_the_exact_crop(photos, crop, decod
             if image is photos[0]:
                 np.testing.assert_array_equal(a, b)  # Nothing to shrink.
             else:
-                assert np.abs(a - b).mean() < 0.06
+                assert np.abs(a - b).mean() < 0.08
                 assert np.corrcoef(a.ravel(), b.ravel())[0, 1] > 0.95
 
 

@@ -15,9 +15,9 @@ RENAMED: dict[str, str] = {
     "optimizer.momentum": "optimizer.kwargs.momentum",
     "optimizer.moment_dtype": "optimizer.kwargs.mu_dtype (sgd: optimizer.kwargs.accumulator_dtype, "
     "adafactor: optimizer.kwargs.dtype_momentum)",
-    "data.crop": "data.augment='random_crop|flip'; the crops are inception_crop, resize, "
-    "random_crop and pad_crop",
-    "data.crop_area": "data.augment='inception_crop(0.05,1.0)|flip'",
+    "data.crop": "data.augment='random_crop|flip'; the crops are inception_crop, "
+    "random_resized_crop, resize, random_crop and pad_crop",
+    "data.crop_area": "data.augment='random_resized_crop(0.05,1.0)|flip'",
     "data.flip": "data.augment='inception_crop|flip', or 'inception_crop' for no flip",
     "data.randaug": "data.augment='inception_crop|flip|randaug(2,10)' for 'published', or "
     "'inception_crop|flip|randaug_increasing(2,10)' for 'corrected'",
@@ -79,7 +79,7 @@ def _join_augment(run: dict) -> None:
     layers, magnitude = old["randaug_layers"], old["randaug_magnitude"]
     increasing = f"{layers},{magnitude},std={old['randaug_std']},prob={old['randaug_prob']}"
     crops = {
-        "inception": "inception_crop({},{})".format(*old["crop_area"]),
+        "inception": "random_resized_crop({},{})".format(*old["crop_area"]),
         "resize": "resize",
         "random": "random_crop",
         "pad": "pad_crop",
@@ -100,8 +100,28 @@ def _join_augment(run: dict) -> None:
     data["augment"] = "|".join(filter(None, steps))
 
 
+def _name_crop_rule(run: dict) -> None:
+    """Replaces `inception_crop` by `random_resized_crop` in configs from when it had that rule.
+
+    Those configs do not have the field `data.eval_resample`.
+    """
+    data = run.get("data")
+    if not isinstance(data, dict) or "augment" not in data or "eval_resample" in data:
+        return
+    crop, bar, steps = data["augment"].partition("|")
+    name, _, arguments = crop.strip().rstrip(") ").partition("(")
+    if name.strip() == "inception_crop":
+        if not arguments or arguments.lstrip().startswith("max_area"):
+            arguments = f"0.05,{arguments}"  # The default of its smallest area.
+        data["augment"] = f"random_resized_crop({arguments.rstrip(',')}){bar}{steps}"
+
+
 # Each edits the nested dictionary of one run in place, if it has fields of an earlier version.
-UPGRADES: tuple[Callable[[dict], None], ...] = (_move_optimizer_options, _join_augment)
+UPGRADES: tuple[Callable[[dict], None], ...] = (
+    _move_optimizer_options,
+    _name_crop_rule,
+    _join_augment,
+)
 
 
 def upgrade(values: dict) -> dict:

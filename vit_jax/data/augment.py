@@ -23,22 +23,13 @@ from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from vit_jax.config import registry
 from vit_jax.config.fields import bounds
 from vit_jax.config.values import check_kwargs
+from vit_jax.data.crops import Crop, InceptionCrop, PadCrop, RandomCrop, RandomResizedCrop, Resize
 from vit_jax.data.randaugment import IncreasingRandAugment, PublishedRandAugment
-from vit_jax.data.view import Box, Size, View, box_view, window_view
 from vit_jax.errors import ConfigError
 
 FIELD = "config.data.augment"
 PIXEL_MEAN = np.array([0.485, 0.456, 0.406])  # ImageNet's, of RGB in [0, 1].
 PIXEL_STD = np.array([0.229, 0.224, 0.225])
-RANDOM_CROP = 7 / 8  # Of the short side resized: 224 of 256.
-PADDING = 4  # Pixels on each side (DeiT III, arXiv:2204.07118).
-
-
-class Crop(Protocol):
-    """The first step: chooses the part of an image that is resized to the model's size."""
-
-    def view(self, old: Size, new: Size, random: np.random.Generator) -> View:
-        """Returns a view, of size `new`, of an image of size `old`."""
 
 
 class Step(Protocol):
@@ -53,68 +44,6 @@ class Step(Protocol):
     """
 
     def __call__(self, image: np.ndarray, random: np.random.Generator) -> np.ndarray: ...
-
-
-@dataclasses.dataclass(frozen=True)
-class InceptionCrop:
-    """Crops a box of random area and of aspect 3/4 to 4/3 (GoogLeNet, arXiv:1409.4842).
-
-    Args:
-      min_area, max_area: bounds of the area, as fractions of the image.
-    """
-
-    min_area: Annotated[float, bounds(above=0, most=1)] = 0.05
-    max_area: Annotated[float, bounds(above=0, most=1)] = 1.0
-
-    def __post_init__(self):
-        if self.min_area > self.max_area:
-            raise ValueError(f"min_area, {self.min_area}, exceeds max_area, {self.max_area}")
-
-    def view(self, old: Size, new: Size, random: np.random.Generator) -> View:
-        return box_view(inception_box(*old, (self.min_area, self.max_area), random), new)
-
-
-def inception_box(
-    height: int, width: int, area: tuple[float, float], random: np.random.Generator
-) -> Box:
-    """Returns a box whose area is a random fraction of the image, and its aspect 3/4 to 4/3.
-
-    After ten boxes that do not fit, it is the largest central box of a permitted aspect.
-    """
-    for _ in range(10):
-        target = random.uniform(*area) * height * width
-        aspect = math.exp(random.uniform(math.log(3 / 4), math.log(4 / 3)))
-        w, h = round(math.sqrt(target * aspect)), round(math.sqrt(target / aspect))
-        if 0 < w <= width and 0 < h <= height:
-            top, left = random.integers(height - h + 1), random.integers(width - w + 1)
-            return int(top), int(left), h, w
-    w = min(width, round(height * 4 / 3))
-    h = min(height, round(width * 4 / 3))
-    return (height - h) // 2, (width - w) // 2, h, w
-
-
-@dataclasses.dataclass(frozen=True)
-class Resize:
-    """Stretches the whole image to the size."""
-
-    def view(self, old: Size, new: Size, random: np.random.Generator) -> View:
-        return box_view((0, 0, *old), new)
-
-
-@dataclasses.dataclass(frozen=True)
-class RandomCrop:
-    """Resizes the short side to 8/7 of the size, and crops a random window."""
-
-    def view(self, old: Size, new: Size, random: np.random.Generator) -> View:
-        return window_view(old, new, RANDOM_CROP, random.random(2))
-
-
-@dataclasses.dataclass(frozen=True)
-class PadCrop:
-    """Resizes the short side to the size, pads by 4 pixels, crops a random window (DeiT III)."""
-
-    def view(self, old: Size, new: Size, random: np.random.Generator) -> View:
-        return window_view(old, new, 1, random.random(2), PADDING)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,6 +160,7 @@ class Erase:
 # Name -> class or function that returns a Crop or a Step.
 AUGMENTATIONS: dict[str, Callable[..., Crop | Step]] = {
     "inception_crop": InceptionCrop,
+    "random_resized_crop": RandomResizedCrop,
     "resize": Resize,
     "random_crop": RandomCrop,
     "pad_crop": PadCrop,
