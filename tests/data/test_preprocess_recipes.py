@@ -12,7 +12,7 @@ from PIL import Image
 
 from tests.support.runs import ROOT
 from vit_jax import config
-from vit_jax.config.schema import RESAMPLES, Data
+from vit_jax.config.schema_data import RESAMPLES, Data
 from vit_jax.data import decode as images_lib
 from vit_jax.data.augment import Erase
 from vit_jax.data.crops import inception_box
