@@ -143,7 +143,7 @@ def test_check_same_run_compares_with_the_checkpoint_whatever_config_json_contai
     check_same_run(tmp_path, run_config())
     with pytest.raises(ConfigError, match=r"differs in seed\. "):
         check_same_run(tmp_path, run_config(seed="7"))
-    note = workdir.config_file_note(tmp_path, run_config())
+    (note,) = workdir.config_notes(tmp_path, run_config())
     assert "the config of the checkpoint is used" in note.lower()
     assert config_lib.to_dict(workdir.read_config(tmp_path)) == run_config()
 
@@ -154,9 +154,11 @@ def test_read_config_takes_fields_that_may_change_from_config_json(tmp_path):
     write_json(tmp_path / workdir.CONFIG, run_config(optimizer__lr="0.5", **changes))
     expected = run_config(**changes)
     assert config_lib.to_dict(workdir.read_config(tmp_path)) == expected
-    assert "in optimizer.lr;" in workdir.config_file_note(tmp_path, expected)
+    wrong, changed = workdir.config_notes(tmp_path, expected)
+    assert "config.json differs from the checkpoint in optimizer.lr;" in wrong
+    assert "other values than the checkpoint of data.dir, log_every, mesh.fsdp," in changed
     write_json(tmp_path / workdir.CONFIG, expected)
-    assert workdir.config_file_note(tmp_path, expected) == ""
+    assert workdir.config_notes(tmp_path, expected) == [changed]
 
 
 def test_read_config_refuses_steps_of_different_runs(tmp_path):

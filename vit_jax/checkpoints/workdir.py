@@ -204,10 +204,24 @@ def check_same_run(folder: pathlib.Path, config: dict) -> None:
         raise other_config_error(folder, fields)
 
 
-def config_file_note(folder: pathlib.Path, config: dict) -> str:
-    """Returns a note if the `config.json` of a run with checkpoints is not its config, or ''."""
-    if not any(layout.list_steps(folder / name / layout.FOLDER) for name in _by_stage(config)):
-        return ""
+def config_notes(folder: pathlib.Path, config: dict) -> list[str]:
+    """Returns notes about a run that resumes: a wrong `config.json`, and values that change."""
+    runs = _by_stage(config)
+    saved = {name: read_saved_config(folder / name) for name in runs}
+    if not any(saved.values()):
+        return []
+    notes = [_config_file_note(folder, config)]
+    for name, old in saved.items():
+        changed = old and config_lib.differing_fields(old, runs[name])
+        if changed:
+            notes.append(
+                f"{folder / name}: resuming with other values than the checkpoint of "
+                f"{', '.join(changed)}, from {CONFIG} or flags."
+            )
+    return list(filter(None, notes))
+
+
+def _config_file_note(folder: pathlib.Path, config: dict) -> str:
     try:
         values = _read_config_file(folder)
     except ConfigError as error:

@@ -58,8 +58,9 @@ def run(
     as_dict = config_lib.to_dict(stages)
     multihost.check_equal("config", as_dict)
     workdir.check_same_run(folder, as_dict)
-    if multihost.is_process_0() and (note := workdir.config_file_note(folder, as_dict)):
-        print_line(note)
+    if multihost.is_process_0():
+        for note in workdir.config_notes(folder, as_dict):
+            print_line(note)
     prepared: dict[str, stage.Stage] = {}
     sweeps: dict[str, Sweep] = {}
     options = {"fallback": fallback, "profile": profile}
