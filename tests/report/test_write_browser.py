@@ -9,8 +9,9 @@ from PIL import Image
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
+from selenium.webdriver.support.select import Select
 
-from tests.support.written_pages import copy_as_killed, train_quickstart
+from tests.support.written_pages import change_config, copy_as_killed, train_quickstart
 from vit_jax import main
 
 pytestmark = pytest.mark.browser
@@ -95,6 +96,66 @@ def test_click_on_a_legend_entry_hides_its_curve(browser, folder):
     plot.find_elements(By.CSS_SELECTOR, ".u-series th")[1].click()
     after = screenshot(canvas)
     assert not (abs(after - (0x00, 0x72, 0xB2)) < 40).all(-1).any()
+
+
+@pytest.fixture(scope="module")
+def seeds(folder, tmp_path_factory):
+    """The comparison of two seeds of one run and of a run with another batch size."""
+    top = tmp_path_factory.mktemp("seeds")
+    for name in ("a", "b", "c"):
+        shutil.copytree(folder / "scratch", top / name)
+    change_config(top / "b", "", seed=1)
+    change_config(top / "c", "", batch_size=25)
+    assert main.run(["report", "--no_model", str(top)]) == 0
+    return top / "report.html"
+
+
+def first_column(browser) -> list[str]:
+    cells = browser.find_elements(By.CSS_SELECTOR, "#runs tbody td:first-child a")
+    return [cell.text for cell in cells]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", WIDTHS)
+def test_comparison_changes_its_axis_smoothing_and_curves(browser, seeds, width, scheme):
+    show(browser, seeds, width, scheme)
+    browser.execute_script("sessionStorage.clear()")
+    show(browser, seeds, width, scheme)
+    select, log, mean = (
+        browser.find_element(By.CSS_SELECTOR, f".controls {element}")
+        for element in ("select", "label:nth-of-type(3) input", "label:nth-of-type(4) input")
+    )
+    before = browser.find_element(By.CSS_SELECTOR, ".plot canvas").screenshot_as_png
+    for option in ("epoch", "time"):
+        Select(select).select_by_visible_text(option)
+        label = browser.find_element(By.CSS_SELECTOR, ".u-series th").text
+        assert label.strip().rstrip(":") == option
+    log.click()
+    mean.click()
+    labels = [each.text for each in browser.find_elements(By.CSS_SELECTOR, ".plot .u-series th")]
+    assert any("(mean of 2)" in label for label in labels)
+    assert browser.find_element(By.CSS_SELECTOR, ".plot canvas").screenshot_as_png != before
+    show(browser, seeds, width, scheme)  # The settings outlast a reload.
+    assert browser.find_element(By.CSS_SELECTOR, ".controls select").get_property("value") == "time"
+    assert browser.execute_script("return document.documentElement.scrollWidth") == width
+    assert browser.execute_script(OVERFLOWING) == []
+    assert browser.get_log("browser") == []
+    browser.execute_script("sessionStorage.clear()")
+
+
+def test_comparison_sorts_its_runs_and_hides_one_in_every_plot(browser, seeds):
+    show(browser, seeds, 1280)
+    heading = browser.find_element(By.CSS_SELECTOR, "#runs th")
+    heading.click()
+    assert first_column(browser) == ["a", "b", "c"]
+    heading.click()
+    assert first_column(browser) == ["c", "b", "a"]
+    assert heading.get_attribute("aria-sort") == "descending"
+    browser.find_element(By.CSS_SELECTOR, '.swatch[data-run="1"]').click()
+    hidden = browser.find_elements(By.CSS_SELECTOR, ".u-series.u-off th")
+    plots = browser.find_elements(By.CSS_SELECTOR, ".plot")
+    assert [each.text.rstrip(": ") for each in hidden] == ["b"] * len(plots)
+    browser.execute_script("sessionStorage.clear()")
 
 
 def test_page_follows_the_preferred_colour_scheme(browser, folder):

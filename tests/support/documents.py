@@ -90,4 +90,4 @@ def anchors(page: pathlib.Path) -> set[str]:
 
 def api_entries(page: pathlib.Path) -> list[str]:
     """Returns the names of the objects that a page documents."""
-    return re.findall(r"^::: (\S+)$", prose(page), re.MULTILINE)
+    return re.findall(r"^<!-- api: (\S+).* -->$", prose(page), re.MULTILINE)

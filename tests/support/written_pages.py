@@ -111,7 +111,11 @@ def copy_as_killed(
 
 
 def change_config(folder: pathlib.Path, section: str, **fields) -> None:
-    """Changes fields of a section in a run's `config.json`."""
+    """Changes fields of a section in a run's `config.json`, and removes its checkpoints.
+
+    The config inside a checkpoint precedes that of the file.
+    """
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     config = json.loads((folder / "config.json").read_text())
-    config[section].update(fields)
+    (config[section] if section else config).update(fields)
     (folder / "config.json").write_text(json.dumps(config))

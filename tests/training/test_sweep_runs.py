@@ -49,11 +49,11 @@ def test_grid_with_seeds_selects_the_combination_with_the_best_mean():
     means = sweep_runs.mean_over_seeds(grid, found)
     assert list(means) == ["lr=0.003", "lr=0.01"]
     assert sweep_runs.best(means) == "lr=0.003", "0.6 is more than 0.5, though 0.9 is the best run"
-    rows = sweep_runs.rows(found, means, "lr=0.003", {"seed_5": scored(0.6)})
-    assert [row["run"] for row in rows] == [*grid, "lr=0.003", "lr=0.01", "seed_5"]
-    assert rows[4]["scored on"] == "dev, mean"
-    assert rows[4]["top1"] == "0.6000 +- 0.1414"
-    assert [row[""] for row in rows] == ["", "", "", "", "best", "", ""]
+    rows = sweep_runs.mean_rows(grid, means, "lr=0.003")
+    assert [row["run"] for row in rows] == ["lr=0.003", "lr=0.01"]
+    assert [row["top1"] for row in rows] == ["0.6000 +- 0.1414", "0.5000 +- 0.5657"]
+    assert [row[""] for row in rows] == ["best", ""]
+    assert not sweep_runs.mean_rows(sweep_runs.grid(config_of()), means, "lr=0.003")
     diverged = found | {"lr=0.003,seed=7": None}
     assert sweep_runs.best(sweep_runs.mean_over_seeds(grid, diverged)) == "lr=0.01"
     assert sweep_runs.finals(config_of(), {"optimizer.lr": 0.003})["seed_5"].seed == 5

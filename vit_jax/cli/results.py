@@ -23,6 +23,12 @@ def add_report_flags(parser) -> None:
         action="store_true",
         help="leave out predictions and attention, which need to run the model",
     )
+    parser.add_argument(
+        "--refresh",
+        type=arguments.positive_int,
+        metavar="SECONDS",
+        help="write the pages again every SECONDS while a run is in progress; open pages reload",
+    )
 
 
 def run_report(args, file: str | None, overrides: dict[str, str]) -> int:
@@ -33,7 +39,9 @@ def run_report(args, file: str | None, overrides: dict[str, str]) -> int:
 
     keep_compiled_programs()
     show = Progress(seconds_between=10).show
-    line = write.write_reports(args.workdirs, args.out, with_model=not args.no_model, show=show)
+    line = write.write_reports(
+        args.workdirs, args.out, with_model=not args.no_model, refresh=args.refresh, show=show
+    )
     print_line(line)
     return 0
 

@@ -1,41 +1,83 @@
 """The page that compares several runs."""
 
+import collections
+import dataclasses
 import os
 import pathlib
+import statistics
 import urllib.parse
 from collections.abc import Mapping, Sequence
 
 from vit_jax import config as config_lib
 from vit_jax.atomic_io import ERRORS, to_json
+from vit_jax.distributed.progress import format_duration
 from vit_jax.report import curves as curves_lib
 from vit_jax.report import sections as html
-from vit_jax.report.page import PLOT_NOTE, config_value, state_badge
+from vit_jax.report.page import PLOT_NOTE, config_value, flops_and_unit, state_badge
 from vit_jax.report.run_record import REPORT_FILE, RunRecord
 
-HEADER = ("run", "state", "model", "score", "metric", "step", "images/s", "minutes", "exaFLOPs")
+HEADER = ("run", "state", "model", "score", "metric", "step", "images/s", "time", "compute")
+SCORED_DATA = ("source", "dataset", "dir", "mix", "val_split", "val_fraction", "dev")
+MAX_COLUMNS = 12  # Differing fields as columns of the table of runs.
+RUNS_NOTE = (
+    "Click a heading to sort, and a coloured square to hide a run in all plots. The best run has "
+    "the best score of all runs that are scored by the same metric on the same data."
+)
+SEEDS_NOTE = (
+    "Runs that differ only in their seed: mean and sample standard deviation of their scores."
+)
 
 
-def render_comparison_page(title: str, runs: Sequence[RunRecord], page: pathlib.Path) -> str:
+@dataclasses.dataclass(frozen=True)
+class Seeds:
+    """Runs that differ only in their seed.
+
+    Attributes:
+      title: the fields in which these runs differ from those of other groups.
+      metric: name of the score of these runs.
+      scores: name of a run -> score.
+    """
+
+    title: str
+    metric: str
+    scores: dict[str, float]
+
+
+def render_comparison_page(
+    title: str, runs: Sequence[RunRecord], page: pathlib.Path, refresh: int | None = None
+) -> str:
     """Returns the HTML page that compares several runs.
 
     Args:
       title: title of the page.
       runs: the runs, in the order to show them.
       page: path of the page, which its links to the pages of the runs are relative to.
+      refresh: seconds after which the page loads itself again while a run is running.
     """
     runs_by_name = _shortest_names(runs)
-    rows = [
-        (_link(name, run, page), state_badge(run), *_cells(run))
+    configs = {name: config_lib.to_dict({"": run.config}) for name, run in runs_by_name.items()}
+    fields = _differing_fields(list(configs.values()))
+    groups = group_by_seed(runs_by_name, configs, fields)
+    seeds_of = {name: group.title for group in groups for name in group.scores}
+    axes = [
+        {"label": name, **curves_lib.run_axes(run, seeds_of.get(name))}
         for name, run in runs_by_name.items()
     ]
     charts = curves_lib.comparison_charts(runs_by_name)
-    return html.document(
-        title,
+    is_running = any(run.state == "running" for run in runs)
+    parts = [
         html.element("h1", title),
         html.element("p", f"{len(runs)} runs", class_="lead"),
-        html.section("Runs", html.table(rows, HEADER)),
-        html.section("Curves", html.plots(charts, "runs"), note=PLOT_NOTE),
-        html.section("Config differences", _differences(runs_by_name)),
+        html.section("Runs", _runs_table(runs_by_name, configs, fields, page), note=RUNS_NOTE),
+    ]
+    if groups:
+        parts.append(html.section("Seeds", _seeds_table(groups), note=SEEDS_NOTE))
+    return html.document(
+        title,
+        *parts,
+        html.section("Curves", html.plots(charts, "runs", axes), note=PLOT_NOTE),
+        html.section("Config differences", _differences(configs, fields)),
+        refresh=refresh if is_running else None,
     )
 
 
@@ -48,6 +90,24 @@ def _shortest_names(runs: Sequence[RunRecord]) -> dict[str, RunRecord]:
     return runs_by_name
 
 
+def _runs_table(
+    runs: Mapping[str, RunRecord],
+    configs: Mapping[str, dict],
+    fields: Sequence[str],
+    page: pathlib.Path,
+) -> html.Html:
+    best, columns = best_runs(runs), fields[:MAX_COLUMNS]
+    rows = []
+    for place, (name, run) in enumerate(runs.items()):
+        swatch = html.element("button", class_="swatch", data_run=str(place), title="hide this run")
+        badge = [html.element("span", "best", class_="state finished")] if name in best else []
+        link = html.element("span", swatch, _link(name, run, page), *badge, class_="run")
+        values = (_field_cell(config_value(configs[name], field)) for field in columns)
+        rows.append((link, state_badge(run), *_cells(run), *values))
+    header = (*HEADER, *(html.element("span", _short(f, fields), title=f) for f in columns))
+    return html.table(rows, header, class_="sortable")
+
+
 def _link(name: str, run: RunRecord, page: pathlib.Path) -> html.Html:
     path = os.path.relpath(run.folder / REPORT_FILE, page.parent)
     path = pathlib.PurePath(path).as_posix()
@@ -57,25 +117,96 @@ def _link(name: str, run: RunRecord, page: pathlib.Path) -> html.Html:
 def _cells(run: RunRecord) -> tuple:
     """Returns the cells of a run from `model` in HEADER on; unknown values are empty."""
     name, score = run.main_score() or ("", None)
-    numbers = (
+    seconds = sum(run.seconds.values()) or None
+    flops = (run.summary and run.summary.get("flops")) or None
+    speed = run.metrics.get("train/img_per_sec")
+    return (
+        run.config.model.name,
+        html.Cell("" if score is None else format_score(name, score), score),
+        name,
         run.step,
-        run.metrics.get("train/img_per_sec"),
-        sum(run.seconds.values()) / 60 or None,
-        run.summary and run.summary.get("flops", 0) / 1e18,
+        html.Cell("" if speed is None else f"{speed:,.0f}", speed),
+        html.Cell("" if seconds is None else format_duration(seconds), seconds),
+        html.Cell("" if flops is None else " ".join(flops_and_unit(flops)), flops),
     )
-    cells = ("" if value is None else value for value in numbers)
-    return (run.config.model.name, "" if score is None else score, name, *cells)
 
 
-def _differences(runs_by_name: Mapping[str, RunRecord]) -> html.Html:
-    """Returns a table with a row per config field that differs between runs."""
-    configs = [config_lib.to_dict({"": run.config}) for run in runs_by_name.values()]
+def format_score(metric: str, value: float) -> str:
+    """Returns an accuracy as a percentage with two decimals, a loss with four decimals."""
+    return f"{100 * value:.2f} %" if metric.endswith("top1") else f"{value:.4f}"
+
+
+def best_runs(runs: Mapping[str, RunRecord]) -> set[str]:
+    """Returns the names of runs with the best score of several by one metric on the same data."""
+    groups: dict[tuple, dict[str, float]] = collections.defaultdict(dict)
+    for name, run in runs.items():
+        if found := run.main_score():
+            metric, score = found
+            data = tuple(repr(getattr(run.config.data, field)) for field in SCORED_DATA)
+            groups[(metric, *data)][name] = score if metric.endswith("top1") else -score
+    return {max(scores, key=scores.get) for scores in groups.values() if len(scores) > 1}
+
+
+def group_by_seed(
+    runs: Mapping[str, RunRecord], configs: Mapping[str, dict], fields: Sequence[str]
+) -> list[Seeds]:
+    """Returns the groups of at least two runs that differ only in their seed."""
+    names: dict[tuple, list[str]] = collections.defaultdict(list)
+    others = [field for field in fields if field != "seed"]
+    for name, run in runs.items():
+        metric, _ = run.main_score() or ("", None)
+        values = (_text(config_value(configs[name], field)) for field in others)
+        names[(metric, *values)].append(name)
+    groups = {key: members for key, members in names.items() if key[0] and len(members) > 1}
+    differ = [i for i in range(len(others)) if len({key[i + 1] for key in groups}) > 1]
+    return [
+        Seeds(
+            ", ".join(f"{_short(others[i], others)}={key[i + 1]}" for i in differ) or "all runs",
+            key[0],
+            {name: runs[name].main_score()[1] for name in members},
+        )
+        for key, members in groups.items()
+    ]
+
+
+def _seeds_table(groups: Sequence[Seeds]) -> html.Html:
+    rows = []
+    for group in groups:
+        scores = list(group.scores.values())
+        figures = (statistics.fmean(scores), statistics.stdev(scores), min(scores), max(scores))
+        cells = (html.Cell(format_score(group.metric, value), value) for value in figures)
+        rows.append((group.title, len(scores), group.metric, *cells))
+    header = ("runs", "seeds", "metric", "mean", "deviation", "lowest", "highest")
+    return html.table(rows, header, class_="sortable")
+
+
+def _differing_fields(configs: Sequence[dict]) -> list[str]:
+    """Returns the config fields that differ between runs, sorted."""
     first, *others = configs
-    fields = {name for other in others for name in config_lib.differing_fields(first, other)}
+    return sorted({name for other in others for name in config_lib.differing_fields(first, other)})
+
+
+def _short(field: str, fields: Sequence[str]) -> str:
+    """Returns the last part of a field's name, or the whole name if it is not unique."""
+    last = field.rpartition(".")[2]
+    return last if sum(other.rpartition(".")[2] == last for other in fields) == 1 else field
+
+
+def _field_cell(value: object) -> object:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return html.Cell(to_json(value), value) if is_number else _text(value)
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) and value else to_json(value)
+
+
+def _differences(configs: Mapping[str, dict], fields: Sequence[str]) -> html.Html:
+    """Returns a table with a row per config field that differs between runs."""
     if not fields:
         return html.element("p", "All runs have the same config.")
     rows = [
-        (name, *(to_json(config_value(config, name)) for config in configs))
-        for name in sorted(fields)
+        (name, *(to_json(config_value(config, name)) for config in configs.values()))
+        for name in fields
     ]
-    return html.table(rows, ("field", *runs_by_name))
+    return html.table(rows, ("field", *configs))

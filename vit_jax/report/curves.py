@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from vit_jax.report.run_record import RunRecord
 
 MAX_POINTS = 1500  # Per chart; longer curves are reduced to the extremes of intervals.
+MAX_TIMES = 300  # Per run; seconds between them are interpolated.
 SIGNIFICANT_DIGITS = 6
 
 
@@ -44,8 +45,34 @@ def run_charts(run: RunRecord) -> list[dict]:
     return list(filter(None, charts))
 
 
+def run_axes(run: RunRecord, seeds: str | None = None) -> dict:
+    """Returns what page.js needs to draw the curves of a run over epochs and over time.
+
+    Seconds are those of training, without start, evaluation and saving, from the logged speed.
+
+    Args:
+      seeds: title of the runs that differ from this one only in their seeds; None if there is none.
+    """
+    steps, seconds = [0], [0.0]
+    for line in run.history:
+        if speed := line.get("train/img_per_sec"):
+            passed = (line["step"] - steps[-1]) * run.config.batch_size / speed
+            steps.append(line["step"])
+            seconds.append(round(seconds[-1] + passed, 3))
+    every = -(-len(steps) // MAX_TIMES)
+    kept = [*range(0, len(steps) - 1, every), len(steps) - 1]
+    return {
+        "epochs": run.config.batch_size / run.num_examples if run.num_examples else None,
+        "steps": [steps[i] for i in kept],
+        "seconds": [seconds[i] for i in kept],
+        "seeds": seeds,
+    }
+
+
 def comparison_charts(runs: Mapping[str, RunRecord]) -> list[dict]:
     """Returns a chart per metric, with a curve per run.
+
+    The series of a run have its place in `runs`, which determines their colour.
 
     Args:
       runs: label of a curve -> run.
@@ -56,6 +83,10 @@ def comparison_charts(runs: Mapping[str, RunRecord]) -> list[dict]:
         for name in names:
             single = dataclasses.replace(chart, title=f"{chart.title}: {name}")
             charts.append(_chart_data(single, {label: (run, name) for label, run in runs.items()}))
+    places = {label: place for place, label in enumerate(runs)}
+    for chart in filter(None, charts):
+        for series in chart["series"]:
+            series["run"] = places[series["label"]]
     return list(filter(None, charts))
 
 

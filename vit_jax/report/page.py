@@ -26,16 +26,18 @@ TIME_TITLES = {  # Time category -> title, colour of page.js.
     "save": ("saving", "#E69F00"),
 }
 PLOT_NOTE = (
-    "Drag over a plot to zoom in, double-click to reset the zoom; click a name to hide its curve."
+    "Drag over a plot to zoom in, double-click to reset the zoom; click a name to hide its curve. "
+    "Time is that of training, without start, evaluation and saving."
 )
 
 
-def render_run_page(run: RunRecord, with_model: bool = True) -> str:
+def render_run_page(run: RunRecord, with_model: bool = True, refresh: int | None = None) -> str:
     """Returns the HTML page of one run.
 
     Args:
       with_model: include predictions, attention and position embeddings, for which the model is
         applied to examples.
+      refresh: seconds after which the page of a running run loads itself again.
     """
     parts = [_header(run), _command(run), _curves(run), _inputs(run)]
     if with_model:
@@ -44,7 +46,9 @@ def render_run_page(run: RunRecord, with_model: bool = True) -> str:
         parts += model_sections.model_sections(run)
     else:
         parts.append(_command_for_model_sections(run))
-    return html.document(run.title, *parts, _parameters(run), _config(run), _environment(run))
+    parts += [_parameters(run), _config(run), _environment(run)]
+    refresh = refresh if run.state == "running" else None
+    return html.document(run.title, *parts, refresh=refresh)
 
 
 def state_badge(run: RunRecord) -> html.Html:
@@ -89,13 +93,17 @@ def _cards(run: RunRecord) -> list[tuple[str, str]]:
         cards.append((format_duration(sum(run.seconds.values())), "total time"))
     if run.summary:
         cards.append((f"{run.summary.get('parameters', 0) / 1e6:,.2f} M", "parameters"))
-        cards.append(_flops_and_unit(run.summary.get("flops", 0)))
+        cards.append(flops_and_unit(run.summary.get("flops", 0)))
     return cards
 
 
-def _flops_and_unit(flops: float) -> tuple[str, str]:
-    units = {"exaFLOPs": 1e18, "petaFLOPs": 1e15, "teraFLOPs": 1e12, "gigaFLOPs": 1e9}
-    unit = next((unit for unit, size in units.items() if flops >= size), "gigaFLOPs")
+def flops_and_unit(flops: float) -> tuple[str, str]:
+    """Returns a number of FLOPs in a unit in which it is at least 1, and the unit."""
+    units = {
+        f"{prefix}FLOPs": 10**power
+        for prefix, power in (("exa", 18), ("peta", 15), ("tera", 12), ("giga", 9), ("mega", 6))
+    }
+    unit = next((unit for unit, size in units.items() if flops >= size), "megaFLOPs")
     return f"{flops / units[unit]:,.4g}", unit
 
 
@@ -136,7 +144,8 @@ def _curves(run: RunRecord) -> html.Html:
     charts = curves.run_charts(run)
     if not charts:
         return html.section("Curves", note="No step has been logged yet.")
-    return html.section("Curves", html.plots(charts, "run"), note=PLOT_NOTE)
+    plots = html.plots(charts, "run", [curves.run_axes(run)])
+    return html.section("Curves", plots, note=PLOT_NOTE)
 
 
 def _inputs(run: RunRecord) -> html.Html:

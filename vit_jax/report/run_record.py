@@ -29,6 +29,7 @@ class RunRecord:
       state: 'finished', 'running' or 'stopped'.
       meta: metadata of the newest checkpoint, {} if there is none.
       total_steps: steps to train for; None if it depends on data that are not available.
+      num_examples: number of training examples; None before the first checkpoint.
     """
 
     folder: pathlib.Path
@@ -39,6 +40,7 @@ class RunRecord:
     state: State
     meta: dict
     total_steps: int | None
+    num_examples: int | None
 
     @property
     def title(self) -> str:
@@ -127,7 +129,9 @@ def _read_run_record(folder: pathlib.Path, name: str) -> RunRecord | None:
         history = [_rename_val_to_dev(line) for line in history]
         summary = summary and summary | {"metrics": _rename_val_to_dev(summary["metrics"])}
     state = _run_state(folder, summary)
-    return RunRecord(folder, name, config, summary, history, state, meta, total_steps)
+    if num_examples is None and summary:
+        num_examples = summary.get("num_examples", {}).get("train")
+    return RunRecord(folder, name, config, summary, history, state, meta, total_steps, num_examples)
 
 
 def _rename_val_to_dev(values: dict) -> dict:

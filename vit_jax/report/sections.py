@@ -4,6 +4,7 @@ import base64
 import html
 import pathlib
 from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -26,6 +27,18 @@ SECTION_ERRORS = (VitJaxError, OSError, RuntimeError, MemoryError)
 
 class Html(str):
     """Text that is already HTML and is not escaped again."""
+
+
+class Cell(NamedTuple):
+    """Table cell whose text differs from the number that it is sorted by.
+
+    Attributes:
+      text: text of the cell, such as `1:20`; '' if the value is unknown.
+      value: number, such as 80; None is sorted last.
+    """
+
+    text: object
+    value: float | None
 
 
 def to_html(value: object) -> str:
@@ -51,17 +64,17 @@ def element(tag: str, *content: object, **attributes: object) -> Html:
 
 def table(rows: Iterable[Sequence], header: Sequence = (), **attributes: object) -> Html:
     """Returns a table; cells with numbers are aligned to the right."""
-    lines = [
-        element("tr", *(element("td", cell, class_=_cell_class(cell)) for cell in row))
-        for row in rows
-    ]
+    lines = [element("tr", *map(_table_cell, row)) for row in rows]
     head = element("thead", element("tr", *(element("th", cell) for cell in header)))
     parts = [*([head] if header else []), element("tbody", *lines)]
     return element("div", element("table", *parts, **attributes), class_="scroll")
 
 
-def _cell_class(cell: object) -> str | None:
-    return "number" if isinstance(cell, int | float) else None
+def _table_cell(cell: object) -> Html:
+    if isinstance(cell, Cell):
+        value = None if cell.value is None else repr(cell.value)
+        return element("td", cell.text, class_="number", data_value=value)
+    return element("td", cell, class_="number" if isinstance(cell, int | float) else None)
 
 
 def section(title: str, *content: object, note: str = "") -> Html:
@@ -110,19 +123,25 @@ def grid(figures: Iterable[Html], class_: str = "") -> Html:
     return element("div", *figures, class_=f"grid {class_}".strip())
 
 
-def plots(charts: list[dict], group: str) -> Html:
+def plots(charts: list[dict], group: str, runs: Sequence[dict] = ()) -> Html:
     """Returns the charts of `curves` as data, and an element for page.js to plot each into.
 
     Args:
       group: plots of the same group show the cursor at the same step.
+      runs: epochs, seconds and seeds of the runs, which the series of the charts refer to.
     """
-    data = to_json({"group": group, "charts": charts}).replace("<", "\\u003c")
+    data = to_json({"group": group, "charts": charts, "runs": list(runs)})
+    data = data.replace("<", "\\u003c")
     script = Html(f'<script type="application/json">{data}</script>')
     return element("div", script, *(element("div", class_="plot") for _ in charts), class_="plots")
 
 
-def document(title: str, *content: object) -> str:
-    """Returns a complete, self-contained HTML document."""
+def document(title: str, *content: object, refresh: int | None = None) -> str:
+    """Returns a complete, self-contained HTML document.
+
+    Args:
+      refresh: seconds after which the page loads itself again.
+    """
     styles = "".join(_read_asset(name) for name in ("uplot.css", "page.css"))
     licence = _read_asset("uplot.LICENSE.txt")
     scripts = f"/* uPlot. {licence} */\n{_read_asset('uplot.js')}\n{_read_asset('page.js')}"
@@ -133,9 +152,9 @@ def document(title: str, *content: object) -> str:
         '<meta name="color-scheme" content="light dark">'
         f"<title>{to_html(title)}</title><style>{styles}</style>"
     )
-    body = "".join(map(to_html, content))
+    main = element("main", *content, data_refresh=refresh and str(refresh))
     return (
-        f'{DOCTYPE}\n<html lang="en"><head>{head}</head><body><main>{body}</main>'
+        f'{DOCTYPE}\n<html lang="en"><head>{head}</head><body>{main}'
         f"<script>{scripts}</script></body></html>\n"
     )
 

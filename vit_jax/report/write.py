@@ -1,6 +1,7 @@
 """Writes self-contained HTML pages of workdirs."""
 
 import pathlib
+import time
 from collections.abc import Callable, Sequence
 
 from vit_jax.atomic_io import write_atomically
@@ -18,6 +19,7 @@ def write_reports(
     out: str | None = None,
     *,
     with_model: bool = True,
+    refresh: int | None = None,
     show: Callable[[str], None] = lambda _: None,
 ) -> str:
     """Writes the page of every run in the folders, and a comparison if there are several.
@@ -28,6 +30,8 @@ def write_reports(
         the current folder if several are given.
       with_model: include predictions, attention and position embeddings, for which the model is
         applied to examples.
+      refresh: seconds after which all pages are written again while a run is in progress; open
+        pages reload themselves. The pages of these runs are without the model until they end.
       show: called with the progress.
 
     Returns:
@@ -37,8 +41,28 @@ def write_reports(
       ConfigError: a folder contains no run, or `out` must not be overwritten.
       OSError: a page cannot be written; raised after all others are written.
     """
+    while True:
+        runs = _read_runs(folders)
+        line = _write_pages(folders, runs, out, with_model, refresh, show)
+        if refresh is None or all(run.state != "running" for run in runs):
+            return line
+        time.sleep(refresh)
+
+
+def _read_runs(folders: Sequence[str]) -> list[RunRecord]:
     groups = [read_run_records(pathlib.Path(folder), _print_skipped) for folder in folders]
-    runs = list({run.folder.resolve(): run for group in groups for run in group}.values())
+    return list({run.folder.resolve(): run for group in groups for run in group}.values())
+
+
+def _write_pages(
+    folders: Sequence[str],
+    runs: Sequence[RunRecord],
+    out: str | None,
+    with_model: bool,
+    refresh: int | None,
+    show: Callable[[str], None],
+) -> str:
+    """Writes all pages once; arguments and result are those of `write_reports`."""
     is_one_folder = len({pathlib.Path(folder).resolve() for folder in folders}) == 1
     top = pathlib.Path(folders[0] if is_one_folder else ".")
     is_single_run = len(runs) == 1
@@ -57,13 +81,14 @@ def write_reports(
         file = target if is_single_run else run.folder / REPORT_FILE
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(file, page.render_run_page(run, with_model))
+            is_settled = refresh is None or run.state != "running"
+            write_atomically(file, page.render_run_page(run, with_model and is_settled, refresh))
         except OSError as error:
             errors.append(error)
     if not is_single_run:
         title = top.resolve().name if is_one_folder else "Comparison"
         target.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(target, compare.render_comparison_page(title, runs, target))
+        write_atomically(target, compare.render_comparison_page(title, runs, target, refresh))
     if errors:
         raise errors[0]
     return f"done: {target}"

@@ -160,15 +160,17 @@ class Sweep:
                     f"{self.folder / name}: the loss became NaN or infinite in this final run, "
                     "which has the best hyperparameters of the grid."
                 )
-        table = sweep_runs.rows(grid, means, chosen, finals)
+        table = sweep_runs.rows(grid, chosen, finals)
+        mean_rows = sweep_runs.mean_rows(self.grid, means, chosen)
         summary = {
             "metrics": sweep_runs.combined(list(finals.values())),
             "num_examples": next(iter(finals.values()))["num_examples"],
             "best": values,
             "runs": table,
+            **({"means": mean_rows} if mean_rows else {}),
         }
         if multihost.is_process_0():
-            write_atomically(self.folder / TABLE, markdown_table(table) + "\n")
+            write_atomically(self.folder / TABLE, markdown_table([*table, *mean_rows]) + "\n")
             workdir.write_json(self.folder / workdir.SUMMARY, summary)
         return summary
 

@@ -164,29 +164,22 @@ def combined(summaries: list[dict]) -> dict:
     return found
 
 
-def rows(
-    grid: dict[str, dict | None],
-    means: dict[str, dict | None],
-    chosen: str,
-    finals: dict[str, dict],
-) -> list[dict]:
-    """Returns the rows of the table of a sweep: every run, its split and its scores.
+def rows(grid: dict[str, dict | None], chosen: str, finals: dict[str, dict]) -> list[dict]:
+    """Returns the rows of the table of a sweep: every run, its split and its scores."""
+    return [*_rows(grid, "dev", chosen), *_rows(finals, "val", "")]
 
-    With seeds in the grid, the mean of each combination follows the runs.
-    """
-    table = [
-        {"run": name, "scored on": split, **_scores(summary), "": "best" * (name == chosen)}
-        for split, group in (
-            ("dev", grid),
-            ("dev, mean", {name: means[name] for name in means if name not in grid}),
-        )
-        for name, summary in group.items()
+
+def mean_rows(grid: dict[str, GridRun], means: dict[str, dict | None], chosen: str) -> list[dict]:
+    """Returns the rows of combinations with several seeds; none for a grid without seeds."""
+    has_seeds = any("seed" in run.values for run in grid.values())
+    return _rows(means, "dev, mean", chosen) if has_seeds else []
+
+
+def _rows(summaries: dict[str, dict | None], split: str, chosen: str) -> list[dict]:
+    return [
+        {"run": name, "scored on": split, **_scores(summary), "": "best" if name == chosen else ""}
+        for name, summary in summaries.items()
     ]
-    table += [
-        {"run": name, "scored on": "val", **_scores(summary), "": ""}
-        for name, summary in finals.items()
-    ]
-    return table
 
 
 def _scores(summary: dict | None) -> dict:
