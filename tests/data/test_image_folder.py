@@ -222,7 +222,7 @@ def test_open_folder_notes_what_it_skips(parted):
     source = open_folder(parted)
     assert "cat/3.jfif" in source.files
     assert source.notes == (
-        "skipped: 1 .bmp (not JPEG, PNG or WebP, such as train/dog/4.bmp); "
+        "data: skipped 1 .bmp (not JPEG, PNG or WebP, such as train/dog/4.bmp); "
         "1 .png (link to a missing file, such as train/dog/5.png)",
     )
 

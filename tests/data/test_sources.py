@@ -5,6 +5,7 @@ import pickle
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from vit_jax import config as config_lib
 from vit_jax.config.schema import Config, Data, FewShot
@@ -190,3 +191,16 @@ def test_make_source_warns_and_equals_open_split():
     with pytest.warns(DeprecationWarning, match="use open_split"):
         source = sources.make_source("fake", "val", num_examples=5)
     assert source == fake("val", num_examples=5)
+
+
+def test_open_both_holds_nothing_out_of_a_set_that_a_mixture_does_not_train_on(tmp_path):
+    for name in ("one", "two", "scored"):
+        for title in ("cat", "dog"):
+            (tmp_path / name / title).mkdir(parents=True)
+            for i in range(10):
+                Image.new("RGB", (2, 2)).save(tmp_path / name / title / f"{i}.png")
+    names = {name: str(tmp_path / name) for name in ("one", "two", "scored")}
+    mix = ((names["one"], 1), (names["two"], 1))
+    _, scored = open_both(Data(source="folder", dir=names["scored"], mix=mix))
+    _, held_out = open_both(Data(source="folder", dir=f"{names['one']}/", mix=mix))
+    assert (len(scored), len(held_out)) == (20, 2)

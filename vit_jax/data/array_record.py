@@ -14,7 +14,7 @@ import numpy as np
 
 from vit_jax.config import registry
 from vit_jax.config.schema import Data
-from vit_jax.data import manifest
+from vit_jax.data import class_folders, manifest
 from vit_jax.data.decode import Encoded
 from vit_jax.errors import DataError, nearest
 
@@ -81,6 +81,8 @@ class PreparedSource(TfdsSource):
 
     folder: str
     spans: tuple[tuple[int, int], ...]  # Rows of the manifest: (first, last + 1).
+    splits: dict[str, int]  # Images of all splits.
+    notes: tuple[str, ...]  # Lines for the start of a run.
 
     @functools.cached_property
     def _ends(self) -> np.ndarray:
@@ -109,7 +111,8 @@ def open_prepared(data: Data, split: str) -> PreparedSource:
     """Opens a split, or a slice such as `train[:98%]`, of the folder `data.dir`.
 
     Without a split `val`, the first `data.val_fraction` of `train` is 'val' and the rest 'train';
-    `prepare` writes records in random order.
+    `prepare` writes records in random order. A fraction of 1 is for a set that is only scored: it
+    is all of `train`, if there is no other split.
     """
     import tensorflow_datasets as tfds
 
@@ -130,14 +133,18 @@ def open_prepared(data: Data, split: str) -> PreparedSource:
         sizes = {name: info.num_examples for name, info in builder.info.splits.items()}
     except Exception as error:
         raise DataError(f"data.dir={dir}: damaged ({_one_line(error)}).") from error
-    if "train" in sizes and "val" not in sizes and split in ("train", "val") and val_fraction:
+    notes: tuple[str, ...] = ()
+    if class_folders.holds_out(split, sizes, val_fraction):
         cut = max(1, round(sizes["train"] * val_fraction))
+        notes = class_folders.held_out_notes(split, val_fraction)
         split = f"train[{cut}:]" if split == "train" else f"train[:{cut}]"
+    split = class_folders.find_split(split, sizes) or split
     _check_split(split, sizes, f"data.dir={dir}")
     image_key, label_key, names, _ = _keys(builder, f"data.dir={dir}")
     records = read_split(builder, split, f"data.dir={dir}")
     label_of, spans = operator.itemgetter(label_key), _spans(builder, split)
-    return PreparedSource(records, image_key, label_of, names, f"{dir}/{split}", dir, spans)
+    title = f"{dir}/{split}"
+    return PreparedSource(records, image_key, label_of, names, title, dir, spans, sizes, notes)
 
 
 def _spans(builder, split: str) -> tuple[tuple[int, int], ...]:

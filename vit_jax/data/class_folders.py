@@ -8,7 +8,7 @@ import collections
 import dataclasses
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from vit_jax.data.file_kind import SUFFIXES
 from vit_jax.data.labels import same_form
@@ -36,6 +36,24 @@ def find_split(split: str, names: Iterable[str]) -> str | None:
         return split
     alike = [name for name in names if usual is not None and split_name(name) == usual]
     return alike[0] if len(alike) == 1 else None
+
+
+def holds_out(split: str, splits: Collection[str], val_fraction: float) -> bool:
+    """Returns True if a data set has no split 'val', and `split` is a part of its 'train'.
+
+    With a `val_fraction` of 1, 'val' is all of a data set that has no other split than 'train'.
+    """
+    has_val = find_split("val", splits) is not None
+    is_shared = split in ("train", "val") and "train" in splits and not has_val
+    return is_shared and (0 < val_fraction < 1 or (val_fraction == 1 and len(splits) == 1))
+
+
+def held_out_notes(split: str, val_fraction: float) -> tuple[str, ...]:
+    """Returns the line to print for a split that is held out of 'train'."""
+    if split != "val":
+        return ()
+    share = "all images" if val_fraction == 1 else f"the fraction {val_fraction:g} of 'train'"
+    return (f"data: no split 'val', which is {share} therefore",)
 
 
 @dataclasses.dataclass(frozen=True)

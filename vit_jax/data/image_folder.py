@@ -22,7 +22,8 @@ class FolderSource:
     files: tuple[str, ...]  # Relative to the root.
     labels: np.ndarray
     classes: tuple[str, ...]
-    notes: tuple[str, ...] = ()  # What a user should know about the listing, one line each.
+    splits: dict[str, int] = dataclasses.field(default_factory=dict)  # Images of all splits.
+    notes: tuple[str, ...] = ()  # Lines for the start of a run.
 
     def __len__(self) -> int:
         return len(self.files)
@@ -55,9 +56,8 @@ def open_folder(data: Data, split: str) -> FolderSource:
     listing = Listing(data.dir)
     folders = class_folders.arrange(listing, listing.images())
     name = class_folders.find_split(split, folders.images)
-    holds_out = data.val_fraction > 0 and "val" not in folders.images and split in ("train", "val")
-    if holds_out and (data.val_fraction < 1 or set(folders.images) == {"train"}):
-        name = name or "train"
+    holds_out = class_folders.holds_out(split, folders.images, data.val_fraction)
+    name = "train" if holds_out else name
     if name not in folders.images:
         raise DataError(
             f"{data.dir}: no folder for split {split!r}; found {', '.join(folders.images)}."
@@ -65,7 +65,6 @@ def open_folder(data: Data, split: str) -> FolderSource:
     classes, where = folders.classes_for(name), folders.path(name)
     above = len(folders.folders[name]) + 1 if folders.has_splits else 0
     files = {title: _sorted_paths(folders.images[name].get(title, ()), above) for title in classes}
-    notes = _notes(folders, split, name)
     if holds_out:
         files = share_files(files, split, data.val_fraction)
         if not any(files.values()):
@@ -75,7 +74,10 @@ def open_folder(data: Data, split: str) -> FolderSource:
             )
     if not any(files.values()):
         raise DataError(f"{where}: {folders.no_images(name)}")
-    return folder_source(where, files, notes)
+    sizes = {each: sum(map(len, classes.values())) for each, classes in folders.images.items()}
+    notes = class_folders.held_out_notes(split, data.val_fraction) if holds_out else ()
+    notes += _notes(folders, split, files)
+    return dataclasses.replace(folder_source(where, files), splits=sizes, notes=notes)
 
 
 def _sorted_paths(images, above: int) -> list[str]:
@@ -83,9 +85,18 @@ def _sorted_paths(images, above: int) -> list[str]:
     return sorted((image.path[above:] for image in images), key=lambda path: path.split("/"))
 
 
-def _notes(folders: class_folders.ClassFolders, split: str, name: str) -> tuple[str, ...]:
-    skipped = folders.skipped.describe()
-    return (f"skipped: {skipped}",) if skipped else ()
+def _notes(
+    folders: class_folders.ClassFolders, split: str, files: dict[str, list[str]]
+) -> tuple[str, ...]:
+    """Returns lines about classes that a split does not have, and about skipped files."""
+    lines = []
+    empty = [title for title, names in files.items() if not names]
+    if empty:
+        count = f"{len(empty):,} of {len(files):,} classes"
+        lines.append(f"data: {split} has no image of {count}, such as {empty[0]}")
+    if skipped := folders.skipped.describe():
+        lines.append(f"data: skipped {skipped}")
+    return tuple(lines)
 
 
 def _check_folder(folder: str) -> None:
@@ -118,10 +129,8 @@ def _share(files: list[str], split: str, val_fraction: float) -> list[str]:
     return sorted(ordered[cut:] if split == "train" else ordered[:cut])
 
 
-def folder_source(
-    root: str, files: dict[str, list[str]], notes: tuple[str, ...] = ()
-) -> FolderSource:
+def folder_source(root: str, files: dict[str, list[str]]) -> FolderSource:
     """Returns the source of the files of each class."""
     labels = [k for k, names in enumerate(files.values()) for _ in names]
     flat = tuple(name for names in files.values() for name in names)
-    return FolderSource(root, flat, np.array(labels), tuple(files), notes)
+    return FolderSource(root, flat, np.array(labels), tuple(files))

@@ -1,14 +1,11 @@
 """Data sets by kind: `config.data.source` -> the examples of a split."""
 
-import csv
 import dataclasses
 import functools
-import io
 import os
-import pathlib
 import warnings
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
@@ -17,11 +14,11 @@ from vit_jax.config import registry
 from vit_jax.config.schema import Data
 from vit_jax.data import packaged, subsets
 from vit_jax.data.array_record import open_prepared, open_tfds
-from vit_jax.data.image_folder import FolderSource, folder_source, open_folder, share_files
-from vit_jax.data.labels import same_form
+from vit_jax.data.csv_lists import open_csv
+from vit_jax.data.image_folder import open_folder
 from vit_jax.data.mixture import mix
 from vit_jax.data.vtab import open_vtab
-from vit_jax.errors import DataError, nearest
+from vit_jax.errors import DataError
 
 
 class Source(Protocol):
@@ -57,7 +54,8 @@ class Opener(Protocol):
     """Opens one split of a `config.data` section, without decoding images.
 
     Raises DataError in one line if the data or the split is missing, or cannot be used.
-    `data.val_fraction` is 0 if no split `val` is used.
+    `data.val_fraction` is 0 if no split `val` is used, and 1 for a data set that nothing trains on:
+    without splits, all of it is `val`.
     """
 
     def __call__(self, data: Data, split: str, /) -> Source: ...
@@ -183,99 +181,6 @@ def _train_or_val(data: Data, split: str) -> int:
     return int(split == "val")
 
 
-def open_csv(data: Data, split: str) -> FolderSource:
-    """Opens images in lists: `data.dir` is a CSV file, or a folder of `train.csv`, `val.csv`, ...
-
-    A list is UTF-8 text with the columns `path`, relative to the list, and `label`, a class name.
-    Without `val.csv`, the splits 'train' and 'val' share the images of `train.csv` as those of a
-    folder. Classes are those of training, sorted: numbers by value, before other names.
-    """
-    where = pathlib.Path(data.dir)
-    lists = {path.stem: path for path in where.glob("*.csv")} if data.dir else {}
-    lists = {"train": where} if where.is_file() else lists
-    train_list = lists.get("train", lists.get(split))  # Only for evaluation if not `train.csv`.
-    if train_list is None:
-        raise DataError(
-            f"data.dir={data.dir or '(empty)'}: expected a CSV file, or a folder with train.csv."
-        )
-    files = _read_list(train_list)
-    classes = sorted(files, key=_class_order)
-    if len(classes) < 2:
-        raise DataError(f"{train_list}: classes {classes}; expected at least two.")
-    files = {title: files[title] for title in classes}
-    if split in lists and lists[split] != train_list:
-        files = _read_list(lists[split], classes)
-    elif train_list == lists.get("train") and "val" not in lists and split in ("train", "val"):
-        files = share_files(files, split, data.val_fraction)
-    elif split not in lists:
-        raise DataError(f"{where}: no list {split}.csv for split {split!r}.")
-    if not any(files.values()):
-        raise DataError(f"{where}: split {split!r} has no images.")
-    return folder_source(train_list.parent, files)
-
-
-def _class_order(title: str) -> tuple:
-    return (0, int(title), title) if title.isdecimal() else (1, 0, title)
-
-
-def _read_list(file: pathlib.Path, classes: Iterable[str] = ()) -> dict[str, list[str]]:
-    """Returns the image paths of each class in a CSV list, in its order.
-
-    Args:
-      classes: allowed class names; any if empty.
-
-    Raises DataError with file and line.
-    """
-    files: dict[str, list[str]] = {title: [] for title in classes}
-    lines: dict[str, int] = {}  # Path -> its line.
-    text = io.StringIO(_read_text(file), newline="")
-    reader = csv.reader(text, skipinitialspace=True, strict=True)
-    try:
-        header = [name.strip() for name in next(reader, [])]
-        for name in ("path", "label"):
-            if header.count(name) != 1:
-                raise DataError(
-                    f"{file}, line 1: the header {','.join(header)[:80]!r} has "
-                    f"{header.count(name)} columns named {name!r}; expected path,label."
-                )
-        for row in reader:
-            if not row:  # An empty line.
-                continue
-            where = f"{file}, line {reader.line_num}"
-            if len(row) != len(header):
-                raise DataError(f"{where}: {len(row)} columns; the header has {len(header)}.")
-            path = row[header.index("path")].strip()
-            title = same_form(row[header.index("label")].strip())
-            if not path or not title:
-                raise DataError(f"{where}: the {'label' if path else 'path'} is empty.")
-            if classes and title not in files:
-                raise DataError(
-                    f"{where}: class {title!r} is not among the {len(files)} classes of training."
-                    f"{nearest(title, files)}"
-                )
-            first_line = lines.setdefault(os.path.normpath(path), reader.line_num)
-            if first_line != reader.line_num:
-                raise DataError(f"{where}: path {path!r} is also in line {first_line}.")
-            if not (file.parent / path).is_file():
-                raise DataError(f"{where}: no such file: {file.parent / path}.")
-            files.setdefault(title, []).append(path)
-    except csv.Error as error:
-        raise DataError(f"{file}, line {reader.line_num}: not valid CSV ({error}).") from error
-    return files
-
-
-def _read_text(file: pathlib.Path) -> str:
-    """Returns the text of a UTF-8 file, with or without a byte order mark."""
-    try:
-        data = file.read_bytes()
-        return data.decode("utf-8-sig")
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read ({error.strerror}).") from error
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise DataError(f"{file}, line {line}: not UTF-8 ({error.reason}).") from error
-
-
 SOURCES = registry.Table(
     SourceKind,
     {
@@ -320,7 +225,27 @@ def open_both(data: Data) -> tuple[Source, Source | None]:
     source = _open_subset(data)
     if data.dev is not None:
         return subsets.split_off_dev(source, data)
-    return source, open_split(data, data.val_split) if data.val_split else None
+    if not data.val_split:
+        return source, None
+    scored = data if trains_on(data, data) else dataclasses.replace(data, val_fraction=1.0)
+    return source, open_split(scored, data.val_split)
+
+
+def trains_on(training: Data, data: Data) -> bool:
+    """Returns True if the data set of `data` is one that `training` trains on.
+
+    If not, no examples of it are held out: `val_fraction` is 1 to score it.
+    """
+    kind = find_kind(data)
+    if training.source != data.source:
+        return False
+    if not kind.named_by:
+        return True
+    names = [name for name, _ in training.mix] or [getattr(training, kind.named_by)]
+    name = getattr(data, kind.named_by)
+    return name in names or (
+        kind.named_by == "dir" and os.path.realpath(name) in map(os.path.realpath, names)
+    )
 
 
 def _open_subset(data: Data) -> Source:

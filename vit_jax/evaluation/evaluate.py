@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from vit_jax.atomic_io import write_atomically
 from vit_jax.checkpoints import workdir
 from vit_jax.data import labels as labels_lib
+from vit_jax.data.overview import describe_splits
 from vit_jax.distributed.progress import Progress
 from vit_jax.errors import DataError
 from vit_jax.evaluation import accuracy, scoring, setup
@@ -106,7 +107,9 @@ def score_split(
     loaded = prepared.loaded
     loaded.require_head()
     split = prepared.split()
-    source = prepared.open(split)
+    source = prepared.open_scored(split)
+    for line in describe_splits({split: source}):
+        print_line(line)
     relabelled = _with_model_labels(source, loaded, class_map)
     model_labels = (
         relabelled.table.tolist() if isinstance(relabelled, labels_lib.Relabelled) else None

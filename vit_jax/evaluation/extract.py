@@ -9,11 +9,13 @@ import numpy as np
 from vit_jax.atomic_io import open_atomically
 from vit_jax.checkpoints import workdir
 from vit_jax.data import record_files
+from vit_jax.data.overview import describe_splits
 from vit_jax.distributed.progress import Progress
 from vit_jax.errors import ConfigError
 from vit_jax.evaluation import scoring, setup
 from vit_jax.evaluation.features import make_extractor
 from vit_jax.evaluation.predict import image_batches
+from vit_jax.text import print_line
 from vit_jax.weights import load
 from vit_jax.weights.finite import require_finite
 
@@ -83,7 +85,9 @@ def write_features(
     prepared = setup.prepare_setup(where, overrides, "features")
     extract = scoring.make_extract(prepared.model, prepared.mesh, layer)
     split = prepared.split()
-    source = prepared.open(split)
+    source = prepared.open_scored(split)
+    for line in describe_splits({split: source}):
+        print_line(line)
     batches = scoring.scored_batches(
         extract,
         prepared.params,

@@ -6,10 +6,12 @@ Labels of both splits must have the same classes; they may differ from those of 
 
 from vit_jax.checkpoints import workdir
 from vit_jax.data.labels import relabelled
+from vit_jax.data.overview import describe_splits
 from vit_jax.distributed.progress import Progress
 from vit_jax.errors import ConfigError
 from vit_jax.evaluation import frozen, scoring
 from vit_jax.evaluation.setup import EvaluationSetup
+from vit_jax.text import print_line
 
 
 def evaluate_features(
@@ -43,6 +45,8 @@ def evaluate_features(
     folder = prepared.folder(out)
     train = prepared.open(data.split)
     test = relabelled(prepared.open(data.val_split), train.classes)
+    for line in describe_splits({data.split: train, data.val_split: test}):
+        print_line(line)
     features_of = frozen.make_feature_function(
         scoring.make_extract(prepared.model, prepared.mesh, layer),
         prepared.params,

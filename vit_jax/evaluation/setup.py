@@ -1,18 +1,22 @@
 """The setup of an evaluation: a model with its weights on the devices, and the data."""
 
+import contextlib
 import dataclasses
+import functools
+import os
 import pathlib
 from collections.abc import Mapping
 
 import jax
 
 from vit_jax import config as config_lib
+from vit_jax.checkpoints import layout
 from vit_jax.config import registry
 from vit_jax.config.schema import Config, Init, Task
 from vit_jax.data.preprocess import EvalRecipe
-from vit_jax.data.sources import open_both, open_split
+from vit_jax.data.sources import open_both, open_split, open_training, trains_on
 from vit_jax.distributed import mesh as mesh_lib
-from vit_jax.errors import ConfigError
+from vit_jax.errors import ConfigError, DataError
 from vit_jax.models.registry import build
 from vit_jax.text import print_line
 from vit_jax.weights import load
@@ -48,11 +52,31 @@ class EvaluationSetup:
             "where": self.loaded.weights.where,
         }
 
+    @functools.cached_property
+    def is_training_data(self) -> bool:
+        """True if the run was trained on the data set, which may have been moved since."""
+        run = self.loaded.config
+        if run is None:
+            return False
+        if trains_on(run.data, self.config.data):
+            return True
+        if os.path.exists(run.data.dir):
+            return False
+        data = dataclasses.replace(self.config.data, split=run.data.split)
+        step = layout.read_item(pathlib.Path(self.loaded.weights.where), "data")
+        try:
+            return open_training(data).fingerprint() == step["fingerprints"]["train"]
+        except DataError:
+            return False
+
     def split(self) -> str:
         """Returns `data.split` if the command sets it, otherwise the split that the run scores."""
         data = self.config.data
-        default = DEV if data.dev is not None else data.val_split
-        split = data.split if "data.split" in self.overrides else default
+        if "data.split" in self.overrides:
+            return data.split
+        if data.dev is not None and self.is_training_data:
+            return DEV
+        split = data.val_split or ("" if self.is_training_data else "val")
         if not split:
             raise ConfigError(
                 "this run has no data.val_split; name a split with --config.data.split=NAME."
@@ -63,6 +87,24 @@ class EvaluationSetup:
         """Returns the records of a split, or the examples that the run held out for `dev`."""
         data = self.config.data
         return open_both(data)[1] if split == DEV and data.dev else open_split(data, split)
+
+    def open_scored(self, split: str):
+        """Returns the records of a split to score.
+
+        Nothing is held out of a data set that the run was not trained on: a split that it does
+        not have is all of it, if it has no splits.
+        """
+        if self.is_training_data:
+            return self.open(split)
+        whole = dataclasses.replace(self.config.data, val_split="val", val_fraction=1.0)
+        try:
+            return open_split(dataclasses.replace(whole, val_fraction=float(split == "val")), split)
+        except DataError:
+            if "data.split" in self.overrides or split == "val":
+                raise
+            with contextlib.suppress(DataError):
+                return open_split(whole, "val")
+            raise
 
     def folder(self, out: str | pathlib.Path | None) -> pathlib.Path:
         """Returns the folder for results: `out`, the folder of the run, or the working folder."""

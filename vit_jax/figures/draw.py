@@ -135,7 +135,7 @@ def _load_inputs(
 
 def _split_images(prepared: setup.EvaluationSetup) -> np.ndarray:
     """Returns evenly spaced images B H W 3 of the split, in [-1, 1]."""
-    source = prepared.open(prepared.split())
+    source = prepared.open_scored(prepared.split())
     if not len(source):
         raise DataError("the split is empty; choose another by --config.data.split.")
     indices = np.unique(np.linspace(0, len(source) - 1, NUM_IMAGES).astype(int))

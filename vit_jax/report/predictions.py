@@ -77,7 +77,7 @@ def predict_split(run_setup: setup.EvaluationSetup) -> Predictions:
     """
     run_setup.loaded.require_head()
     classes, split = run_setup.loaded.classes, run_setup.split()
-    source = run_setup.open(split)
+    source = run_setup.open_scored(split)
     if source.classes != classes:
         source = relabelled(source, classes)
     subset = subsets.Subset(source, _evenly_spaced(len(source), MAX_SCORED))
@@ -125,7 +125,7 @@ def attention_images(run_setup: setup.EvaluationSetup) -> list[tuple[str, np.nda
     """
     model = run_setup.model
     attention_lib.require_attention(model, "this model")
-    source = run_setup.open(run_setup.split())
+    source = run_setup.open_scored(run_setup.split())
     attention_fn = attention_lib.make_attention_fn(model)
     images = []
     for i in _evenly_spaced(len(source), NUM_ATTENTION_IMAGES):

@@ -11,6 +11,7 @@ from vit_jax.checkpoints import layout
 from vit_jax.config.schema import Config, Init
 from vit_jax.config.validate import import_user_code
 from vit_jax.data.labels import match_classes, relabelled, same_form
+from vit_jax.data.overview import describe_splits
 from vit_jax.data.preprocess import TrainRecipe
 from vit_jax.data.sources import Source, find_kind, open_both, open_split
 from vit_jax.errors import CheckpointError, ConfigError, DataError
@@ -65,6 +66,14 @@ class Stage:
     @property
     def classes(self) -> tuple[str, ...]:
         return self.train_source.classes
+
+    def describe_data(self) -> list[str]:
+        """Returns lines with the images and classes of each split, and what is skipped."""
+        data = self.config.data
+        splits = {data.split: self.train_source}
+        if self.val_source is not None:
+            splits["dev" if data.dev is not None else data.val_split] = self.val_source
+        return describe_splits(splits)
 
     def check_same_data(self, meta: dict, data: dict) -> None:
         """Raises DataError if the `meta` and `data` of a checkpoint belong to other data."""

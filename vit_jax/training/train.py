@@ -69,6 +69,8 @@ def _run(stage: Stage, stop: StopSignal, fallback: bool, profile: Window | None)
     with contextlib.ExitStack() as stack:
         for close in (saver.close, log.close, profiler.stop):  # Called in reverse order.
             stack.callback(close)
+        for line in stage.describe_data():
+            log.say(line)
         step, state = saver.restore(init_key, fallback)
         log.say(_parameters(config, programs.abstract_state.params))
         for name in mesh.unsharded_parameters(programs.abstract_state.params):
