@@ -91,6 +91,8 @@ def test_damaged_json_is_rejected_alone_and_skipped_beside_other_runs(
     for name in ("a", "b"):
         shutil.copytree(quickstart / "scratch", tmp_path / name)
     (tmp_path / "a" / file).write_text(text)
+    if file == "config.json":  # The config inside a checkpoint would replace it.
+        shutil.rmtree(tmp_path / "a" / "checkpoints")
     with pytest.raises(ConfigError, match=message):
         main.run(["report", "--no_model", str(tmp_path / "a")])
     assert main.run(["report", "--no_model", str(tmp_path)]) == 0
