@@ -21,7 +21,9 @@ sys.path.insert(0, str(ROOT))
 
 from vit_jax.config import registry, schema  # noqa: E402
 
-REGION = re.compile(r"(<!-- (fields|api: (\S+)( [^>]+)?) -->\n).*?(<!-- end -->)", re.DOTALL)
+REGION = re.compile(
+    r"(<!-- (fields|api: (\S+)( [^>]+)?) -->\n)(?:(?!<!-- ).)*(<!-- end -->)", re.DOTALL
+)
 BOUNDS = {"above": "Above", "least": "At least", "most": "At most"}
 SECTION = re.compile(r"(Args|Attributes|Returns|Yields|Raises):$")
 LIST = re.compile(r"  (\*{0,2}\w[\w, *.]*): (.*)")
