@@ -16,5 +16,5 @@ def make_config(**fields) -> Config:
 
 
 def make_scenario(memory: float = H100.memory, num_devices: int = 8, **fields) -> Scenario:
-    device = dataclasses.replace(H100, memory=memory)
+    device = dataclasses.replace(H100, memory=memory, kind="")  # All of it is usable.
     return Scenario(make_config(**fields), device, num_devices, num_classes=10)

@@ -118,7 +118,7 @@ def user_names(section, where: str) -> Iterator[tuple[str, str]]:
         value, place = getattr(section, field.name), f"{where}.{field.name}"
         if dataclasses.is_dataclass(value):
             yield from user_names(value, place)
-        elif field.metadata["table"] or field.metadata["parser"]:
+        elif isinstance(value, str) and (field.metadata["table"] or field.metadata["parser"]):
             for name in re.findall(rf"(?:^|\|)\s*({USER_NAME})", value, re.ASCII):
                 yield place, name
 

@@ -13,7 +13,9 @@ FROM_NAME = "None takes it from the name (Table 1)."
 class Model:
     """config.model: the options of `create_model`, under the same names."""
 
-    name: str = field("vit_b16", "A name of `vit_jax.list_models()`.")
+    name: str = field(
+        "vit_b16", "A name of `vit_jax.list_models()`; auto is the model of `init.path`."
+    )
     patch: int | None = field(
         None, "Patch side in pixels; None takes it from the name.", least=1, most=2**10
     )
@@ -70,7 +72,11 @@ class Model:
     head_bias: float = field(
         0.0, "Initial bias of the head: -10 or -6.9 for the sigmoid loss (arXiv:2106.10270)."
     )
-    dtype: str = field("float32", "Dtype of the computation.", choices=("float32", "bfloat16"))
+    dtype: str = field(
+        "float32",
+        "Dtype of the computation; auto is bfloat16 on accelerators and float32 on CPUs.",
+        choices=("auto", "float32", "bfloat16"),
+    )
     scan: bool = field(False, "Compile one layer and loop over it, which compiles L times less.")
     remat: str = field(
         "none",
@@ -285,8 +291,12 @@ class Config:
     )
     epochs: float | None = field(None, "Length in epochs of the training split.", above=0)
     examples: int | None = field(None, "Length in examples.", least=1)
-    accumulate: int = field(
-        1, "Micro-batches per step, computed one after the other to save memory.", least=1
+    accumulate: int | str = field(
+        1,
+        "Micro-batches per step, computed one after the other to save memory; auto is the smallest "
+        "number that fits the devices.",
+        parser="vit_jax.config.values:number_or_auto",
+        least=1,
     )
     select: str = field(
         "last",

@@ -27,7 +27,9 @@ def smoke(config: ConfigDict, keep_data: bool = False) -> ConfigDict:
             stage.data.update(source="digits", split="train", val_split="val", mix=())
         _shrink_subset(stage.data)
         _shrink_schedule(stage.optimizer)
-        stage.update(batch_size=16, accumulate=min(stage.accumulate, 2))
+        if stage.accumulate != "auto":
+            stage.accumulate = min(stage.accumulate, 2)
+        stage.batch_size = 16
         stage.update(steps=20, epochs=None, examples=None)
         stage.update(log_every=5, eval_every=stage.eval_every and 10, checkpoint_every=10)
         if stage.fewshot.every:

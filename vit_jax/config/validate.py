@@ -91,7 +91,7 @@ def _rules(config: Config) -> Iterator[tuple[bool, str]]:
     if task:
         yield from task.rules(config)
     yield (
-        config.batch_size % config.accumulate == 0,
+        config.accumulate == "auto" or config.batch_size % config.accumulate == 0,
         f"accumulate is {config.accumulate}; it must divide batch_size, {config.batch_size}",
     )
     selects = config.select == "best"

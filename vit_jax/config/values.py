@@ -65,6 +65,13 @@ def check_section(cls, values, where: str):
     return cls(**built)
 
 
+def number_or_auto(value: int | str, place: str) -> int | str:
+    """Returns a number or 'auto'; raises ConfigError for another string."""
+    if isinstance(value, str) and value != "auto":
+        raise ConfigError(f"{place} is {shown(value)}; it must be a whole number or 'auto'.")
+    return value
+
+
 def _literals(values, where: str) -> Kwargs:
     """Returns the options of an object that is not imported yet."""
     if not hasattr(values, "items"):

@@ -3,6 +3,7 @@
 import dataclasses
 import fnmatch
 import functools
+import re
 from collections.abc import Callable
 
 import jax
@@ -62,7 +63,7 @@ def section(name: str, **options) -> Model:
 
 def build(config: Model, *, num_classes: int, image_size: int | tuple[int, int]) -> ViT | BitResNet:
     """Returns the model of a `config.model` section; raises ConfigError for an invalid one."""
-    size = _sides(image_size)
+    config, size = resolve_dtype(config), _sides(image_size)
     if type(num_classes) is not int or num_classes < 0:
         raise ConfigError(
             f"num_classes is {num_classes!r}; expected a whole number of at least 0 (0: a model "
@@ -75,6 +76,21 @@ def build(config: Model, *, num_classes: int, image_size: int | tuple[int, int])
     _check_vit(model)
     _check_sides(size, model.patch_pixels)
     return model
+
+
+def resolve_dtype(config: Model) -> Model:
+    """Returns the section with the dtype of this machine's devices in place of 'auto'."""
+    if config.dtype != "auto":
+        return config
+    dtype = "bfloat16" if supports_bfloat16(jax.devices()[0]) else "float32"
+    return dataclasses.replace(config, dtype=dtype)
+
+
+def supports_bfloat16(device) -> bool:
+    """Returns True for an accelerator whose matrix products are fast in bfloat16."""
+    capability = str(getattr(device, "compute_capability", ""))
+    is_old_gpu = re.fullmatch(r"[1-7]\.\d+", capability)  # Before NVIDIA's Ampere.
+    return device.platform != "cpu" and not is_old_gpu
 
 
 def _sides(image_size) -> tuple[int, int]:

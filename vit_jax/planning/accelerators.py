@@ -9,6 +9,7 @@ The figures were compared with the cited pages on 2026-11-21.
 import dataclasses
 import re
 
+from vit_jax.distributed.device_memory import gpu_share
 from vit_jax.errors import ConfigError, nearest
 
 GiB = 2**30
@@ -28,6 +29,11 @@ class Accelerator:
     link_devices: int  # Number of devices that links connect: a pod, or the GPUs of a machine.
     network_bandwidth: float | None  # Between pods or machines; None if unknown.
     source: str  # Where the figures are from.
+
+    @property
+    def usable(self) -> float:
+        """Bytes of memory that JAX takes: a part of that of a GPU, all of that of a TPU."""
+        return self.memory * (gpu_share() if self.kind.startswith("NVIDIA") else 1.0)
 
     def flops(self, dtype: str) -> float:
         """Returns the peak FLOP/s of matrix products in a `config.model.dtype`."""

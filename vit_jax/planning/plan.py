@@ -22,11 +22,12 @@ from vit_jax.planning.advice import advise, largest_batch
 from vit_jax.planning.communication import bytes_sent_by_kind, total_seconds
 from vit_jax.planning.compiled_step import compare_with_xla
 from vit_jax.planning.scenario import Scenario
-from vit_jax.training import build, sweep_runs
+from vit_jax.training import auto, build, sweep_runs
 
 # The paper's own MFU on TPUv3 is 0.43 for L/16, 0.32 for H/14 and 0.39 for L/16 on ImageNet-21k:
 # exaFLOPs of Table 6 divided by core-days of Table 2 at 61.5 TFLOP/s.
 MFU = 0.4
+DTYPE = "bfloat16"  # That a run chooses for 'auto' on every accelerator of the table.
 DEFAULT_ACCELERATOR = "h100"  # If none is named and this machine has none of the table.
 
 
@@ -61,10 +62,13 @@ def plan_run(
       ConfigError: the mesh or the batch does not fit the devices, or an argument is invalid.
     """
     config = import_user_code(config)
+    if config.model.dtype == auto.AUTO:
+        config = dataclasses.replace(config, model=dataclasses.replace(config.model, dtype=DTYPE))
+    config = auto.with_model(config)
     data = infer_data_size(config, file, num_classes, num_examples)
     name, device = _find_accelerator(accelerator)
     num_devices = num_devices or _num_devices(config.mesh)
-    scenario = Scenario(config, device, num_devices, data["num_classes"])
+    scenario = _with_accumulate(Scenario(config, device, num_devices, data["num_classes"]))
     max_batch = largest_batch(scenario)
     if largest:
         if max_batch is None:
@@ -85,7 +89,13 @@ def plan_run(
         "devices": num_devices,
         "accelerator": name,
         "data": data,
-        "memory": {**vars(memory), "peak": memory.peak, "of": round(device.memory)},
+        "accumulate": scenario.config.accumulate,
+        "memory": {
+            **vars(memory),
+            "peak": memory.peak,
+            "of": round(device.usable),
+            "of_device": round(device.memory),
+        },
         "fits": scenario.fits(),
         "changes": changes,
         "fits_then": changed.fits(),
@@ -97,6 +107,19 @@ def plan_run(
     if layout:
         result["layout"] = mesh_lib.sharding_table(scenario.state.params)
     return result | ({"compiled": compare_with_xla(scenario)} if compiles else {})
+
+
+def _with_accumulate(scenario: Scenario) -> Scenario:
+    """Returns the scenario with the number of micro-batches that a run would choose for 'auto'."""
+    if scenario.config.accumulate != auto.AUTO:
+        return scenario
+    limit = auto.USABLE * scenario.device.usable
+    found = auto.smallest_accumulate(
+        scenario.config,
+        scenario.mesh,
+        lambda count: scenario.replace(accumulate=count).memory().peak <= limit,
+    )
+    return scenario.replace(accumulate=found or 1)
 
 
 def infer_data_size(

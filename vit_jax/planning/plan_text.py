@@ -8,7 +8,7 @@ from vit_jax.text import markdown_table
 from vit_jax.training.memory import Memory
 
 MEMORY = [field.name for field in dataclasses.fields(Memory)]
-GPU_SHARE = 0.75  # Share of GPU memory that JAX allocates by default (see its documentation).
+LARGEST_SHARE = 0.95  # Share of a GPU's memory that JAX can be given.
 
 
 def format_plans(plans: dict[str, dict], as_json: bool = False) -> str:
@@ -36,8 +36,9 @@ def _format_plan(stage: str, plan: dict) -> str:
         ("data", data),
         ("devices", f"{plan['devices']} {device.title}, mesh {mesh}"),
         ("batch", f"{plan['batch_size']:,} in {plan['dtype']}"),
+        ("accumulate", f"{plan['accumulate']:,}"),
         ("", ""),
-        ("peak memory per device", f"{_size(memory['peak'])} of {_size(memory['of'])}"),
+        ("peak memory per device", f"{_size(memory['peak'])} of {_usable(memory)}"),
         *((f"  {name}", _size(memory[name])) for name in MEMORY),
         ("  result", _verdict(plan, device)),
         *(("  not sharded by fsdp", name) for name in plan["whole_though_fsdp"]),
@@ -69,16 +70,24 @@ def _size(num_bytes: float) -> str:
 
 
 def _verdict(plan: dict, device: Accelerator) -> str:
-    used = plan["memory"]["peak"] / plan["memory"]["of"]
+    peak, usable = plan["memory"]["peak"], plan["memory"]["of"]
     if plan["fits"]:
-        is_gpu = not device.title.startswith("TPU")
-        note = "; set XLA_PYTHON_CLIENT_MEM_FRACTION=0.95" if is_gpu and used > GPU_SHARE else ""
-        return f"fits, {100 * (1 - used):.0f} % free{note}"
+        return f"fits, {100 * (1 - peak / usable):.0f} % free"
     flags = " ".join(f"--config.{change}" for change in plan["changes"])
+    share = ""
+    if usable < peak <= LARGEST_SHARE * device.memory:
+        share = f"; or XLA_PYTHON_CLIENT_MEM_FRACTION={LARGEST_SHARE}"
     if plan["fits_then"]:
-        return f"does not fit; {flags} needs {_size(plan['peak_then'])}"
+        return f"does not fit; {flags} needs {_size(plan['peak_then'])}{share}"
     tried = f", also not with {flags}" if flags else ""
-    return f"does not fit{tried}; use more devices, a smaller model or a smaller image_size"
+    return f"does not fit{tried}; use more devices, a smaller model or a smaller image_size{share}"
+
+
+def _usable(memory: dict) -> str:
+    """Returns the memory that JAX takes, and its part of the device if that is not all."""
+    part = memory["of"] / memory["of_device"]
+    note = f", {100 * part:.0f} % of {_size(memory['of_device'])}" if part < 1 else ""
+    return f"{_size(memory['of'])}{note}"
 
 
 def _compiled_rows(compiled: dict) -> list[tuple[str, str]]:

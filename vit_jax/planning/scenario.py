@@ -63,8 +63,8 @@ class Scenario:
         return memory.estimate(self.config, self.model, self.state, widened=widened)
 
     def fits(self) -> bool:
-        """Returns True if the peak memory fits on the device."""
-        return self.memory().peak <= self.device.memory
+        """Returns True if the peak memory fits what JAX takes of the device's memory."""
+        return self.memory().peak <= self.device.usable
 
     def collectives(self) -> list[Collective]:
         """Returns the collectives of a training step in theory."""

@@ -26,7 +26,8 @@ from vit_jax.training.train_step import (
 def build_mesh(config: Config) -> Mesh:
     """Returns the mesh of a config; raises ConfigError if devices or batch size do not fit."""
     mesh = mesh_lib.make_mesh(**dataclasses.asdict(config.mesh))
-    mesh_lib.check_batch_size(config.batch_size, mesh, config.accumulate)
+    accumulate = 1 if config.accumulate == "auto" else config.accumulate
+    mesh_lib.check_batch_size(config.batch_size, mesh, accumulate)
     return mesh
 
 

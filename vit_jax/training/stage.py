@@ -18,6 +18,7 @@ from vit_jax.errors import CheckpointError, ConfigError, DataError
 from vit_jax.models.registry import ViT, build, param_shapes
 from vit_jax.tasks import registry as task_registry
 from vit_jax.text import print_line
+from vit_jax.training import auto
 from vit_jax.training import build as build_lib
 from vit_jax.training.checks import check_stage
 from vit_jax.weights import adapt, load, metadata
@@ -56,6 +57,7 @@ class Stage:
     start_from: load.LazyWeights | None
     plan: adapt.AdaptPlan | None
     teacher: Teacher | None
+    note: str = ""  # On the memory of a step, for the user.
 
     @functools.cached_property
     def fingerprints(self) -> dict[str, int]:
@@ -101,10 +103,11 @@ def prepare_stage(
 
     Raises ConfigError, DataError or CheckpointError, in one line.
     """
-    config = import_user_code(config)
+    config = auto.with_model(auto.with_saved(import_user_code(config), folder))
     mesh = build_lib.build_mesh(config)
     # Errors of the model and the augmentation before data is read.
     model = task_registry.build_model(config, num_classes=1)
+    config, note = auto.with_accumulate(config, model, mesh)
     train_recipe = TrainRecipe(config.data, model.image_size)
     wanted = (config.data, config.fewshot)
     alike = (e for e in earlier.values() if (e.config.data, e.config.fewshot) == wanted)
@@ -136,6 +139,7 @@ def prepare_stage(
         start_from=found,
         plan=plan,
         teacher=_teacher(config, earlier, train_source.classes),
+        note=note,
     )
 
 

@@ -15,7 +15,7 @@ from vit_jax.config.validate import import_user_code
 from vit_jax.distributed import multihost
 from vit_jax.errors import ConfigError, InUseError, NonFiniteError
 from vit_jax.text import markdown_table, print_line
-from vit_jax.training import stage, sweep_runs, train
+from vit_jax.training import auto, stage, sweep_runs, train
 from vit_jax.training.profiler import Window
 
 TABLE = "sweep.md"
@@ -53,6 +53,7 @@ def run(
         for name, config in stages.items()
     }
     sweep_runs.check(stages)
+    stages = {name: auto.with_saved(config, folder / name) for name, config in stages.items()}
     if shard and not any(map(sweep_runs.is_sweep, stages.values())):
         raise ConfigError("--shard needs a config with a sweep; this config has none.")
     as_dict = config_lib.to_dict(stages)
@@ -76,7 +77,8 @@ def run(
     with workdir.lock_on_all(folder) if shard is None else contextlib.nullcontext():
         if multihost.is_process_0():
             folder.mkdir(parents=True, exist_ok=True)
-            workdir.write_json(folder / workdir.CONFIG, as_dict)
+            chosen = {name: each.config for name, each in prepared.items()}
+            workdir.write_json(folder / workdir.CONFIG, config_lib.to_dict(stages | chosen))
         summaries: dict[str, dict] = {}
         for name in stages:
             with _skip_in_use(shard):

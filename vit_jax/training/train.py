@@ -1,17 +1,18 @@
 """Trains one stage: restore, read batches, step, log, save, evaluate."""
 
 import contextlib
+from collections.abc import Iterator
 
 import jax
 
 from vit_jax import config as config_lib
 from vit_jax import trees
-from vit_jax.checkpoints import workdir
+from vit_jax.checkpoints import layout, workdir
 from vit_jax.checkpoints.signals import SignalRecorder
 from vit_jax.config.schema import Config
 from vit_jax.distributed import mesh, multihost
 from vit_jax.errors import CheckpointError, Interrupted, NonFiniteError
-from vit_jax.training import build, schedules
+from vit_jax.training import auto, build, schedules
 from vit_jax.training.batches import TrainBatches
 from vit_jax.training.in_flight import StepsInFlight
 from vit_jax.training.metrics import TrainingLog
@@ -43,7 +44,8 @@ def train_stage(stage: Stage, *, fallback: bool = False, profile: Window | None 
         if summary is None:
             if multihost.is_process_0():
                 workdir.write_json(stage.folder / workdir.CONFIG, config)
-            summary = _run(stage, stop, fallback, profile)
+            with _memory_errors(stage):
+                summary = _run(stage, stop, fallback, profile)
         if received := stop.exchange():
             raise Interrupted(
                 f"{received.name}: {stage.folder} is already finished; the same command continues "
@@ -51,6 +53,20 @@ def train_stage(stage: Stage, *, fallback: bool = False, profile: Window | None 
                 received,
             )
         return summary
+
+
+@contextlib.contextmanager
+def _memory_errors(stage: Stage) -> Iterator[None]:
+    """Turns an error of allocation into a ConfigError that has values which fit."""
+    try:
+        yield
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in reason:
+            raise
+        is_new = not layout.list_steps(stage.folder / layout.FOLDER)
+        parts = (stage.config, stage.model, stage.mesh)
+        raise auto.out_of_memory(*parts, is_new, reason) from error
 
 
 def _run(stage: Stage, stop: StopSignal, fallback: bool, profile: Window | None) -> dict:
@@ -72,6 +88,8 @@ def _run(stage: Stage, stop: StopSignal, fallback: bool, profile: Window | None)
         for line in stage.describe_data():
             log.say(line)
         step, state = saver.restore(init_key, fallback)
+        if stage.note:
+            log.say(stage.note)
         log.say(_parameters(config, programs.abstract_state.params))
         for name in mesh.unsharded_parameters(programs.abstract_state.params):
             log.say(f"{name} is not sharded: mesh.fsdp divides none of its axes")

@@ -16,6 +16,7 @@ from vit_jax import trees
 from vit_jax.checkpoints import checkpoint, layout
 from vit_jax.config import registry
 from vit_jax.config.schema import Config, Data, Init
+from vit_jax.config.schema import Model as ModelSection
 from vit_jax.data.labels import check_new_names
 from vit_jax.data.preprocess import EvalRecipe
 from vit_jax.errors import CheckpointError, ConfigError
@@ -257,6 +258,23 @@ def _load_step(path: pathlib.Path) -> LoadedModel:
         config=None if is_converted else config,
         weights_file=None,
     )
+
+
+def model_section(where: str | pathlib.Path) -> ModelSection:
+    """Returns the `config.model` section of the weights at WHERE; no arrays are read.
+
+    Published weights are not downloaded. Raises CheckpointError if there are no readable weights,
+    or they do not determine a model.
+    """
+    entry = None if pathlib.Path(where).exists() else published.find_published(str(where))
+    if entry is not None:
+        return model_registry.section(entry.model, pool=entry.pool, pre_logits=entry.pre_logits)
+    path, _ = resolve_path(where)
+    if not is_weights_file(path):
+        return _build_step_model(path, checkpoint.read_item(path, "meta")).config
+    options = infer_model_options(open_weights_file(path))
+    names = {field.name for field in dataclasses.fields(ModelSection)}
+    return model_registry.section(**{k: v for k, v in options.items() if k in names})
 
 
 def load_params(
