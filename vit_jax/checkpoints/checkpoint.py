@@ -70,7 +70,7 @@ class Checkpoints:
             logging.getLogger(name).setLevel(logging.CRITICAL)
         _silence_cancelled_reads()
         self.folder = folder
-        self._num_bytes = 0  # Of the arrays of a step.
+        self._num_bytes, self._is_writing = 0, False  # Of the step that is being written.
         self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
 
     def save(self, step: int, state, *, data: dict, meta: dict) -> None:
@@ -84,6 +84,7 @@ class Checkpoints:
         arguments = {name: ocp.args.JsonSave(item) for name, item in items.items()}
         tree = trees.unflatten(trees.flatten(state))
         self._num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+        self._is_writing = True
         self._wrap_errors(
             lambda: self._manager.save(
                 step,
@@ -120,10 +121,12 @@ class Checkpoints:
 
     def raise_if_failed(self) -> None:
         """Raises CheckpointError if a step could not be written; does not wait."""
-        self._wrap_errors(self._manager.check_for_errors)
+        if self._is_writing and not self._manager.is_saving_in_progress():
+            self.wait()
 
     def wait(self) -> None:
         """Waits until all steps are on disk; raises CheckpointError if one cannot be written."""
+        self._is_writing = False
         self._wrap_errors(self._manager.wait_until_finished)
 
     def close(self) -> None:
