@@ -239,8 +239,9 @@ def other_config_error(folder: pathlib.Path, fields: list[str]) -> ConfigError:
     """Returns the error of a folder whose run has other values of these fields."""
     return ConfigError(
         f"workdir {folder} contains a run with another config; it differs in {', '.join(fields)}. "
-        "Do not change these fields, or use another --workdir; there, "
-        f"--config.init.path={folder} starts a new, for example longer, run from these weights."
+        "Do not change these fields, leave out --config to resume with that of the workdir, or use "
+        f"another --workdir; there, --config.init.path={folder} starts a new, for example longer, "
+        "run from these weights."
     )
 
 
