@@ -35,6 +35,8 @@ class TrainBatches:
     def after(self, step: int) -> Iterator[dict[str, np.ndarray]]:
         """Yields this host's rows of the batches after `step`; raises DataError, StalledError."""
         data = self._stage.config.data
+        if step >= self._stage.total_steps:
+            return
         rows = loader.TrainRows(
             self._stage.train_source,
             self._stage.train_recipe,
@@ -45,8 +47,7 @@ class TrainBatches:
             self._stage.total_steps,
             on_bad_image=data.on_bad_image,
         )
-        if len(rows):
-            yield from loader.host_batches(rows, self._shard, data.workers, self._patience)
+        yield from loader.host_batches(rows, self._shard, data.workers, self._patience)
 
     def to_devices(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
         """Returns the global arrays of a batch of this host's rows."""

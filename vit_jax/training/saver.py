@@ -85,7 +85,8 @@ class Saver:
                 path = self._checkpoints.move_damaged_step(step)
                 self._log.say(f"{error} Moved to {path}; falling back to an older step.")
                 continue
-            self._stage.check_same_data(meta, data)
+            if note := self._stage.check_same_data(meta, data):
+                self._log.say(note)
             self._log.clock.seconds.update(meta["seconds"])
             self.num_bad_images = meta.get("bad_images", 0)
             self.num_non_finite = meta.get("non_finite", 0)
@@ -139,6 +140,7 @@ class Saver:
                 "examples_seen": examples_seen,
                 "num_examples": num_examples,
                 "fingerprints": self._stage.fingerprints,
+                "sketch": self._stage.sketch,
             },
             meta=self._meta() | {"metrics": self._log.digest(step)},
         )

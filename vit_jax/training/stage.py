@@ -13,6 +13,7 @@ from vit_jax.config.validate import import_user_code
 from vit_jax.data.labels import match_classes, relabelled, same_form
 from vit_jax.data.overview import describe_splits
 from vit_jax.data.preprocess import TrainRecipe
+from vit_jax.data.sketch import count_removed, make_sketch
 from vit_jax.data.sources import Source, find_kind, open_both, open_split
 from vit_jax.errors import CheckpointError, ConfigError, DataError
 from vit_jax.models.registry import ViT, build, param_shapes
@@ -77,23 +78,46 @@ class Stage:
             splits["dev" if data.dev is not None else data.val_split] = self.val_source
         return describe_splits(splits)
 
-    def check_same_data(self, meta: dict, data: dict) -> None:
-        """Raises DataError if the `meta` and `data` of a checkpoint belong to other data."""
+    @functools.cached_property
+    def sketch(self) -> list[list[int]] | None:
+        """Description of the training images, by which a resumed run detects removed ones."""
+        return make_sketch(self.train_source)
+
+    def check_same_data(self, meta: dict, data: dict) -> str:
+        """Compares the `meta` and `data` of a checkpoint with the data of this stage.
+
+        Returns a note if a few training images have been removed, because they could not be read;
+        else ''. Raises DataError for any other difference.
+        """
         for label, (old, new) in enumerate(zip(meta["classes"], self.classes, strict=False)):
             if same_form(old) != same_form(new):
                 raise DataError(f"class {label} is {old!r} in the checkpoint, {new!r} in the data.")
-        for what, old, new in (
-            ("classes", len(meta["classes"]), len(self.classes)),
-            ("training examples", data["num_examples"], len(self.train_source)),
-        ):
-            if old != new:
-                raise DataError(
-                    f"the data has {new} {what}, not {old} as before; use a new --workdir."
-                )
-        if data["fingerprints"] != self.fingerprints:
+        if len(meta["classes"]) != len(self.classes):
             raise DataError(
-                "images, names or labels have changed since this run started; use a new --workdir."
+                f"the data has {len(self.classes)} classes, not {len(meta['classes'])} as before; "
+                "use a new --workdir."
             )
+        if data["fingerprints"] == self.fingerprints:
+            return ""
+        old, new = data["num_examples"], len(self.train_source)
+        num_removed = count_removed(data.get("sketch"), self.sketch)
+        removed = f"{num_removed} of {old} training images have been removed"
+        if data["fingerprints"].get("val") != self.fingerprints.get("val"):
+            num_removed = None
+        max_bad = self.config.data.max_bad
+        if num_removed and num_removed <= max(1, max_bad * old):
+            return f"{removed}; the run continues without them, with the others in another order."
+        if num_removed:
+            raise DataError(
+                f"{removed}, more than config.data.max_bad={max_bad} allows. Restore them, allow "
+                "more, or use a new --workdir."
+            )
+        counts = f": {new} training examples instead of {old}" if new != old else ""
+        raise DataError(
+            f"images, names or labels have changed since this run started{counts}. Undo this, or "
+            "use a new --workdir. An unreadable image need not be removed: "
+            "--config.data.on_bad_image=skip skips it."
+        )
 
 
 def prepare_stage(
@@ -105,6 +129,11 @@ def prepare_stage(
     """
     config = auto.with_model(auto.with_saved(import_user_code(config), folder))
     mesh = build_lib.build_mesh(config)
+    if config.model.kernels == "cudnn" and mesh.devices.flat[0].platform != "gpu":
+        raise ConfigError(
+            "config.model.kernels is 'cudnn', which needs a GPU; the devices are "
+            f"{mesh.devices.flat[0].platform}. Use auto."
+        )
     # Errors of the model and the augmentation before data is read.
     model = task_registry.build_model(config, num_classes=1)
     config, note = auto.with_accumulate(config, model, mesh)
