@@ -185,6 +185,13 @@ def test_restore_of_parameters_alone_skips_the_optimizer_state(saved):
     assert isinstance(restored["params"]["cls"], np.ndarray)
 
 
+def test_stored_param_shapes_are_those_of_the_averaged_parameters(tmp_path):
+    state = {"params": {"w": jnp.zeros(3)}, "ema": {"w": jnp.ones(3)}}
+    step = save(tmp_path / layout.FOLDER, state)
+    restored = checkpoint.restore(step, checkpoint.stored_param_shapes(step))
+    assert_bit_equal(restored, {"ema": {"w": np.ones(3, np.float32)}})
+
+
 def test_checkpoints_keep_the_last_steps_and_the_multiples(tmp_path):
     save(tmp_path / "c", make_state(), steps=range(1, 8), keep_last=2, keep_every=3)
     assert layout.list_steps(tmp_path / "c") == [3, 6, 7]
