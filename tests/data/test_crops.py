@@ -94,6 +94,17 @@ def test_inception_box_is_the_whole_image_if_no_random_box_fits():
     assert inception_box(100, 12, (1, 1), random) == (0, 0, 100, 12)
 
 
+def test_inception_box_never_touches_the_last_row_and_column():
+    # TensorFlow draws top from [0, height - h), without the upper end.
+    random = np.random.default_rng(0)
+    boxes = np.array([inception_box(20, 24, (0.05, 1.0), random) for _ in range(2000)])
+    (top, left, h, w), is_lower, is_narrower = boxes.T, boxes[:, 2] < 20, boxes[:, 3] < 24
+    assert (top + h)[is_lower].max() == 19
+    assert (left + w)[is_narrower].max() == 23
+    assert (~is_lower).any()
+    assert (~is_narrower).any()
+
+
 def test_crops_have_the_areas_of_their_originals_by_default():
     assert (InceptionCrop().min_area, RandomResizedCrop().min_area) == (0.05, 0.08)
 
