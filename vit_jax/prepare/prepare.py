@@ -28,7 +28,7 @@ from vit_jax.checkpoints import workdir
 from vit_jax.data import manifest
 from vit_jax.distributed.progress import Progress, format_duration
 from vit_jax.errors import ConfigError, DataError
-from vit_jax.prepare import duplicates, exclude, listing
+from vit_jax.prepare import copies, duplicates, exclude, listing
 from vit_jax.prepare.processes import run_in_processes
 from vit_jax.prepare.shards import DATA, EXCLUDED, PARTS, Shard, write_info
 from vit_jax.text import csv_table
@@ -219,6 +219,13 @@ class Counts:
             self.shard_lengths[shard.split].append(kept)
 
 
+def _records(shards: list[Shard]) -> Iterator[dict]:
+    """Yields the records of all parts of the manifest, in order."""
+    for shard in shards:
+        with open(shard.part, "rb") as part:
+            yield from map(json.loads, part)
+
+
 def _write_metadata(partial: pathlib.Path, images: listing.DataSet, plan: dict) -> None:
     """Writes all files other than the shards; `prepared.json` is the last one."""
     data = partial / DATA
@@ -227,7 +234,10 @@ def _write_metadata(partial: pathlib.Path, images: listing.DataSet, plan: dict) 
         {split: [] for split in images.splits},
         dict.fromkeys(images.splits, 0),
     )
-    digest = manifest.write(data, counts.lines(_make_shards(partial, images)))
+    shards = _make_shards(partial, images)
+    lines = copies.CopyLines(counts.lines(shards), copies.find_firsts(_records(shards)))
+    digest = manifest.write(data, lines)
+    lines.write(data)
     if not sum(map(sum, counts.shard_lengths.values())):
         raise DataError(
             f"none of the {plan['images']} images can be used; {partial / PARTS} lists the reasons."
@@ -266,8 +276,11 @@ def _print_summary(folder: pathlib.Path, images: listing.DataSet, progress) -> s
             progress.print_line(f"left out: {record['path']}: {record['reason']}")
     if images.skipped:
         progress.print_line(f"skipped: {images.skipped}")
+    num_equal, table = copies.describe_copies(folder, MAX_LINES)
+    for line in table:
+        progress.print_line(line)
     *split_totals, damaged, duplicate = totals
     return (
         f"done: images={sum(split_totals)} classes={len(rows)} damaged={damaged} "
-        f"duplicates={duplicate} destination={folder}"
+        f"duplicates={duplicate + num_equal} destination={folder}"
     )
