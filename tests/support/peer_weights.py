@@ -129,7 +129,8 @@ def save(path, w, config=None, processor=None):
 def assert_outputs(path, expected, **options):
     """Compares the outputs of a model with those weights; returns it and its parameters."""
     model = create_model("vit_b16", **MODEL | SIZE | {"gelu": "erf"} | options)
-    params = vit_jax.load_params(path, model)
+    # The pixels are normalised already, whatever the statistics of the family.
+    params = vit_jax.load_params(path, model, allow_numerics=True)
     actual = np.asarray(jax.jit(model.apply)({"params": params}, IMAGES))
     assert np.abs(expected).max() > 0.1
     np.testing.assert_allclose(actual, expected, atol=1e-5 * np.abs(expected).max())

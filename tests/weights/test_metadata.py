@@ -265,7 +265,8 @@ def folder_of(path, kind):
     """Weights with a valid config; the folder, the config and the preprocessor config."""
     if kind == "timm":
         inner = TIMM["pretrained_cfg"] | {"input_size": [3, 8, 12], "label_names": ["a", "b", "c"]}
-        config = TIMM | {"pretrained_cfg": inner, "model_args": {"num_heads": 2}, "label_names": []}
+        config = TIMM | {"pretrained_cfg": inner, "model_args": {"num_heads": 2}, "num_classes": 3}
+        config |= {"label_names": []}
         return (
             peer_weights.save(path, peer_weights.timm_weights(), config).parent,
             config,
@@ -329,6 +330,7 @@ FULL = WeightsMetadata(
     crop_fraction=0.875,
     crop_side=(16, 18),
     resample="bicubic",
+    assumed=("gelu=erf (timm)",),
 )
 
 
@@ -344,7 +346,7 @@ def test_from_json_is_the_inverse_of_to_json():
 @pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(WeightsMetadata)])
 def test_from_json_rejects_invalid_values_and_names_the_field(name):
     nonsense = ["nonsense", -1, 0, 10**9, {"a": 1}, True, [1], [8, "8"], "x" * 10**5]
-    if name != "classes":  # Any strings are allowed.
+    if name not in ("classes", "assumed"):  # Any strings are allowed.
         nonsense += [[["a"]], [8, -8], [10**9, 10**9], [None, None], ["ERF"]]
     for value in nonsense:
         message = error_of(metadata.from_json, {name: value}, "folder")

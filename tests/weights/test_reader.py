@@ -214,8 +214,10 @@ def test_load_params_rejects_another_grid_with_as_many_positions(tmp_path):
 def test_class_token_is_detected_by_its_name_not_by_the_count(tmp_path):
     # 16 patches without a class token are as many positions as 15 with one.
     arrays = some_arrays(tiny(pool="gap", image_size=16))
-    found = opened(tmp_path / "gap.npz", arrays, [12, 20])
+    found = opened(tmp_path / "gap.npz", arrays)
     assert (found.grid, found.pads_cls) == ((4, 4), False)
+    with pytest.raises(CheckpointError, match="image_size 12x20 contradicts 16 position"):
+        opened(tmp_path / "gap.npz", arrays, [12, 20])
     big_vision = {n.removeprefix("Transformer/posembed_input/"): a for n, a in arrays.items()}
     found = opened(tmp_path / "bv.npz", big_vision, cls=np.ones((1, 1, 8)))
     assert (found.grid, found.pads_cls) == ((4, 4), True)
@@ -228,12 +230,14 @@ def test_metadata_determines_whether_timms_class_token_has_a_position(tmp_path):
     plan = writer.plan_export("safetensors", tiny(), param_shapes(tiny()))
     stored = dict(writer.export_tensors(plan, some_arrays(tiny())))
     stored["pos_embed"] = np.ones((1, 50, 8), np.float32)
-    for image_size, grid in (([20, 40], (5, 10)), ([28, 28], (7, 7)), ([8, 8], (7, 7))):
-        path = tmp_path / "timm.safetensors"
+    path = tmp_path / "timm.safetensors"
+    for image_size, grid in (([20, 40], (5, 10)), ([28, 28], (7, 7))):
         write_safetensors(path, stored, {"image_size": image_size, "num_heads": 2})
         found = open_weights_file(path)
         assert (found.grid, found.pads_cls) == (grid, grid == (5, 10))
         assert found.metadata.image_size == (4 * grid[0], 4 * grid[1])
+    write_safetensors(path, stored, {"image_size": [8, 8], "num_heads": 2})
+    assert "image_size 8x8 contradicts 49 position" in read_error(path, open_weights_file)
 
 
 # Every tensor is accounted for.

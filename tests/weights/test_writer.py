@@ -337,7 +337,8 @@ def test_plan_export_rejects_unknown_parameters(file_format):
 @pytest.mark.parametrize("name", ["r26_s32", "r50_b16", "r50_l32", "r101_b16", "r_ti16"])
 def test_infer_model_options_finds_depth_and_patch_of_hybrids(name):
     model = tiny(name, 64)
-    shapes, metadata = param_shapes(model), WeightsMetadata(num_heads=2, image_size=(64, 64))
+    shapes = param_shapes(model)
+    metadata = WeightsMetadata(num_heads=2, image_size=(64, 64), pixel_stats="half")
     weights = types.SimpleNamespace(path="x.npz", shapes=shapes, metadata=metadata)
     assert_same_model(create_model(**infer_model_options(weights)), model)
 

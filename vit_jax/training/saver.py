@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+from collections.abc import Sequence
 
 import jax
 
@@ -30,6 +31,7 @@ class Saver:
         )
         self.best: checkpoint.BestWeights | None = None
         self.saved_step = 0
+        self._assumed: Sequence[str] = ()  # What the file of starting weights does not say.
         self.num_bad_images = 0  # Unreadable images so far, in all processes.
         self.num_non_finite = 0  # Steps in a row, up to now, whose update was skipped.
 
@@ -41,6 +43,8 @@ class Saver:
         """
         step, state, meta = self._restore_newest(fallback)
         self._log.open(step, meta.get("metrics"))
+        start = self._stage.start_from  # None for a restored run.
+        self._assumed = (start and start.metadata.assumed) or meta.get("init_assumed", ())
         if state is None:
             state = self._init_state(init_key)
         self.saved_step = step
@@ -170,6 +174,7 @@ class Saver:
             "bad_images": self.num_bad_images,
             "non_finite": self.num_non_finite,
             "best_step": self.best and self.best.step,
+            "init_assumed": list(self._assumed),
             "versions": workdir.versions(),
         }
 

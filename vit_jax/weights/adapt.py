@@ -43,6 +43,7 @@ class AdaptPlan:
       drops_cls: the class token and its position embedding are dropped.
       initial_bias: value of the bias of a new head; its other parameters are zeros.
       head_rows: output of the pretrained head for each output of the model; None for the same.
+      grid_note: an assumption about `old_grid`, for messages.
     """
 
     new_shapes: dict[str, tuple[int, ...]]
@@ -53,6 +54,7 @@ class AdaptPlan:
     drops_cls: bool
     initial_bias: float
     head_rows: tuple[int, ...] | None = None
+    grid_note: str = ""
 
     @property
     def notes(self) -> list[str]:
@@ -60,7 +62,7 @@ class AdaptPlan:
         lines = []
         if self.old_grid != self.new_grid:
             old, new = map(_format_grid, (self.old_grid, self.new_grid))
-            lines.append(f"position embeddings resized from {old} to {new}")
+            lines.append(f"position embeddings resized from {old} to {new}{self.grid_note}")
         if self.new_shapes:
             modules = dict.fromkeys(name.split("/")[0] for name in self.new_shapes)
             bias = f", with bias {self.initial_bias:g}" if self.initial_bias else ""
@@ -87,6 +89,7 @@ def make_plan(
     permissions: Init,
     head_bias: float = 0.0,
     head_rows: tuple[int, ...] | None = None,
+    grid_note: str = "",
     where: str,
     differences: Sequence[str] = (),
 ) -> AdaptPlan:
@@ -103,6 +106,7 @@ def make_plan(
         masked patch prediction.
       head_bias: initial bias of a new head.
       head_rows: output of the pretrained head for each output of the model; None for the same.
+      grid_note: an assumption about `old_grid`, for messages.
       where: source of the parameters, for messages.
       differences: further differences, reported with those found here.
 
@@ -124,7 +128,15 @@ def make_plan(
         dropped |= (source.keys() & {*TASK_PARAMS, *PRE_LOGITS}) - kept
     bias = head_bias if HEAD_BIAS in new_shapes else 0.0
     plan = AdaptPlan(
-        new_shapes, tuple(sorted(dropped)), folded, old_grid, new_grid, drops_cls, bias, head_rows
+        new_shapes,
+        tuple(sorted(dropped)),
+        folded,
+        old_grid,
+        new_grid,
+        drops_cls,
+        bias,
+        head_rows,
+        grid_note,
     )
     lines = [
         *differences,
@@ -153,7 +165,7 @@ def _missing_or_misshapen(
                 old, new = map(_format_grid, (plan.old_grid, plan.new_grid))
                 yield (
                     f"the position grid is {old} in the weights and {new} in the model "
-                    "(init.resize=True permits resizing)"
+                    f"(init.resize=True permits resizing){plan.grid_note}"
                 )
         elif _shape_without_cls(plan, name, source[name]) != tuple(target[name]):
             yield (

@@ -152,13 +152,13 @@ def _check_name_and_shape(name: str, shape: tuple[int, ...] = ()) -> None:
 def _parse_json_object(text: str | bytes, description: str) -> dict:
     values = None
     with contextlib.suppress(ValueError, RecursionError):
-        values = json.loads(text, parse_constant=_reject) if len(text) <= MIB else None
+        values = json.loads(text, parse_constant=reject_constant) if len(text) <= MIB else None
     if not isinstance(values, dict):
         raise ValueError(f"its {description} is not a JSON object")
     return values
 
 
-def _reject(constant: str) -> None:
+def reject_constant(constant: str) -> None:
     """Raises ValueError for NaN and Infinity, which JSON lacks and Python's parser accepts."""
     raise ValueError(f"{constant} is not JSON")
 

@@ -135,6 +135,7 @@ def _target_metadata(loaded: load.LoadedModel, model: ViT | BitResNet) -> Weight
             crop_fraction=recipe.crop_fraction,
             crop_side=recipe.side,
             resample=recipe.resample,
+            assumed=loaded.weights.metadata.assumed,
         )
     )
 
@@ -362,6 +363,7 @@ def _write_orbax(
     names = metadata.classes or tuple(f"class {k}" for k in range(model.num_classes))
     meta = {"config": config_lib.to_dict(stages), "classes": list(names)}
     meta |= {"has_class_names": metadata.classes is not None, "is_converted": True}
+    meta |= {"assumed": list(metadata.assumed or ())}
     folder = checkpoint.Checkpoints(path / layout.FOLDER)
     folder.save(0, {"params": jax.device_put(params)}, data={}, meta=meta)
     folder.close()

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from vit_jax.errors import CheckpointError
 from vit_jax.models.resnet_blocks import ROOT_FEATURES, UNITS
 from vit_jax.models.sizes import SIZES, Size
+from vit_jax.weights.families import ask
 from vit_jax.weights.reader import MAX_LAYERS, WeightsFile
 from vit_jax.weights.tensor_layouts import CLS, POSITIONS, resnet_units, stem_stride
 
@@ -45,8 +46,14 @@ def _bit_options(weights: WeightsFile) -> dict:
         "name": f"bit_r{depths[units]}x{width}",
         "num_classes": _num_classes(shapes),
         "image_size": weights.metadata.image_size or (224, 224),
-        "pixel_stats": weights.metadata.pixel_stats or "half",
+        "pixel_stats": _pixel_stats(weights),
     }
+
+
+def _pixel_stats(weights: WeightsFile) -> str:
+    if weights.metadata.pixel_stats is None:
+        raise ask(str(weights.path), ["pixel_stats"], weights.shapes)
+    return weights.metadata.pixel_stats
 
 
 def _unknown_resnet(weights: WeightsFile, units: tuple[int, ...]) -> CheckpointError:
@@ -87,7 +94,7 @@ def _vit_options(weights: WeightsFile) -> dict:
     numerics = {
         "gelu": metadata.gelu,
         "norm_eps": metadata.norm_eps,
-        "pixel_stats": metadata.pixel_stats,
+        "pixel_stats": _pixel_stats(weights),
     }
     return options | {name: value for name, value in numerics.items() if value is not None}
 
@@ -113,8 +120,8 @@ def _position_options(weights: WeightsFile) -> dict:
     unknown += [] if pos_embed else ["pos_embed (sincos or none)"]
     if unknown:
         raise CheckpointError(
-            f"{weights.path}: neither tensors nor metadata determine {' and '.join(unknown)}; load "
-            "the weights into a model with `vit_jax.load_params(path, model)`."
+            f"{weights.path}: neither tensors nor metadata determine {' and '.join(unknown)}; give "
+            f"them after a colon, as in {weights.path}:image_size=224,pos_embed=sincos."
         )
     if pos_embed == "relative":
         _check_relative_positions(weights)

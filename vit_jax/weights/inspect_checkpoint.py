@@ -1,11 +1,14 @@
 """Lists the arrays and metadata of a checkpoint or weights file without reading arrays."""
 
+import contextlib
 import math
 
 from vit_jax.atomic_io import to_json
 from vit_jax.checkpoints import layout
-from vit_jax.weights import location
+from vit_jax.errors import CheckpointError
+from vit_jax.weights import families, location
 from vit_jax.weights.archive import open_archive
+from vit_jax.weights.reader import open_weights_file
 
 
 def inspect_checkpoint(where: str, as_json: bool = False) -> str:
@@ -20,7 +23,7 @@ def inspect_checkpoint(where: str, as_json: bool = False) -> str:
     Raises:
       CheckpointError: there are no readable weights.
     """
-    path, _ = location.resolve_path(where)
+    path, entry, given = location.resolve(where)
     if location.is_weights_file(path):
         archive = open_archive(path / "model.safetensors" if path.is_dir() else path)
         arrays = {
@@ -29,6 +32,9 @@ def inspect_checkpoint(where: str, as_json: bool = False) -> str:
         }
         params = list(arrays)
         metadata = {**archive.metadata, "file": str(archive.path)}
+        with contextlib.suppress(CheckpointError):  # Any file can be inspected.
+            found = open_weights_file(path, given=given).metadata
+            families.report(found, str(path), entry is not None)
     else:
         arrays = layout.read_manifest(path)["leaves"]
         params = [name for name in arrays if name.startswith("params/")]

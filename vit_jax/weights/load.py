@@ -24,10 +24,10 @@ from vit_jax.models import registry as model_registry
 from vit_jax.models.registry import BitResNet, ViT, build, param_shapes
 from vit_jax.tasks import registry as task_registry
 from vit_jax.text import print_line
-from vit_jax.weights import adapt, published
+from vit_jax.weights import adapt, families, published
 from vit_jax.weights import metadata as metadata_lib
 from vit_jax.weights.infer_model import infer_model_options
-from vit_jax.weights.location import is_weights_file, resolve_path
+from vit_jax.weights.location import is_weights_file, resolve, split_options
 from vit_jax.weights.metadata import WeightsMetadata
 from vit_jax.weights.reader import WeightsFile, open_weights_file
 from vit_jax.weights.writer import CLASSES_SUFFIX
@@ -111,9 +111,10 @@ def open_weights(where: str | pathlib.Path, model: Model | None = None) -> LazyW
     Raises:
       CheckpointError: there are no readable weights.
     """
-    path, entry = resolve_path(where)
+    path, entry, given = resolve(where)
     if is_weights_file(path):
-        file = open_weights_file(path, model and metadata_lib.from_model(model))
+        file = open_weights_file(path, model and metadata_lib.from_model(model), given)
+        families.report(file.metadata, str(file.path), entry is not None)
         return _weights_of_file(file, entry)
     meta = layout.read_item(path, "meta")
     return _weights_of_step(path, _build_step_model(path, meta), meta)
@@ -132,6 +133,7 @@ def _weights_of_file(file: WeightsFile, entry: published.PublishedWeights | None
 
 
 def _weights_of_step(step_folder: pathlib.Path, model: Model, meta: dict) -> LazyWeights:
+    """The weights of a checkpoint; `meta["assumed"]` is of the file that was converted to it."""
     abstract_state = checkpoint.stored_param_shapes(step_folder)
     ((kind, leaves),) = abstract_state.items()
     shapes = {name: leaf.shape for name, leaf in trees.flatten(leaves).items()}
@@ -142,6 +144,7 @@ def _weights_of_step(step_folder: pathlib.Path, model: Model, meta: dict) -> Laz
 
     names = tuple(meta["classes"]) if meta.get("has_class_names", True) else None
     metadata = metadata_lib.from_model(model)
+    metadata = dataclasses.replace(metadata, assumed=tuple(meta.get("assumed", ())) or None)
     return LazyWeights(str(step_folder), shapes, model.grid, metadata, read, lambda: names)
 
 
@@ -188,9 +191,11 @@ def load(where: str | pathlib.Path, classes: tuple[str, ...] | None = None) -> L
       CheckpointError: there are no readable weights, or they do not determine a model.
       ConfigError: `classes` are of another number than those of the head, or contradict its names.
     """
-    path, entry = resolve_path(where)
+    path, entry, given = resolve(where)
     if is_weights_file(path):
-        loaded = _load_file(open_weights_file(path), entry)
+        file = open_weights_file(path, given=given)
+        loaded = _load_file(file, entry)
+        families.report(file.metadata, str(file.path), entry is not None)
     else:
         loaded = _load_step(path)
     for names, error in ((loaded.classes, CheckpointError), (classes, ConfigError)):
@@ -211,7 +216,7 @@ def _load_file(file: WeightsFile, entry: published.PublishedWeights | None) -> L
     sizes = {name: options.pop(name) for name in ("num_classes", "image_size")}
     model = build(model_registry.section(**options), **sizes)
     weights = _weights_of_file(file, entry)
-    metadata = file.metadata.with_defaults(entry.evaluation if entry else metadata_lib.UNKNOWN)
+    metadata = file.metadata
     plan_adaptation(weights, model, Init())  # Raises if a parameter is missing or left over.
     names = weights.read_classes()
     data = Data(
@@ -266,13 +271,14 @@ def model_section(where: str | pathlib.Path) -> ModelSection:
     Published weights are not downloaded. Raises CheckpointError if there are no readable weights,
     or they do not determine a model.
     """
-    entry = None if pathlib.Path(where).exists() else published.find_published(str(where))
+    name, _ = split_options(where)
+    entry = None if pathlib.Path(name).exists() else published.find_published(name)
     if entry is not None:
         return model_registry.section(entry.model, pool=entry.pool, pre_logits=entry.pre_logits)
-    path, _ = resolve_path(where)
+    path, _, given = resolve(where)
     if not is_weights_file(path):
-        return _build_step_model(path, checkpoint.read_item(path, "meta")).config
-    options = infer_model_options(open_weights_file(path))
+        return _build_step_model(path, layout.read_item(path, "meta")).config
+    options = infer_model_options(open_weights_file(path, given=given))
     names = {field.name for field in dataclasses.fields(ModelSection)}
     return model_registry.section(**{k: v for k, v in options.items() if k in names})
 
@@ -344,6 +350,7 @@ def plan_adaptation(
         permissions=permissions,
         head_bias=model.config.head_bias,
         head_rows=head_rows,
+        grid_note=families.grid_note(weights.metadata),
         where=weights.where,
         differences=() if is_any_allowed else _numeric_differences(weights.metadata, model),
     )
@@ -354,8 +361,10 @@ def _numeric_differences(metadata: WeightsMetadata, model: Model) -> list[str]:
     for name in NUMERICS:
         source, target = getattr(metadata, name), getattr(model_metadata, name)
         if source is not None and target is not None and source != target:
+            note = metadata.assumption(name)
+            assumed = f", assumed {note.partition(' ')[2]}," if note else ""
             lines.append(
-                f"{name} is {source!r} in the weights and {target!r} in the model (set "
+                f"{name} is {source!r} in the weights{assumed} and {target!r} in the model (set "
                 f"model.{name}={source!r}, or init.allow_numerics=True permits it)"
             )
     return lines

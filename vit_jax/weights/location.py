@@ -1,17 +1,33 @@
-"""Location of weights: a path, a URL or a published name, as the argument WHERE of commands."""
+"""Location of weights: a path, a URL or a published name, as the argument WHERE of commands.
+
+Options of a weights file may follow after a colon, as in `small.safetensors:num_heads=6`. They give
+what the file does not.
+"""
 
 import pathlib
+import re
+from typing import NamedTuple
 
 from vit_jax.checkpoints import layout, workdir
 from vit_jax.errors import CheckpointError, ConfigError
 from vit_jax.weights import download, published
+from vit_jax.weights import metadata as metadata_lib
 from vit_jax.weights.archive import open_archive
+from vit_jax.weights.metadata import WeightsMetadata
+
+OPTIONS = r"(.+?):([a-z_]+=[^,:]*(?:,[a-z_]+=[^,:]*)*)"  # Path, options.
 
 
-def resolve_path(
-    where: str | pathlib.Path,
-) -> tuple[pathlib.Path, published.PublishedWeights | None]:
-    """Returns the local path of WHERE, and its entry if it is a published name.
+class Location(NamedTuple):
+    """The local path of WHERE, its entry if it is a published name, and the options given."""
+
+    path: pathlib.Path
+    entry: published.PublishedWeights | None
+    given: WeightsMetadata
+
+
+def resolve(where: str | pathlib.Path) -> Location:
+    """Returns the location that WHERE names.
 
     The path is a weights file, a folder with model.safetensors, or the step folder of a
     checkpoint: the newest, or the best of a run with select=best. URLs and published weights are
@@ -19,14 +35,36 @@ def resolve_path(
 
     Raises:
       ConfigError: WHERE is a sweep or a config with stages; the message lists its runs or stages.
+        Or an option is unknown, or follows a checkpoint.
       CheckpointError: WHERE does not exist or cannot be downloaded.
     """
+    where, options = split_options(where)
+    path, entry = _resolve_path(where)
+    if options and not is_weights_file(path):
+        raise ConfigError(
+            f"{where}: a checkpoint has the options of its run; {next(iter(options))} cannot be "
+            "given."
+        )
+    given = metadata_lib.from_text(options, where)
+    return Location(path, entry, given.with_defaults(entry.evaluation) if entry else given)
+
+
+def split_options(where: str | pathlib.Path) -> tuple[str, dict[str, str]]:
+    """Returns WHERE without its options, and the options as text by name."""
+    where = str(where)
+    match = re.fullmatch(OPTIONS, where, re.DOTALL)
+    if match is None or pathlib.Path(where).exists():
+        return where, {}
+    return match[1], dict(option.split("=", 1) for option in match[2].split(","))
+
+
+def _resolve_path(where: str) -> tuple[pathlib.Path, published.PublishedWeights | None]:
     path = pathlib.Path(where)
-    if download.is_url(str(where)):
-        path = _check_download(download.fetch(str(where)), str(where))
+    if download.is_url(where):
+        path = _check_download(download.fetch(where), where)
     if is_weights_file(path):
         return path, None
-    if not path.exists() and (entry := published.find_published(str(where))):
+    if not path.exists() and (entry := published.find_published(where)):
         return _check_download(published.fetch_published(entry), entry.url), entry
     config = workdir.read_json(path / workdir.CONFIG) or {}
     stages = config.get("stages", {})
@@ -40,7 +78,7 @@ def resolve_path(
             f"{where} has the stages {', '.join(stages)}; name one, as in {path / min(stages)}."
         )
     if not path.exists():
-        hint = published.suggest_published(str(where))
+        hint = published.suggest_published(where)
         raise CheckpointError(f"{where}: no such file, folder or published name.{hint}")
     return layout.find_step_folder(path), None
 

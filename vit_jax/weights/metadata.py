@@ -6,9 +6,11 @@ timm.
 
 import dataclasses
 import math
+import re
 
 from vit_jax.config.schema import Data, Model
-from vit_jax.errors import CheckpointError
+from vit_jax.data.labels import read_names
+from vit_jax.errors import CheckpointError, ConfigError, nearest
 from vit_jax.models.pixel_stats import PIXEL_STATS
 from vit_jax.models.registry import BitResNet, ViT
 from vit_jax.weights import image_processor
@@ -21,6 +23,12 @@ HF_GELUS = {  # Hugging Face's activation -> model.gelu.
     "gelu_new": "tanh",
     "gelu_fast": "tanh",
     "gelu_pytorch_tanh": "tanh",
+}
+HF_DEFAULTS = {  # Of the configuration classes of transformers.
+    "hidden_act": "gelu",
+    "layer_norm_eps": 1e-12,
+    "num_attention_heads": 12,
+    "image_size": 224,
 }
 HF_BIT = {  # The one variant of Hugging Face's Bit that is supported.
     "layer_type": "preactivation",
@@ -38,8 +46,9 @@ class WeightsMetadata:
     """Model options, class names and preprocessing of weights; None for unknown values.
 
     `image_size` is (height, width) in pixels. `crop`, `crop_fraction`, `crop_side` and `resample`
-    are `eval_crop`, `crop_fraction`, `eval_side` and `resample` of `config.data`; the other fields
-    except `classes` are options of `create_model`.
+    are `eval_crop`, `crop_fraction`, `eval_side` and `resample` of `config.data`. `assumed` lists
+    values that the file does not say, each with its source. The other fields except `classes` are
+    options of `create_model`.
     """
 
     num_heads: int | None = None
@@ -55,10 +64,26 @@ class WeightsMetadata:
     crop_fraction: float | None = None
     crop_side: int | tuple[int, int] | None = None
     resample: str | None = None
+    assumed: tuple[str, ...] | None = None
 
     def known_fields(self) -> dict:
         """Returns the fields that are not None."""
         return {name: value for name, value in vars(self).items() if value is not None}
+
+    def assuming(self, source: str, **values) -> "WeightsMetadata":
+        """Returns this metadata with unknown fields from a source, which `assumed` lists."""
+        taken = {
+            name: value
+            for name, value in values.items()
+            if getattr(self, name) is None and value is not None
+        }
+        notes = tuple(f"{name}={_as_text(value)} ({source})" for name, value in taken.items())
+        assumed = (*(self.assumed or ()), *notes) or None
+        return dataclasses.replace(self, **taken, assumed=assumed)
+
+    def assumption(self, name: str) -> str:
+        """Returns the note in `assumed` about a field, or ''."""
+        return next((note for note in self.assumed or () if note.startswith(f"{name}=")), "")
 
     def with_defaults(self, defaults: "WeightsMetadata") -> "WeightsMetadata":
         """Returns this metadata with unknown fields taken from `defaults`."""
@@ -68,6 +93,13 @@ class WeightsMetadata:
 UNKNOWN = WeightsMetadata()
 # `resize_small(256)|central_crop(224)`; 224 / 256 is the default of crop_fraction.
 BIG_VISION_EVALUATION = WeightsMetadata(crop="center", resample="tf_area_uint8")
+
+
+def _as_text(value: object) -> str:
+    """The value as `from_text` parses it."""
+    if isinstance(value, tuple):
+        return "x".join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def from_model(model: ViT | BitResNet) -> WeightsMetadata:
@@ -106,7 +138,8 @@ def from_json(values: dict, where: str) -> WeightsMetadata:
         "num_heads": lambda v: type(v) is int and 0 < v < 2**16,
         "image_size": _is_size,
         "norm_eps": lambda v: type(v) in (int, float) and 0 < v <= 1,
-        "classes": lambda v: isinstance(v, list) and all(isinstance(c, str) for c in v),
+        "classes": _is_list_of_str,
+        "assumed": _is_list_of_str,
         "crop_fraction": lambda v: type(v) in (int, float) and MIN_CROP <= v <= 1,
         "crop_side": lambda v: _is_size((v, v) if type(v) is int else v),
     }
@@ -129,6 +162,45 @@ def _choices(name: str) -> tuple[str, ...]:
         field.name: field for section in (Data, Model) for field in dataclasses.fields(section)
     }
     return fields["eval_crop" if name == "crop" else name].metadata["choices"]
+
+
+def from_text(options: dict[str, str], where: str) -> WeightsMetadata:
+    """Returns the metadata of options that a user gives as text, after WHERE and a colon.
+
+    Args:
+      options: text by field name: `num_heads=6`, `image_size=224x224`; `classes` is a file with
+        the name of each output.
+      where: the location, for messages.
+
+    Raises:
+      ConfigError: an option is unknown, or its value is not allowed.
+    """
+    known = [field.name for field in dataclasses.fields(WeightsMetadata) if field.name != "assumed"]
+    values: dict[str, object] = {}
+    for name, text in options.items():
+        if name not in known:
+            raise ConfigError(
+                f"{where}:{name}={text}: unknown option; expected one of {', '.join(known)}."
+                f"{nearest(name, known)}"
+            )
+        if name == "classes":
+            values[name] = read_names(text, f"{where}:classes")
+        elif sides := re.fullmatch(r"([0-9]{1,5})(?:x([0-9]{1,5}))?", text):
+            numbers = [int(side or sides[1]) for side in sides.groups()]
+            values[name] = numbers if name == "image_size" or sides[2] else numbers[0]
+        else:
+            try:
+                values[name] = float(text)
+            except ValueError:
+                values[name] = text
+    try:
+        return from_json(values, where)
+    except CheckpointError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _is_list_of_str(value) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
 def _is_size(value) -> bool:
@@ -155,7 +227,10 @@ def from_huggingface(config: dict, preprocessor: dict, where: str) -> WeightsMet
         raise CheckpointError(f"{where}: model_type {kind!r} in config.json is not supported.")
     if config.get("use_swiglu_ffn"):
         raise CheckpointError(f"{where}: SwiGLU layers (use_swiglu_ffn) are not supported.")
-    fields = {}
+    for name in HF_DEFAULTS:
+        if config.get(name, 0) is None:
+            raise CheckpointError(f"{where}: {name} is null in config.json; expected a value.")
+    fields: dict[str, object] = {}
     required = HF_BIT if kind == "bit" else {"pooler_act": "tanh"}
     for name, value in required.items():
         if config.get(name, value) != value:
@@ -163,36 +238,66 @@ def from_huggingface(config: dict, preprocessor: dict, where: str) -> WeightsMet
                 f"{where}: {name} {config[name]!r} is not supported; expected {value!r}."
             )
     if kind != "bit":
-        activation = config.get("hidden_act", "gelu")
+        defaults = HF_DEFAULTS | {"layer_norm_eps": 1e-12 if kind in ("vit", "deit") else 1e-6}
+        values = defaults | config
+        activation = values["hidden_act"]
         if activation not in HF_GELUS:
             raise CheckpointError(
                 f"{where}: hidden_act {activation!r} is not supported; "
                 f"expected one of {', '.join(HF_GELUS)}."
             )
-        eps = 1e-12 if kind in ("vit", "deit") else 1e-6  # Hugging Face's own defaults.
         fields["gelu"] = HF_GELUS[activation]
-        fields["norm_eps"] = config.get("layer_norm_eps", eps)
-        fields["num_heads"] = config.get("num_attention_heads", 12)
-        fields["image_size"] = _pair(config.get("image_size", 224))
+        fields["norm_eps"] = values["layer_norm_eps"]
+        fields["num_heads"] = values["num_attention_heads"]
+        fields["image_size"] = _pair(values["image_size"])
+        fields["assumed"] = [
+            f"{name}={value} (default of transformers)"
+            for name, value in defaults.items()
+            if name not in config
+        ]
     is_classifier = "ImageClassification" in str(config.get("architectures"))
     if kind.startswith("dinov2") and is_classifier:
         fields["pool"] = "token_gap"
     if kind == "bit":  # Its config has no image size; the preprocessing has.
         fields["image_size"] = image_processor.huggingface_size(preprocessor, kind, where)
-    labels = config.get("id2label")
-    if isinstance(labels, dict) and not all(str(v).startswith("LABEL_") for v in labels.values()):
-        fields["classes"] = [labels.get(str(k)) for k in range(len(labels))]
+    fields["classes"] = _huggingface_classes(config, where)
     metadata = from_json(fields, where)
-    if preprocessor:
-        fields |= _from_preprocessor(preprocessor, where)
-        size = metadata.image_size
-        fields |= image_processor.from_huggingface(preprocessor, kind, size, where)
-    return from_json(fields, where)
+    size = metadata.image_size
+    if not preprocessor:
+        defaults = image_processor.from_huggingface({}, kind, size, where)
+        return metadata.assuming("default of transformers", **defaults)
+    fields |= _from_preprocessor(preprocessor, where)
+    fields |= image_processor.from_huggingface(preprocessor, kind, size, where)
+    metadata = from_json(fields, where)
+    own_size = image_processor.huggingface_size(preprocessor, kind, where)
+    if own_size == size:
+        return metadata
+    source = f"config.json; preprocessor_config.json has {_as_text(own_size)}"
+    return dataclasses.replace(metadata, image_size=None).assuming(source, image_size=size)
+
+
+def _huggingface_classes(config: dict, where: str) -> list | None:
+    """The class names; None if there are none but LABEL_0, LABEL_1, ..."""
+    labels, numbers = config.get("id2label"), config.get("label2id")
+    if not isinstance(labels, dict) or all(str(v).startswith("LABEL_") for v in labels.values()):
+        return None
+    if "0" not in labels and str(len(labels)) in labels:
+        raise CheckpointError(f"{where}: id2label in config.json counts from 1; expected from 0.")
+    for name, number in numbers.items() if isinstance(numbers, dict) else ():
+        if labels.get(str(number)) != name:
+            raise CheckpointError(
+                f"{where}: label2id in config.json has {number!r:.20} for {name!r:.40}, which "
+                f"contradicts id2label: {labels.get(str(number))!r:.40}."
+            )
+    return [labels.get(str(k)) for k in range(len(labels))]
 
 
 def _from_preprocessor(values: dict, where: str) -> dict:
     """Returns the pixel statistics."""
     fields = {}
+    for name in ("do_pad", "do_flip_channel_order", "do_grayscale", "offset"):
+        if values.get(name):
+            raise CheckpointError(f"{where}: {name} in preprocessor_config.json is not supported.")
     scale = values.get("rescale_factor", 1 / 255) if values.get("do_rescale", True) else 1
     if not values.get("do_normalize", True):
         raise CheckpointError(f"{where}: do_normalize is false; expected true.")
@@ -216,16 +321,20 @@ def from_timm(config: dict, where: str) -> WeightsMetadata:
     fields = {}
     if "mean" in values and "std" in values:
         fields["pixel_stats"] = _pixel_stats_name(values["mean"], values["std"], where)
-    if isinstance(values.get("input_size"), list) and len(values["input_size"]) == 3:
-        fields["image_size"] = values["input_size"][1:]
+    arguments = config.get("model_args") or {}
+    if arguments.get("img_size") is not None:
+        fields["image_size"] = _pair(arguments["img_size"])
+    elif values.get("input_size") is not None:
+        _, *fields["image_size"] = values["input_size"]
     fields |= image_processor.from_timm(values, where)
     labels = (
         values.get("label_descriptions") or values.get("label_names") or config.get("label_names")
     )
     if isinstance(labels, list):
         fields["classes"] = labels
-    arguments = config.get("model_args") or {}
     if "num_heads" in arguments:
+        if arguments["num_heads"] is None:
+            raise CheckpointError(f"{where}: model_args.num_heads is null in config.json.")
         fields["num_heads"] = arguments["num_heads"]
     for field, key, value, choices in (
         ("gelu", "act_layer", arguments.get("act_layer"), HF_GELUS | {"gelu_tanh": "tanh"}),

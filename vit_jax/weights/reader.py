@@ -1,7 +1,6 @@
 """Reads weights files of all supported formats under the parameter names of this package."""
 
 import dataclasses
-import json
 import math
 import pathlib
 import re
@@ -10,12 +9,11 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 import numpy as np
 
 from vit_jax.errors import CheckpointError
-from vit_jax.models.sizes import SIZES
-from vit_jax.weights import formats
+from vit_jax.weights import config_files, families, formats
 from vit_jax.weights import metadata as metadata_lib
 from vit_jax.weights.archive import READABLE, Archive, ArrayInfo, open_archive
 from vit_jax.weights.formats import Format
-from vit_jax.weights.metadata import WeightsMetadata
+from vit_jax.weights.metadata import UNKNOWN, WeightsMetadata
 from vit_jax.weights.tensor_layouts import (
     CLS,
     POSITIONS,
@@ -27,7 +25,6 @@ from vit_jax.weights.tensor_layouts import (
 )
 
 MAX_LISTED = 20  # Names listed in one message.
-MAX_JSON = 2**22  # Bytes of a config.json.
 MAX_LAYERS = 256
 MAX_PATCHES = 2**14  # Patches of an image; twice the side of any published model.
 STACKED = "Transformer/encoderblock/"  # Prefix of big_vision's scanned layers.
@@ -88,18 +85,24 @@ class WeightsFile:
 
 
 def open_weights_file(
-    path: str | pathlib.Path, defaults: WeightsMetadata | None = None
+    path: str | pathlib.Path,
+    model: WeightsMetadata | None = None,
+    given: WeightsMetadata = UNKNOWN,
 ) -> WeightsFile:
     """Returns the weights of a file or folder without reading array contents.
 
+    What the file does not say is taken, in this order, from a family of published weights, from
+    `model`, and from the official code. `metadata.assumed` of the result has all that was taken.
+
     Args:
       path: a `.npz`, a `.safetensors`, or a folder with model.safetensors and config.json.
-      defaults: metadata of the model that the weights are for; supplies the number of heads,
-        the grid and the kind of position embeddings where the file does not determine them.
+      model: metadata of the model that the weights are for; supplies the number of heads, the
+        grid and options that change outputs.
+      given: what the user says about the file; replaces what the file says.
 
     Raises:
       CheckpointError: the format is unknown, or tensors do not belong to a supported model; all
-        of them are listed in one line.
+        of them are listed in one line. Or nothing gives the number of heads.
     """
     path = pathlib.Path(path)
     archive = open_archive(path / "model.safetensors" if path.is_dir() else path)
@@ -113,28 +116,8 @@ def open_weights_file(
         )
     format, prefix = detected
     rows, ignored = _match_rows(archive.path, format, prefix, arrays)
-    metadata = _read_metadata(archive, path).with_defaults(
-        WeightsMetadata(gelu=format.gelu, norm_eps=format.norm_eps).with_defaults(format.evaluation)
-    )
-    return _make_weights_file(
-        archive, format, prefix, rows, ignored, metadata, defaults or WeightsMetadata(), arrays
-    )
-
-
-def _make_weights_file(
-    archive: Archive,
-    format: Format,
-    prefix: str,
-    rows: dict[str, Row],
-    ignored: list[str],
-    metadata: WeightsMetadata,
-    defaults: WeightsMetadata,
-    arrays: Mapping[str, ArrayInfo],
-) -> WeightsFile:
-    """Derives shapes, number of heads and grid; rejects tensors that have none."""
-    path = archive.path
     _raise_if_any(
-        path,
+        archive.path,
         [
             f"{name} is {arrays[name].dtype} {arrays[name].shape}, expected non-empty floats of "
             "16 or 32 bits"
@@ -145,30 +128,45 @@ def _make_weights_file(
     stored_shapes = {
         param: arrays[name].shape for name, row in rows.items() for param in row.params
     }
-    if CLS in stored_shapes or any("/encoderblock_" in name for name in stored_shapes):
-        num_heads = _num_heads(path, stored_shapes, metadata, defaults)
-        metadata = dataclasses.replace(metadata, num_heads=num_heads)
-    shapes, mismatches = {}, []
-    for name, row in rows.items():
-        zeros = np.broadcast_to(np.float32(0), arrays[name].shape)  # Takes no memory.
-        try:
-            params = tensor_to_params(row, zeros, metadata.num_heads or 1)
-            for param, array in zip(row.params, params, strict=True):
-                shapes[param] = array.shape
-        except (ValueError, IndexError) as error:
-            mismatches.append(f"{name} is {arrays[name].shape}: {error}")
-    _raise_if_any(path, mismatches)
+    config = config_files.read_config(archive, path)
+    metadata = families.complete(
+        given.with_defaults(config.metadata),
+        format,
+        families.find_family(format, prefix, stored_shapes, config.kind),
+        stored_shapes,
+        model,
+        str(path),
+    )
+    shapes = _shapes_of_params(archive.path, rows, arrays, metadata.num_heads or 1)
+    config_files.check_claims(config, shapes, str(archive.path.parent))
     if metadata.pool == "gap" and CLS in shapes:
-        raise CheckpointError(f"{path}: pool='gap' with a class token is not supported.")
+        raise CheckpointError(f"{archive.path}: pool='gap' with a class token is not supported.")
     grid, pads_cls = None, False
     if len(shapes.get("embedding/kernel", ())) == 4:
-        metadata, grid, pads_cls = _find_grid(path, format, shapes, metadata, defaults)
+        metadata, grid, pads_cls = _find_grid(archive.path, format, shapes, metadata, model)
     if pads_cls:
         _, num_positions, width = shapes[POSITIONS]
         shapes[POSITIONS] = (1, num_positions + 1, width)
     return WeightsFile(
         archive, format, prefix, rows, tuple(ignored), metadata, shapes, grid, pads_cls
     )
+
+
+def _shapes_of_params(
+    path: pathlib.Path, rows: dict[str, Row], arrays: Mapping[str, ArrayInfo], num_heads: int
+) -> dict[str, tuple[int, ...]]:
+    """Shape by parameter name; rejects tensors that their layout does not allow."""
+    shapes, mismatches = {}, []
+    for name, row in rows.items():
+        zeros = np.broadcast_to(np.float32(0), arrays[name].shape)  # Takes no memory.
+        try:
+            params = tensor_to_params(row, zeros, num_heads)
+            for param, array in zip(row.params, params, strict=True):
+                shapes[param] = array.shape
+        except (ValueError, IndexError) as error:
+            mismatches.append(f"{name} is {arrays[name].shape}: {error}")
+    _raise_if_any(path, mismatches)
+    return shapes
 
 
 def _unstack_layers(archive: Archive) -> dict[str, ArrayInfo]:
@@ -225,52 +223,31 @@ def _raise_if_any(path: pathlib.Path, errors: list[str]) -> None:
         raise CheckpointError(f"{path}: {'; '.join(errors[:MAX_LISTED])}{more}.")
 
 
-def _num_heads(
-    path: pathlib.Path,
-    stored_shapes: Mapping[str, tuple],
-    metadata: WeightsMetadata,
-    defaults: WeightsMetadata,
-) -> int | None:
-    """Number of heads from the shape of a kernel, the metadata, or the table of sizes."""
-    block = "Transformer/encoderblock_0"
-    query = stored_shapes.get(f"{block}/MultiHeadDotProductAttention_0/query/kernel", ())
-    if len(query) == 3:
-        return query[1]
-    if metadata.num_heads or defaults.num_heads:
-        return metadata.num_heads or defaults.num_heads
-    width = stored_shapes.get("Transformer/encoder_norm/scale", ())
-    for size in SIZES.values():
-        if (size.hidden_size,) == width:
-            return size.num_heads
-    shown = "x".join(map(str, width)) or "unknown"
-    raise CheckpointError(
-        f"{path}: cannot infer num_heads for width {shown}; load the weights into a model with "
-        "`vit_jax.load_params(path, model)`."
-    )
-
-
 def _find_grid(
     path: pathlib.Path,
     format: Format,
     shapes: Mapping[str, tuple],
     metadata: WeightsMetadata,
-    defaults: WeightsMetadata,
+    model: WeightsMetadata | None,
 ) -> tuple[WeightsMetadata, Grid | None, bool]:
     """The metadata with image_size, the grid of positions, and whether the class token has none.
 
     The grid is None for position embeddings without one, such as relative ones.
     """
     patch = shapes["embedding/kernel"][0] * stem_stride(shapes)
-    grid, pads_cls = None, False
+    grid, pads_cls, reason = None, False, ""
     if POSITIONS in shapes:
-        grid, pads_cls = _find_sequence_grid(path, format, shapes, metadata, defaults, patch)
+        grid, pads_cls, reason = _find_sequence_grid(path, format, shapes, metadata, model, patch)
     elif {X_POSITIONS, Y_POSITIONS} <= set(shapes):
         for name in (X_POSITIONS, Y_POSITIONS):
             if len(shapes[name]) != 3:
                 raise CheckpointError(f"{path}: {name} is {shapes[name]}; expected 1 T D.")
         grid = (shapes[Y_POSITIONS][1], shapes[X_POSITIONS][1])
     if grid:
-        metadata = dataclasses.replace(metadata, image_size=(grid[0] * patch, grid[1] * patch))
+        image_size = (grid[0] * patch, grid[1] * patch)
+        if reason:
+            metadata = metadata.assuming(reason, image_size=image_size)
+        metadata = dataclasses.replace(metadata, image_size=image_size)
     height, width = metadata.image_size or (0, 0)
     num_patches = (height // patch) * (width // patch)
     if max(height, width) > metadata_lib.MAX_SIDE or num_patches > MAX_PATCHES:
@@ -286,13 +263,13 @@ def _find_sequence_grid(
     format: Format,
     shapes: Mapping[str, tuple],
     metadata: WeightsMetadata,
-    defaults: WeightsMetadata,
+    model: WeightsMetadata | None,
     patch: int,
-) -> tuple[Grid, bool]:
-    """The grid of embeddings 1 T D, and whether the class token has no position embedding.
+) -> tuple[Grid, bool, str]:
+    """The grid of embeddings 1 T D, whether the class token has no position, and an assumption.
 
-    Taken from the image size in the metadata, else square as in the official code, else from
-    the image size of the model.
+    The image size in the metadata determines the grid. Without one it is assumed to be square, as
+    in the official code, else that of the model.
     """
     has_cls, shape = CLS in shapes, shapes[POSITIONS]
     if len(shape) != 3 or shape[0] != 1:
@@ -304,53 +281,35 @@ def _find_sequence_grid(
         num_patches = [shape[1]] if "registers" in shapes else [shape[1] - 1, shape[1]]
     else:
         num_patches = [shape[1] - 1]
-    from_metadata, from_defaults = (
-        [(size[0] // patch, size[1] // patch)] if size else []
-        for size in (metadata.image_size, defaults.image_size)
-    )
-    squares = [(math.isqrt(count),) * 2 for count in num_patches]
-    for grids in (from_metadata, squares, from_defaults):
-        for count in num_patches:
-            for grid in grids:
-                if count and grid[0] * grid[1] == count:
-                    return grid, has_cls and count == shape[1]
+    if metadata.image_size:
+        candidates = [(_grid_of(metadata.image_size, patch), "")]
+    else:
+        candidates = [((math.isqrt(count),) * 2, "square grid") for count in num_patches]
+        if model and model.image_size:
+            candidates.append((_grid_of(model.image_size, patch), "the model"))
+    fitting = [
+        (grid, has_cls and count == shape[1], reason)
+        for grid, reason in candidates
+        for count in num_patches
+        if count and grid[0] * grid[1] == count
+    ]
+    if fitting:
+        (grid, pads_cls, reason), (other, *_) = fitting[0], fitting[-1]
+        if other != grid:
+            size = "x".join(str(side * patch) for side in other)
+            reason += f", but {other[0]}x{other[1]} fits, too: {path}:image_size={size}"
+        return grid, pads_cls, reason
+    if metadata.image_size:
+        height, width = metadata.image_size
+        raise CheckpointError(
+            f"{path}: image_size {height}x{width} contradicts {num_patches[0]} position embeddings "
+            f"of patches of {patch}x{patch}; give the size, as in {path}:image_size=HEIGHTxWIDTH."
+        )
     raise CheckpointError(
         f"{path}: cannot infer the grid of {num_patches[0]} position embeddings, which is not "
-        "square; load the weights into a model with `vit_jax.load_params(path, model)`."
+        f"square; give the image size, as in {path}:image_size=HEIGHTxWIDTH."
     )
 
 
-def _read_metadata(archive: Archive, path: pathlib.Path) -> WeightsMetadata:
-    """Metadata inside the file, or of the config.json beside it."""
-    if archive.metadata:
-        return metadata_lib.from_json(archive.metadata, str(archive.path))
-    folder = archive.path.parent
-    if archive.path.suffix != ".safetensors" or not (folder / "config.json").is_file():
-        return WeightsMetadata()
-    config, where = _read_json_object(folder / "config.json"), str(archive.path.parent)
-    try:
-        if "model_type" in config:
-            preprocessor_path = folder / "preprocessor_config.json"
-            has_preprocessor = preprocessor_path.is_file()
-            preprocessor = _read_json_object(preprocessor_path) if has_preprocessor else {}
-            return metadata_lib.from_huggingface(config, preprocessor, where)
-        if "architecture" in config:
-            return metadata_lib.from_timm(config, where)
-    except (TypeError, ValueError, LookupError, AttributeError) as error:
-        raise CheckpointError(f"{where}: config.json has an invalid value ({error}).") from error
-    if path.is_dir():
-        raise CheckpointError(
-            f"{where}: config.json has neither model_type (Hugging Face) nor architecture (timm)."
-        )
-    return WeightsMetadata()
-
-
-def _read_json_object(path: pathlib.Path) -> dict:
-    try:
-        with open(path, "rb") as file:
-            values = json.loads(file.read(MAX_JSON))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not readable as JSON ({error}).") from error
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path}: expected a JSON object, found {type(values).__name__}.")
-    return values
+def _grid_of(image_size: tuple[int, int], patch: int) -> Grid:
+    return image_size[0] // patch, image_size[1] // patch

@@ -1,0 +1,207 @@
+"""Families of published weights: what their files do not say about their models.
+
+A value that neither a file nor the user gives is taken from a family only if all published weights
+of the family have it. Everything taken is reported.
+"""
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from vit_jax.distributed import multihost
+from vit_jax.errors import CheckpointError
+from vit_jax.models.sizes import SIZES
+from vit_jax.text import warn
+from vit_jax.weights import formats, image_processor
+from vit_jax.weights.formats import Format
+from vit_jax.weights.metadata import WeightsMetadata
+from vit_jax.weights.tensor_layouts import CLS
+
+BLOCK = "Transformer/encoderblock_0"
+QUERY = f"{BLOCK}/MultiHeadDotProductAttention_0/query/kernel"
+FROM_MODEL = ("num_heads", "gelu", "norm_eps", "pixel_stats")
+OFFICIAL = {"gelu": "tanh", "norm_eps": 1e-6, "pixel_stats": "half"}
+OFFICIAL_CODE = "the official code"
+
+
+class Family(NamedTuple):
+    """Published weights with a common recipe.
+
+    Attributes:
+      name: name for messages.
+      pixel_stats: mean and deviation of the pixels.
+      has_six_heads: the models of size S have 6 heads; those of MoCo v3 have 12.
+    """
+
+    name: str
+    pixel_stats: str
+    has_six_heads: bool = True
+
+
+BIT = Family("BiT", "half")
+AUGREG = Family("AugReg", "half")
+SIGLIP = Family("SigLIP", "half")
+DEIT, DEIT_3 = Family("DeiT", "imagenet"), Family("DeiT III and DINOv2", "imagenet")
+DINO, DINO_2 = Family("DINO", "imagenet"), Family("DINOv2", "imagenet")
+TIMM = Family("timm's model of this name", "half")
+HUGGING_FACE = Family("Hugging Face's ViTImageProcessor", "half", has_six_heads=False)
+ARCHITECTURES = (  # Pattern of a name in timm's config.json -> family; None: several.
+    (r".*dinov2.*", DINO_2),
+    (r"deit.*", DEIT),
+    (r".*siglip.*", SIGLIP),
+    (r".*(clip|dino|eva|mae|moco|rope|sam).*", None),
+    (r"vit_(tiny|small|base|large|huge)(_(patch|r)\w+)?", TIMM),
+)
+
+
+def find_family(
+    format: Format, prefix: str, shapes: Mapping[str, tuple], kind: str
+) -> Family | None:
+    """Returns the family of weights, or None if several have such files.
+
+    Args:
+      format, prefix: as in `reader.WeightsFile`.
+      shapes: shape by parameter name.
+      kind: model_type (Hugging Face) or architecture (timm) in config.json, or ''.
+    """
+    for pattern, family in ARCHITECTURES:
+        if re.fullmatch(pattern, kind):
+            return family
+    name = format.name
+    has_scale = f"{BLOCK}/LayerScale_0/scale" in shapes
+    for family, is_found in (
+        (BIT, name in (formats.TIMM_BIT, formats.HF_BIT)),
+        (DINO_2, name == formats.DINO or name.startswith(formats.HF_DINO)),
+        (HUGGING_FACE, name.startswith(formats.HF_VIT)),
+        (DINO, prefix == "teacher.backbone."),
+        (AUGREG, "conv_root/kernel" in shapes or "pre_logits/kernel" in shapes),
+        (SIGLIP, "MAPHead_0/probe" in shapes),
+        (DEIT_3, has_scale and CLS in shapes),
+    ):
+        if is_found and not is_of_official_code(format):
+            return DEIT if family is HUGGING_FACE and prefix == "deit." else family
+    return None
+
+
+def num_heads(shapes: Mapping[str, tuple], family: Family | None) -> tuple[int, str] | None:
+    """Returns the number of heads of all published models of a size, and the reason, or None."""
+    layers = {int(m[1]) for m in (re.search(r"encoderblock_(\d+)/", name) for name in shapes) if m}
+    width = shapes.get("Transformer/encoder_norm/scale", (0,))[-1]
+    mlp_size = max(shapes.get(f"{BLOCK}/MlpBlock_0/Dense_0/bias", (0,)))
+    for name, size in SIZES.items():
+        if (len(layers), width, mlp_size) == (size.num_layers, size.hidden_size, size.mlp_size):
+            if name != "s":
+                return size.num_heads, f"ViT-{name.capitalize()}"
+            if family and family.has_six_heads:
+                return size.num_heads, family.name
+    return None
+
+
+def is_of_official_code(format: Format) -> bool:
+    """Returns True for the npz formats of the official code, big_vision and BiT."""
+    return format.name in (formats.OFFICIAL, formats.FLAX, formats.BIG_VISION, formats.BIT_NPZ)
+
+
+def complete(
+    metadata: WeightsMetadata,
+    format: Format,
+    family: Family | None,
+    shapes: Mapping[str, tuple],
+    model: WeightsMetadata | None,
+    where: str,
+) -> WeightsMetadata:
+    """Returns metadata with the number of heads and the options that change outputs.
+
+    `assumed` of the result has all values that the file does not say.
+
+    Args:
+      metadata: what the user and the file say.
+      format, family: of the file.
+      shapes: shape of the tensor by parameter name.
+      model: metadata of the model that the weights are for.
+      where: location of the file, for messages.
+
+    Raises:
+      CheckpointError: nothing determines the number of heads, or it contradicts the tensors.
+    """
+    is_official = is_of_official_code(format)
+    metadata = metadata.assuming(format.name, gelu=format.gelu, norm_eps=format.norm_eps)
+    if model is None and not metadata.crop:
+        metadata = metadata.assuming(format.name, **_evaluation(format, where))
+    if family:
+        metadata = metadata.assuming(family.name, pixel_stats=family.pixel_stats)
+    kernel = shapes.get(QUERY, ())
+    if len(kernel) == 3:
+        if metadata.num_heads not in (None, kernel[1]):
+            raise CheckpointError(
+                f"{where}: num_heads is {metadata.num_heads}, the tensors have {kernel[1]} heads."
+            )
+        metadata = dataclasses.replace(metadata, num_heads=kernel[1])
+    if model:
+        for name in FROM_MODEL:
+            value = getattr(model, name)
+            is_usual = is_official and value == OFFICIAL.get(name)
+            metadata = metadata.assuming(
+                OFFICIAL_CODE if is_usual else "the model", **{name: value}
+            )
+    if is_official:
+        metadata = metadata.assuming(OFFICIAL_CODE, **OFFICIAL)
+    if CLS in shapes or any("/encoderblock_" in name for name in shapes):
+        if metadata.num_heads is None and (found := num_heads(shapes, family)):
+            metadata = metadata.assuming(found[1], num_heads=found[0])
+        if metadata.num_heads is None:
+            unknown = ["num_heads"] + ["pixel_stats"] * (metadata.pixel_stats is None)
+            raise ask(where, unknown, shapes)
+    return metadata
+
+
+def report(metadata: WeightsMetadata, where: str, is_published: bool) -> None:
+    """Prints what a file does not say and was assumed, in one line, on standard error.
+
+    Args:
+      is_published: the file has a published name, so only what the model changes is an assumption.
+    """
+    values_of: dict[str, list[str]] = {}
+    for note in metadata.assumed or ():
+        value, _, source = note.partition(" ")
+        if not is_published or source == "(the model)":
+            values_of.setdefault(source, []).append(value)
+    if values_of and multihost.is_process_0():
+        listed = "; ".join(f"{', '.join(values)} {source}" for source, values in values_of.items())
+        warn(f"{where}: assumed {listed}.")
+
+
+def grid_note(metadata: WeightsMetadata) -> str:
+    """Returns the assumption about the grid of positions if two grids fit, else ''."""
+    note = metadata.assumption("image_size")
+    return f" (assumed {note})" if "fits, too" in note else ""
+
+
+def _evaluation(format: Format, where: str) -> dict:
+    """Returns crop and resampling of the evaluation of a project."""
+    if format.evaluation.crop:
+        return format.evaluation.known_fields()
+    if is_of_official_code(format):
+        return {"crop": "resize", "resample": "tf_bilinear"}
+    if format.name.startswith((formats.HF_VIT, formats.HF_DINO, formats.HF_BIT)):
+        kind = "vit" if format.name.startswith(formats.HF_VIT) else "dinov2"
+        return image_processor.from_huggingface({}, kind, None, where)
+    return image_processor.from_timm({}, where)
+
+
+def ask(where: str, unknown: Sequence[str], shapes: Mapping[str, tuple]) -> CheckpointError:
+    """Returns the error that asks the user for options of a file."""
+    width = shapes.get("Transformer/encoder_norm/scale", (0,))[-1]
+    heads = "6 heads in DeiT, 12 in MoCo v3" if width == 384 else "of no published model"
+    texts = {
+        "num_heads": f"num_heads for width {width} ({heads})",
+        "pixel_stats": "pixel_stats (half in AugReg, imagenet in DeiT, DINO, MAE and MoCo v3)",
+    }
+    listed = " and ".join(texts[name] for name in unknown)
+    examples = {"num_heads": "6", "pixel_stats": "imagenet"}
+    example = ",".join(f"{name}={examples[name]}" for name in unknown)
+    return CheckpointError(
+        f"{where}: cannot infer {listed}; neither the file nor a config.json beside it gives this. "
+        f"Give it after a colon, as in {where}:{example}."
+    )
