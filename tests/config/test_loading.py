@@ -277,8 +277,8 @@ def test_differing_fields_are_named_with_their_sections():
 def test_the_argument_of_a_config_file_is_read_by_its_defaults():
     defaults = {"data": "", "size": 384, "lr": 0.01, "smoke": False, "per_class": None}
     assert parse_arg(None, **defaults).to_dict() == defaults
-    arg = parse_arg("data=/a/b=c,size=224,lr=1,smoke,per_class=5", **defaults)
-    found = {"data": "/a/b=c", "size": 224, "lr": 1.0, "smoke": True, "per_class": 5}
+    arg = parse_arg("data=/a/b=c,size=224,lr=1,smoke=false,per_class=5", **defaults)
+    found = {"data": "/a/b=c", "size": 224, "lr": 1.0, "smoke": False, "per_class": 5}
     assert arg.to_dict() == found
     assert type(arg.lr) is float
     assert parse_arg("data=123,smoke=false", **defaults).data == "123"
@@ -291,6 +291,7 @@ def test_the_argument_of_a_config_file_is_read_by_its_defaults():
         ("size=big", "config argument size is 'big'; it must be a whole number."),
         ("data", "config argument data is True; it must be a string."),
         ("smoke=1", "config argument smoke is '1'; it must be True or False."),
+        ("size=32,smoke", "config argument size has no effect with smoke, which trains a tiny"),
         ("size=1,size=2", "config argument size is given twice."),
     ],
 )

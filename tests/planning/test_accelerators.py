@@ -3,7 +3,12 @@
 import pytest
 
 from vit_jax.errors import ConfigError
-from vit_jax.planning.accelerators import ACCELERATORS, find_by_device_kind, get_accelerator
+from vit_jax.planning.accelerators import (
+    ACCELERATORS,
+    find_by_device_kind,
+    get_accelerator,
+    gpu_share,
+)
 
 # All accelerators have a ratio of 130 to 600 FLOPs per byte of memory bandwidth. A figure in bits
 # or for sparse matrices is outside this range.
@@ -59,3 +64,14 @@ def test_get_accelerator_with_an_unknown_name_lists_the_valid_names():
         ConfigError, match=r"--accelerator=H10 is unknown; .*b200\. Did you mean h100"
     ):
         get_accelerator("H10")
+
+
+@pytest.mark.parametrize(("text", "share"), [("", 0.75), (".9", 0.9), ("0.5", 0.5), ("x", 0.75)])
+def test_gpu_share_is_that_of_the_environment(text, share, monkeypatch):
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", text)
+    assert gpu_share() == share
+
+
+def test_usable_memory_is_the_part_of_a_gpu_and_all_of_a_tpu():
+    gpu, tpu = ACCELERATORS["h100"], ACCELERATORS["v4"]
+    assert (gpu.usable, tpu.usable) == (0.75 * gpu.memory, tpu.memory)

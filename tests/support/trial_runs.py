@@ -2,6 +2,7 @@
 
 import functools
 import pathlib
+import re
 import shutil
 import tarfile
 import tempfile
@@ -113,6 +114,7 @@ def train(arguments: list[str], workdir: str) -> None:
 def trial_workdir(arguments: tuple[str, ...]) -> pathlib.Path:
     """Returns the workdir of a trial of a training command without --workdir."""
     file = next(text for text in arguments if text.startswith("--config=")).partition("=")[2]
+    file = re.sub(r",(init|steps|size)=[^,]*", "", file)  # A trial has its own.
     if not file.endswith("smoke"):
         file += ",smoke" if ":" in file else ":smoke"
     rest = [text for text in arguments if not text.startswith("--config=")]

@@ -27,6 +27,9 @@ from vit_jax.config.validate import DURATIONS, check_effects, check_run
 from vit_jax.config.values import TYPE_NAMES
 from vit_jax.errors import ConfigError, nearest, shown
 
+# Arguments of config files whose fields `trial.smoke` replaces.
+REPLACED_BY_SMOKE = {"init", "teacher", "size", "patch", "steps", "epochs", "batch", "dir"}
+
 # Fields that may change when a run is resumed.
 FREE_ON_RESUME = (
     "mesh",
@@ -114,6 +117,11 @@ def parse_arg(arg: str | None, **defaults) -> ConfigDict:
             raise ConfigError(
                 f"config argument {key} is {text or True!r}; it must be {TYPE_NAMES[wanted]}."
             )
+    if values.get("smoke") and (ignored := sorted(given & REPLACED_BY_SMOKE)):
+        raise ConfigError(
+            f"config argument {ignored[0]} has no effect with smoke, which trains a tiny model "
+            "from random weights for 20 steps; leave one of them out."
+        )
     return ConfigDict(values)
 
 

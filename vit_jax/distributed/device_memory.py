@@ -2,12 +2,10 @@
 
 import os
 import pathlib
-import re
 
 import jax
 
 CPU_SHARE = 0.75  # Part of a machine's memory for arrays; the rest is for images and the system.
-GPU_SHARE = 0.75  # Part of a GPU's memory that JAX takes by default (see its documentation).
 LIMITS = ("memory.max", "memory/memory.limit_in_bytes")  # Of control groups, versions 2 and 1.
 
 
@@ -38,9 +36,3 @@ def machine_memory(groups: str = "/sys/fs/cgroup") -> int:
         text = path.read_text().strip() if path.is_file() else ""
         total = min(total, int(text)) if text.isdecimal() else total
     return total
-
-
-def gpu_share() -> float:
-    """Returns the part of a GPU's memory that JAX takes: XLA_PYTHON_CLIENT_MEM_FRACTION or 0.75."""
-    text = os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", "")
-    return float(text) if re.fullmatch(r"0?\.\d+|1(\.0*)?", text) else GPU_SHARE

@@ -7,12 +7,13 @@ The figures were compared with the cited pages on 2026-11-21.
 """
 
 import dataclasses
+import os
 import re
 
-from vit_jax.distributed.device_memory import gpu_share
 from vit_jax.errors import ConfigError, nearest
 
 GiB = 2**30
+GPU_SHARE = 0.75  # Part of a GPU's memory that JAX takes by default (see its documentation).
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,3 +188,9 @@ def find_by_device_kind(device_kind: str) -> Accelerator | None:
         if re.fullmatch(accelerator.kind, device_kind):
             return accelerator
     return None
+
+
+def gpu_share() -> float:
+    """Returns the part of a GPU's memory that JAX takes: XLA_PYTHON_CLIENT_MEM_FRACTION or 0.75."""
+    text = os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", "")
+    return float(text) if re.fullmatch(r"0?\.\d+|1(\.0*)?", text) else GPU_SHARE

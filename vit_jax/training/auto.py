@@ -77,26 +77,30 @@ def with_accumulate(config: Config, model, mesh) -> tuple[Config, str]:
     Raises ConfigError, with values that fit, for a step that cannot fit the devices.
     """
     limit = multihost.broadcast_from_process_0("memory limit", device_memory.memory_limit)
-    least = _least_bytes(config, model, mesh)
-    if config.accumulate != AUTO and (limit is None or LARGEST_RATIO * least < limit):
-        return config, ""
-    if limit is None:
-        return dataclasses.replace(config, accumulate=1), "accumulate=1: memory is unknown"
+    is_auto = config.accumulate == AUTO
+    start = dataclasses.replace(config, accumulate=1) if is_auto else config
+    least = _least_bytes(start, model, mesh)
+    if limit is None or LARGEST_RATIO * least < limit:
+        needed = "an unknown part" if limit is None else f"at most {_size(LARGEST_RATIO * least)}"
+        note = f"accumulate=1, {config.model.dtype}: a step needs {needed} of the memory"
+        return start, note if is_auto else ""
+    parts = _divisors(config, mesh)[-1] if is_auto else config.accumulate
+    least = _least_bytes(dataclasses.replace(config, accumulate=parts), model, mesh)
     if least > limit:
         raise ConfigError(_too_large(config, least, limit))
     peak = _peak(config, model, mesh)
-    if config.accumulate == AUTO:
+    if is_auto:
         found = smallest_accumulate(config, mesh, lambda count: peak(count) <= USABLE * limit)
         if found is None:
             raise ConfigError(_too_large(config, peak(_divisors(config, mesh)[-1]), limit))
-        note = f"accumulate={found}, {config.model.dtype}: a step needs about {_gb(peak(found))} "
-        note += f"of the {_gb(limit)} of a device"
+        note = f"accumulate={found}, {config.model.dtype}: a step needs about {_size(peak(found))} "
+        note += f"of the {_size(limit)} of a device"
         return dataclasses.replace(config, accumulate=found), note
     needed = peak(config.accumulate)
     if needed > 2 * limit:  # The estimate is not that wrong.
         raise ConfigError(_too_large(config, needed, limit, advice(config, model, mesh, limit)))
     if needed > limit:
-        return config, f"a step needs about {_gb(needed)}; a device has {_gb(limit)}"
+        return config, f"a step needs about {_size(needed)}; a device has {_size(limit)}"
     return config, ""
 
 
@@ -170,7 +174,7 @@ def _too_large(config: Config, needed: float, limit: int, flags: str = "") -> st
     fields |= {f"model.{field}": value for field, value in given.items()}
     names = ", ".join(f"{name}={value}" for name, value in fields.items())
     return (
-        f"config: {names} need {_gb(needed)} of memory on each device, which has {_gb(limit)}; "
+        f"config: {names} need {_size(needed)} of memory on each device, which has {_size(limit)}; "
         f"{remedy}, or more devices with mesh.fsdp."
     )
 
@@ -185,11 +189,10 @@ def _least_bytes(config: Config, model, mesh) -> float:
     size = model.size
     per_layer = 4 * size.hidden_size**2 + 2 * size.hidden_size * size.mlp_size
     weights = 4 * size.num_layers * per_layer / (mesh.shape["fsdp"] * mesh.shape["tensor"])
-    parts = examples if config.accumulate == AUTO else config.accumulate
-    tokens = memory.num_tokens(model) * examples / parts
+    tokens = memory.num_tokens(model) * examples / config.accumulate
     itemsize = jax.numpy.dtype(model.config.dtype).itemsize
     return images + 2 * weights + size.num_layers * tokens * size.hidden_size * itemsize
 
 
-def _gb(num_bytes: float) -> str:
-    return f"{num_bytes / 1e9:,.1f} GB"
+def _size(num_bytes: float) -> str:
+    return f"{num_bytes / 1e9:,.1f} GB" if num_bytes >= 1e8 else f"{num_bytes / 1e6:.2f} MB"
