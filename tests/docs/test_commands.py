@@ -49,6 +49,7 @@ def test_commands_of_a_page_run_in_order(page):
     lines = [line for line in documents.commands(page) if not reason_not_to_run(line)]
     runs = [arguments(line) for line in lines]
     trained = {option(args, "--workdir") for args in runs if is_training(args)}
+    documents.write_files(page)
     trial_runs.add_finished_runs(page.read_text(encoding="utf-8"), trained)
     for args in runs:
         if is_training(args):

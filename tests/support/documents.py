@@ -41,6 +41,21 @@ def blocks(page: pathlib.Path, language: str = "") -> list[Block]:
     ]
 
 
+def file_of(block: Block) -> str | None:
+    """Returns the path in the first line of a block that is a file of the reader, or None."""
+    match = re.match(r"# (\w+/\w+\.py)\n", block.text)
+    return match and match[1]
+
+
+def write_files(page: pathlib.Path) -> None:
+    """Writes the files of a page, and packages around them, into the current folder."""
+    for block in blocks(page, "python"):
+        if path := file_of(block):
+            pathlib.Path(path).parent.mkdir(exist_ok=True)
+            (pathlib.Path(path).parent / "__init__.py").touch()
+            pathlib.Path(path).write_text(block.text)
+
+
 def prose(page: pathlib.Path) -> str:
     """Returns the page without its fenced blocks."""
     return FENCE.sub("", page.read_text(encoding="utf-8"))

@@ -37,6 +37,7 @@ TRIAL = ("steps=2", "model.num_layers=1")  # Compiling takes most of the time.
 def working_folder(tmp_path, monkeypatch, photos, photo_folder):
     """Makes a folder with all files that the commands of documents read the current folder."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)  # As for `python -m vit_jax.main`.
     for folder in ("configs", "benchmarks"):
         pathlib.Path(folder).symlink_to(ROOT / folder)
     for folder in ("photos", "more_photos", "data/flowers"):
