@@ -240,24 +240,42 @@ def test_a_repeated_step_becomes_one_line_in_the_order_of_steps(tmp_path):
 @pytest.mark.parametrize(
     ("old", "new", "note"),
     [
-        ('{"step": 5, "loss": 0.5}\n', "", "1 of 2 lines before step 15 are left."),
-        ("0.5", "0.4", "lines before step 15 were changed after its checkpoint was saved."),
-        ('"step": 5', '"step": 45', "1 of 2 lines before step 15 are left."),
-        ("1.5", "1.6", None),  # The line of step 15 itself may grow after the checkpoint.
+        ('{"step": 5, "loss": 0.5}\n', "", "2 of 3 lines up to step 15 are left."),
+        ('"step": 5', '"step": 45', "2 of 3 lines up to step 15 are left."),
+        ("0.5", "0.4", "lines up to step 15 were changed after that step was saved."),
+        ("1.5", "1.6", "lines up to step 15 were changed after that step was saved."),
+        (
+            '"loss": 1.0',
+            '"lost": 1.0',
+            "lines up to step 15 were changed after that step was saved.",
+        ),
+        ('"val/n": 3', '"val/n": 4', None),  # An evaluation after the checkpoint.
     ],
 )
 def test_lines_that_the_checkpoint_contradicts_are_reported(tmp_path, old, new, note):
     writer = MetricWriter(tmp_path)
     for step in (5, 10, 15):
         writer.write(step, {"loss": step / 10})
-    recorded = writer.digest(15)._asdict()
-    assert recorded["lines"] == 2
+    recorded = writer.digest()._asdict()
+    writer.write(15, {"val/n": 3})
     writer.close()
     assert MetricWriter(tmp_path, 15, recorded).notes == []
     path = tmp_path / metrics.FILE
+    assert old in path.read_text()
     path.write_text(path.read_text().replace(old, new))
     notes = MetricWriter(tmp_path, 15, recorded).notes
     assert notes == ([f"{path}: {note}"] if note else [])
+
+
+def test_a_record_that_begins_after_the_checkpoint_is_no_difference(tmp_path):
+    writer = MetricWriter(tmp_path)
+    writer.write(10, {"loss": 1.0})
+    recorded = writer.digest()._asdict()  # Of the checkpoint of step 12.
+    writer.write(12, {"val/n": 3})
+    writer.close()
+    resumed = MetricWriter(tmp_path, 12, recorded)
+    assert resumed.notes == []
+    assert resumed.values(12, "val") == {"n": 3}
 
 
 def test_the_digest_of_a_resumed_writer_is_that_of_one_without_a_stop(tmp_path):
@@ -271,8 +289,8 @@ def test_the_digest_of_a_resumed_writer_is_that_of_one_without_a_stop(tmp_path):
         writer.write(10, {"val/n": 3})
         writer.sync()
         writer.write(15, {"loss": 1.5})
-    assert whole.digest(15) == resumed.digest(15) == whole.digest(12)
-    assert whole.digest(20).lines == 3
+    assert whole.digest() == resumed.digest()
+    assert whole.digest()[0] == 3
 
 
 def test_a_synced_record_takes_more_values_in_the_same_line(tmp_path):

@@ -12,7 +12,7 @@ from tests.support.runs import ROOT, final_state, records
 from tests.support.tiny_flags import tiny_flags
 from vit_jax import main, trees
 from vit_jax.checkpoints import checkpoint, layout
-from vit_jax.errors import DataError, NonFiniteError, VitJaxError
+from vit_jax.errors import CheckpointError, DataError, NonFiniteError, VitJaxError
 
 
 @pytest.mark.slow
@@ -70,6 +70,38 @@ def test_a_damaged_newest_step_is_refused_or_with_fallback_set_aside(learnt, tmp
     assert records(folder) == records(learnt)
     assert final_state(folder) == final_state(learnt)
     assert (folder / "damaged" / "60" / "meta").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("renames", "message"),
+    [
+        ([("60", "61")], r"checkpoints/61 does not contain the step of its name: .* step 60\."),
+        ([("60", "a"), ("56", "60"), ("a", "56")], r"checkpoints/60 does not .* step 56\."),
+    ],
+    ids=["renamed", "swapped"],
+)
+def test_a_step_under_another_name_is_refused(learnt, tmp_path, renames, message):
+    flags = unfinished_copy(learnt, tmp_path / "copy")
+    for old, new in renames:
+        path = tmp_path / "copy" / "checkpoints" / old
+        path.rename(path.with_name(new))
+    with pytest.raises(CheckpointError, match=message) as caught:
+        main.run(flags)
+    assert caught.value.exit_code == 4
+
+
+def test_a_forged_summary_and_an_edited_config_change_nothing(learnt, tmp_path, capsys):
+    folder = tmp_path / "copy"
+    shutil.copytree(learnt, folder)
+    shutil.rmtree(folder / "checkpoints" / "60")  # Steps 57 to 60 are not finished.
+    config = json.loads((folder / "config.json").read_text()) | {"seed": 5, "batch_size": 8}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert main.run([f"--workdir={folder}"]) == 0
+    out = capsys.readouterr().out
+    assert "config.json differs from the checkpoint in batch_size, seed;" in out
+    assert "resuming from step 56" in out
+    assert records(folder) == records(learnt)
+    assert final_state(folder) == final_state(learnt)
 
 
 def test_other_classes_than_the_run_began_with_are_refused(learnt, tmp_path):

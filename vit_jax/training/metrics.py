@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import itertools
 import json
 import math
 import numbers
@@ -68,13 +69,26 @@ def last_values(records: list[dict]) -> dict:
 
 
 class Digest(NamedTuple):
-    """Number and CRC-32 of the lines of some records."""
+    """Number and CRC-32 of the lines of some records; step and size of the last record."""
 
     lines: int = 0
     crc32: int = 0
+    step: int = 0
+    values: int = 0
 
     def add(self, record: dict) -> "Digest":
-        return Digest(self.lines + 1, zlib.crc32(_line(record).encode(), self.crc32))
+        crc32 = zlib.crc32(_line(record).encode(), self.crc32)
+        return Digest(self.lines + 1, crc32, record["step"], len(record))
+
+    def repeated(self, records: list[dict]) -> "Digest":
+        """Returns the digest of the same part of other records: the last one may have grown."""
+        found = Digest()
+        for record in records:
+            if record["step"] == self.step:
+                record = dict(itertools.islice(record.items(), self.values))
+            if record["step"] <= self.step:
+                found = found.add(record)
+        return found
 
 
 class MetricWriter:
@@ -90,7 +104,7 @@ class MetricWriter:
         The line of the restored step is opened again, for an evaluation that is still missing.
 
         Args:
-          recorded: the `digest` at the restored step, from its checkpoint.
+          recorded: the `digest` when the checkpoint of the restored step was saved.
         """
         parsed = _parse(folder)
         kept = [record for record in parsed.records if record["step"] <= restored_step]
@@ -100,11 +114,11 @@ class MetricWriter:
         self._closed = functools.reduce(Digest.add, closed, Digest())
         self._is_on_disk, self._is_changed = True, False
         self._on_board = set(self._open_record)  # Names in the open record that are shown.
-        self.notes = self._describe_damage(parsed, restored_step, recorded)
+        self.notes = self._describe_damage(parsed, recorded)
         self._put(kept)
         self._board = _tensorboard(folder, restored_step)
 
-    def _describe_damage(self, parsed: _Parsed, step: int, recorded: dict | None) -> list[str]:
+    def _describe_damage(self, parsed: _Parsed, recorded: dict | None) -> list[str]:
         """Returns notes about unreadable, repeated, missing and changed lines."""
         notes = []
         if parsed.unreadable:
@@ -114,17 +128,17 @@ class MetricWriter:
             notes.append(f"{_numbered(parsed.unreadable)} cannot be read; a copy is in {copy}")
         if parsed.repeated:
             notes.append(f"{_numbered(parsed.repeated)} repeats an earlier step; both are merged")
-        found = self.digest(step)
-        if recorded and found.lines != recorded["lines"]:
-            notes.append(f"{found.lines} of {recorded['lines']} lines before step {step} are left")
-        elif recorded and found != Digest(**recorded):
-            notes.append(f"lines before step {step} were changed after its checkpoint was saved")
+        before = Digest(**recorded or {})
+        found = before.repeated(parsed.records)
+        if found.lines != before.lines:
+            notes.append(f"{found.lines} of {before.lines} lines up to step {before.step} are left")
+        elif found != before:
+            notes.append(f"lines up to step {before.step} were changed after that step was saved")
         return [f"{self._path}: {note}." for note in notes]
 
-    def digest(self, step: int) -> Digest:
-        """Returns the digest of the records of all steps before `step`."""
-        is_before = self._open_record and self._open_record["step"] < step
-        return self._closed.add(self._open_record) if is_before else self._closed
+    def digest(self) -> Digest:
+        """Returns the digest of all records so far."""
+        return self._closed.add(self._open_record) if self._open_record else self._closed
 
     def _put(self, records: list[dict]) -> None:
         """Replaces the file by one with these records."""
@@ -243,7 +257,7 @@ class TrainingLog:
         """Opens the records at `step` and removes those beyond it.
 
         Args:
-          recorded: the `digest` at this step, from its checkpoint.
+          recorded: the `digest` when the checkpoint of this step was saved.
         """
         if multihost.is_process_0():
             self._writer = MetricWriter(self._folder, step, recorded)
@@ -316,9 +330,9 @@ class TrainingLog:
         """Returns True if the open record is of this step and has a value `section/...`."""
         return bool(self.values(step, section))
 
-    def digest(self, step: int) -> dict | None:
-        """Returns lines and checksum of the records before `step`, by which damage is detected."""
-        return self._writer and self._writer.digest(step)._asdict()
+    def digest(self) -> dict | None:
+        """Returns the digest of the records so far, by which a resumed run detects damage."""
+        return self._writer and self._writer.digest()._asdict()
 
     def flush(self) -> None:
         """Writes the open record."""

@@ -146,7 +146,7 @@ class Saver:
                 "fingerprints": self._stage.fingerprints,
                 "sketch": self._stage.sketch,
             },
-            meta=self._meta() | {"metrics": self._log.digest(step)},
+            meta=self._meta() | {"metrics": self._log.digest()},
         )
         self.saved_step = step
         self._log.clock.lap("save")

@@ -71,6 +71,8 @@ def run(
         else:
             prepared[name] = stage.prepare_stage(name, config, folder / name, prepared)
     _check_profile(profile, [prepared, *(sweep.prepared for sweep in sweeps.values())])
+    for each in reversed(prepared.values()):  # Errors of user code before the workdir exists.
+        train.programs_of(each)
     if "" in prepared:
         return train.train_stage(prepared[""], **options)
     # Processes that share a folder use the locks of the single runs.

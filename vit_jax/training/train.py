@@ -69,11 +69,17 @@ def _memory_errors(stage: Stage) -> Iterator[None]:
         raise auto.out_of_memory(*parts, is_new, reason) from error
 
 
+def programs_of(stage: Stage) -> build.Programs:
+    """Returns the programs of a stage; the model and the optimizer are traced."""
+    teacher = stage.teacher and stage.teacher.model
+    return build.build_programs(stage.config, stage.model, stage.mesh, teacher)
+
+
 def _run(stage: Stage, stop: StopSignal, fallback: bool, profile: Window | None) -> dict:
     """Runs the training loop; returns the summary."""
     config = stage.config
     teacher = stage.teacher
-    programs = build.build_programs(config, stage.model, stage.mesh, teacher and teacher.model)
+    programs = programs_of(stage)
     hyperparams = schedules.make_hyperparams(config.optimizer, stage.total_steps)
     log = TrainingLog(stage.folder, stage.name, stage.total_steps, config.batch_size)
     saver = Saver(stage, programs, log)
