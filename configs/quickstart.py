@@ -5,7 +5,7 @@
 The transfer follows section 3.2: the head is replaced by zeros, and larger images may follow
 (`--config.stages.finetune.data.image_size=32` resizes the position embeddings). The stage
 `scratch` trains the same model on the same 50 labels without pre-training. Arguments:
-`per_class`, labels for each digit, and `smoke`.
+`per_class`, labels for each digit; `seed`, of all stages; and `smoke`.
 
 Hardware and time: two CPU cores, under two minutes. Expected: see the README.
 """
@@ -14,10 +14,11 @@ from vit_jax.config import base_config, parse_arg, smoke
 
 
 def get_config(arg: str | None = None):
-    arg = parse_arg(arg, per_class=5, smoke=False)
+    arg = parse_arg(arg, per_class=5, seed=0, smoke=False)
     config = base_config("pretrain", "finetune", "scratch")
     for name in config.stages:
         stage = config.stages[name]
+        stage.seed = arg.seed
         stage.model.update(name="vit_ti16", patch=8, num_layers=3, hidden_size=96)
         stage.model.update(mlp_size=384, num_heads=2)
         stage.data.augment = "random_resized_crop(0.6)"  # No flip: mirrored digits are other signs.
