@@ -10,22 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.support.config_mistakes import CONFIG_MISTAKES, TINY
 from tests.support.runs import ROOT, run_main
 from vit_jax import main
 from vit_jax.errors import VitJaxError
-
-TINY = """
-from vit_jax.config import base_config
-
-
-def get_config(arg=None):
-    config = base_config()
-    config.model.update(name="vit_ti16", patch=7, num_layers=1, hidden_size=16, mlp_size=32)
-    config.model.num_heads = 2
-    config.data.update(source="fake", image_size=28, num_examples=24, num_classes=3)
-    config.update(batch_size=8, steps=4, log_every=1, checkpoint_every=2)
-    return config
-"""
 
 
 @pytest.fixture(scope="module")
@@ -51,39 +39,25 @@ def mistake(*arguments) -> VitJaxError:
     return caught.value
 
 
-CONFIG_MISTAKES = [
-    ("modle.name=vit_b16", "no field 'modle'. Did you mean model?"),
-    ("optimizer.weight_deacy=1", "Did you mean weight_decay?"),
-    ("steps=many", "config.steps is 'many'; it must be a whole number or None"),
-    ("model=vit_b16", "is a section"),
-    ("batch_size=-5", "config.batch_size is -5; it must be at least 1"),
-    ("batch_size=0", "at least 1"),
-    ("batch_size=7.5", "must be a whole number"),
-    ("optimizer.lr=nan", "config.optimizer.lr is nan; it must be finite"),
-    ("optimizer.lr=-1", "must be above 0"),
-    ("optimizer.lr=fast", "must be a number"),
-    ("optimizer.name=adam", "Did you mean adamw?"),
-    ("optimizer.warmup_steps=100", "must be at most the 4 steps"),
-    ("model.name=vit_b", "unknown"),
-    ("model.name=vit_x16", "Did you mean"),
-    ("model.pool=mean", "choose from ['token', 'gap', 'map', 'token_gap']"),
-    ("model.hidden_size=15", "not divisible by model.num_heads 2"),
-    ("data.image_size=30", "nearest sizes: 28 or 35"),
-    ("data.image_size=5", "nearest sizes: 7"),
-    ("data.source=folders", "Did you mean folder?"),
+MESH_OF_EIGHT = [
     ("batch_size=12", "batch_size 12 is not divisible by 8 devices; nearest: 8, 16"),
     ("mesh.fsdp=3", "does not fit 8 devices; data x fsdp x tensor can be 8x1x1, 4x2x1"),
-    ("steps=None", "set one of steps, epochs, examples"),
-    ("data.augment=flip", "expected one crop, as the first step"),
 ]
 
 
-@pytest.mark.parametrize(("override", "words"), CONFIG_MISTAKES, ids=lambda text: text[:30])
-def test_config_mistakes_are_told_in_one_line(tiny, tmp_path, override, words):
-    error = mistake(f"--config={tiny}", f"--workdir={tmp_path / 'w'}", f"--config.{override}")
+@pytest.mark.parametrize(
+    ("overrides", "words"), CONFIG_MISTAKES + MESH_OF_EIGHT, ids=lambda text: text[:30]
+)
+def test_config_mistakes_are_told_in_one_line(tiny, tmp_path, overrides, words):
+    flags = [f"--config.{override}" for override in overrides.split()]
+    error = mistake(f"--config={tiny}", f"--workdir={tmp_path / 'w'}", *flags)
     assert error.exit_code == 2
     assert words in str(error)
     assert not (tmp_path / "w").exists()
+
+
+def test_there_are_a_hundred_config_mistakes():
+    assert len({overrides for overrides, _ in CONFIG_MISTAKES}) >= 100
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,8 @@ def resolve(
 
 def overridden(config: ConfigDict, overrides: Mapping[str, object]) -> ConfigDict:
     """Returns a copy of a config with other values of some dotted fields."""
-    lengths = [key for key in overrides if key.rpartition(".")[2] in DURATIONS]
+    given = [key for key, value in overrides.items() if str(value).lower() != "none"]
+    lengths = [key for key in given if key.rpartition(".")[2] in DURATIONS]
     sections = [key.rpartition(".")[0] for key in lengths]
     if len(set(sections)) < len(sections):
         raise ConfigError(f"--config.{' and --config.'.join(lengths)}: set one of them.")
