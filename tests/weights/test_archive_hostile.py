@@ -100,7 +100,6 @@ PLAIN = {"descr": "<f4", "fortran_order": False, "shape": (3,)}
 LONG = {"patch": field(20, "<LL", SIZE + 36, SIZE + 36)}
 HOSTILE = {  # Beginning with the suffix.
     ".npz text": (lambda path: path.write_text("not a zip"), "not a zip file"),
-    ".npz empty": (lambda path: path.touch(), "not a zip file"),
     ".npz folder": (lambda path: path.mkdir(), "not a regular file"),
     ".npz pipe": (os.mkfifo, "not a regular file"),
     ".npz pickle": (pickled, "a has dtype object"),
@@ -152,7 +151,6 @@ HOSTILE = {  # Beginning with the suffix.
         "end record",
     ),
     ".safetensors text": (lambda path: path.write_text("not tensors, but a text"), "header has"),
-    ".safetensors empty": (lambda path: path.touch(), "8 bytes"),
     ".safetensors folder": (lambda path: path.mkdir(), "not a regular file"),
     ".safetensors header of 1 TiB": (
         tensors({}, length=2**40),

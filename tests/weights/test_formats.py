@@ -5,6 +5,7 @@ hand, and the forward pass is written in numpy after the ecosystems' own code.
 """
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
@@ -30,16 +31,68 @@ from tests.support.peer_weights import (
 )
 from tests.support.tiny import assert_same_model
 from vit_jax import create_model
+from vit_jax.errors import CheckpointError
+from vit_jax.weights import formats
 from vit_jax.weights.infer_model import infer_model_options
 from vit_jax.weights.metadata import from_model
 from vit_jax.weights.reader import open_weights_file
 
+WIDE = create_model("vit_b4", image_size=(8, 12), hidden_size=D, num_heads=H)
 
-@pytest.mark.parametrize("root", ["", "module.", "backbone.", "model.", "teacher.backbone."])
-def test_timm_and_dino_logits_equal_numpy(tmp_path, root):
+
+def test_timm_and_dino_logits_equal_numpy(tmp_path):
     w = timm_weights()
-    path = save(tmp_path / "timm.safetensors", {root + name: a for name, a in w.items()})
-    assert_outputs(path, outputs(w, IMAGES))
+    assert_outputs(save(tmp_path / "timm.safetensors", w), outputs(w, IMAGES))
+
+
+@pytest.mark.parametrize(
+    "root",
+    [
+        *("module.", "backbone.", "model.", "teacher.backbone.", "student.backbone.", "net."),
+        *("_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "net._orig_mod.encoder.vit."),
+        *("_fsdp_wrapped_module.", "a_name.of_mine.", "stem.", "head."),
+    ],
+)
+def test_prefix_of_a_users_module_is_removed(tmp_path, root):
+    w = timm_weights(registers=4, positions=6)
+    plain = open_weights_file(save(tmp_path / "plain.safetensors", w), from_model(WIDE))
+    path = save(tmp_path / "x.safetensors", {root + name: a for name, a in w.items()})
+    assert_same_arrays(open_weights_file(path, from_model(WIDE)), plain)
+    stored = as_huggingface(w, is_dino=True, root=f"{root}dinov2_with_registers.")
+    ((found, _),) = formats.detect_formats(stored)
+    assert found.name == "Hugging Face DINOv2"
+
+
+def test_wrappers_inside_of_names_are_removed(tmp_path):
+    w = timm_weights()
+    plain = open_weights_file(save(tmp_path / "plain.safetensors", w), from_model(WIDE))
+    for wrapper in ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"):
+        renamed = {re.sub(r"^(blocks\.\d+)\.", rf"\1.{wrapper}.", name): a for name, a in w.items()}
+        assert set(renamed) != set(w)
+        path = save(tmp_path / "x.safetensors", renamed)
+        assert_same_arrays(open_weights_file(path, from_model(WIDE)), plain)
+
+
+def test_file_of_two_models_is_refused(tmp_path):
+    w = timm_weights()
+    both = {
+        f"{root}.backbone.{name}": a for root in ("student", "teacher") for name, a in w.items()
+    }
+    path = save(tmp_path / "x.safetensors", both)
+    with pytest.raises(
+        CheckpointError, match=r"several models, (student|teacher)\.backbone\.\* and"
+    ):
+        open_weights_file(path)
+    many = {f"m{i}.patch_embed.proj.weight": some(D, 3, 4, 4) for i in range(200)}
+    with pytest.raises(CheckpointError, match=r"several models, m0\.\* and m1\.\* and"):
+        open_weights_file(save(tmp_path / "many.safetensors", many))
+
+
+def assert_same_arrays(file, expected):
+    found = dict(file.read())
+    for name, array in expected.read():
+        assert found.pop(name).tobytes() == array.tobytes()
+    assert not found
 
 
 def test_qkv_is_split_into_thirds_and_heads(tmp_path):

@@ -320,8 +320,8 @@ def test_load_accepts_urls_of_files_and_folders(server, tmp_path):
     empty = tmp_path / "empty"
     empty.mkdir()
     assert "contains no checkpoint; it contains nothing" in error_of(load.load, f"file://{empty}")
-    (empty / "model-00001-of-00002.safetensors").write_text("")
-    assert "it contains model-00001-of-00002.safetensors" in error_of(load.load, empty)
+    (empty / "notes.txt").write_text("")
+    assert "it contains notes.txt" in error_of(load.load, empty)
 
 
 def test_predict_suggests_a_similar_published_name(tmp_path, monkeypatch):

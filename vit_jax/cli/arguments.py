@@ -104,9 +104,9 @@ def check_weights_file(where: str | None) -> None:
     """Raises CheckpointError for a damaged or hostile file, before slow imports."""
     path = pathlib.Path(where or ".")
     if path.exists() and not path.is_dir():
-        from vit_jax.weights.archive import open_archive
+        from vit_jax.weights.weights_folder import open_weights
 
-        open_archive(path)
+        open_weights(path)
 
 
 def refuse_config(verb: str, file: str | None, overrides=()) -> None:

@@ -30,9 +30,12 @@ import safetensors
 
 from vit_jax import atomic_io
 from vit_jax.errors import CheckpointError
+from vit_jax.weights.file_kinds import HEAD, NPZ, SAFETENSORS, check_kind
 
 READABLE = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
+READABLE |= {"float64": np.float64}
 SAFETENSORS_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64"}
+SAFETENSORS_DTYPES |= {"F64": "float64"}
 MIB = 2**20  # Most bytes parsed, read or checksummed at once; ViT-G/14 has a directory of 0.1 MiB.
 MAX_NPY_HEADER = 1024  # numpy pads the header of a plain array to 128 bytes.
 MAX_SAFETENSORS_HEADER = 2 * MIB  # The library needs up to 40 MB of memory to parse it.
@@ -83,7 +86,7 @@ class Archive:
         """Returns an array as float32; verifies its checksum and caches nothing.
 
         Raises:
-          CheckpointError: the array is damaged or not a float of 16 or 32 bits.
+          CheckpointError: the array is damaged or not a float of 16, 32 or 64 bits.
         """
         info, stored = self.arrays[name], self._stored[name]
         if info.dtype not in READABLE:
@@ -106,12 +109,10 @@ def open_archive(path: str | pathlib.Path) -> Archive:
         suspicious names or shapes.
     """
     path = pathlib.Path(path)
-    indexers = {".npz": _index_npz, ".safetensors": _index_safetensors}
-    if path.suffix not in indexers:
-        raise CheckpointError(
-            f"{path}: unsupported suffix; expected .npz or .safetensors (pickles are never read)."
-        )
+    indexers = {NPZ: _index_npz, SAFETENSORS: _index_safetensors}
     with _open(path) as (file, identity):
+        check_kind(path, file.read(HEAD))
+        file.seek(0)
         stored, metadata = indexers[path.suffix](file, size=identity[0])
         arrays = {name: array.info for name, array in stored.items()}
         return Archive(path, arrays, metadata, stored, identity)

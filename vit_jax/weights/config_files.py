@@ -1,6 +1,5 @@
 """The config.json beside weights of Hugging Face or timm, compared with the tensors."""
 
-import json
 import pathlib
 import re
 from collections.abc import Mapping
@@ -8,10 +7,11 @@ from typing import NamedTuple
 
 from vit_jax.errors import CheckpointError
 from vit_jax.weights import metadata as metadata_lib
-from vit_jax.weights.archive import Archive, reject_constant
+from vit_jax.weights.archive import Archive
+from vit_jax.weights.file_kinds import NPZ
 from vit_jax.weights.metadata import WeightsMetadata
+from vit_jax.weights.weights_folder import ShardedArchive, read_json_object
 
-MAX_JSON = 2**22  # Bytes of a config.json.
 BLOCK = "Transformer/encoderblock_0"
 BIAS = "bias of queries, keys and values"
 HUGGING_FACE = {  # Name in config.json -> property of the tensors.
@@ -58,7 +58,7 @@ class ConfigFile(NamedTuple):
     claims: tuple[tuple[str, str, object], ...] = ()
 
 
-def read_config(archive: Archive, path: pathlib.Path) -> ConfigFile:
+def read_config(archive: Archive | ShardedArchive, path: pathlib.Path) -> ConfigFile:
     """Returns the metadata inside a weights file, or that of the config.json beside it.
 
     Raises:
@@ -67,7 +67,7 @@ def read_config(archive: Archive, path: pathlib.Path) -> ConfigFile:
     if archive.metadata:
         return ConfigFile(metadata_lib.from_json(archive.metadata, str(archive.path)))
     folder = archive.path.parent
-    if archive.path.suffix != ".safetensors" or not (folder / "config.json").is_file():
+    if archive.path.suffix == NPZ or not (folder / "config.json").is_file():
         return ConfigFile()
     config, where = read_json_object(folder / "config.json"), str(folder)
     try:
@@ -163,15 +163,3 @@ def _properties(shapes: Mapping[str, tuple]) -> dict[str, float]:
     if "head/kernel" in shapes:
         found["classes"] = shapes["head/kernel"][-1]
     return found
-
-
-def read_json_object(path: pathlib.Path) -> dict:
-    """Returns the JSON object of a file; raises CheckpointError if it holds none."""
-    try:
-        with open(path, "rb") as file:
-            values = json.loads(file.read(MAX_JSON), parse_constant=reject_constant)
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not readable as JSON ({error}).") from error
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path}: expected a JSON object, found {type(values).__name__}.")
-    return values

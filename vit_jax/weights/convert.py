@@ -294,6 +294,8 @@ def tensor_table(
     targets = {name: name for name in shapes}
     if export:
         targets = {param: tensor for tensor, row in export.rows.items() for param in row.params}
+    arrays = file.archive.arrays if file else {}
+    doubles = {name for name, info in arrays.items() if info.dtype == "float64"}
     lines = [("source", "destination", "shape", "change")]
     for name, target in targets.items():
         is_position = "/posembed_" in name
@@ -307,6 +309,7 @@ def tensor_table(
                 ("position folded in", export and export.folds_cls and name == CLS),
                 ("LayerScale folded in", name in plan.folded),
                 ("zeros", name in plan.new_shapes),
+                ("rounded from float64", sources.get(name) in doubles),
             )
             if is_made
         ]

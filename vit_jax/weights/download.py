@@ -32,7 +32,7 @@ ATTEMPTS = 5  # Each attempt resumes where the last one failed.
 PAUSE = 0.5  # Seconds before the second attempt; doubled before each further one.
 BLOCK = 1 << 18  # Most bytes read at once.
 TOLERANCE = 0.01  # Relative tolerance of sizes: listings round to 0.01 MiB or 0.01 GiB.
-HUB_FILES = ["config.json", "preprocessor_config.json", "*.safetensors"]
+HUB_FILES = ["config.json", "preprocessor_config.json", "*.safetensors", "*.index.json"]
 
 
 def is_url(text: str) -> bool:

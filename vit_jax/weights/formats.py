@@ -23,6 +23,7 @@ class Format:
       key_tensor: name of a tensor that only this format has; identifies the format.
       rows: the name table.
       prefixes: prefixes that may precede every name; files are written with the first.
+      is_torch: names of PyTorch, which any attribute of a user's own module may precede.
       ignored: regular expression of tensors that are not parameters of the model.
       gelu, norm_eps: defaults of the project's models, where a file does not give them.
       evaluation: crop and resampling of the project's evaluation, where a file does not give them.
@@ -32,11 +33,14 @@ class Format:
     key_tensor: str
     rows: tuple[Row, ...]
     prefixes: tuple[str, ...] = ("",)
+    is_torch: bool = False
     ignored: str = r"(?!)"
     gelu: str | None = None
     norm_eps: float | None = None
     evaluation: WeightsMetadata = UNKNOWN
 
+
+MAX_CANDIDATES = 16  # Models in one file that are counted.
 
 _BLOCK_0 = "Transformer/encoderblock_0"
 _LAYER_0 = "encoder.layer.0"
@@ -72,8 +76,7 @@ def _flax_formats() -> list[Format]:
 
 
 def _timm_formats() -> list[Format]:
-    prefixes = ("", "module.", "backbone.", "model.", "teacher.backbone.")
-    options = {"prefixes": prefixes, "ignored": "mask_token", "gelu": "erf", "norm_eps": 1e-6}
+    options = {"is_torch": True, "ignored": "mask_token", "gelu": "erf", "norm_eps": 1e-6}
     vit, rename = names_torch.timm_vit(), names_torch.rename
     stem_without_units = rename(vit, ("backbone.stem.", "backbone."))
     dino = rename(vit, ("reg_token", "register_tokens"))
@@ -81,12 +84,12 @@ def _timm_formats() -> list[Format]:
         Format(TIMM_STEM, "patch_embed.backbone.conv.weight", stem_without_units, **options),
         Format(DINO, "register_tokens", dino, **options),
         Format(TIMM, "patch_embed.proj.weight", vit, **options),
-        Format(TIMM_BIT, "stem.conv.weight", names_torch.timm_bit(), prefixes=prefixes),
+        Format(TIMM_BIT, "stem.conv.weight", names_torch.timm_bit(), is_torch=True),
     ]
 
 
 def _huggingface_formats() -> list[Format]:
-    options = {"ignored": "embeddings.mask_token", "gelu": "erf"}
+    options = {"is_torch": True, "ignored": "embeddings.mask_token", "gelu": "erf"}
     vit = {"prefixes": ("vit.", "deit.", ""), "norm_eps": 1e-12} | options
     dino = {"prefixes": ("dinov2.", "dinov2_with_registers.", ""), "norm_eps": 1e-6} | options
     key_tensors = {  # Major version of transformers -> key tensors of ViT and DINOv2.
@@ -101,7 +104,8 @@ def _huggingface_formats() -> list[Format]:
         rows = names_torch.huggingface_dino(version)
         formats.append(Format(HF_DINO + suffix, dino_key, rows, **dino))
     bit = names_torch.huggingface_bit()
-    return [*formats, Format(HF_BIT, "embedder.convolution.weight", bit, prefixes=("bit.", ""))]
+    options = {"prefixes": ("bit.", ""), "is_torch": True}
+    return [*formats, Format(HF_BIT, "embedder.convolution.weight", bit, **options)]
 
 
 FORMATS = {
@@ -109,14 +113,36 @@ FORMATS = {
 }
 
 
-def detect_format(names: Iterable[str]) -> tuple[Format, str] | None:
-    """Returns the format and the prefix of a file's tensor names; None for an unknown format."""
-    names = set(names)
+def detect_formats(names: Iterable[str]) -> list[tuple[Format, str]]:
+    """Returns the formats and prefixes of a file's tensor names that fit most names.
+
+    The list is empty for an unknown format, and longer than one for a file of several models.
+    """
+    names = [without_wrappers(name) for name in names]
+    candidates = []
     for format in FORMATS.values():
-        for prefix in format.prefixes:
-            if prefix + format.key_tensor in names:
-                return format, prefix
-    return None
+        for name in names:
+            prefix = name.removesuffix(format.key_tensor)
+            is_wrapped = format.is_torch and prefix.endswith(".")
+            if name.endswith(format.key_tensor) and (prefix in format.prefixes or is_wrapped):
+                candidates.append((format, prefix))
+    if not 1 < len(candidates) <= MAX_CANDIDATES:
+        return candidates
+    counts = [sum(_is_known(*candidate, name) for name in names) for candidate in candidates]
+    return [candidate for candidate, n in zip(candidates, counts) if n == max(counts)]
+
+
+def _is_known(format: Format, prefix: str, name: str) -> bool:
+    return name.startswith(prefix) and row_of_tensor(format, name.removeprefix(prefix)) is not None
+
+
+def without_wrappers(name: str) -> str:
+    """Returns a tensor name without the modules that PyTorch wraps around others.
+
+    These are `torch.compile`, fully sharded training, and checkpointing of activations.
+    """
+    wrappers = r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
+    return re.sub(wrappers, "", name)
 
 
 def row_of_tensor(format: Format, name: str) -> Row | None:

@@ -7,8 +7,8 @@ from vit_jax.atomic_io import to_json
 from vit_jax.checkpoints import layout
 from vit_jax.errors import CheckpointError
 from vit_jax.weights import families, location
-from vit_jax.weights.archive import open_archive
 from vit_jax.weights.reader import open_weights_file
+from vit_jax.weights.weights_folder import open_weights
 
 
 def inspect_checkpoint(where: str, as_json: bool = False) -> str:
@@ -25,7 +25,7 @@ def inspect_checkpoint(where: str, as_json: bool = False) -> str:
     """
     path, entry, given = location.resolve(where)
     if location.is_weights_file(path):
-        archive = open_archive(path / "model.safetensors" if path.is_dir() else path)
+        archive = open_weights(path)
         arrays = {
             name: {"shape": list(info.shape), "dtype": info.dtype}
             for name, info in archive.arrays.items()

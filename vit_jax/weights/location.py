@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from vit_jax.checkpoints import layout, workdir
 from vit_jax.errors import CheckpointError, ConfigError
-from vit_jax.weights import download, published
+from vit_jax.weights import download, published, weights_folder
 from vit_jax.weights import metadata as metadata_lib
 from vit_jax.weights.archive import open_archive
 from vit_jax.weights.metadata import WeightsMetadata
@@ -80,7 +80,11 @@ def _resolve_path(where: str) -> tuple[pathlib.Path, published.PublishedWeights 
     if not path.exists():
         hint = published.suggest_published(where)
         raise CheckpointError(f"{where}: no such file, folder or published name.{hint}")
-    return layout.find_step_folder(path), None
+    try:
+        return layout.find_step_folder(path), None
+    except CheckpointError:
+        weights_folder.explain_missing(path)
+        raise
 
 
 def _check_download(path: pathlib.Path, url: str) -> pathlib.Path:
@@ -96,6 +100,6 @@ def _check_download(path: pathlib.Path, url: str) -> pathlib.Path:
 
 
 def is_weights_file(path: pathlib.Path) -> bool:
-    """Returns True for a file, or a folder with model.safetensors; False for a workdir."""
+    """Returns True for a file, or a folder of weights; False for a workdir."""
     is_file = path.exists() and not path.is_dir()
-    return is_file or (path / "model.safetensors").is_file()
+    return is_file or weights_folder.is_weights_folder(path)

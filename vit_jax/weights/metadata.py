@@ -281,15 +281,26 @@ def _huggingface_classes(config: dict, where: str) -> list | None:
     labels, numbers = config.get("id2label"), config.get("label2id")
     if not isinstance(labels, dict) or all(str(v).startswith("LABEL_") for v in labels.values()):
         return None
-    if "0" not in labels and str(len(labels)) in labels:
-        raise CheckpointError(f"{where}: id2label in config.json counts from 1; expected from 0.")
     for name, number in numbers.items() if isinstance(numbers, dict) else ():
         if labels.get(str(number)) != name:
             raise CheckpointError(
                 f"{where}: label2id in config.json has {number!r:.20} for {name!r:.40}, which "
                 f"contradicts id2label: {labels.get(str(number))!r:.40}."
             )
-    return [labels.get(str(k)) for k in range(len(labels))]
+    return _in_order(labels, where)
+
+
+def _in_order(labels: dict, where: str) -> list[str]:
+    """The values of id2label in the order of its keys, which must be 0, 1, ..."""
+    expected = [str(k) for k in range(len(labels))]
+    if set(labels) != set(expected):
+        first = next(key for key in sorted(labels, key=lambda key: (len(key), key)))
+        missing = next(key for key in expected if key not in labels)
+        raise CheckpointError(
+            f"{where}: id2label in config.json counts from {first}, without {missing}; number its "
+            f"names by the outputs, 0 to {len(labels) - 1}."
+        )
+    return [labels[key] for key in expected]
 
 
 def _from_preprocessor(values: dict, where: str) -> dict:

@@ -11,7 +11,7 @@ import numpy as np
 from vit_jax.errors import CheckpointError
 from vit_jax.weights import config_files, families, formats
 from vit_jax.weights import metadata as metadata_lib
-from vit_jax.weights.archive import READABLE, Archive, ArrayInfo, open_archive
+from vit_jax.weights.archive import READABLE, Archive, ArrayInfo
 from vit_jax.weights.formats import Format
 from vit_jax.weights.metadata import UNKNOWN, WeightsMetadata
 from vit_jax.weights.tensor_layouts import (
@@ -23,6 +23,7 @@ from vit_jax.weights.tensor_layouts import (
     stem_stride,
     tensor_to_params,
 )
+from vit_jax.weights.weights_folder import ShardedArchive, open_weights
 
 MAX_LISTED = 20  # Names listed in one message.
 MAX_LAYERS = 256
@@ -45,7 +46,7 @@ class WeightsFile:
       pads_cls: the file has no position embedding for the class token; zeros are inserted.
     """
 
-    archive: Archive
+    archive: Archive | ShardedArchive
     format: Format
     prefix: str
     rows: dict[str, Row]
@@ -105,22 +106,27 @@ def open_weights_file(
         of them are listed in one line. Or nothing gives the number of heads.
     """
     path = pathlib.Path(path)
-    archive = open_archive(path / "model.safetensors" if path.is_dir() else path)
+    archive = open_weights(path)
     arrays = _unstack_layers(archive)
-    detected = formats.detect_format(arrays)
-    if detected is None:
+    detected = formats.detect_formats(arrays)
+    if not detected:
         raise CheckpointError(
             f"{archive.path}: unknown format: not a Vision Transformer or BiT ResNet of "
             f"{', '.join(formats.FORMATS)}; its first tensors are "
             f"{', '.join(list(arrays)[:3]) or 'none'}."
         )
-    format, prefix = detected
+    if len(prefixes := {prefix: None for _, prefix in detected}) > 1:
+        names = " and ".join(f"{prefix}*" for prefix in list(prefixes)[:MAX_LISTED])
+        raise CheckpointError(
+            f"{archive.path}: the tensors are of several models, {names}; keep those of one."
+        )
+    format, prefix = detected[0]
     rows, ignored = _match_rows(archive.path, format, prefix, arrays)
     _raise_if_any(
         archive.path,
         [
             f"{name} is {arrays[name].dtype} {arrays[name].shape}, expected non-empty floats of "
-            "16 or 32 bits"
+            "16, 32 or 64 bits"
             for name in rows
             if 0 in arrays[name].shape or arrays[name].dtype not in READABLE
         ],
@@ -198,10 +204,11 @@ def _match_rows(
     """Row by tensor name, and the ignored tensors; rejects unknown and duplicate tensors."""
     rows, ignored, errors, tensor_of = {}, [], [], {}
     for name in names:
-        bare_name = name.removeprefix(prefix)
+        plain_name = formats.without_wrappers(name)
+        bare_name = plain_name.removeprefix(prefix)
         row = formats.row_of_tensor(format, bare_name)
         # Only a head may lack the prefix of the other tensors (Hugging Face's classifier).
-        if row is None or (prefix.endswith("/") and not name.startswith(prefix)):
+        if row is None or (prefix.endswith("/") and not plain_name.startswith(prefix)):
             row = None
             if re.fullmatch(format.ignored, bare_name):
                 ignored.append(name)
