@@ -7,7 +7,8 @@ from vit_jax.errors import ConfigError
 
 WHERE = (
     "a workdir, a stage's folder, its checkpoints folder, a step's folder, an .npz or "
-    ".safetensors file, a Hugging Face folder, a URL (https, gs, hf, file), or a published name"
+    ".safetensors file, a Hugging Face folder, a URL (https, gs, hf, file), or a published name; "
+    "FILE:OPTION=VALUE,... gives what a file does not, as in vit.safetensors:num_heads=12"
 )
 LAYER = "pre_logits (default), token (class token), mean (mean of the patch tokens)"
 

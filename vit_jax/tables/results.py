@@ -10,6 +10,7 @@ from vit_jax.config.schema import Config
 from vit_jax.data import dataset_info
 from vit_jax.errors import ConfigError
 from vit_jax.models.titles import Shape, shape_of, title_of
+from vit_jax.weights import location
 
 DATASET_TITLES = {  # Name in `data.dataset_info` -> the paper's name.
     "jft": "JFT-300M",
@@ -192,8 +193,8 @@ def initial_weights_path(folder: pathlib.Path, config: Config) -> pathlib.Path |
     """
     if config.init.stage:
         return find_stage_folder(folder, config.init.stage)
-    path = pathlib.Path(config.init.path)
-    return path if config.init.path and path.exists() else None
+    name, _ = location.split_options(config.init.path)
+    return pathlib.Path(config.init.path) if name and pathlib.Path(name).exists() else None
 
 
 def find_stage_folder(folder: pathlib.Path, name: str) -> pathlib.Path | None:

@@ -127,8 +127,6 @@ def complete(
     """
     is_official = is_of_official_code(format)
     metadata = metadata.assuming(format.name, gelu=format.gelu, norm_eps=format.norm_eps)
-    if model is None and not metadata.crop:
-        metadata = metadata.assuming(format.name, **_evaluation(format, where))
     if family:
         metadata = metadata.assuming(family.name, pixel_stats=family.pixel_stats)
     kernel = shapes.get(QUERY, ())
@@ -147,6 +145,10 @@ def complete(
             )
     if is_official:
         metadata = metadata.assuming(OFFICIAL_CODE, **OFFICIAL)
+    if model is None and not metadata.crop:
+        is_usual = is_official and not format.evaluation.crop
+        source = OFFICIAL_CODE if is_usual else format.name
+        metadata = metadata.assuming(source, **_evaluation(format, where))
     if CLS in shapes or any("/encoderblock_" in name for name in shapes):
         if metadata.num_heads is None and (found := num_heads(shapes, family)):
             metadata = metadata.assuming(found[1], num_heads=found[0])
