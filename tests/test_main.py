@@ -352,3 +352,13 @@ def test_a_pipe_is_no_file_of_weights(tmp_path):
         error = mistake(*verb, tmp_path / "x.npz", *(["y.npz"] if len(verb) > 1 else []))
         assert error.exit_code == 4
         assert "not a regular file" in str(error)
+
+
+def test_a_system_without_file_locks_is_reported_in_one_line():
+    program = (
+        "import runpy, sys; sys.modules['fcntl'] = None; sys.argv[1:] = ['models'];"
+        "runpy.run_module('vit_jax', run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == "vit_jax: supports Linux and macOS; on Windows, use it in WSL 2.\n"

@@ -9,9 +9,16 @@ import signal
 import sys
 import traceback
 
-from vit_jax.cli import costs, evaluation, parser, prepare, results, train, weights
 from vit_jax.errors import CheckpointError, ConfigError, HostError, VitJaxError, nearest
 from vit_jax.text import STDOUT, open_standard_streams, warn, write
+
+try:
+    from vit_jax.cli import costs, evaluation, parser, prepare, results, train, weights
+except ModuleNotFoundError as error:
+    if error.name != "fcntl":
+        raise
+    warn("vit_jax: supports Linux and macOS; on Windows, use it in WSL 2.")
+    sys.exit(ConfigError.exit_code)
 
 VERBS = {
     verb.name: verb

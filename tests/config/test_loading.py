@@ -99,7 +99,7 @@ OVERRIDES = [
     ("optimizer.clip_norm", "2", 2.0),
     ("data.fast_crop", "false", False),
     ("data.fast_crop", "True", True),
-    ("data.dir", "None", "None"),  # A text is taken as it stands.
+    ("data.dir", "1e3", "1e3"),  # A text is taken as it stands.
     ("data.dir", "1e3", "1e3"),
     ("data.per_class", "5", 5),
     ("data.per_class", "none", None),

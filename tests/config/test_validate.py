@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import pytest
 
@@ -115,3 +116,21 @@ def test_tuples_survive_being_written_and_read():
     other = checked(optimizer__lr_factors="((r'head', 11), ('', 0.5))")
     found = config_lib.differing_fields(written, dataclasses.asdict(other))
     assert found == ["optimizer.lr_factors"]
+
+
+@pytest.mark.parametrize("value", [None, "None"])  # Of a config file, and of the command line.
+@pytest.mark.parametrize(
+    ("field", "wanted"),
+    [
+        ("data.dir", "a string, which is empty ('') for none"),
+        ("data.val_split", "a string, which is empty ('') for none"),
+        ("model.name", "a string"),
+    ],
+)
+def test_none_for_a_text_is_rejected_with_the_spelling_of_none(field, wanted, value):
+    config = base_config()
+    config.steps = 1
+    override(config, field, value)
+    message = re.escape(f"config.{field} is None; it must be {wanted}.")
+    with pytest.raises(ConfigError, match=message):
+        check(config)

@@ -99,7 +99,7 @@ def override(config: ConfigDict, key: str, value: object) -> None:
             parent[last] = literal(text) if isinstance(text, str) else value
         return
     old = _member(config, [*sections, last], key)
-    if isinstance(text, str) and not isinstance(old, str):
+    if isinstance(text, str) and (not isinstance(old, str) or text == "None"):
         value = literal(text)
     if last == "kwargs" and isinstance(value, dict):
         parent[last] = ConfigDict(value, type_safe=False)

@@ -180,7 +180,10 @@ def _check_value(value, kind, limits: Mapping, place: str, default=None):
     fitting = [_as_kind(value, kind) for kind in kinds]
     if all(fit is _MISFIT for fit in fitting):
         wanted = " or ".join(map(_type_name, kinds))
-        raise ConfigError(f"{place} is {shown(value)}; it must be {wanted}.")
+        can_be_empty = default == "" or "''" in limits.get("meaning", "")
+        is_text = value is None and kinds == (str,) and can_be_empty
+        none = ", which is empty ('') for none" if is_text else ""
+        raise ConfigError(f"{place} is {shown(value)}; it must be {wanted}{none}.")
     value = next(fit for fit in fitting if fit is not _MISFIT)
     if limits.get("parser") and value != default:
         value = registry.load_object(limits["parser"])(value, place)
