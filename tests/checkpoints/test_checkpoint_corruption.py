@@ -17,7 +17,7 @@ import pytest
 
 from tests.support.runs import TIMINGS, final_state, records
 from vit_jax import config as config_lib
-from vit_jax.checkpoints import workdir
+from vit_jax.checkpoints import checkpoint, layout, workdir
 from vit_jax.errors import VitJaxError
 from vit_jax.training import run as run_lib
 
@@ -93,6 +93,12 @@ def outcome(folder: pathlib.Path, expected: dict, names: tuple[str, ...]) -> str
     except Exception as error:
         return f"WRONG traceback: {type(error).__name__}: {error}"
     found = results(folder)
+    best = layout.find_step_folder(folder)
+    try:
+        checkpoint.restore(best, checkpoint.stored_param_shapes(best))
+    except VitJaxError as error:
+        assert str(best) in str(error)
+        return f"refused {error.exit_code} when the best weights are read"
     # Beside the scores, a summary may have values under damaged names, which are reported.
     found["scores"] = {name: found["scores"].get(name) for name in expected["scores"]}
     differing = [name for name, value in expected.items() if found[name] != value]

@@ -209,6 +209,9 @@ def test_check_same_run_compares_the_fields_of_stages(tmp_path):
         check_same_run(tmp_path, {"stages": {"a": run_config()}})
     with pytest.raises(ConfigError, match=r"differs in stages\.b\. "):
         check_same_run(tmp_path, run_config())
+    write_json(tmp_path / workdir.CONFIG, {"stages": {"a": run_config()}})
+    with pytest.raises(ConfigError, match=r"differs in stages\.b\. "):
+        check_same_run(tmp_path, {"stages": {"a": run_config()}})
     write_json(tmp_path / workdir.CONFIG, {"stages": {"a": run_config(), "b": changed}})
     assert config_lib.to_dict(workdir.read_config(tmp_path)) == old
 

@@ -178,3 +178,18 @@ def test_a_trial_that_diverges_loses_and_the_sweep_goes_on(file, tmp_path, capsy
     none = "--config.sweep.grid=(('optimizer.lr',(1e35,)),)"
     with pytest.raises(NonFiniteError, match="the loss of every run was not finite"):
         main.run([flags[0], none, f"--workdir={tmp_path / 'none'}"])
+
+
+def test_a_run_has_diverged_if_the_file_says_so_for_its_config(tmp_path):
+    path = tmp_path / workdir.DIVERGED
+    own = config.to_dict(config.resolve(config.base_config(), {"steps": 5}))
+    assert not sweep._has_diverged(path, own)
+    for values, expected in (
+        ({"error": "not finite"}, True),  # Of version 0.1.0.
+        ({"error": "not finite", "config": own | {"log_every": 3}}, True),
+        ({"error": "not finite", "config": own | {"batch_size": 3}}, False),
+    ):
+        workdir.write_json(path, values)
+        assert sweep._has_diverged(path, own) == expected
+    path.write_text('{"err')
+    assert not sweep._has_diverged(path, own)

@@ -126,6 +126,31 @@ def test_changed_data_is_told_of_when_a_run_goes_on(learnt, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_run_resumes_on_moved_data_and_without_an_image_that_was_removed(
+    photo_folder, tmp_path, capsys
+):
+    shutil.copytree(photo_folder, tmp_path / "old")
+    bad = pathlib.Path("train", "flower", "07.jpg")
+    (tmp_path / "old" / bad).write_bytes(b"")
+    images = ("data.source=folder", "batch_size=24", "steps=6", "checkpoint_every=1")
+    images = [f"--config.{each}" for each in (*images, "data.image_size=32", "data.workers=0")]
+    flags = [f"--config={ROOT / 'configs' / 'finetune.py'}:data={tmp_path / 'old'},smoke"]
+    flags += [f"--workdir={tmp_path / 'run'}", *images]
+    with pytest.raises(DataError, match=r"07\.jpg: unreadable image"):
+        main.run(flags)
+    (tmp_path / "old").rename(tmp_path / "new")
+    moved = [flag.replace("/old", "/new") for flag in flags]
+    (tmp_path / "new" / bad).unlink()
+    assert main.run(moved) == 0
+    out = capsys.readouterr().out
+    assert "1 of 48 training images have been removed; the run continues without them" in out
+    (tmp_path / "run" / "summary.json").unlink()
+    shutil.rmtree(tmp_path / "new" / "train" / "flower")
+    with pytest.raises(DataError):
+        main.run(moved)
+
+
+@pytest.mark.slow
 def test_stages_start_from_each_other_and_are_done_once(tmp_path, capsys):
     flags = [f"--config={ROOT / 'configs' / 'quickstart.py'}:smoke", f"--workdir={tmp_path}"]
     stages = ("pretrain", "finetune", "scratch")

@@ -72,6 +72,19 @@ def test_the_best_weights_are_kept_told_and_used(tmp_path):
 
 
 @pytest.mark.slow
+def test_best_weights_that_a_kill_has_lost_are_saved_again(tmp_path):
+    flags = ["steps=8", "checkpoint_every=8", "eval_every=8", "select=best"]
+    summary, whole = run(tmp_path, *flags), final_state(tmp_path)
+    shutil.rmtree(tmp_path / "best")  # Killed before its commit, after that of checkpoints/8.
+    (tmp_path / "summary.json").unlink()
+    again = run(tmp_path, *flags)
+    assert again["metrics"]["best_step"] == 8
+    assert again["metrics"]["val/top1"] == summary["metrics"]["val/top1"]
+    assert layout.find_step_folder(tmp_path) == tmp_path / "best" / "8"
+    assert final_state(tmp_path) == whole
+
+
+@pytest.mark.slow
 def test_the_best_needs_something_to_judge_by(tmp_path):
     with pytest.raises(ConfigError, match="select is 'best', but eval_every is None"):
         main.run(tiny_flags(tmp_path, "select=best", "eval_every=None"))

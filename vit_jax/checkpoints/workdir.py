@@ -189,7 +189,10 @@ def check_same_run(folder: pathlib.Path, config: dict) -> None:
     new, recorded, fields = _by_stage(config), {}, []
     with contextlib.suppress(ConfigError):  # The checkpoints decide, whatever is in this file.
         recorded = _by_stage(_read_config_file(folder) or {})
-    for name in {"": None} | recorded | new:
+    # Stages with checkpoints that neither this config nor `config.json` has are differences, too.
+    inside = folder.iterdir() if folder.is_dir() and "" not in new else ()
+    saved = {path.name: None for path in inside if layout.list_steps(path / layout.FOLDER)}
+    for name in {"": None} | recorded | saved | new:
         old = read_saved_config(folder / name)
         if old is None and _has_sweep_results(folder / name):
             old = recorded.get(name)
@@ -260,7 +263,7 @@ def _has_sweep_results(folder: pathlib.Path) -> bool:
 
 def fixed_differences(old: dict, new: dict, prefix: str = "") -> list[str]:
     """Returns the fields in which two configs of one run differ and must not."""
-    fields = config_lib.differing_fields(old, json.loads(to_json(new)))
+    fields = config_lib.differing_fields(old, new)
     return [f"{prefix}{name}" for name in fields if not _may_change(name)]
 
 

@@ -199,8 +199,8 @@ class Sweep:
 
     def _run(self, name: str, config: Config) -> dict | None:
         """Returns the summary of a run; None if its loss became NaN or infinite, now or earlier."""
-        path = self.folder / name / DIVERGED
-        if multihost.broadcast_from_process_0("diverged", lambda: workdir.read_json(path)):
+        path, as_dict = self.folder / name / DIVERGED, config_lib.to_dict({"": config})
+        if multihost.broadcast_from_process_0("diverged", lambda: _has_diverged(path, as_dict)):
             return None
         self._prepare(name, config)
         try:
@@ -208,13 +208,25 @@ class Sweep:
         except NonFiniteError as error:
             if multihost.is_process_0():
                 print_line(f"{name}: {error}")
-                workdir.write_json(path, {"error": str(error)})
+                workdir.write_json(path, {"error": str(error), "config": as_dict})
             return None
         return summary if sweep_runs.is_finite(summary) else None
 
     def _prepare(self, name: str, config: Config) -> None:
         label = f"{self.name}/{name}".removeprefix("/").removeprefix(f"{GRID}/")
         self.prepared[name] = stage.prepare_stage(label, config, self.folder / name, self.prepared)
+
+
+def _has_diverged(path: pathlib.Path, config: dict) -> bool:
+    """Returns True if a run with this config has ended with a loss that was not finite."""
+    try:
+        values = workdir.read_json(path)
+    except ConfigError:  # Damaged: the run decides again.
+        return False
+    # Version 0.1.0 stored no config.
+    return values is not None and not workdir.fixed_differences(
+        values.get("config", config), config
+    )
 
 
 def _is_in_use(folder: pathlib.Path) -> bool:
