@@ -217,3 +217,29 @@ def test_modules_print_through_text_which_escapes_names(path):
     calls = (node.func for node in ast.walk(ast.parse(path.read_text())) if hasattr(node, "func"))
     prints = any(isinstance(func, ast.Name) and func.id == "print" for func in calls)
     assert not prints or str(path.relative_to(PACKAGE)) in PRINTING
+
+
+def text_calls_without_encoding(code: str):
+    """Line numbers of calls that read or write text in the encoding of the locale."""
+    for node in ast.walk(ast.parse(code)):
+        if not isinstance(node, ast.Call) or any(key.arg == "encoding" for key in node.keywords):
+            continue
+        is_method = isinstance(node.func, ast.Attribute)
+        name = node.func.attr if is_method else getattr(node.func, "id", "")
+        modes = [key.value for key in node.keywords if key.arg == "mode"]
+        modes += node.args[:1] if is_method else node.args[1:2]
+        modes = modes if modes or is_method else [ast.Constant("r")]
+        modes = [each.value for each in modes if isinstance(each, ast.Constant)]
+        is_text = any(isinstance(mode, str) and set(mode) <= set("rwax+t") for mode in modes)
+        if name in ("read_text", "write_text") or (name == "open" and is_text):
+            yield node.lineno
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_text_files_are_utf_8_in_every_locale(path):
+    assert not list(text_calls_without_encoding(path.read_text(encoding="utf-8")))
+
+
+def test_text_calls_without_encoding_are_found():
+    code = 'a.read_text()\nopen(a)\nopen(a, "rb")\na.open("a")\na.open("wb")\nopen(a, encoding="x")'
+    assert list(text_calls_without_encoding(code)) == [1, 2, 4]

@@ -115,7 +115,7 @@ def peak_memory(device: str) -> dict:
     if device == "cuda":
         return {"peak_bytes": torch.cuda.max_memory_allocated(), "peak_of": "device"}
     try:
-        status = pathlib.Path("/proc/self/status").read_text()
+        status = pathlib.Path("/proc/self/status").read_text(encoding="utf-8")
         kilobytes = int(status.partition("VmHWM:")[2].split()[0])
         return {"peak_bytes": 1024 * kilobytes, "peak_of": "process"}
     except OSError:  # macOS, where ru_maxrss is in bytes.

@@ -190,7 +190,7 @@ def _peak_memory() -> dict:
         peak = max(stat["peak_bytes_in_use"] for stat in stats)
         return {"peak_bytes": peak, "peak_of": "device"}
     try:
-        status = pathlib.Path("/proc/self/status").read_text()
+        status = pathlib.Path("/proc/self/status").read_text(encoding="utf-8")
         peak = 1024 * int(status.partition("VmHWM:")[2].split()[0])
     except OSError:  # macOS, where ru_maxrss is in bytes.
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -221,7 +221,7 @@ def _device_name() -> str:
     if jax.default_backend() != "cpu":
         return kind
     try:
-        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+        lines = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     except OSError:
         names = []

@@ -276,7 +276,7 @@ def _may_change(name: str) -> bool:
 def check_not_in_use(folder: pathlib.Path) -> None:
     """Raises InUseError if a running process has locked the folder; changes nothing."""
     if (folder / LOCK).is_file():
-        with open(folder / LOCK) as file:
+        with open(folder / LOCK, encoding="utf-8") as file:
             _flock(file, fcntl.LOCK_SH, folder)
 
 

@@ -33,6 +33,6 @@ def machine_memory(groups: str = "/sys/fs/cgroup") -> int:
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     for name in LIMITS:
         path = pathlib.Path(groups, name)
-        text = path.read_text().strip() if path.is_file() else ""
+        text = path.read_text(encoding="utf-8").strip() if path.is_file() else ""
         total = min(total, int(text)) if text.isdecimal() else total
     return total

@@ -35,7 +35,9 @@ class _Parsed(NamedTuple):
 
 def _parse(folder: pathlib.Path) -> _Parsed:
     path = folder / FILE
-    lines = path.read_text(errors="replace").split("\n") if path.is_file() else [""]
+    lines = (
+        path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else [""]
+    )
     records: dict[int, dict] = {}
     unreadable, repeated = [], []
     for number, line in enumerate(lines, 1):

@@ -217,7 +217,9 @@ def _check_destination(path: pathlib.Path, destination: str, overwrite: bool) ->
             raise ConfigError(f"{path} is a folder; expected a file.")
         if path.exists() and not overwrite:
             raise ConfigError(f"{path} exists; name a new file, or give --overwrite.")
-        if card.exists() and not card.read_text(errors="replace").startswith(CARD_START):
+        if card.exists() and not card.read_text(encoding="utf-8", errors="replace").startswith(
+            CARD_START
+        ):
             raise ConfigError(
                 f"{card} exists and would be overwritten by the model card; rename it."
             )
