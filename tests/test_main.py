@@ -223,6 +223,20 @@ def test_evaluate_writes_what_it_counts(finished, capsys):
     assert np.trace(counts) == round(report["top1"] * 24)
 
 
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("data.mixup=0.5", "--config.data.mixup has no effect on evaluate, which trains nothing"),
+        ("data.crop_fraction=0.9", "which has no effect without data.eval_crop='center'"),
+        ("data.dataset=cifar10", "config.data.dataset is 'cifar10', which has no effect without"),
+    ],
+)
+def test_evaluate_refuses_values_without_effect(finished, override, words):
+    error = mistake("evaluate", f"--workdir={finished}", f"--config.{override}")
+    assert error.exit_code == 2
+    assert words in str(error)
+
+
 @pytest.mark.parametrize("size", [1, 7, 8, 9, 16, 23])
 def test_evaluate_counts_every_example_once(finished, size, capsys):
     flags = ["evaluate", f"--workdir={finished}", f"--config.data.num_examples={size}"]

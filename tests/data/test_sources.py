@@ -204,3 +204,9 @@ def test_open_both_holds_nothing_out_of_a_set_that_a_mixture_does_not_train_on(t
     _, scored = open_both(Data(source="folder", dir=names["scored"], mix=mix))
     _, held_out = open_both(Data(source="folder", dir=f"{names['one']}/", mix=mix))
     assert (len(scored), len(held_out)) == (20, 2)
+
+
+def test_user_function_that_cannot_open_a_split_is_named(monkeypatch):
+    monkeypatch.setenv("VIT_JAX_TRUSTED", "math")
+    with pytest.raises(DataError, match=r"data\.source='math:sqrt' cannot open 'train': TypeError"):
+        open_split(Data(source="math:sqrt"), "train")

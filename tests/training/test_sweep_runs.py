@@ -160,3 +160,9 @@ def test_seeds_tell_their_mean_and_the_deviation_of_a_sample():
     np.testing.assert_allclose(found["val/top1_std"], np.std(values, ddof=1))
     assert "train/loss" not in found
     assert set(sweep_runs.combined([scored(0.5)])) == {"val/top1", "val/loss", "val/n"}
+
+
+def test_a_grid_of_more_runs_than_can_be_trained_is_refused():
+    grid = tuple((f"optimizer.{name}", tuple(range(1, 200))) for name in ("lr", "clip_norm"))
+    with pytest.raises(ConfigError, match=r"sweep\.grid has 39,604 runs; expected at most 20,000"):
+        sweep_runs.grid(config_of((*grid,)))

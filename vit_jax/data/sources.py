@@ -18,7 +18,7 @@ from vit_jax.data.csv_lists import open_csv
 from vit_jax.data.image_folder import open_folder
 from vit_jax.data.mixture import mix
 from vit_jax.data.vtab import open_vtab
-from vit_jax.errors import DataError
+from vit_jax.errors import DataError, VitJaxError
 
 
 class Source(Protocol):
@@ -208,7 +208,13 @@ def open_split(data: Data, split: str) -> Source:
     """
     if data.val_split != "val":  # No examples are held out for a split that is not used.
         data = dataclasses.replace(data, val_fraction=0.0)
-    return find_kind(data).open(data, split)
+    try:
+        return find_kind(data).open(data, split)
+    except Exception as error:  # A user-defined function can raise anything.
+        if isinstance(error, VitJaxError) or not registry.is_user_defined(data.source):
+            raise
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise DataError(f"data.source={data.source!r} cannot open {split!r}: {reason}") from error
 
 
 def open_training(data: Data) -> Source:

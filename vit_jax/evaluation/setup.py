@@ -11,7 +11,7 @@ import jax
 
 from vit_jax import config as config_lib
 from vit_jax.checkpoints import layout
-from vit_jax.config import registry
+from vit_jax.config import conditions, registry
 from vit_jax.config.schema import Config, Init, Task
 from vit_jax.data.preprocess import EvalRecipe
 from vit_jax.data.sources import open_both, open_split, open_training, trains_on
@@ -23,6 +23,9 @@ from vit_jax.weights import load
 from vit_jax.weights.finite import require_finite_params
 
 OVERRIDABLE = ("data.", "batch_size")
+TRAINING_ONLY = tuple(
+    f"data.{name}" for name in ("augment", "repeats", "mixup", "cutmix", "fast_crop")
+)
 DEV = "dev"  # The split that a run with `data.dev` is scored on.
 
 
@@ -170,6 +173,17 @@ def _overridden(loaded: load.LoadedModel, overrides: Mapping[str, object], verb:
     for key, value in overrides.items():
         config_lib.override(config, key, value)
     checked = config_lib.check(config, is_stored=True)[""]
+    _check_effects(checked, overrides, verb)
     if "data.source" in overrides:
         registry.import_objects([("config.data.source", checked.data.source)])
     return checked
+
+
+def _check_effects(config: Config, overrides: Mapping[str, object], verb: str) -> None:
+    """Raises ConfigError for a value of the command that has no effect on an evaluation."""
+    for key in overrides:
+        if key in TRAINING_ONLY:
+            raise ConfigError(f"--config.{key} has no effect on {verb}, which trains nothing.")
+    for field, error in conditions.without_effect(config):
+        if field in overrides:
+            raise ConfigError(f"config.{error}.")

@@ -26,6 +26,7 @@ SAME_DATA = tuple(
         *("per_class", "fraction", "count", "subset_seed", "num_classes", "num_examples"),
     )
 )
+MAX_RUNS = 20_000
 LONGEST = 150  # Characters of the name of a run's folder.
 
 
@@ -82,6 +83,8 @@ def grid(config: Config, where: str = "config") -> dict[str, GridRun]:
             raise ConfigError(f"{place} has {key!r}; set it in the config, for all runs.")
     if sum(key in DURATIONS for key in keys) > 1:
         raise ConfigError(f"{place} has several of {', '.join(DURATIONS)}; expected one.")
+    if count(config) > MAX_RUNS:
+        raise ConfigError(f"{place} has {count(config):,} runs; expected at most {MAX_RUNS:,}.")
     for combination in itertools.product(*(values for _, values in config.sweep.grid)):
         values = dict(zip(keys, combination, strict=True))
         if run_name(values) in runs or len(run_name(values)) > LONGEST:
