@@ -4,16 +4,17 @@
     --workdir=RUN
 
 DIR holds `train/<class>/*.jpg` and, if you have it, `val/<class>/*.jpg`; without `val/` a
-tenth of the images is kept for it. `init` is a published name, a file or folder of weights, or
-a workdir of yours, whose model is taken unless `model` names another one. Without `init` the
-model starts from random weights; images of up to 96 pixels then get the small model and the
-settings of configs/cifar10.py, with about 8 x 8 patches. Other arguments: size and patch (pixels),
-steps, lr, and `smoke` for a two-minute trial of a tiny model.
+tenth of the images is kept for it. DIR may also be a folder that `prepare` wrote. `init` is a
+published name, a file or folder of weights, or a workdir of yours, whose model is taken unless
+`model` names another one. Without `init` the model starts from random weights; images of up to 96
+pixels then get the small model and the settings of configs/cifar10.py, with about 8 x 8 patches.
+Other arguments: size and patch (pixels), steps, lr, and `smoke` for a two-minute trial of a tiny
+model.
 
 Numbers of micro-batches and the dtype of accelerators are chosen when the run starts.
 """
 
-from vit_jax.config import base_config, parse_arg, smoke
+from vit_jax.config import base_config, find_source, parse_arg, smoke
 
 SMALL = 96  # Pixels up to which a model without `init` is that of small images.
 
@@ -27,7 +28,7 @@ def get_config(arg: str | None = None):
     config.model.name = arg.model or ("auto" if arg.init else "vit_ti16" if is_small else "vit_b16")
     patch = _small_patch(arg.size) if is_small and not arg.model else None
     config.model.update(patch=arg.patch or patch, dtype="auto")
-    config.data.update(source="folder", dir=arg.data, image_size=arg.size)
+    config.data.update(source=find_source(arg.data), dir=arg.data, image_size=arg.size)
     config.data.resample = "tf_bilinear"  # As the published weights were trained.
     warmup_steps = min(100, arg.steps // 5)
     if is_small:  # As configs/cifar10.py.

@@ -169,3 +169,8 @@ def test_a_platform_that_is_not_installed_is_named(platform, tmp_path):
     assert len(lines) == 1
     assert lines[0].startswith(f"vit_jax: JAX_PLATFORMS={platform}: JAX cannot use it")
     assert not (tmp_path / "w").exists()
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_decode_text_reads_byte_order_marks(encoding):
+    assert text.decode_text("ä\r\nb\n".encode(encoding)) == "ä\r\nb\n"

@@ -51,8 +51,6 @@ def run(argv: list[str]) -> int:
     if not rest or rest[0] not in (*VERBS, "--help", "-h"):
         rest = ["train", *rest]
     args = parser.make_parser(VERBS.values()).parse_args(rest)
-    if getattr(args, "out", None) == "":
-        raise ConfigError("--out is empty; expected a path.")
     return VERBS[args.verb].run(args, file, overrides)
 
 

@@ -4,6 +4,7 @@ Names of files and classes come from outside. Everything that is printed passes 
 `print_line`, `print_text` or `warn`, which escape characters that a terminal would obey.
 """
 
+import codecs
 import contextlib
 import csv
 import io
@@ -33,6 +34,15 @@ def printable(text: object, keep: str = "") -> str:
         char if char.isprintable() or char in keep else char.encode("unicode_escape").decode()
         for char in text
     )
+
+
+def decode_text(data: bytes) -> str:
+    """Returns the text of a file in UTF-8, or in UTF-16 with a byte order mark, without the mark.
+
+    Raises UnicodeDecodeError.
+    """
+    is_utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return data.decode("utf-16" if is_utf16 else "utf-8-sig")
 
 
 def print_line(line: object) -> None:

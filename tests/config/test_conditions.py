@@ -50,7 +50,12 @@ WITHOUT_EFFECT = [
         "data.val_split='val'",
     ),
     (
-        {"data.source": "folder", "data.mix": (("a", 1),), "data.dir": "photos"},
+        {
+            "data.source": "folder",
+            "data.mix": (("a", 1),),
+            "data.dir": "photos",
+            "data.val_split": "",
+        },
         "data.dir",
         "data.mix in its place",
     ),

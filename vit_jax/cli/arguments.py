@@ -1,8 +1,10 @@
 """Types and help texts that several commands share."""
 
 import argparse
+import dataclasses
 import pathlib
 
+from vit_jax.config.schema import Data
 from vit_jax.errors import ConfigError
 
 WHERE = (
@@ -26,6 +28,31 @@ def where(args) -> str:
         raise ConfigError(f"expected one of --workdir=DIR and --checkpoint=WHERE; found {found}.")
     check_weights_file(args.checkpoint)
     return args.workdir or args.checkpoint
+
+
+def add_max_megapixels(parser) -> None:
+    """Adds `--max_megapixels` of commands that read images without a config."""
+    parser.add_argument(
+        "--max_megapixels",
+        type=megapixels,
+        default=Data.max_megapixels,
+        metavar="N",
+        help="size above which an image is unreadable, in millions of pixels "
+        f"(default {Data.max_megapixels:g})",
+    )
+
+
+def megapixels(text: str) -> float:
+    """Parses the value of `data.max_megapixels`."""
+    most = next(each for each in dataclasses.fields(Data) if each.name == "max_megapixels")
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number <= most.metadata["most"]:
+        limit = most.metadata["most"]
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0 and at most {limit}")
+    return number
 
 
 def add_data_overrides(parser) -> None:

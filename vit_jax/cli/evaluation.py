@@ -167,6 +167,7 @@ def add_predict_flags(parser) -> None:
     )
     parser.add_argument("--classes", metavar="FILE", help="class names, one a line")
     parser.add_argument("--json", action="store_true", help="print one JSON object per image")
+    arguments.add_max_megapixels(parser)
 
 
 def run_predict(args, file: str | None, overrides: dict[str, str]) -> int:
@@ -174,13 +175,16 @@ def run_predict(args, file: str | None, overrides: dict[str, str]) -> int:
     arguments.refuse_config("predict", file, overrides)
     if args.top < 1:
         raise ConfigError(f"--top is {args.top}; expected at least 1.")
-    classes = _read_classes(args.classes)
+    from vit_jax.data.labels import read_names
     from vit_jax.distributed.compilation_cache import keep_compiled_programs
     from vit_jax.evaluation.predict import predict_files
 
     keep_compiled_programs()
+    names = read_names(args.classes, "--classes") if args.classes else None
+    classes = names and tuple(filter(None, names))  # Without empty lines.
+    options = {"top": args.top, "classes": classes, "max_megapixels": args.max_megapixels}
     num_unreadable = 0
-    for path, predictions in predict_files(where, args.images, top=args.top, classes=classes):
+    for path, predictions in predict_files(where, args.images, **options):
         if predictions is None:
             num_unreadable += 1
         else:
@@ -195,16 +199,6 @@ def _print_predictions(path: pathlib.Path, predictions: list, as_json: bool) -> 
         return
     for label, probability in predictions:
         print_text(f"{printable(path)}\t{printable(label)}\t{probability:.4f}")
-
-
-def _read_classes(file: str | None) -> tuple[str, ...] | None:
-    if file is None:
-        return None
-    try:
-        lines = pathlib.Path(file).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--classes={file} cannot be read: {error}.") from error
-    return tuple(line.strip() for line in lines if line.strip())
 
 
 EVALUATE = Verb(

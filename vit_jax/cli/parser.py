@@ -4,6 +4,8 @@ import argparse
 import dataclasses
 from collections.abc import Callable, Iterable
 
+from vit_jax.config.fields import expand_home
+from vit_jax.config.schema import is_path_field
 from vit_jax.errors import ConfigError
 
 
@@ -44,20 +46,24 @@ class Parser(argparse.ArgumentParser):
 def split_config_flags(argv: list[str]) -> tuple[list[str], str | None, dict[str, str]]:
     """Returns the other arguments, the FILE[:ARGS] of --config, and the --config.KEY=TEXT.
 
-    Raises ConfigError for a flag that is given twice, because only one could have an effect.
+    A leading `~` of any value becomes the home folder, which a shell leaves in `--flag=~/folder`.
+    Raises ConfigError for a flag that is given twice, because only one could have an effect, and
+    for an empty argument, such as that of a shell variable that is not set.
     """
     rest, file, overrides = [], None, {}
     arguments = iter(argv)
     for argument in arguments:
         flag, equals, text = argument.partition("=")
         if flag != "--config" and not flag.startswith("--config."):
-            rest.append(argument)
+            rest.append(_checked(argument))
             continue
         if not equals:
             text = next(arguments, None)
             if text is None:
                 raise ConfigError(f"{flag} needs a value, as in {flag}=VALUE.")
-        key = flag.removeprefix("--config.")
+        text, key = expand_home(text), flag.removeprefix("--config.")
+        if not text and (flag == "--config" or is_path_field(key)):
+            raise ConfigError(f"{flag} is empty; give it a value, or leave it out.")
         if flag == "--config":
             first, file = file, text
         else:
@@ -65,6 +71,16 @@ def split_config_flags(argv: list[str]) -> tuple[list[str], str | None, dict[str
         if first is not None:
             raise ConfigError(f"{flag} is given twice, {first!r} and {text!r}; give it once.")
     return rest, file, overrides
+
+
+def _checked(argument: str) -> str:
+    """Returns an argument with the home folder in place of a leading `~`; rejects an empty one."""
+    flag, equals, value = (
+        argument.partition("=") if argument.startswith("--") else ("", "", argument)
+    )
+    if not value and (equals or not flag):
+        raise ConfigError(f"{flag or 'an argument'} is empty; give it a value, or leave it out.")
+    return f"{flag}{equals}{expand_home(value)}"
 
 
 def make_parser(verbs: Iterable[Verb]) -> Parser:

@@ -28,6 +28,7 @@ def add_flags(parser) -> None:
         metavar="N",
         help="number of processes (default: one per core)",
     )
+    arguments.add_max_megapixels(parser)
 
 
 def run(args, file: str | None, overrides: dict[str, str]) -> int:
@@ -35,7 +36,11 @@ def run(args, file: str | None, overrides: dict[str, str]) -> int:
     from vit_jax.prepare.prepare import prepare_dataset
 
     line = prepare_dataset(
-        args.source, args.destination, excluded=args.exclude, workers=args.workers
+        args.source,
+        args.destination,
+        excluded=args.exclude,
+        workers=args.workers,
+        max_megapixels=args.max_megapixels,
     )
     print_line(line)
     return 0

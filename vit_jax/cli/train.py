@@ -5,7 +5,6 @@ import pathlib
 from vit_jax import config as config_lib
 from vit_jax.cli import arguments
 from vit_jax.cli.parser import Verb
-from vit_jax.errors import ConfigError
 from vit_jax.text import print_line
 
 
@@ -53,8 +52,6 @@ def add_flags(parser) -> None:
 
 
 def run(args, file: str | None, overrides: dict[str, str]) -> int:
-    if not args.workdir:
-        raise ConfigError("--workdir is empty; expected the folder of the run.")
     from vit_jax.checkpoints import workdir
 
     folder = pathlib.Path(args.workdir)

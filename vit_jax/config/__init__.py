@@ -1,5 +1,6 @@
 """Configs: fields in `schema`, their checks in `validate`, files and overrides in `loading`."""
 
+from vit_jax.config.arguments import find_source, parse_arg
 from vit_jax.config.loading import (
     FREE_ON_RESUME,
     ConfigDict,
@@ -8,7 +9,6 @@ from vit_jax.config.loading import (
     differing_fields,
     from_dict,
     load,
-    parse_arg,
     replaced,
     to_config_dict,
     to_dict,
@@ -24,6 +24,7 @@ __all__ = [
     "base_config",
     "check",
     "differing_fields",
+    "find_source",
     "from_dict",
     "load",
     "overridden",

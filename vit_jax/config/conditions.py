@@ -34,10 +34,17 @@ def _is(value: str, *names: str) -> bool:
 
 
 def _reads(data: Data, field: str) -> bool:
-    """Returns True if the kind of data set reads a field; names in `mix` replace one of them."""
+    """Returns True if the kind of data set reads a field.
+
+    Names in `mix` take the place of one of them for training; the validation split still reads it.
+    """
     (source,) = (each for each in dataclasses.fields(Data) if each.name == "source")
     kind = registry.chosen_by(source, data.source, "config.data.source")
-    return kind is None or (field in kind.reads and not (data.mix and field == kind.named_by))
+    if kind is None:
+        return True
+    is_replaced = bool(data.mix) and field == kind.named_by
+    reads_val = bool(data.val_split) and data.dev is None
+    return field in kind.reads and (not is_replaced or reads_val)
 
 
 def _changes_lr(config: Config) -> bool:
@@ -64,12 +71,12 @@ CONDITIONS = (
     Condition(
         "data.dir",
         lambda c: _reads(c.data, "dir"),
-        "a data.source that reads it, or with data.mix in its place",
+        "a data.source that reads it, or with data.mix in its place and no data.val_split",
     ),
     Condition(
         "data.dataset",
         lambda c: _reads(c.data, "dataset"),
-        "a data.source that reads it, or with data.mix in its place",
+        "a data.source that reads it, or with data.mix in its place and no data.val_split",
     ),
     Condition(
         "data.val_fraction",

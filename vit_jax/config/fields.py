@@ -1,6 +1,7 @@
 """Declaration of config fields: default, meaning, bounds, and the table of named values."""
 
 import dataclasses
+import os
 
 
 class Kwargs(dict[str, object]):
@@ -28,6 +29,7 @@ def field(
     parser: str = "",
     kwargs_of: str = "",
     is_traced: bool = False,
+    is_path: bool = False,
     **limits,
 ):
     """A dataclass field with its meaning and its bounds.
@@ -40,11 +42,20 @@ def field(
         arguments of the entry that it chooses, checked against the entry's signature.
       is_traced: the value is an argument of the compiled train step, so that runs which differ
         in it alone share one program.
+      is_path: the value has paths, in which a leading `~` is the user's home folder.
       **limits: arguments of `bounds`.
     """
     metadata = {"meaning": meaning, "table": table, "parser": parser}
-    metadata |= {"kwargs_of": kwargs_of, "is_traced": is_traced}
+    metadata |= {"kwargs_of": kwargs_of, "is_traced": is_traced, "is_path": is_path}
     return dataclasses.field(default=default, metadata=metadata | bounds(**limits))
+
+
+def expand_home(value):
+    """Returns a path, or a tuple of values, with the home folder in place of a leading `~`."""
+    if isinstance(value, tuple):
+        return tuple(map(expand_home, value))
+    is_home = isinstance(value, str) and value.startswith("~")
+    return os.path.expanduser(value) if is_home else value
 
 
 def without_traced(section):

@@ -19,16 +19,13 @@ from collections.abc import Iterator
 from ml_collections import config_dict
 from ml_collections.config_dict import ConfigDict
 
-from vit_jax.config.fields import Kwargs
+from vit_jax.config.fields import Kwargs, expand_home
 from vit_jax.config.hints import suggest
 from vit_jax.config.schema import Config
 from vit_jax.config.upgrade import upgrade
 from vit_jax.config.validate import DURATIONS, check_effects, check_run
 from vit_jax.config.values import TYPE_NAMES
 from vit_jax.errors import ConfigError, nearest, shown
-
-# Arguments of config files whose fields `trial.smoke` replaces.
-REPLACED_BY_SMOKE = {"init", "teacher", "size", "patch", "steps", "epochs", "batch", "dir"}
 
 # Fields that may change when a run is resumed.
 FREE_ON_RESUME = (
@@ -93,43 +90,12 @@ def _unlock_kwargs(section: ConfigDict, cls) -> None:
             section[each.name].unlock()
 
 
-def parse_arg(arg: str | None, **defaults) -> ConfigDict:
-    """Returns the arguments `key=value,word` after `FILE:`; a word alone means `word=True`."""
-    values, given = dict(defaults), set()
-    for item in filter(None, (arg or "").split(",")):
-        key, equals, text = item.partition("=")
-        if key in given:
-            raise ConfigError(f"config argument {key} is given twice.")
-        given.add(key)
-        if key not in defaults:
-            hint = nearest(key, defaults)
-            raise ConfigError(f"config argument {key!r} is not one of {sorted(defaults)}.{hint}")
-        if not equals:
-            values[key] = True
-        elif isinstance(defaults[key], str):
-            values[key] = text
-        else:
-            values[key] = literal(text)
-        wanted = type(defaults[key])
-        if wanted is float and type(values[key]) is int:
-            values[key] = float(values[key])
-        if type(values[key]) is not wanted and defaults[key] is not None:
-            raise ConfigError(
-                f"config argument {key} is {text or True!r}; it must be {TYPE_NAMES[wanted]}."
-            )
-    if values.get("smoke") and (ignored := sorted(given & REPLACED_BY_SMOKE)):
-        raise ConfigError(
-            f"config argument {ignored[0]} has no effect with smoke, which trains a tiny model "
-            "from random weights for 20 steps; leave one of them out."
-        )
-    return ConfigDict(values)
-
-
 def load(file_and_arg: str) -> ConfigDict:
     """Returns the config of `FILE[:ARGS]`: the result of its `get_config(args)`, or a .json file.
 
     Raises ConfigError, in one line, for a missing file or an error inside it.
     """
+    file_and_arg = expand_home(file_and_arg)
     is_whole = pathlib.Path(file_and_arg).is_file()
     path, _, arg = (file_and_arg, "", "") if is_whole else file_and_arg.partition(":")
     if not pathlib.Path(path).is_file():

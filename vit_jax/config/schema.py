@@ -107,7 +107,9 @@ class Task:
         table="vit_jax.tasks.losses:LOSSES",
     )
     label_smoothing: float = field(0.0, "Share of all classes.", least=0, most=0.99)
-    teacher: str = field("", "Weights of a teacher to distil from, as for init.path; '' for none.")
+    teacher: str = field(
+        "", "Weights of a teacher to distil from, as for init.path; '' for none.", is_path=True
+    )
     distill: str = field(
         "soft",
         "Distillation from the teacher's probabilities, or from its best class (arXiv:2012.12877).",
@@ -225,7 +227,9 @@ class Mesh:
 class Init:
     """config.init: pretrained weights to start from, and permitted changes."""
 
-    path: str = field("", "Weights to start from: a workdir, a file, a URL or a published name.")
+    path: str = field(
+        "", "Weights to start from: a workdir, a file, a URL or a published name.", is_path=True
+    )
     stage: str = field("", "Earlier stage of the same config to start from.")
     new_head: bool = field(False, "Replace the head by zeros.")
     resize: bool = field(False, "Resize position embeddings to the grid of the model.")
@@ -245,8 +249,12 @@ class FewShot:
         "Kind of data set, as in config.data; '' for the data of the run.",
         table="vit_jax.data.sources:SOURCES",
     )
-    sets: tuple[str, ...] = field((), "Data sets, or folders, each of which is evaluated.")
-    dir: str = field("", "TFDS's data folder, if `source` is not that of config.data.")
+    sets: tuple[str, ...] = field(
+        (), "Data sets, or folders, each of which is evaluated.", is_path=True
+    )
+    dir: str = field(
+        "", "TFDS's data folder, if `source` is not that of config.data.", is_path=True
+    )
     split: str = field("train", "Split that the shots are drawn from.")
     test_split: str = field("val", "Split that is scored.")
     shots: tuple[int, ...] = field((1, 5, 10, 25), "Numbers of examples per class.", least=1)
@@ -322,3 +330,18 @@ class Config:
     init: Init = Init()
     fewshot: FewShot = FewShot()
     sweep: Sweep = Sweep()
+
+
+def is_path_field(key: str) -> bool:
+    """Returns True for the dotted name of a field whose value is a path, also of a stage."""
+    names = key.split(".")
+    names = names[2:] if names[0] == "stages" else names
+    section, metadata = Config, {}
+    for name in names:
+        fields = {each.name: each for each in dataclasses.fields(section)}
+        if name not in fields:
+            return False
+        section, metadata = fields[name].type, fields[name].metadata
+        if not dataclasses.is_dataclass(section):
+            break
+    return bool(metadata.get("is_path"))

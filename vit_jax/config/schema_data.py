@@ -17,10 +17,14 @@ class Data:
         "task `dataset` of VTAB-1k (Table 9).",
         table="vit_jax.data.sources:SOURCES",
     )
-    dir: str = field("", "The image folder, the prepared folder, or TFDS's data folder.")
+    dir: str = field(
+        "", "The image folder, the prepared folder, or TFDS's data folder.", is_path=True
+    )
     dataset: str = field("", "TFDS name, such as cifar10 or my_set:1.0.0.")
     mix: tuple[tuple[str, int], ...] = field(
-        (), "Training sets in place of `dir` or `dataset`, each with its share of the stream."
+        (),
+        "Training sets in place of `dir` or `dataset`, each with its share of the stream.",
+        is_path=True,
     )
     split: str = field("train", "Split trained on.")
     val_split: str = field("val", "Split evaluated while training; '' for none.")

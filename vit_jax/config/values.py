@@ -8,7 +8,7 @@ import typing
 from collections.abc import Callable, Mapping
 
 from vit_jax.config import registry
-from vit_jax.config.fields import Kwargs, bounds
+from vit_jax.config.fields import Kwargs, bounds, expand_home
 from vit_jax.config.hints import suggest
 from vit_jax.errors import ConfigError, nearest, shown
 
@@ -185,6 +185,8 @@ def _check_value(value, kind, limits: Mapping, place: str, default=None):
         none = ", which is empty ('') for none" if is_text else ""
         raise ConfigError(f"{place} is {shown(value)}; it must be {wanted}{none}.")
     value = next(fit for fit in fitting if fit is not _MISFIT)
+    if limits.get("is_path"):
+        value = expand_home(value)
     if limits.get("parser") and value != default:
         value = registry.load_object(limits["parser"])(value, place)
     if limits["choices"] and value not in limits["choices"]:

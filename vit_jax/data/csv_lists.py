@@ -12,6 +12,7 @@ from vit_jax.data import class_folders
 from vit_jax.data.image_folder import FolderSource, folder_source, share_files
 from vit_jax.data.labels import same_form
 from vit_jax.errors import DataError, nearest
+from vit_jax.text import decode_text
 
 
 def open_csv(data: Data, split: str) -> FolderSource:
@@ -112,10 +113,10 @@ def _read_list(file: pathlib.Path, classes: Iterable[str] = ()) -> dict[str, lis
 
 
 def _read_text(file: pathlib.Path) -> str:
-    """Returns the text of a UTF-8 file, with or without a byte order mark."""
+    """Returns the text of a file; raises DataError with the line that cannot be decoded."""
     try:
         data = file.read_bytes()
-        return data.decode("utf-8-sig")
+        return decode_text(data)
     except OSError as error:
         raise DataError(f"{file}: cannot be read ({error.strerror}).") from error
     except UnicodeDecodeError as error:

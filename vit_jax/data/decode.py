@@ -170,8 +170,8 @@ def _check_size(name: str, pixels: int, max_megapixels: float) -> None:
     """Raises UnreadableImage for too many pixels, before memory is allocated for them."""
     if pixels > max_megapixels * 1e6:
         raise UnreadableImage(
-            f"{name}: {pixels / 1e6:.6g} megapixels are more than data.max_megapixels, which is "
-            f"{max_megapixels:g}."
+            f"{name}: {pixels / 1e6:.6g} megapixels are more than "
+            f"max_megapixels={max_megapixels:g}."
         )
 
 

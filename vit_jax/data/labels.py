@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from vit_jax.errors import ConfigError, DataError, VitJaxError, nearest
+from vit_jax.text import decode_text
 
 MAP_HINT = "--class_map=FILE maps classes of the data to classes of the model."
 NUMBER = r"[0-9]{1,9}"
@@ -212,9 +213,9 @@ def read_class_map(
 
 
 def read_names(file: str, option: str) -> list[str]:
-    """Returns the lines of a UTF-8 file without surrounding spaces; raises ConfigError."""
+    """Returns the lines of a text file without surrounding spaces; raises ConfigError."""
     try:
-        text = pathlib.Path(file).read_text(encoding="utf-8-sig")
+        text = decode_text(pathlib.Path(file).read_bytes())
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{option}={file} cannot be read: {error}.") from error
     return [line.strip() for line in text.removesuffix("\n").split("\n")]

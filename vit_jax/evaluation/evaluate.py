@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from vit_jax.atomic_io import write_atomically
 from vit_jax.checkpoints import workdir
+from vit_jax.config.fields import expand_home
 from vit_jax.data import labels as labels_lib
 from vit_jax.data.overview import describe_splits
 from vit_jax.distributed.progress import Progress
@@ -91,7 +92,7 @@ def evaluate(
         prepared, class_map=class_map, restrict=restrict, label_sets=label_sets, progress=progress
     )
     if out is not None:
-        scores.write(pathlib.Path(out))
+        scores.write(pathlib.Path(expand_home(str(out))))
     return scores
 
 

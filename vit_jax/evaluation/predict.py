@@ -1,5 +1,6 @@
 """Class predictions for images."""
 
+import dataclasses
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vit_jax.config.schema import Data
 from vit_jax.data.class_folders import no_images
 from vit_jax.data.decode import Encoded, as_image
 from vit_jax.data.listing import Listing
@@ -102,7 +104,12 @@ def image_batches(images: Sequence, recipe: EvalRecipe) -> Iterator[tuple[np.nda
 
 
 def predict_files(
-    where: str, images: Sequence[str], *, top: int = 5, classes: Sequence[str] | None = None
+    where: str,
+    images: Sequence[str],
+    *,
+    top: int = 5,
+    classes: Sequence[str] | None = None,
+    max_megapixels: float = Data.max_megapixels,
 ) -> Iterator[tuple[pathlib.Path, list[Prediction] | None]]:
     """Yields each image file with its predictions, or with None if it cannot be read.
 
@@ -110,13 +117,15 @@ def predict_files(
 
     Args:
       images: image files, and folders that are searched for image files.
+      max_megapixels: size above which an image cannot be read.
     """
     predictor = Predictor(where, top=top, classes=classes)
+    recipe = dataclasses.replace(predictor.recipe, max_megapixels=max_megapixels)
     files = list(_image_files(images))
     size = min(BATCH_SIZE, len(files))
     for first in range(0, len(files), size):
         batch = files[first : first + size]
-        pixels = [_read(path, predictor.recipe) for path in batch]
+        pixels = [_read(path, recipe) for path in batch]
         readable = [image for image in pixels if image is not None]
         predictions: Iterable = ()
         if readable:

@@ -25,6 +25,7 @@ from vit_jax.atomic_io import (
     write_atomically,
 )
 from vit_jax.checkpoints import workdir
+from vit_jax.config.schema import Data
 from vit_jax.data import manifest
 from vit_jax.distributed.progress import Progress, format_duration
 from vit_jax.errors import ConfigError, DataError
@@ -40,7 +41,14 @@ PLAN = "plan.json"
 MAX_LINES = 20  # Printed lines of a list.
 
 
-def prepare_dataset(source: str, destination: str, *, excluded: str = "", workers: int = 0) -> str:
+def prepare_dataset(
+    source: str,
+    destination: str,
+    *,
+    excluded: str = "",
+    workers: int = 0,
+    max_megapixels: float = Data.max_megapixels,
+) -> str:
     """Converts images in class folders to a data set; returns the last line to print.
 
     Args:
@@ -48,6 +56,7 @@ def prepare_dataset(source: str, destination: str, *, excluded: str = "", worker
       destination: folder to create, for `data.source=prepared` or TFDS.
       excluded: a folder, tar or prepared set of images whose near-duplicates are left out.
       workers: number of processes; 0 for one per core.
+      max_megapixels: size above which an image is left out.
 
     Raises:
       DataError: the source is not a data set.
@@ -67,6 +76,7 @@ def prepare_dataset(source: str, destination: str, *, excluded: str = "", worker
         "images": sum(map(len, images.splits.values())),
         "listing": images.digest(),
         "excluded": exclude.content_digest(excluded) if excluded else None,
+        "max_megapixels": max_megapixels,
     }
     if folder.is_dir() and any(folder.iterdir()):
         _check_same_plan(manifest.read_info(folder), plan, folder)
@@ -74,10 +84,11 @@ def prepare_dataset(source: str, destination: str, *, excluded: str = "", worker
         with workdir.Lock(partial):
             _create_partial(partial, plan)
             try:
-                _write_shards(partial, images, excluded, workers or os.cpu_count() or 1, progress)
+                shards = _make_shards(partial, images, max_megapixels)
+                _write_shards(partial, shards, excluded, workers or os.cpu_count() or 1, progress)
             finally:
                 _remove_temporary_files(partial)
-            _write_metadata(partial, images, plan)
+            _write_metadata(partial, images, shards, plan)
             os.replace(partial / DATA, folder)
     _remove_partial(partial, plan)
     return _print_summary(folder, images, progress)
@@ -124,7 +135,10 @@ def _check_same_plan(old: dict | None, plan: dict, where: pathlib.Path) -> None:
         "images": "from a source of {old} images, not {new}",
         "listing": "from a source with other file names, sizes or classes",
         "excluded": "with another --exclude",
+        "max_megapixels": "with --max_megapixels={old:g}, not {new:g}",
     }
+    # Earlier versions had a fixed limit.
+    old = old and {"max_megapixels": Data.max_megapixels} | old
     for key, text in differences.items():
         if old is not None and old.get(key) != plan[key]:
             difference = text.format(old=old.get(key), new=plan[key])
@@ -148,7 +162,7 @@ def _remove_temporary_files(partial: pathlib.Path) -> None:
 
 
 def _write_shards(
-    partial: pathlib.Path, images: listing.DataSet, excluded: str, workers: int, progress
+    partial: pathlib.Path, shards: list[Shard], excluded: str, workers: int, progress
 ) -> None:
     """Writes the missing shards."""
     if excluded and not (partial / EXCLUDED).exists():
@@ -159,12 +173,10 @@ def _write_shards(
             progress.show(f"excluded: {i}/{len(batches)} batches")
         with open_atomically(partial / EXCLUDED) as file:
             duplicates.build_index(signatures).save(file)
-    all_shards = _make_shards(partial, images)
-    todo = [shard for shard in all_shards if not shard.part.exists()]
-    if len(todo) < len(all_shards):
-        progress.print_line(
-            f"resuming: {len(all_shards) - len(todo)}/{len(all_shards)} shards are complete"
-        )
+    todo = [shard for shard in shards if not shard.part.exists()]
+    if len(todo) < len(shards):
+        complete = f"{len(shards) - len(todo)}/{len(shards)}"
+        progress.print_line(f"resuming: {complete} shards are complete")
     total, done, start = sum(len(shard.images) for shard in todo), 0, time.monotonic()
     for count in run_in_processes([shard.write for shard in todo], workers):
         done += count
@@ -173,7 +185,9 @@ def _write_shards(
         progress.show(f"{done:,}/{total:,} images | {speed:,.0f} images/s | {left} left")
 
 
-def _make_shards(partial: pathlib.Path, images: listing.DataSet) -> list[Shard]:
+def _make_shards(
+    partial: pathlib.Path, images: listing.DataSet, max_megapixels: float
+) -> list[Shard]:
     """Returns all shards; a hash of its path orders each image, so that slices are random."""
     shards = []
     for split, pairs in images.splits.items():
@@ -187,7 +201,7 @@ def _make_shards(partial: pathlib.Path, images: listing.DataSet) -> list[Shard]:
                 (image, label, images.classes[label])
                 for image, label in ordered[bounds[i] : bounds[i + 1]]
             ]
-            shards.append(Shard(partial, split, i, num_shards, labelled))
+            shards.append(Shard(partial, split, i, num_shards, labelled, max_megapixels))
     return shards
 
 
@@ -226,7 +240,9 @@ def _records(shards: list[Shard]) -> Iterator[dict]:
             yield from map(json.loads, part)
 
 
-def _write_metadata(partial: pathlib.Path, images: listing.DataSet, plan: dict) -> None:
+def _write_metadata(
+    partial: pathlib.Path, images: listing.DataSet, shards: list[Shard], plan: dict
+) -> None:
     """Writes all files other than the shards; `prepared.json` is the last one."""
     data = partial / DATA
     counts = Counts(
@@ -234,7 +250,6 @@ def _write_metadata(partial: pathlib.Path, images: listing.DataSet, plan: dict) 
         {split: [] for split in images.splits},
         dict.fromkeys(images.splits, 0),
     )
-    shards = _make_shards(partial, images)
     lines = copies.CopyLines(counts.lines(shards), copies.find_firsts(_records(shards)))
     digest = manifest.write(data, lines)
     lines.write(data)

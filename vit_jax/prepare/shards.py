@@ -8,6 +8,7 @@ import pathlib
 import numpy as np
 
 from vit_jax.atomic_io import to_json, write_atomically
+from vit_jax.config.schema import Data
 from vit_jax.data import decode, record_files
 from vit_jax.data.listing import ImageFile
 from vit_jax.errors import DataError
@@ -27,6 +28,7 @@ class Shard:
     index: int
     num_shards: int
     images: list[tuple[ImageFile, int, str]]  # Image, label and class name.
+    max_megapixels: float  # Larger images are left out.
 
     @property
     def part(self) -> pathlib.Path:
@@ -47,7 +49,7 @@ class Shard:
             records = []
             for image, label, title in self.images:
                 record = {"path": image.path, "split": self.split, "class": title, "label": label}
-                properties, data = _examine(image, index)
+                properties, data = _examine(image, index, self.max_megapixels)
                 records.append(record | properties)
                 if "reason" not in properties:
                     write(_serialize(data, label))
@@ -55,7 +57,9 @@ class Shard:
         return len(records)
 
 
-def _examine(file: ImageFile, index: duplicates.SignatureIndex | None) -> tuple[dict, bytes]:
+def _examine(
+    file: ImageFile, index: duplicates.SignatureIndex | None, max_megapixels: float
+) -> tuple[dict, bytes]:
     """Returns the manifest fields of an image, with a `reason` if it is left out, and its bytes."""
     try:
         data = file.read()
@@ -63,7 +67,7 @@ def _examine(file: ImageFile, index: duplicates.SignatureIndex | None) -> tuple[
         return {"kind": "damaged", "reason": f"unreadable image ({error.strerror})"}, b""
     record = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     try:
-        image = decode_image(data, file.path)
+        image = decode_image(data, file.path, max_megapixels)
     except DataError as error:
         reason = str(error).removeprefix(f"{file.path}: ").removesuffix(".")
         return record | {"kind": "damaged", "reason": reason}, data
@@ -74,9 +78,9 @@ def _examine(file: ImageFile, index: duplicates.SignatureIndex | None) -> tuple[
     return record, data
 
 
-def decode_image(data: bytes, name: str) -> np.ndarray:
+def decode_image(data: bytes, name: str, max_megapixels: float = Data.max_megapixels) -> np.ndarray:
     """Returns an image as H W 3 uint8; raises DataError if it cannot be decoded."""
-    return decode.decode(decode.Encoded(data, name))
+    return decode.decode(decode.Encoded(data, name), max_megapixels=max_megapixels)
 
 
 @functools.lru_cache(maxsize=1)

@@ -4,6 +4,7 @@ import pathlib
 from collections.abc import Mapping
 
 from vit_jax import config as config_lib
+from vit_jax.config.fields import expand_home
 from vit_jax.config.schema import Config
 from vit_jax.training import sweep
 from vit_jax.training.profiler import Window
@@ -71,7 +72,7 @@ def train(
     sweep. Raises a `vit_jax.errors.VitJaxError` in one line; Interrupted after a signal, with
     the last finished step saved.
     """
-    folder = pathlib.Path(workdir)
+    folder = pathlib.Path(expand_home(str(workdir)))
     stages = config_lib.resolve(config, overrides)
     summary = sweep.run(stages, folder, fallback=fallback, profile=profile, shard=shard)
     return None if summary is None else Summary(summary, folder)

@@ -242,7 +242,7 @@ def _read_class_names_beside(path: pathlib.Path, num_classes: int) -> tuple[str,
     classes_path = path.with_suffix(CLASSES_SUFFIX)
     if not classes_path.is_file():
         return None
-    text = classes_path.read_text(encoding="utf-8", errors="surrogateescape")
+    text = classes_path.read_text(encoding="utf-8-sig", errors="surrogateescape")
     names = tuple(text.removesuffix("\n").split("\n"))
     return names if len(names) == num_classes else None
 

@@ -9,6 +9,7 @@ import re
 from typing import NamedTuple
 
 from vit_jax.checkpoints import layout, workdir
+from vit_jax.config.fields import expand_home
 from vit_jax.errors import CheckpointError, ConfigError
 from vit_jax.weights import download, published, weights_folder
 from vit_jax.weights import metadata as metadata_lib
@@ -51,7 +52,7 @@ def resolve(where: str | pathlib.Path) -> Location:
 
 def split_options(where: str | pathlib.Path) -> tuple[str, dict[str, str]]:
     """Returns WHERE without its options, and the options as text by name."""
-    where = str(where)
+    where = expand_home(str(where))
     match = re.fullmatch(OPTIONS, where, re.DOTALL)
     if match is None or pathlib.Path(where).exists():
         return where, {}

@@ -1,0 +1,78 @@
+"""Arguments of config files, `FILE:key=value,word`."""
+
+import os
+import pathlib
+from collections.abc import Collection, Iterator
+
+from ml_collections.config_dict import ConfigDict
+
+from vit_jax.config.loading import literal
+from vit_jax.config.values import TYPE_NAMES
+from vit_jax.errors import ConfigError, nearest
+
+# Arguments of config files whose fields `trial.smoke` replaces.
+REPLACED_BY_SMOKE = {"init", "teacher", "size", "patch", "steps", "epochs", "batch", "dir"}
+
+
+def parse_arg(arg: str | None, **defaults) -> ConfigDict:
+    """Returns the arguments `key=value,word` after `FILE:`; a word alone means `word=True`.
+
+    A value may contain commas if it is the path of a file or folder that exists. Raises
+    ConfigError for an unknown, repeated or empty argument, and for a value of another type.
+    """
+    values, given = dict(defaults), set()
+    for item in _split(arg or "", defaults):
+        key, equals, text = item.partition("=")
+        if key in given:
+            raise ConfigError(f"config argument {key} is given twice.")
+        given.add(key)
+        if key not in defaults:
+            hint = nearest(key, defaults)
+            raise ConfigError(f"config argument {key!r} is not one of {sorted(defaults)}.{hint}")
+        if equals and not text:
+            raise ConfigError(f"config argument {key} is empty; give it a value, or leave it out.")
+        if not equals:
+            values[key] = True
+        elif isinstance(defaults[key], str):
+            values[key] = text
+        else:
+            values[key] = literal(text)
+        wanted = type(defaults[key])
+        if wanted is float and type(values[key]) is int:
+            values[key] = float(values[key])
+        if type(values[key]) is not wanted and defaults[key] is not None:
+            raise ConfigError(
+                f"config argument {key} is {text or True!r}; it must be {TYPE_NAMES[wanted]}."
+            )
+    if values.get("smoke") and (ignored := sorted(given & REPLACED_BY_SMOKE)):
+        raise ConfigError(
+            f"config argument {ignored[0]} has no effect with smoke, which trains a tiny model "
+            "from random weights for 20 steps; leave one of them out."
+        )
+    return ConfigDict(values)
+
+
+def _split(arg: str, known: Collection[str]) -> Iterator[str]:
+    """Yields the parts between commas, except the commas in the path of an existing file."""
+    parts = arg.split(",")
+    while parts:
+        length = 1
+        for end in range(2, len(parts) + 1):
+            is_argument = parts[length].partition("=")[0] in known and _exists(parts[:length])
+            if _exists(parts[:end]) and not is_argument:
+                length = end
+        if item := ",".join(parts[:length]):
+            yield item
+        parts = parts[length:]
+
+
+def _exists(parts: list[str]) -> bool:
+    _, equals, start = parts[0].partition("=")
+    path = ",".join([start, *parts[1:]])
+    return bool(equals and path) and os.path.exists(os.path.expanduser(path))
+
+
+def find_source(path: str) -> str:
+    """Returns the `data.source` of a folder of images: 'prepared' or 'folder'."""
+    info = pathlib.Path(os.path.expanduser(path), "prepared.json")  # `vit_jax.data.manifest.INFO`.
+    return "prepared" if info.is_file() else "folder"
