@@ -5,7 +5,14 @@ import unicodedata
 import numpy as np
 import pytest
 
-from vit_jax.data.labels import check_new_names, match_classes, read_class_map, relabelled, union
+from vit_jax.data.labels import (
+    check_new_names,
+    match_classes,
+    read_class_map,
+    read_names,
+    relabelled,
+    union,
+)
 from vit_jax.data.sources import ArraySource
 from vit_jax.errors import ConfigError, DataError
 
@@ -134,6 +141,14 @@ def test_read_class_map_takes_names_and_numbers(tmp_path):
         read_class_map(file, 1, known)
     with pytest.raises(ConfigError, match="has 1 lines; expected 2"):
         read_class_map(file, 2, known)
+
+
+def test_read_names_ignores_a_byte_order_mark_and_rejects_an_empty_line(tmp_path):
+    file = write(tmp_path / "names.txt", "ant\n bee \n\n", "utf-8-sig")
+    assert read_names(file, "--classes") == ["ant", "bee"]
+    file = write(tmp_path / "names.txt", "ant\n\nbee\n")
+    with pytest.raises(ConfigError, match=r"--classes=.*names\.txt, line 2 is empty"):
+        read_names(file, "--classes")
 
 
 def test_check_new_names_rejects_a_name_of_another_output():

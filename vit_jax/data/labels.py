@@ -213,12 +213,19 @@ def read_class_map(
 
 
 def read_names(file: str, option: str) -> list[str]:
-    """Returns the lines of a text file without surrounding spaces; raises ConfigError."""
+    """Returns the lines of a text file without surrounding spaces and empty lines at the end.
+
+    Raises ConfigError if the file cannot be read, or has an empty line between others.
+    """
     try:
         text = decode_text(pathlib.Path(file).read_bytes())
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{option}={file} cannot be read: {error}.") from error
-    return [line.strip() for line in text.removesuffix("\n").split("\n")]
+    lines = [line.strip() for line in text.rstrip().split("\n")]
+    if "" in lines:
+        number = lines.index("") + 1
+        raise ConfigError(f"{option}={file}, line {number} is empty; expected a name or a number.")
+    return lines
 
 
 def check_new_names(names: Iterable[str], old: Sequence[str], option: str) -> None:

@@ -1,11 +1,11 @@
 """Lists the arrays and metadata of a checkpoint or weights file without reading arrays."""
 
-import contextlib
 import math
 
 from vit_jax.atomic_io import to_json
 from vit_jax.checkpoints import layout
 from vit_jax.errors import CheckpointError
+from vit_jax.text import warn
 from vit_jax.weights import families, location
 from vit_jax.weights.reader import open_weights_file
 from vit_jax.weights.weights_folder import open_weights
@@ -32,9 +32,11 @@ def inspect_checkpoint(where: str, as_json: bool = False) -> str:
         }
         params = list(arrays)
         metadata = {**archive.metadata, "file": str(archive.path)}
-        with contextlib.suppress(CheckpointError):  # Any file can be inspected.
+        try:
             found = open_weights_file(path, given=given).metadata
             families.report(found, str(path), entry is not None)
+        except CheckpointError as error:  # Any file can be inspected.
+            warn(error)
     else:
         arrays = layout.read_manifest(path)["leaves"]
         params = [name for name in arrays if name.startswith("params/")]
