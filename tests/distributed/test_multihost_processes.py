@@ -24,7 +24,7 @@ from vit_jax.config import base_config
 
 def get_config(arg=None):
     config = base_config()
-    config.model.update(name="vit_ti16", patch=14, num_layers=1, hidden_size=16, mlp_size=32)
+    config.model.update(name="vit_ti16", patch=14, num_layers=2, hidden_size=16, mlp_size=32)
     config.model.update(num_heads=2, dropout=0.1, drop_path=0.1)
     config.data.update(image_size=28, num_classes=3, num_examples=100, mixup=0.3)
     config.optimizer.update(warmup_steps=5, weight_decay=0.1)
