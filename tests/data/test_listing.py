@@ -1,9 +1,11 @@
 """Image files below folders: links, hidden files, suffixes, and what is counted as skipped."""
 
 import os
+import tarfile
 
 import pytest
 
+from tests.support.image_files import make_tar
 from vit_jax.data import listing as listing_lib
 from vit_jax.data.listing import Listing
 from vit_jax.errors import DataError
@@ -89,6 +91,38 @@ def test_listing_counts_files_that_are_not_regular(tmp_path):
     os.mkfifo(tmp_path / "pipe.jpg")
     (tmp_path / "album.jpg").mkdir()
     assert listed(tmp_path) == ([], "1 .jpg (no regular file, such as pipe.jpg)")
+
+
+def test_listing_counts_links_and_hidden_files_in_a_tar_file(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name, kind in {
+            "./a/1.png": tarfile.REGTYPE,
+            "a/2.png": tarfile.LNKTYPE,
+            "a/3.png": tarfile.SYMTYPE,
+            "a/._1.png": tarfile.REGTYPE,
+            "a/4.bmp": tarfile.REGTYPE,
+            "empty": tarfile.DIRTYPE,
+        }.items():
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, "a/1.png" * (kind != tarfile.REGTYPE)
+            tar.addfile(member)
+    listing = Listing(str(tmp_path / "a.tar"), reads_tar=True)
+    assert [image.path for image in listing.images()] == ["a/1.png"]
+    assert "empty" in listing.folders
+    for text in ("2 .png (link in a tar file", "1 .png (hidden", "1 .bmp (not JPEG, PNG or WebP"):
+        assert text in listing.skipped.describe()
+
+
+def test_listing_rejects_tar_files_that_are_nested_deeply(tmp_path):
+    data = make_tar({"a/1.png": b"x"})
+    for depth in range(2, 40):
+        data = make_tar({"x.tar": data})
+        (tmp_path / "a.tar").write_bytes(data)
+        listing = Listing(str(tmp_path / "a.tar"), reads_tar=True)
+        if depth <= 8:
+            assert [image.path for image in listing.images()] == ["x/" * (depth - 1) + "a/1.png"]
+    with pytest.raises(DataError, match="tar files are nested more than 8 deep"):
+        list(listing.images())
 
 
 def test_listing_rejects_a_folder_that_cannot_be_read(tmp_path, monkeypatch):

@@ -236,6 +236,13 @@ def test_another_source_is_rejected_for_an_existing_destination(prepared, files,
         run_prepare(other, tmp_path / "set")
 
 
+def test_destination_that_is_a_link_to_nothing_is_rejected(prepared, tmp_path):
+    (tmp_path / "set").symlink_to("set")
+    with pytest.raises(ConfigError, match="set is a link to set, which does not exist"):
+        run_prepare(prepared.parent / "source", tmp_path / "set")
+    assert os.listdir(tmp_path) == ["set"]
+
+
 def test_destination_with_other_files_is_rejected(prepared, tmp_path):
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "thesis.txt").write_text("x")

@@ -97,6 +97,8 @@ def prepare_dataset(
 def _check_destination(folder: pathlib.Path, destination: str) -> None:
     if not destination or not folder.name:
         raise ConfigError(f"DESTINATION is {destination!r}; expected the path of a new folder.")
+    if folder.is_symlink() and not folder.exists():
+        raise ConfigError(f"{folder} is a link to {os.readlink(folder)}, which does not exist.")
     is_empty = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
     if not is_empty and (not folder.is_dir() or manifest.read_info(folder) is None):
         raise ConfigError(f"{folder} exists and is not a prepared data set; choose a new folder.")
