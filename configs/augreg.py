@@ -48,7 +48,7 @@ def get_config(arg: str | None = None):
         aug="",
         reg=-1.0,
         wd=-1.0,
-        source="prepared",
+        source="",
         dir="",
         smoke=False,
     )
@@ -68,8 +68,9 @@ def get_config(arg: str | None = None):
     config.model.update(name=arg.model, dropout=reg, drop_path=reg)
     config.model.update(head_bias=HEAD_BIAS[arg.data], pre_logits=is_imagenet)
     config.task.loss = "sigmoid"
-    config.data.update(source="tfds" if is_imagenet else arg.source, dir=arg.dir)
-    if is_imagenet:
+    source = arg.source or ("tfds" if is_imagenet else "prepared")
+    config.data.update(source=source, dir=arg.dir)
+    if source == "tfds":
         config.data.update(dataset="imagenet2012", split="train[:99%]", val_split="validation")
     else:
         config.data.val_fraction = 0.002

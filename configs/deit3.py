@@ -38,7 +38,7 @@ def get_config(arg: str | None = None):
         data="imagenet",
         model="vit_b16",
         epochs=0.0,
-        source="prepared",
+        source="",
         dir="",
         imagenet_dir="",
         smoke=False,
@@ -49,6 +49,8 @@ def get_config(arg: str | None = None):
         raise ConfigError(f"model is {arg.model!r}; choose from {', '.join(ROWS[arg.data])}.")
     pixels, lr, drop_path, tune_pixels, tune_drop_path = ROWS[arg.data][arg.model]
     is_imagenet = arg.data == "imagenet"
+    if is_imagenet and (arg.source or arg.dir):
+        raise ConfigError("source and dir are those of data=imagenet21k; give imagenet_dir.")
     config = base_config("pretrain", "finetune")
     for name in config.stages:
         stage = config.stages[name]
@@ -69,7 +71,8 @@ def get_config(arg: str | None = None):
     if is_imagenet:
         _set_imagenet(pretrain, finetune, lr)
     else:
-        pretrain.data.update(source=arg.source, dataset="", dir=arg.dir, val_split="val")
+        pretrain.data.update(source=arg.source or "prepared", dataset="", dir=arg.dir)
+        pretrain.data.val_split = "val"
         pretrain.data.val_fraction = 0.002
         _set_imagenet21k(pretrain, finetune, lr, epochs=90.0 if arg.model == "vit_h14" else 240.0)
     pretrain.update(batch_size=2048, eval_every=10_000)

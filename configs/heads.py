@@ -18,6 +18,7 @@ HEADS = {"token": ("token", 8e-4), "gap": ("gap", 8e-4), "gap_low": ("gap", 3e-4
 def get_config(arg: str | None = None):
     arg = parse_arg(
         arg,
+        excludes={"source": "dataset"},
         head="token",
         model="vit_b16",
         source="prepared",

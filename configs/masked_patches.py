@@ -19,6 +19,7 @@ TARGETS = ("mean", "downsized", "pixels")
 def get_config(arg: str | None = None):
     arg = parse_arg(
         arg,
+        excludes={"source": "dataset"},
         targets="mean",
         corrupted=0.5,
         steps=1_000_000,

@@ -24,6 +24,7 @@ ROWS = {  # Table 8.
 def get_config(arg: str | None = None):
     arg = parse_arg(
         arg,
+        excludes={"source": "dataset"},
         kind="learned",
         at="stem",
         source="prepared",

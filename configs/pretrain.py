@@ -60,11 +60,12 @@ SPLITS = {"imagenet2012": ("train", "validation"), "": ("train", "val")}
 def get_config(arg: str | None = None):
     arg = parse_arg(
         arg,
+        excludes={"source": "dataset"},
         data="imagenet",
         model="vit_b16",
         epochs=0.0,
         loss="",
-        source="prepared",
+        source="",
         dataset="",
         dir="",
         smoke=False,
@@ -74,7 +75,9 @@ def get_config(arg: str | None = None):
     if arg.model not in ROWS[arg.data]:
         raise ConfigError(f"model is {arg.model!r}; choose from {', '.join(ROWS[arg.data])}.")
     epochs, lr = ROWS[arg.data][arg.model]
-    dataset, loss = arg.dataset or DATASET[arg.data], arg.loss or LOSS[arg.data]
+    dataset, loss = arg.dataset, arg.loss or LOSS[arg.data]
+    if not arg.source:
+        dataset = dataset or DATASET[arg.data]
     split, val_split = SPLITS.get(dataset, ("train[:99%]", "train[99%:]"))
     config = base_config()
     config.model.name = arg.model
@@ -83,7 +86,8 @@ def get_config(arg: str | None = None):
     if loss == "sigmoid":
         config.model.head_bias = HEAD_BIAS[arg.data]
     config.task.loss = loss
-    config.data.update(source="tfds" if dataset else arg.source, dataset=dataset, dir=arg.dir)
+    source = arg.source or ("tfds" if dataset else "prepared")
+    config.data.update(source=source, dataset=dataset, dir=arg.dir)
     config.data.update(split=split, val_split=val_split)
     if not dataset:
         config.data.val_fraction = 0.01

@@ -17,7 +17,15 @@ MODELS = ("vit_g14", "vit_gg14")  # g and G.
 
 
 def get_config(arg: str | None = None):
-    arg = parse_arg(arg, model="vit_g14", source="prepared", dataset="", dir="", smoke=False)
+    arg = parse_arg(
+        arg,
+        excludes={"source": "dataset"},
+        model="vit_g14",
+        source="prepared",
+        dataset="",
+        dir="",
+        smoke=False,
+    )
     if arg.model not in MODELS:
         raise ConfigError(f"model is {arg.model!r}; choose from {', '.join(MODELS)}.")
     config = base_config()

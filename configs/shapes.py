@@ -27,6 +27,8 @@ HEAD_SIZE = 64  # Of all variants of Table 1 but H; the figure does not state it
 def get_config(arg: str | None = None):
     arg = parse_arg(
         arg,
+        needs={"scale": "factor"},
+        excludes={"source": "dataset"},
         scale="all",
         factor=1.0,
         lr=6e-4,

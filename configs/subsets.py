@@ -28,6 +28,7 @@ LRS = {  # Table 3; ViT-b, half as wide as B in everything, has the shape of S a
 def get_config(arg: str | None = None):
     arg = parse_arg(
         arg,
+        excludes={"source": "dataset"},
         subset="9M",
         model="vit_b32",
         source="prepared",

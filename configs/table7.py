@@ -19,6 +19,7 @@ OPTIMIZERS = ("adam", "sgd")
 def get_config(arg: str | None = None):
     arg = parse_arg(
         arg,
+        excludes={"source": "dataset"},
         model="bit_r50x1",
         optimizer="adam",
         batch=4096,

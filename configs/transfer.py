@@ -41,6 +41,8 @@ PIXELS = {"vit_h14": (378, 518)}
 def get_config(arg: str | None = None):
     arg = parse_arg(
         arg,
+        needs={"seeds": "grid"},
+        excludes={"lr": "grid"},
         dataset="cifar10",
         model="vit_b16",
         init="",

@@ -296,6 +296,11 @@ def test_a_recipe_has_its_published_numbers(row):
 
 
 WRONG = {
+    "transfer.py:seeds=5": "config argument seeds has no effect without grid.",
+    "transfer.py:grid,lr=0.1": "config argument lr has no effect with grid",
+    "heads.py:source=folder,dataset=cifar10": "config argument source has no effect with dataset",
+    "deit3.py:source=folder": "source and dir are those of data=imagenet21k; give imagenet_dir.",
+    "finetune.py:data=d,init=nowhere,smoke": "config argument init has no effect with smoke",
     "pretrain.py:model=vit_b17": "model is 'vit_b17'; choose from vit_b16, vit_b32, vit_l16",
     "pretrain.py:data=jfk": "data is 'jfk'; choose from jft, imagenet21k, imagenet.",
     "transfer.py:dataset=cifar": "dataset is 'cifar'; choose from imagenet2012, cifar100, cifar10",
@@ -313,6 +318,24 @@ def test_a_wrong_name_is_answered_with_the_right_ones(row):
         checked(row)
     assert WRONG[row] in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_source_of_the_command_line_replaces_the_data_set_of_a_recipe():
+    for row in ("pretrain.py:source=folder,dir=d", "augreg.py:source=folder,dir=d"):
+        data = checked(row)[""].data
+        assert (data.source, data.dataset, data.dir, data.val_split) == ("folder", "", "d", "val")
+
+
+def test_small_images_without_weights_start_with_small_patches():
+    for size, patch in ((28, 4), (32, 4), (48, 6), (64, 8), (96, 12), (13, 1)):
+        run = checked(f"finetune.py:data=d,size={size}")[""]
+        assert (run.model.name, run.model.patch) == ("vit_ti16", patch)
+        assert run.optimizer.name == "adamw"
+    run = checked("finetune.py:data=d,size=32,patch=8,lr=0.5")[""]
+    assert (run.model.patch, run.optimizer.lr) == (8, 0.5)
+    run = checked("finetune.py:data=d,init=w.npz")[""]
+    assert (run.model.name, run.model.patch, run.optimizer.lr) == ("auto", None, 0.01)
+    assert checked("finetune.py:data=d,init=w.npz,model=vit_s16")[""].model.name == "vit_s16"
 
 
 TRIALS = [row for row in ROWS if re.search(r"[:,]smoke$", row)]

@@ -301,6 +301,20 @@ def test_a_wrong_argument_of_a_config_file_is_named(arg, words):
     assert words.replace("[.*]", "['data', 'size', 'smoke']") in str(caught.value)
 
 
+def test_argument_without_effect_is_refused():
+    defaults = {"grid": False, "seeds": 3, "lr": 0.1, "source": "folder", "dataset": ""}
+    rules = {"needs": {"seeds": "grid"}, "excludes": {"lr": "grid", "source": "dataset"}}
+    assert parse_arg("grid,seeds=5", **rules, **defaults).seeds == 5
+    for arg, words in (
+        ("seeds=5", "config argument seeds has no effect without grid."),
+        ("grid,lr=1", "config argument lr has no effect with grid; leave one of them out."),
+        ("source=csv,dataset=cifar10", "config argument source has no effect with dataset"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            parse_arg(arg, **rules, **defaults)
+        assert words in str(caught.value)
+
+
 @pytest.mark.parametrize("is_smoke", [False, True], ids=["whole", "smoke"])
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_every_config_file_builds_and_passes_its_check(file, is_smoke, tmp_path):

@@ -2,7 +2,7 @@
 
 import os
 import pathlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 
 from ml_collections.config_dict import ConfigDict
 
@@ -14,11 +14,23 @@ from vit_jax.errors import ConfigError, nearest
 REPLACED_BY_SMOKE = {"init", "teacher", "size", "patch", "steps", "epochs", "batch", "dir"}
 
 
-def parse_arg(arg: str | None, **defaults) -> ConfigDict:
+def parse_arg(
+    arg: str | None,
+    needs: Mapping[str, str] | None = None,
+    excludes: Mapping[str, str] | None = None,
+    **defaults,
+) -> ConfigDict:
     """Returns the arguments `key=value,word` after `FILE:`; a word alone means `word=True`.
 
-    A value may contain commas if it is the path of a file or folder that exists. Raises
-    ConfigError for an unknown, repeated or empty argument, and for a value of another type.
+    A value may contain commas if it is the path of a file or folder that exists.
+
+    Args:
+      arg: the text after `FILE:`.
+      needs, excludes: argument -> another without which, or beside which, it has no effect.
+      **defaults: every argument with its default.
+
+    Raises ConfigError for an unknown, repeated or empty argument, for one without effect, and for
+    a value of another type.
     """
     values, given = dict(defaults), set()
     for item in _split(arg or "", defaults):
@@ -43,6 +55,13 @@ def parse_arg(arg: str | None, **defaults) -> ConfigDict:
         if type(values[key]) is not wanted and defaults[key] is not None:
             raise ConfigError(
                 f"config argument {key} is {text or True!r}; it must be {TYPE_NAMES[wanted]}."
+            )
+    for key in sorted(given):
+        if needs and needs.get(key, key) not in given:
+            raise ConfigError(f"config argument {key} has no effect without {needs[key]}.")
+        if excludes and excludes.get(key) in given:
+            raise ConfigError(
+                f"config argument {key} has no effect with {excludes[key]}; leave one of them out."
             )
     if values.get("smoke") and (ignored := sorted(given & REPLACED_BY_SMOKE)):
         raise ConfigError(
