@@ -47,7 +47,10 @@ def test_config_that_agrees_with_the_tensors_is_read(tmp_path):
         ({"layer_norm_eps": None}, "layer_norm_eps is null"),
         ({"num_attention_heads": None}, "num_attention_heads is null"),
         ({"label2id": {"ant": 1, "bee": 0, "cat": 2}}, "label2id in config.json has 1 for 'ant'"),
-        ({"id2label": {"1": "a", "2": "b", "3": "c"}}, "id2label in config.json counts from 1"),
+        (
+            {"id2label": {"1": "a", "2": "b", "3": "c"}},
+            "id2label in config.json counts from 1, without 0",
+        ),
     ],
 )
 def test_huggingface_config_that_contradicts_the_tensors_is_rejected(tmp_path, changes, text):
@@ -93,6 +96,8 @@ def test_squashed_images_are_cropped_as_the_processor_says(tmp_path):
 
 def test_other_sizes_of_the_processor_and_missing_values_are_assumed(tmp_path):
     processor = PROCESSOR | {"size": {"height": 16, "width": 24}}
-    assumed = open_weights_file(folder_of(tmp_path, HUGGING_FACE, processor)).metadata.assumed
+    config = HUGGING_FACE | {"problem_type": "multi_label_classification"}
+    assumed = open_weights_file(folder_of(tmp_path, config, processor)).metadata.assumed
+    assert "probabilities=softmax (problem_type is 'multi_label_classification')" in assumed
     assert "image_size=8x12 (config.json; preprocessor_config.json has 16x24)" in assumed
     assert "layer_norm_eps=1e-12 (default of transformers)" in assumed

@@ -180,8 +180,7 @@ def run_predict(args, file: str | None, overrides: dict[str, str]) -> int:
     from vit_jax.evaluation.predict import predict_files
 
     keep_compiled_programs()
-    names = read_names(args.classes, "--classes") if args.classes else None
-    classes = names and tuple(filter(None, names))  # Without empty lines.
+    classes = tuple(read_names(args.classes, "--classes")) if args.classes else None
     options = {"top": args.top, "classes": classes, "max_megapixels": args.max_megapixels}
     num_unreadable = 0
     for path, predictions in predict_files(where, args.images, **options):

@@ -230,7 +230,7 @@ def from_huggingface(config: dict, preprocessor: dict, where: str) -> WeightsMet
     for name in HF_DEFAULTS:
         if config.get(name, 0) is None:
             raise CheckpointError(f"{where}: {name} is null in config.json; expected a value.")
-    fields: dict[str, object] = {}
+    fields: dict = {}
     required = HF_BIT if kind == "bit" else {"pooler_act": "tanh"}
     for name, value in required.items():
         if config.get(name, value) != value:
@@ -255,6 +255,9 @@ def from_huggingface(config: dict, preprocessor: dict, where: str) -> WeightsMet
             for name, value in defaults.items()
             if name not in config
         ]
+    if config.get("problem_type") not in (None, "single_label_classification"):
+        note = f"probabilities=softmax (problem_type is {config['problem_type']!r:.40})"
+        fields.setdefault("assumed", []).append(note)
     is_classifier = "ImageClassification" in str(config.get("architectures"))
     if kind.startswith("dinov2") and is_classifier:
         fields["pool"] = "token_gap"
@@ -281,13 +284,14 @@ def _huggingface_classes(config: dict, where: str) -> list | None:
     labels, numbers = config.get("id2label"), config.get("label2id")
     if not isinstance(labels, dict) or all(str(v).startswith("LABEL_") for v in labels.values()):
         return None
+    names = _in_order(labels, where)
     for name, number in numbers.items() if isinstance(numbers, dict) else ():
         if labels.get(str(number)) != name:
             raise CheckpointError(
                 f"{where}: label2id in config.json has {number!r:.20} for {name!r:.40}, which "
                 f"contradicts id2label: {labels.get(str(number))!r:.40}."
             )
-    return _in_order(labels, where)
+    return names
 
 
 def _in_order(labels: dict, where: str) -> list[str]:
