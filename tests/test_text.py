@@ -151,6 +151,26 @@ def test_closed_streams_change_no_exit_code():
 
 
 @pytest.mark.slow
+def test_training_into_a_reader_that_ends_early_is_resumed(tmp_path):
+    config = "--config=configs/mnist5k.py:smoke --config.log_every=1 --config.checkpoint_every=10"
+    train = f"vit_jax {config} --workdir={tmp_path}/w"
+    done = shell(f"set -o pipefail; {train} | head -3; echo ${{PIPESTATUS[0]}}")
+    assert done.stdout.decode().splitlines()[-1] == "141"
+    assert done.stderr == b""
+    assert shell(train).stdout.decode().splitlines()[-1].startswith("done: steps=20 ")
+
+
+@pytest.mark.slow
+def test_workdir_that_is_not_utf_8_is_refused_before_it_exists(tmp_path):
+    for name, variables in ((r"caf\xe9", {}), ("ü", {"LC_ALL": "C", "PYTHONUTF8": "0"})):
+        command = f"vit_jax --config=configs/quickstart.py:smoke --workdir=$'{tmp_path}/{name}'"
+        done = shell(command, PYTHONCOERCECLOCALE="0", **variables)
+        assert done.returncode == 2, done.stderr
+        assert b"the path of a workdir must be UTF-8" in done.stderr
+        assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("columns", ["0", "1", "40", "-5", "x"])
 def test_help_fits_any_terminal(columns):
     done = shell("vit_jax train --help", COLUMNS=columns, TERM="dumb")

@@ -32,6 +32,17 @@ LOCK_TIMEOUT = 0.5
 SHARED_FOLDER_TIMEOUT = 60
 
 
+def require_utf8(folder: pathlib.Path) -> None:
+    """Raises ConfigError for a name that the writer of checkpoints cannot use."""
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(
+            f"{folder}: the path of a workdir must be UTF-8; rename it, or set PYTHONUTF8=1 if "
+            "Python does not use UTF-8 in this locale."
+        ) from error
+
+
 def write_json(path: pathlib.Path, values: dict) -> None:
     """Writes a JSON file atomically."""
     write_atomically(path, to_json(values, indent=2) + "\n")

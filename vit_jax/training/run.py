@@ -4,6 +4,7 @@ import pathlib
 from collections.abc import Mapping
 
 from vit_jax import config as config_lib
+from vit_jax.checkpoints import workdir as workdir_lib
 from vit_jax.config.fields import expand_home
 from vit_jax.config.schema import Config
 from vit_jax.training import sweep
@@ -73,6 +74,7 @@ def train(
     the last finished step saved.
     """
     folder = pathlib.Path(expand_home(str(workdir)))
+    workdir_lib.require_utf8(folder)
     stages = config_lib.resolve(config, overrides)
     summary = sweep.run(stages, folder, fallback=fallback, profile=profile, shard=shard)
     return None if summary is None else Summary(summary, folder)
