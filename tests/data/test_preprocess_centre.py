@@ -14,7 +14,7 @@ from vit_jax.config.schema import Config, Data
 from vit_jax.data.preprocess import EvalRecipe
 from vit_jax.errors import ConfigError
 
-SHAPES = [(375, 500), (500, 375), (256, 256), (61, 183)]  # Height, width.
+SHAPES = [(375, 500), (500, 375), (256, 256), (61, 185)]  # Height, width.
 PILLOW = {"bicubic": Image.Resampling.BICUBIC, "antialias": Image.Resampling.BILINEAR}
 
 
@@ -50,6 +50,13 @@ def test_timm_cuts_the_centre_of_rounded_down_sides(images, shape, fraction, res
     offset = int(round((short - 56) / 2.0))  # noqa: RUF046
     found = grey_levels(image, eval_crop="timm_squash", **fields)
     np.testing.assert_allclose(found, cut(square, offset, offset, 56), atol=1e-3)
+
+
+def test_timm_covers_a_target_that_is_not_square(photos):
+    image = Image.fromarray(photos[1][:370, :500])
+    small = image.resize((44, 33), Image.Resampling.BILINEAR)  # 44 of 40 / 0.9, and 32.56.
+    found = grey_levels(image, (24, 40), eval_crop="timm", crop_fraction=0.9)
+    np.testing.assert_allclose(found, np.asarray(small)[4:28, 2:42], atol=1e-3)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
