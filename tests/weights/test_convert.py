@@ -12,6 +12,7 @@ from tests.support.runs import run_main
 from tests.support.tiny import assert_same_model
 from vit_jax import main, trees
 from vit_jax.errors import CheckpointError, VitJaxError
+from vit_jax.evaluation.setup import prepare_setup
 from vit_jax.models.registry import param_shapes
 from vit_jax.weights import adapt, convert, load, writer
 from vit_jax.weights.archive import open_archive
@@ -27,7 +28,7 @@ def get_config(arg=None):
     config.model.update(name="vit_ti16", patch=8, num_layers=1, hidden_size=16, mlp_size=32)
     config.model.num_heads = 2
     config.data.update(source="folder", dir={folder!r}, image_size=(16, 24))
-    config.data.update(eval_crop="center", crop_fraction=0.75, resample="bicubic")
+    config.data.update(eval_crop="huggingface", eval_side=30, resample="bicubic")
     config.optimizer.update(lr=1e-3)
     config.data.val_split = ""
     config.update(batch_size=8, steps=1)
@@ -83,6 +84,8 @@ def test_every_format_has_equal_parameters_model_and_classes(paths, file_format)
     assert_same_model(loaded.model, first.model)
     assert (loaded.classes, loaded.has_class_names) == (("flower", "temple"), True)
     assert loaded.recipe == first.recipe
+    data = {"data.source": "folder", "data.dir": "."}
+    assert prepare_setup(str(paths[file_format]), data).recipe == first.recipe
     expected = trees.flatten(first.params())
     for params in (loaded.params(), vit_jax.load_params(paths[file_format], first.model)):
         found = trees.flatten(params)
@@ -157,7 +160,7 @@ def test_code_in_the_model_card_creates_the_model(paths):
         model = eval(call.removeprefix("model = "), {"vit_jax": vit_jax})
         assert_same_model(model, load.load(path).model)
         assert "Classes: flower, temple" in text
-        assert "centre crop of 0.75 of it (bicubic)" in text
+        assert "centre crop after resizing to 30, rounded as in huggingface (bicubic)" in text
 
 
 D, SCALES = 8, {"layer_scale": 1.0, "gelu": "erf"}
