@@ -259,13 +259,17 @@ def test_best_weights_are_those_of_the_highest_finite_score(tmp_path):
     assert (best.step, best.metrics) == (6, {"top1": 0.75})
 
 
-def test_best_weights_of_a_repeated_step_replace_those_of_later_steps(tmp_path):
+@pytest.mark.parametrize("step", [5, 6])
+def test_best_weights_of_a_repeated_step_replace_those_of_later_steps(tmp_path, step):
     save_best(tmp_path, {6: 0.5})
     best = checkpoint.BestWeights(tmp_path)
     best.restore(3, 0, CONFIG)
-    best.save_if_better(5, make_state()["params"], {"top1": 0.75}, {"config": CONFIG})
+    best.save_if_better(step, make_state()["params"], {"top1": 0.75}, {"config": CONFIG})
     best.close()
-    assert layout.list_steps(tmp_path / "best") == [5]
+    assert layout.list_steps(tmp_path / "best") == [step]
+    again = checkpoint.BestWeights(tmp_path)
+    again.restore(9, step, CONFIG)
+    assert again.metrics == {"top1": 0.75}
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from vit_jax.data import sketch
 from vit_jax.data.image_folder import FolderSource
 from vit_jax.data.sketch import count_removed, make_sketch
 
@@ -26,6 +27,12 @@ def test_count_removed_counts_missing_images_in_any_order(removed):
 )
 def test_count_removed_is_none_for_added_and_renamed_images(files):
     assert count_removed(sketch_of(FILES), sketch_of(files)) is None
+
+
+def test_count_removed_is_none_for_a_renamed_image_in_the_same_bucket(monkeypatch):
+    monkeypatch.setattr(sketch, "NUM_BUCKETS", 1)
+    assert count_removed(sketch_of(FILES), sketch_of(("a/new.jpg", *FILES[1:]))) is None
+    assert count_removed(sketch_of(FILES), sketch_of(FILES[1:])) == 1
 
 
 def test_count_removed_is_none_for_another_class_or_kind_of_data():

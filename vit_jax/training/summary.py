@@ -64,14 +64,11 @@ def read_finished(stage: Stage) -> dict | None:
         return None
     if not _is_complete(summary, stage):
         return None
-    steps = layout.list_steps(stage.folder / layout.FOLDER)
-    if not steps:
+    if not layout.list_steps(stage.folder / layout.FOLDER):
         raise CheckpointError(
             f"{stage.folder} has the {workdir.SUMMARY} of a finished run and no checkpoint. "
             f"Restore its folder {layout.FOLDER}, or remove {workdir.SUMMARY} to train again."
         )
-    if stage.total_steps not in steps:
-        return None
     last = stage.folder / layout.FOLDER / str(stage.total_steps)
     try:
         workdir.check_saved_config(last, config_lib.to_dict({"": stage.config}))
