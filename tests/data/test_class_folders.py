@@ -85,6 +85,12 @@ def test_arrange_accepts_equal_names_beside_most_images_of_a_class():
     assert arranged(*paths) == {"train": {"cat": 3, "dog": 3}}
 
 
+@pytest.mark.parametrize("inner", [("cat", "dog"), ("train/cat", "val/cat")])
+def test_arrange_names_a_folder_that_may_be_the_data_set(inner):
+    with pytest.raises(DataError, match=r"Is root/photos the data set\?$"):
+        arranged(*(f"photos/{folder}/1.png" for folder in inner))
+
+
 def test_arrange_rejects_two_folders_of_one_split():
     with pytest.raises(DataError, match=r"'val' and 'validation' both are the split 'val'; rename"):
         arranged("train/cat/1.png", "val/cat/1.png", "validation/cat/2.png")

@@ -250,3 +250,16 @@ def test_open_folder_names_the_kind_of_a_prepared_folder(tmp_path):
     (tmp_path / "prepared.json").write_text("{}")
     with pytest.raises(DataError, match=r"wrote this folder; set data\.source=prepared\.$"):
         open_folder(tmp_path)
+
+
+@pytest.mark.parametrize("link", ["val", "train/bird"])
+def test_open_folder_rejects_a_link_to_a_missing_folder(link, tmp_path):
+    for title in ("cat", "dog"):
+        add_images(tmp_path / "train" / title, numbered(3))
+    (tmp_path / "train/cat/README").symlink_to("/not/mounted")
+    assert len(open_folder(tmp_path, val_split="")) == 6
+    for target in ("/not/mounted", str(tmp_path / link)):
+        (tmp_path / link).symlink_to(target)
+        with pytest.raises(DataError, match=f"/{link}: a link to a missing folder"):
+            open_folder(tmp_path)
+        (tmp_path / link).unlink()

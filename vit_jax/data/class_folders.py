@@ -6,13 +6,14 @@ are the split 'train'.
 
 import collections
 import dataclasses
+import operator
 import os
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from vit_jax.data.file_kind import SUFFIXES
 from vit_jax.data.labels import same_form
-from vit_jax.data.listing import OUTSIDE, ImageFile, Listing, Skipped
+from vit_jax.data.listing import OUTSIDE, Listing, Skipped
 from vit_jax.errors import DataError, nearest
 
 SPLITS = ("train", "val", "test")
@@ -63,13 +64,14 @@ class ClassFolders:
     Attributes:
       root: the source.
       folders: folder of each split; '' if the class folders of 'train' are in the source itself.
-      images: images of each class of each split; classes are sorted, and may have no images.
+      images: images, or their paths, of each class of each split; classes are sorted, and may
+        have no images.
       skipped: files that are not read.
     """
 
     root: str
     folders: dict[str, str]
-    images: dict[str, dict[str, list[ImageFile]]]
+    images: dict[str, dict[str, list]]
     skipped: Skipped
 
     def classes_for(self, *splits: str) -> tuple[str, ...]:
@@ -123,31 +125,41 @@ def no_images(skipped: str) -> str:
     return f"no images ({', '.join(SUFFIXES)}){f'; found {skipped}' if skipped else ''}."
 
 
-def arrange(listing: Listing, images: Iterable[ImageFile]) -> ClassFolders:
+def arrange(
+    listing: Listing, images: Iterable, path_of: Callable = operator.attrgetter("path")
+) -> ClassFolders:
     """Returns the images of a listing by split and class, in their order.
 
-    Raises DataError if folders may be splits as well as classes.
+    Args:
+      images: the images of `listing`, or their paths.
+      path_of: returns the path of one of them.
+
+    Raises DataError if folders may be splits as well as classes, and for a link in the place of
+    such a folder that leads nowhere.
     """
     images = list(images)
-    tops = _count_images(listing, images)
+    tops = _count_images(listing, map(path_of, images))
     split_of = _find_splits(listing.source, tops)
     folders = {split: folder for folder, split in split_of.items()} or {"train": ""}
     titles = {split: tops[folder] if folder else tops for split, folder in folders.items()}
-    found: dict[str, dict[str, list[ImageFile]]] = {
+    for link in listing.broken_links:
+        if link.count("/") <= bool(split_of):
+            raise DataError(f"{os.path.join(listing.source, link)}: a link to a missing folder.")
+    found: dict[str, dict[str, list]] = {
         split: {title: [] for title in sorted(map(same_form, filter(None, names)))}
         for split, names in titles.items()
     }
     for image in images:
-        parts = image.path.split("/", 2)
+        parts = path_of(image).split("/", 2)
         split = split_of.get(parts.pop(0)) if split_of else "train"
         if split is None or len(parts) < 2:
-            listing.skipped.add(image.path, OUTSIDE)
+            listing.skipped.add(path_of(image), OUTSIDE)
         else:
             found[split][same_form(parts[0])].append(image)
     return ClassFolders(listing.source, folders, found, listing.skipped)
 
 
-def _count_images(listing: Listing, images: list[ImageFile]) -> dict[str, collections.Counter]:
+def _count_images(listing: Listing, paths: Iterable[str]) -> dict[str, collections.Counter]:
     """Returns the number of images in each folder of each folder; '' for those directly in it."""
     tops: dict[str, collections.Counter[str]] = {}
     for folder in filter(None, listing.folders):
@@ -155,8 +167,8 @@ def _count_images(listing: Listing, images: list[ImageFile]) -> dict[str, collec
         counts = tops.setdefault(top, collections.Counter())
         if below and "/" not in below:
             counts[below] += 0
-    for image in images:
-        top, *below = image.path.split("/", 2)
+    for path in paths:
+        top, *below = path.split("/", 2)
         if below:
             counts = tops.setdefault(top, collections.Counter())
             counts[below[0] if len(below) == 2 else ""] += 1
@@ -190,6 +202,14 @@ def _find_splits(root: str, tops: dict[str, collections.Counter]) -> dict[str, s
 
 def _check_classes(root: str, tops, class_folders: dict[str, list[str]], usual) -> None:
     """Raises DataError if folders are splits rather than classes."""
+    if len(tops) == 1:
+        ((folder, inner),) = class_folders.items()
+        if len(inner) > 1:
+            names = ", ".join(sorted(inner)[:3])
+            raise DataError(
+                f"{root}: the only folder is {folder}, with the folders {names}; expected at least "
+                f"two class folders. Is {os.path.join(root, folder)} the data set?"
+            )
     first: dict[str, str] = {}  # Name of a class folder -> the folder that has it.
     for folder in sorted(tops):
         if tops[folder][""] > tops[folder].total() / 2:

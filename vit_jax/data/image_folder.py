@@ -4,6 +4,7 @@ import dataclasses
 import os
 import pathlib
 import zlib
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -54,7 +55,8 @@ def open_folder(data: Data, split: str) -> FolderSource:
     """
     _check_folder(data.dir)
     listing = Listing(data.dir)
-    folders = class_folders.arrange(listing, listing.images())
+    paths = (image.path for image in listing.images())
+    folders = class_folders.arrange(listing, paths, path_of=str)
     name = class_folders.find_split(split, folders.images)
     holds_out = class_folders.holds_out(split, folders.images, data.val_fraction)
     name = "train" if holds_out else name
@@ -80,9 +82,9 @@ def open_folder(data: Data, split: str) -> FolderSource:
     return dataclasses.replace(folder_source(where, files), splits=sizes, notes=notes)
 
 
-def _sorted_paths(images, above: int) -> list[str]:
+def _sorted_paths(paths: Iterable[str], above: int) -> list[str]:
     """Returns the paths without the first `above` characters, ordered folder by folder."""
-    return sorted((image.path[above:] for image in images), key=lambda path: path.split("/"))
+    return sorted((path[above:] for path in paths), key=lambda path: path.split("/"))
 
 
 def _notes(

@@ -106,12 +106,14 @@ class Listing:
       reads_tar: tar files count as folders, and images have sizes.
       skipped: files that are not images, or cannot be read.
       folders: paths of all folders, also of those without images; '' for the source itself.
+      broken_links: paths of links that lead nowhere and have no suffix of an image.
     """
 
     source: str
     reads_tar: bool = False
     skipped: Skipped = dataclasses.field(default_factory=Skipped)
     folders: set[str] = dataclasses.field(default_factory=set)
+    broken_links: list[str] = dataclasses.field(default_factory=list)
 
     def images(self) -> Iterator[ImageFile]:
         """Yields the image files in any order.
@@ -172,13 +174,21 @@ class Listing:
                 return "folder"
             elif entry.is_file():
                 return self._kind_of_file(path)
+            elif entry.is_symlink():
+                self.skipped.add(path, MISSING_TARGET)
+                self._add_broken_link(path)
             else:
-                self.skipped.add(path, MISSING_TARGET if entry.is_symlink() else SPECIAL)
+                self.skipped.add(path, SPECIAL)
         except OSError as error:
             if error.errno != errno.ELOOP:
                 raise DataError(f"{entry.path}: cannot be read ({error.strerror}).") from error
             self.skipped.add(path, LOOP)
+            self._add_broken_link(path)
         return None
+
+    def _add_broken_link(self, path: str) -> None:
+        if suffix_of(path) not in (*file_kind.SUFFIXES, *file_kind.OTHER_IMAGES):
+            self.broken_links.append(path)
 
     def _kind_of_file(self, path: str) -> str | None:
         suffix = suffix_of(path)
