@@ -31,6 +31,13 @@ def test_from_huggingface_is_the_inverse_of_to_huggingface(fields, expected):
         assert image_processor.huggingface_size(contents, model_type, "file") == (224, 224)
 
 
+def test_from_huggingface_gives_a_fraction_for_an_unknown_image_size():
+    values = {"size": {"shortest_edge": 256}}
+    for contents, fraction in (({}, 1.0), (values, 0.875)):
+        found = image_processor.from_huggingface(contents, "dinov2", None, "file")
+        assert found == {"crop": "huggingface", "crop_fraction": fraction, "resample": "bicubic"}
+
+
 def test_to_huggingface_keeps_the_given_side_of_a_crop_that_is_not_square():
     contents = image_processor.to_huggingface((96, 160), "huggingface", 0.875, 192, "antialias")
     assert contents["size"] == {"shortest_edge": 192}

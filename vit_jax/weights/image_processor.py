@@ -27,13 +27,14 @@ MAX_SHOWN = 80  # Characters of a value in a message.
 def from_huggingface(
     values: Mapping, model_type: str, image_size: tuple[int, int] | None, where: str
 ) -> dict:
-    """Returns crop, crop_side and resample of a preprocessor_config.json.
+    """Returns crop, crop_side or crop_fraction, and resample of a preprocessor_config.json.
 
     Args:
       values: contents of the file.
       model_type: kind of model in config.json, which names the image processor if the file does
         not.
-      image_size: (height, width) of the model; sizes for another one are scaled to it.
+      image_size: (height, width) of the model; sizes for another one are scaled to it, and None
+        gives a fraction.
       where: source of the values, for messages.
 
     Raises:
@@ -54,6 +55,8 @@ def from_huggingface(
             f"{where}: crop_size {crop} in preprocessor_config.json exceeds size {side}; expected "
             "a crop inside the image."
         )
+    if image_size is None and isinstance(side, int):
+        return fields | {"crop": "huggingface", "crop_fraction": max(crop) / side}
     if image_size and image_size != crop:
         scaled = [a * new / old for a, new, old in zip(_pair(side), image_size, crop)]
         side = max(map(round, scaled)) if isinstance(side, int) else tuple(map(round, scaled))
