@@ -41,9 +41,12 @@ def write_reports(
       ConfigError: a folder contains no run, or `out` must not be overwritten.
       OSError: a page cannot be written; raised after all others are written.
     """
+    settled: set[pathlib.Path] = set()  # Folders of runs whose last page is written.
     while True:
         runs = _read_runs(folders)
-        line = _write_pages(folders, runs, out, with_model, refresh, show)
+        outdated = [run for run in runs if run.state == "running" or run.folder not in settled]
+        line = _write_pages(folders, runs, outdated, out, with_model, refresh, show)
+        settled = {run.folder for run in runs if run.state != "running"}
         if refresh is None or all(run.state != "running" for run in runs):
             return line
         time.sleep(refresh)
@@ -57,12 +60,16 @@ def _read_runs(folders: Sequence[str]) -> list[RunRecord]:
 def _write_pages(
     folders: Sequence[str],
     runs: Sequence[RunRecord],
+    outdated: Sequence[RunRecord],
     out: str | None,
     with_model: bool,
     refresh: int | None,
     show: Callable[[str], None],
 ) -> str:
-    """Writes all pages once; arguments and result are those of `write_reports`."""
+    """Writes the pages of the outdated runs, and the comparison of all.
+
+    The other arguments and the result are those of `write_reports`.
+    """
     is_one_folder = len({pathlib.Path(folder).resolve() for folder in folders}) == 1
     top = pathlib.Path(folders[0] if is_one_folder else ".")
     is_single_run = len(runs) == 1
@@ -76,8 +83,8 @@ def _write_pages(
     if not _may_overwrite(target):
         raise ConfigError(f"{target} exists and is not an HTML page; give another file by --out.")
     errors = []
-    for number, run in enumerate(runs, 1):
-        show(f"{number}/{len(runs)}  {run.folder}")
+    for number, run in enumerate(outdated, 1):
+        show(f"{number}/{len(outdated)}  {run.folder}")
         file = target if is_single_run else run.folder / REPORT_FILE
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
