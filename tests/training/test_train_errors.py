@@ -16,7 +16,7 @@ from tests.support.tiny_flags import tiny_flags
 from vit_jax import main
 from vit_jax.checkpoints import layout
 from vit_jax.data.sources import FakeSource
-from vit_jax.errors import DataError, Interrupted, NonFiniteError, StalledError
+from vit_jax.errors import ConfigError, DataError, Interrupted, NonFiniteError, StalledError
 from vit_jax.training import metrics
 
 
@@ -125,8 +125,15 @@ def test_sigterm_ends_a_run_that_waits_for_a_worker(tmp_path, blocked):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("error", [OSError(5, "Input/output error", "metrics.jsonl"), KeyError(1)])
-def test_an_error_in_the_metrics_loses_no_step(tmp_path, monkeypatch, error):
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (OSError(5, "Input/output error", "metrics.jsonl"), OSError),
+        (KeyError(1), KeyError),  # A bug.
+        (MemoryError(), ConfigError),
+    ],
+)
+def test_an_error_in_the_metrics_loses_no_step(tmp_path, monkeypatch, error, kind):
     write = metrics.MetricWriter.write
 
     def write_or_fail(writer, step, values):
@@ -136,7 +143,7 @@ def test_an_error_in_the_metrics_loses_no_step(tmp_path, monkeypatch, error):
 
     monkeypatch.setattr(metrics.MetricWriter, "write", write_or_fail)
     flags = tiny_flags(tmp_path, "checkpoint_every=1000", "log_every=1")
-    with pytest.raises(type(error)) as caught:
+    with pytest.raises(kind) as caught:
         main.run(flags)
     (step,) = steps(tmp_path)
     assert step >= 6

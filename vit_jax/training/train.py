@@ -66,7 +66,10 @@ def _memory_errors(stage: Stage) -> Iterator[None]:
             raise
         is_new = not layout.list_steps(stage.folder / layout.FOLDER)
         parts = (stage.config, stage.model, stage.mesh)
-        raise auto.out_of_memory(*parts, is_new, reason) from error
+        found = auto.out_of_memory(*parts, is_new, reason)
+        for note in getattr(error, "__notes__", ()):
+            found.add_note(note)
+        raise found from error
 
 
 def programs_of(stage: Stage) -> build.Programs:
