@@ -19,17 +19,19 @@ class Chart:
       title: title of the plot.
       metrics: regular expression that the names of the metrics match.
       unit: format of the values: 'number', 'share' (1 is shown as 100 %) or 'rate'.
+      smooths: False for values that are not noisy.
     """
 
     title: str
     metrics: str
     unit: str = "number"
+    smooths: bool = True
 
 
 CHARTS = (
     Chart("Loss", r"(train|val|dev)/loss"),
     Chart("Accuracy", r"(train|val|dev)/top1|fewshot/.*shot", "share"),
-    Chart("Learning rate", r"train/lr"),
+    Chart("Learning rate", r"train/lr", smooths=False),
     Chart("Gradient norm", r"train/grad_norm"),
     Chart("Images per second", r"train/img_per_sec", "rate"),
     Chart("Share of step time", r"train/(data_wait|device|host)", "share"),
@@ -115,7 +117,8 @@ def _chart_data(chart: Chart, curves: Mapping[str, tuple[RunRecord, str]]) -> di
         {"label": label, "values": [line.get(step) for step in steps]}
         for label, line in lines.items()
     ]
-    return {"title": chart.title, "unit": chart.unit, "steps": steps, "series": series}
+    fields = {"title": chart.title, "unit": chart.unit, "smooths": chart.smooths}
+    return {**fields, "steps": steps, "series": series}
 
 
 def _values_by_step(history: list[dict], name: str) -> dict[int, float]:

@@ -69,7 +69,7 @@
       return {
         label: series.label, place: series.run ?? i, run: series.run, seeds: run && run.seeds,
         xs: run ? steps.map((step) => AXES[settings.axis].at(run, step)) : steps,
-        ys: smooth(ys, settings.smoothing).map((v) => (settings.log && v <= 0 ? null : v)),
+        ys: smooth(ys, chart.smooths ? settings.smoothing : 0).map((v) => (settings.log && v <= 0 ? null : v)),
       };
     });
   }

@@ -92,7 +92,9 @@ def _cards(run: RunRecord) -> list[tuple[str, str]]:
     if run.seconds:
         cards.append((format_duration(sum(run.seconds.values())), "total time"))
     if run.summary:
-        cards.append((f"{run.summary.get('parameters', 0) / 1e6:,.2f} M", "parameters"))
+        parameters = run.summary.get("parameters", 0)
+        text = f"{parameters:,}" if parameters < 1e6 else f"{parameters / 1e6:,.2f} M"
+        cards.append((text, "parameters"))
         cards.append(flops_and_unit(run.summary.get("flops", 0)))
     return cards
 
