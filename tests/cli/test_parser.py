@@ -58,3 +58,10 @@ def test_the_home_folder_holds_the_run_and_not_a_folder_named_by_a_tilde(tmp_pat
     with pytest.raises(Exception, match=rf"^{tmp_path}/home/photos/cat: no images"):
         main.run(["prepare", "~/photos", "~/set"])
     assert os.listdir(tmp_path) == ["home"]
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "many", "200", "nan"])
+@pytest.mark.parametrize("verb", ["prepare", "predict"])
+def test_max_megapixels_has_the_bounds_of_the_config_field(verb, value):
+    with pytest.raises(ConfigError, match=r"max_megapixels.* is not a number above 0 and at most"):
+        main.run([verb, f"--max_megapixels={value}", "a", "b"])

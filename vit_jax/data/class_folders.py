@@ -53,8 +53,8 @@ def held_out_notes(split: str, val_fraction: float) -> tuple[str, ...]:
     """Returns the line to print for a split that is held out of 'train'."""
     if split != "val":
         return ()
-    share = "all images" if val_fraction == 1 else f"the fraction {val_fraction:g} of 'train'"
-    return (f"data: no split 'val', which is {share} therefore",)
+    share = "all images" if val_fraction == 1 else f"the fraction {val_fraction:g} of train"
+    return (f"data: val is {share}, because there is no split of this name",)
 
 
 @dataclasses.dataclass(frozen=True)
