@@ -7,8 +7,10 @@ Names of files and classes come from outside. Everything that is printed passes 
 import codecs
 import contextlib
 import csv
+import html
 import io
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterable, Sequence
@@ -120,6 +122,12 @@ def markdown_table(rows: Sequence[dict]) -> str:
     rule = "-|-".join("-" * w for w in widths)
     head, *body = (f"| {line} |" for line in lines)
     return "\n".join([head, f"|-{rule}-|", *body])
+
+
+def escape_markdown(text: object) -> str:
+    """Returns text that Markdown shows as it is: no mark-up, HTML, link or table cell."""
+    text = html.escape(printable(text), quote=False)
+    return re.sub(r"[\\`*_\[\]|!#~$]", r"\\\g<0>", text)
 
 
 def _cell(value) -> str:

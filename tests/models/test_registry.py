@@ -130,3 +130,34 @@ def test_shapes_cost_no_memory():
 
 def test_the_package_lists_its_api_before_it_is_used():
     assert {"create_model", "list_models", "load_params", "preprocess"} <= set(dir(vit_jax))
+
+
+@pytest.mark.parametrize(
+    ("name", "ours"),
+    [
+        ("vit_base_patch16_224", "vit_b16"),
+        ("vit_base_patch16_224.augreg_in21k_ft_in1k", "vit_b16"),
+        ("timm/vit_large_patch14_clip_224.openai", "vit_l14"),
+        ("deit_small_patch16_224", "vit_s16"),
+        ("deit3_huge_patch14_224", "vit_h14"),
+        ("vit_tiny_patch16_384", "vit_ti16"),
+        ("vit_so400m_patch14_siglip_384", "vit_so400m14"),
+        ("vit_small_patch14_dinov2.lvd142m", "vit_s14"),
+        ("google/vit-base-patch16-224-in21k", "vit_b16"),
+        ("facebook/deit-tiny-patch16-224", "vit_ti16"),
+        ("ViT-B_16", "vit_b16"),
+        ("ViT-L/16-224", "vit_l16"),
+        ("vit_b_32", "vit_b32"),
+        ("dinov2_vits14", "vit_s14"),
+        ("vit_giant_patch14_224", "vit_g14"),
+        ("vit_base_r50_s16_224", "r50_b16"),
+        ("vit_small_r26_s32_224", "r26_s32"),
+        ("vit_tiny_r_s16_p8_224", "r_ti16"),
+        ("R50+ViT-B_16", "r50_b16"),
+        ("resnetv2_50x1_bit.goog_in21k", "bit_r50x1"),
+        ("BiT-M-R101x3", "bit_r101x3"),
+    ],
+)
+def test_create_model_translates_the_names_of_other_projects(name, ours):
+    with pytest.raises(ConfigError, match=rf"Did you mean {ours}\?"):
+        create_model(name)

@@ -347,11 +347,3 @@ def test_npz_note_lists_parameters_unknown_to_the_official_code(tmp_path):
     assert write("npz", tmp_path / "plain.npz", tiny())[1] == []
     _, notes = write("npz", tmp_path / "x.npz", tiny(registers=2))
     assert notes == ["the official code does not support registers"]
-
-
-def test_timm_notes_give_gelu_and_epsilon(tmp_path):
-    _, notes = write("safetensors", tmp_path / "x.safetensors", tiny())
-    assert notes == ["timm needs create_model(..., act_layer='gelu_tanh') for equal outputs"]
-    model = tiny(gelu="erf", norm_eps=1e-12)
-    _, notes = write("safetensors", tmp_path / "y.safetensors", model)
-    assert notes == ["timm's LayerNorm has epsilon 1e-06; these weights have 1e-12"]

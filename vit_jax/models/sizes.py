@@ -71,6 +71,18 @@ PARAMETERS = {  # Of the shapes published or in the paper, with 1,000 classes at
 }
 
 
+SIZE_WORDS = {"tiny": "ti", "small": "s", "medium": "m", "base": "b", "large": "l", "huge": "h"}
+SIZE_WORDS |= {"giant": "g", "gigantic": "gg"}
+_SIZE = rf"(?P<size>{'|'.join((*SIZE_WORDS, *sorted(SIZES, key=len, reverse=True)))})"
+OTHER_NAMES = (  # Names of timm, torchvision, Hugging Face and the official code -> ours.
+    (r"(?:.*_)?(?:resnetv2_|bit_[sm]_r|bit_r?)(?P<shape>\d+x\d+)(?:_.*)?", "bit_r{shape}"),
+    (rf"(?:.*_)?{_SIZE}_r(?P<depth>\d*)_s(?P<patch>\d+)(?:_.*)?", "r{depth}_{size}{patch}"),
+    (rf"(?:.*_)?r(?P<depth>\d*)_vit_{_SIZE}_?(?P<patch>\d+)(?:_.*)?", "r{depth}_{size}{patch}"),
+    (rf"(?:.*_)?{_SIZE}_(?:patch|p)_?(?P<patch>\d+)(?:_.*)?", "vit_{size}{patch}"),
+    (rf"(?:.*_)?vit_?{_SIZE}_?(?P<patch>\d+)(?:_.*)?", "vit_{size}{patch}"),
+)
+
+
 class VitShape(NamedTuple):
     """The shape of a Vision Transformer, with a ResNet stem for a hybrid."""
 
@@ -101,8 +113,20 @@ def shape_of(config: Model) -> VitShape | BitShape:
             return VitShape(_replaced(SIZES[vit[2]], config), stem, config.patch or patch_size)
     raise ConfigError(
         f"model name {config.name!r} is unknown; expected vit_<{'|'.join(SIZES)}><patch>, "
-        f"r<depth>_<size><16|32> or bit_r<depth>x<width>.{nearest(config.name, PARAMETERS)}"
+        f"r<depth>_<size><16|32> or bit_r<depth>x<width>.{_suggestion(config.name)}"
     )
+
+
+def _suggestion(name: str) -> str:
+    """A hint such as ' Did you mean vit_b16?', or ''; understands the names of other projects."""
+    plain = re.sub(r"[-+/ .]", "_", name.lower())
+    for pattern, template in OTHER_NAMES:
+        if match := re.fullmatch(pattern, plain):
+            parts = match.groupdict()
+            size = parts.get("size")
+            parts["size"] = SIZE_WORDS.get(size, size)
+            return nearest(template.format(**parts), PARAMETERS)
+    return nearest(name, PARAMETERS)
 
 
 def size_of(config: Model) -> Size:

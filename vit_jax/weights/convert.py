@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import io
 import os
 import pathlib
 import re
@@ -23,8 +24,10 @@ from vit_jax.text import print_line
 from vit_jax.weights import adapt, download, load, writer
 from vit_jax.weights import metadata as metadata_lib
 from vit_jax.weights.finite import require_finite, require_finite_params
+from vit_jax.weights.losses import list_losses
 from vit_jax.weights.metadata import WeightsMetadata
 from vit_jax.weights.model_card import CARD_START, model_card
+from vit_jax.weights.snippets import timm_constructor
 from vit_jax.weights.tensor_layouts import CLS, POSITIONS
 
 ORBAX = "orbax"
@@ -88,7 +91,16 @@ def convert(
     params = load.read_params(loaded.weights, plan)
     require_finite_params(params, source)
     metadata = _target_metadata(loaded, model)
-    card = model_card(model, metadata, source, trees.count(params))
+    losses = list_losses(file_format, model, metadata)
+    card = model_card(
+        model,
+        metadata,
+        file_format=file_format,
+        name=path.name,
+        source=source,
+        num_params=trees.count(params),
+        losses=losses,
+    )
     outputs = _photo_outputs(model, params)
     if plan.folded and image_size is None and pool is None and not no_head:
         outputs = _photo_outputs(*_source_model_and_params(loaded))
@@ -102,10 +114,14 @@ def convert(
         else:
             notes = writer.write(export, new, model, trees.flatten(params), metadata, card)
         _check_class_names_beside(path, new, overwrite)
-        written = load.load(str(new))
+        with contextlib.redirect_stderr(io.StringIO()):  # What is assumed has been printed.
+            written = load.load(str(new))
         tolerance = FOLDED_TOLERANCE if plan.folded else TOLERANCE
         compared = _verify_outputs(new, written, outputs, tolerance)
         _verify_params(new, written, params, export)
+    notes += [f"different in {line}" for line in losses]
+    if file_format == "safetensors":
+        notes.append(f"timm: model = {timm_constructor(model)}")
     for line in (*tensor_table(loaded, plan, export, shapes), *plan.notes, *notes):
         print_line(line)
     return (

@@ -1,30 +1,68 @@
-"""Writes the model card of exported weights."""
+"""Model card of exported weights."""
 
-import dataclasses
+import pathlib
+from collections.abc import Sequence
 
 from vit_jax.models.pixel_stats import PIXEL_STATS
 from vit_jax.models.registry import BitResNet, ViT
+from vit_jax.text import escape_markdown
+from vit_jax.weights import download, snippets
 from vit_jax.weights.metadata import WeightsMetadata
 
 CARD_START = "---\nlibrary_name: vit_jax"
-# Options that do not change what the weights are.
-OMITTED_OPTIONS = ("name", "dtype", "dropout", "drop_path", "pos_embed_std")
+MAX_CLASSES = 20  # Class names in the card.
 
 
 def model_card(
     model: ViT | BitResNet,
     metadata: WeightsMetadata,
+    *,
+    file_format: str,
+    name: str,
     source: str,
     num_params: int,
+    losses: Sequence[str] = (),
 ) -> str:
     """Returns a model card in Markdown: the model, its preprocessing, and code that loads it.
 
     Args:
       model: the model.
       metadata: class names and preprocessing.
+      file_format: one of `writer.FILE_FORMATS`.
+      name: name of the file or folder.
       source: location that the weights were read from, as the user gave it.
       num_params: number of parameters.
+      losses: what other code does not get from the file, one line each.
     """
+    table = "\n".join(f"| {key} | {value} |" for key, value in _rows(model, metadata, num_params))
+    classes = ""
+    if metadata.classes:
+        shown = ", ".join(map(escape_markdown, metadata.classes[:MAX_CLASSES]))
+        classes = f"\nClasses: {shown}{', ...' if len(metadata.classes) > MAX_CLASSES else ''}\n"
+    code = [("", snippets.vit_jax_code(name, model))]
+    if file_format == "safetensors":
+        code.append(("## timm\n\n", snippets.timm_code(name, model, metadata)))
+    if file_format == "huggingface":
+        code.append(("## transformers\n\n", snippets.huggingface_code(name, model)))
+    blocks = "\n".join(f"{title}```python\n{text}```\n" for title, text in code)
+    assumed = "".join(f"| Assumed | {escape_markdown(note)} |\n" for note in metadata.assumed or ())
+    differences = "".join(f"- {escape_markdown(line)}\n" for line in losses)
+    if differences:
+        differences = f"\n## Differences in other code\n\n{differences}"
+    return f"""{CARD_START}
+tags: [image-classification, vision-transformer]
+---
+# {model.config.name}
+
+| | |
+|---|---|
+{table}
+| Converted from | {escape_markdown(_public_source(source))} |
+{assumed}{classes}
+{blocks}{differences}"""
+
+
+def _rows(model: ViT | BitResNet, metadata: WeightsMetadata, num_params: int) -> list:
     config = model.config
     height, width = model.image_size
     mean, std = PIXEL_STATS[config.pixel_stats]
@@ -44,41 +82,12 @@ def model_card(
             ("Pooling", config.pool),
             ("GELU", f"{config.gelu}, LayerNorm epsilon {config.norm_eps:g}"),
         ]
-    rows.append(("Converted from", f"`{source}`"))
-    table = "\n".join(f"| {name} | {value} |" for name, value in rows)
-    classes = ""
-    if metadata.classes:
-        shown = ", ".join(metadata.classes[:20])
-        classes = f"\nClasses: {shown}{', ...' if len(metadata.classes) > 20 else ''}\n"
-    return f"""{CARD_START}
-tags: [image-classification, vision-transformer]
----
-# {config.name}
-
-| | |
-|---|---|
-{table}
-{classes}
-```python
-import vit_jax
-
-model = vit_jax.create_model({_create_model_arguments(model)})
-params = vit_jax.load_params("PATH", model)
-logits = model.apply({{"params": params}}, vit_jax.preprocess(images, model))
-```
-"""
+    return rows
 
 
-def _create_model_arguments(model: ViT | BitResNet) -> str:
-    config, (height, width) = model.config, model.image_size
-    size = height if height == width else (height, width)
-    arguments = [
-        f'"{config.name}"',
-        f"num_classes={model.num_classes}",
-        f"image_size={size}",
-    ]
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if field.name not in OMITTED_OPTIONS and value != field.default:
-            arguments.append(f"{field.name}={value!r}")
-    return ", ".join(arguments)
+def _public_source(source: str) -> str:
+    """The source without the folders of this machine and without the query of a URL."""
+    if download.is_url(source) and not source.lower().startswith("file:"):
+        return source.partition("?")[0]
+    path = pathlib.Path(source.partition("://")[2] or source)
+    return path.name if path.is_absolute() else str(path)

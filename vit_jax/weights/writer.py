@@ -20,7 +20,6 @@ FILE_FORMATS = ("npz", "safetensors", "huggingface")
 MAX_LISTED = 5  # Names listed in one message.
 # Parts of parameter names that the official code does not have.
 UNOFFICIAL = ("registers", "_ln/scale", "MAPHead_0", "posembed_1", "x_embedding", "relative")
-TIMM_EPS = 1e-6
 CLASSES_SUFFIX = ".classes.txt"  # File for class names that do not fit into the weights file.
 MAX_METADATA = {"npz": 65_000, "safetensors": 900_000}  # Bytes of JSON that fit into a file.
 
@@ -191,12 +190,6 @@ def write(
     unofficial = [name for name in params if any(part in name for part in UNOFFICIAL)]
     if plan.file_format == "npz" and unofficial:
         notes.append(f"the official code does not support {', '.join(unofficial[:MAX_LISTED])}")
-    if plan.file_format == "safetensors" and metadata.gelu == "tanh":
-        notes.append("timm needs create_model(..., act_layer='gelu_tanh') for equal outputs")
-    if plan.file_format == "safetensors" and metadata.norm_eps not in (None, TIMM_EPS):
-        notes.append(
-            f"timm's LayerNorm has epsilon {TIMM_EPS:g}; these weights have {metadata.norm_eps:g}"
-        )
     write_atomically(card_path(path), card)
     return notes
 

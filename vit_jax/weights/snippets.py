@@ -1,0 +1,148 @@
+"""Python code that loads exported weights and reproduces their score, here and elsewhere."""
+
+import dataclasses
+import math
+
+from vit_jax.models.pixel_stats import PIXEL_STATS
+from vit_jax.models.registry import BitResNet, ViT
+from vit_jax.weights.metadata import WeightsMetadata
+
+# Options that do not change what the weights are.
+OMITTED_OPTIONS = ("name", "dtype", "dropout", "drop_path", "pos_embed_std")
+TIMM_POOLS = {"token": "token", "gap": "avg", "map": "map"}
+TIMM_EPS = 1e-6  # Of timm's LayerNorm.
+TIMM_INTERPOLATIONS = {"bicubic": "bicubic"}  # Anything else is bilinear.
+
+
+def vit_jax_code(name: str, model: ViT | BitResNet) -> str:
+    """Returns code for this package.
+
+    Args:
+      name: name of the file or folder.
+      model: the model of the weights.
+    """
+    output = "logits" if model.num_classes else "features"
+    return f"""import vit_jax
+
+loaded = vit_jax.load({name!r})
+pixels = loaded.preprocess(["image.jpg"])
+{output} = loaded.model.apply({{"params": loaded.params}}, pixels)
+
+# The same model without weights:
+model = vit_jax.create_model({_create_model_arguments(model)})
+"""
+
+
+def _create_model_arguments(model: ViT | BitResNet) -> str:
+    config, (height, width) = model.config, model.image_size
+    size = height if height == width else (height, width)
+    arguments = [f'"{config.name}"', f"num_classes={model.num_classes}", f"image_size={size}"]
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.name not in OMITTED_OPTIONS and value != field.default:
+            arguments.append(f"{field.name}={value!r}")
+    return ", ".join(arguments)
+
+
+def timm_code(name: str, model: ViT | BitResNet, metadata: WeightsMetadata) -> str:
+    """Returns code for timm: the model, its weights, and the evaluation transform."""
+    mean, std = PIXEL_STATS[model.config.pixel_stats]
+    mode, fraction = _timm_crop(model, metadata)
+    interpolation = TIMM_INTERPOLATIONS.get(metadata.resample, "bilinear")
+    return f"""from functools import partial
+
+import PIL.Image
+import timm
+import torch
+from safetensors.torch import load_file
+
+model = {timm_constructor(model)}
+model.load_state_dict(load_file({name!r}))
+transform = timm.data.create_transform(
+    (3, {model.image_size[0]}, {model.image_size[1]}), interpolation={interpolation!r},
+    mean={mean}, std={std}, crop_pct={fraction!r}, crop_mode={mode!r},
+)
+pixels = transform(PIL.Image.open("image.jpg").convert("RGB"))[None]
+with torch.inference_mode():
+    outputs = model.eval()(pixels)
+"""
+
+
+def timm_constructor(model: ViT | BitResNet) -> str:
+    """Returns the call that builds a model in timm, with all arguments that the weights need."""
+    if isinstance(model, BitResNet):
+        return (
+            f"timm.models.ResNetV2(layers={model.units}, width_factor={model.width}, "
+            f"num_classes={model.num_classes}, stem_type='fixed', "
+            "conv_layer=partial(timm.layers.StdConv2d, eps=1e-8))"
+        )
+    config, size = model.config, model.size
+    arguments = {
+        "img_size": model.image_size,
+        "patch_size": model.patch_size,
+        "num_classes": model.num_classes,
+        "global_pool": TIMM_POOLS[config.pool],
+        "embed_dim": size.hidden_size,
+        "depth": size.num_layers,
+        "num_heads": size.num_heads,
+        "mlp_ratio": _ratio(size.mlp_size, size.hidden_size),
+    }
+    if not model.has_cls:
+        arguments["class_token"] = False
+    if config.pool == "gap":
+        arguments["fc_norm"] = False
+    if config.pos_embed == "none":
+        arguments["pos_embed"] = "none"
+    if config.registers:
+        arguments |= {"reg_tokens": config.registers, "no_embed_class": True}
+    if config.layer_scale is not None:
+        arguments["init_values"] = config.layer_scale
+    if config.gelu == "tanh":
+        arguments["act_layer"] = "gelu_tanh"
+    texts = [f"{name}={value!r}" for name, value in arguments.items()]
+    if config.norm_eps != TIMM_EPS:
+        texts.append(f"norm_layer=partial(torch.nn.LayerNorm, eps={config.norm_eps!r})")
+    if model.stem:
+        backbone = f"timm.models.vision_transformer_hybrid._resnetv2({model.stem.units or ()})"
+        texts.append(f"embed_layer=partial(timm.layers.HybridEmbed, backbone={backbone})")
+    return f"timm.models.VisionTransformer({', '.join(texts)})"
+
+
+def _ratio(part: int, whole: int) -> float:
+    """The ratio from which timm computes `part` as int(whole * ratio)."""
+    ratio = part / whole
+    return ratio if int(whole * ratio) == part else (part + 0.5) / whole
+
+
+def _timm_crop(model: ViT | BitResNet, metadata: WeightsMetadata) -> tuple[str, float]:
+    """The crop_mode and the crop_pct of timm's transform."""
+    if metadata.crop in (None, "resize"):
+        return "squash", 1.0
+    mode = "squash" if metadata.crop == "timm_squash" else "center"
+    if metadata.crop_side is None:
+        return mode, metadata.crop_fraction
+    mode = mode if isinstance(metadata.crop_side, int) else "squash"
+    side = metadata.crop_side if mode == "center" else max(metadata.crop_side)
+    fraction = min(model.image_size) / side
+    is_exact = math.floor(min(model.image_size) / fraction) == side
+    return mode, fraction if is_exact else min(model.image_size) / (side + 0.5)
+
+
+def huggingface_code(name: str, model: ViT | BitResNet) -> str:
+    """Returns code for transformers."""
+    auto = "AutoModelForImageClassification" if model.num_classes else "AutoModel"
+    result = "outputs.logits.argmax(-1)" if model.num_classes else "outputs.last_hidden_state"
+    last = f"print({result})"
+    if model.num_classes:
+        last = f"print(model.config.id2label[int({result})])"
+    return f"""import PIL.Image
+import torch
+from transformers import AutoImageProcessor, {auto}
+
+processor = AutoImageProcessor.from_pretrained({f"./{name}"!r})
+model = {auto}.from_pretrained({f"./{name}"!r})
+inputs = processor(PIL.Image.open("image.jpg").convert("RGB"), return_tensors="pt")
+with torch.inference_mode():
+    outputs = model(**inputs)
+{last}
+"""
