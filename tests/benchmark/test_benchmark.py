@@ -255,6 +255,7 @@ def test_runner_measure_reports_a_failing_command():
         (["--config=configs/cifar10.py"], "does not accept --config=FILE"),
         (["--config.batch_size=8"], "--config.batch_size is not supported; use --batch"),
         (["--config.model.hidden=8"], "no field 'hidden'"),
+        (["--config.accumulate=auto"], "a benchmark needs a number"),
         (["--suite=cpu", "--batch=3"], "--batch=3 cannot be combined with --suite=cpu"),
         (
             ["--suite=cpu", "--model=vit_b32"],

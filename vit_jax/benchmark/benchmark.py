@@ -102,6 +102,8 @@ def _case(
     for key, text in fields.items():
         config_lib.override(config, key, text)
     checked = config_lib.check(config)
+    if checked[""].accumulate == "auto":
+        raise ConfigError("config.accumulate is 'auto'; a benchmark needs a number.")
     changed = config_lib.differing_fields(default, config_lib.to_dict(checked))
     # The mesh and the image size have columns of their own.
     listed = [key for key in changed if not key.startswith(("mesh.", "data.image_size"))]
