@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -173,6 +174,16 @@ signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
 main.main()
 """
+
+
+@pytest.mark.slow
+def test_a_disk_too_small_for_a_checkpoint_is_reported_at_the_start(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(9, 8, 1000))
+    assert main.run(tiny_flags(tmp_path)) == 0  # It is compressed, so it may fit.
+    line = next(line for line in capsys.readouterr().out.splitlines() if "may not fit" in line)
+    leaves = final_state(tmp_path)
+    sizes = [np.prod(leaf["shape"]) * np.dtype(leaf["dtype"]).itemsize for leaf in leaves.values()]
+    assert f"({int(sum(sizes)):,} bytes needed, 1,000 bytes free)" in line
 
 
 @pytest.mark.slow

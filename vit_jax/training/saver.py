@@ -2,11 +2,14 @@
 
 import contextlib
 import dataclasses
+import math
+import shutil
 from collections.abc import Sequence
 
 import jax
 
 from vit_jax import config as config_lib
+from vit_jax.atomic_io import describe_space
 from vit_jax.checkpoints import checkpoint, layout, workdir
 from vit_jax.data.preprocess import EvalRecipe
 from vit_jax.distributed import multihost
@@ -41,6 +44,7 @@ class Saver:
         Args:
           fallback: move a damaged checkpoint aside and use the one before.
         """
+        self._check_space()
         step, state, meta = self._restore_newest(fallback)
         self._log.open(step, meta.get("metrics"))
         start = self._stage.start_from  # None for a restored run.
@@ -51,6 +55,15 @@ class Saver:
         if self._stage.config.select == "best":
             self._restore_best(step, state, meta.get("best_step"), fallback)
         return step, state
+
+    def _check_space(self) -> None:
+        """Prints a warning if a checkpoint may be larger than the free space of its disk."""
+        leaves = jax.tree.leaves(self._programs.abstract_state)
+        num_bytes = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
+        folder = self._checkpoints.folder
+        if num_bytes > shutil.disk_usage(folder).free:
+            space = describe_space(folder / "step", num_bytes)
+            self._log.say(f"{folder}: a checkpoint may not fit ({space})")
 
     def _restore_best(
         self, step: int, state: TrainState, recorded_step: int | None, fallback: bool
