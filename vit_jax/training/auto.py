@@ -26,7 +26,7 @@ USABLE = 0.9  # Part of the limit that an estimate may take.
 # Fields of a model that training chooses; all others are taken from the starting weights.
 CHOSEN = ("dropout", "drop_path", "head_bias", "dtype", "scan", "remat", "kernels")
 SIZES = ("num_layers", "hidden_size", "mlp_size", "patch", "registers")
-# A step takes at most this many times `least_bytes`: without it there is no need of an estimate.
+# Without need of an estimate, a step fits a memory that is this many times `_least_bytes`.
 LARGEST_RATIO = 128
 
 
@@ -81,8 +81,8 @@ def with_accumulate(config: Config, model, mesh) -> tuple[Config, str]:
     start = dataclasses.replace(config, accumulate=1) if is_auto else config
     least = _least_bytes(start, model, mesh)
     if limit is None or LARGEST_RATIO * least < limit:
-        needed = "an unknown part" if limit is None else f"at most {_size(LARGEST_RATIO * least)}"
-        note = f"accumulate=1, {config.model.dtype}: a step needs {needed} of the memory"
+        size = "unknown memory" if limit is None else f"{_size(limit)}"
+        note = f"accumulate=1, {config.model.dtype}: a step needs little of the {size} of a device"
         return start, note if is_auto else ""
     parts = _divisors(config, mesh)[-1] if is_auto else config.accumulate
     least = _least_bytes(dataclasses.replace(config, accumulate=parts), model, mesh)
