@@ -137,6 +137,8 @@ def test_field_has_an_effect_if_it_has_one_for_a_value_of_the_grid():
     assert check(config_of(fields | {"sweep.grid": grid}))
     with pytest.raises(ConfigError, match=r"optimizer\.timescale is 5"):
         check(config_of({"sweep.grid": (("optimizer.timescale", (5, 50)),)}))
+    with pytest.raises(ConfigError, match=r"optimizer\.timescale is 5"):
+        config_lib.resolve(config_of({}), {"sweep.grid": "(('optimizer.timescale', (5, 50)),)"})
 
 
 def test_replaced_changes_the_given_fields_only():

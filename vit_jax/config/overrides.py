@@ -73,6 +73,7 @@ def _with_effects(
     for name, run in stages.items():
         where, prefix = (f"config.stages.{name}", f"stages.{name}.") if name else ("config", "")
         given = {key.removeprefix(prefix) for key in overrides}
+        given |= {field for field, _ in run.sweep.grid}  # A reset would not change these.
         own = {field for field, _ in conditions.without_effect(before[name])} if before else set()
         dead = {field for field, _ in conditions.without_effect(run)}
         kept[name] = check_effects(run, where, unasked=dead - given - own)
