@@ -165,6 +165,19 @@ def test_what_may_change_on_resume_is_not_refused(tiny, finished, capsys):
     assert capsys.readouterr().out.splitlines()[-1].startswith("done: steps=4 ")
 
 
+def test_predict_of_a_workdir_equals_that_of_its_checkpoint(finished, tmp_path, capsys):
+    picture(tmp_path / "a\x1b[31m.png")
+    outputs = []
+    for flag in (f"--workdir={finished}", f"--checkpoint={finished}"):
+        assert main.run(["predict", flag, str(tmp_path), "--top=1"]) == 0
+        outputs.append(capsys.readouterr().out)
+    assert outputs[0] == outputs[1]
+    path, label, probability = outputs[0].rstrip("\n").split("\t")
+    assert path == rf"{tmp_path}/a\x1b[31m.png"
+    assert label.startswith("class ")
+    assert 0 < float(probability) <= 1
+
+
 def test_a_finished_run_ends_with_the_line_of_the_contract(finished, capsys):
     assert main.run([f"--workdir={finished}"]) == 0
     line = capsys.readouterr().out.splitlines()[-1]
