@@ -92,4 +92,4 @@ def test_crop_and_resampling_equal_those_of_hugging_face(photos, name, values, s
                 assert differences.max() < 1e-3
             else:  # On tensors, torchvision rounds otherwise than Pillow.
                 assert (differences > 1.001).mean() < 1e-3
-                assert differences.mean() < 0.1
+                assert differences.mean() < 0.2

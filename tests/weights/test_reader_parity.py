@@ -55,9 +55,9 @@ MODELS = {
 def torch():
     import torch
 
-    for op in ("nms", "qnms"):  # Required by the import of torchvision.
-        name = f"torchvision::{op}"
-        torch.library.define(name, "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    from vit_jax.benchmark import timm_peer
+
+    timm_peer.import_timm()  # Also with a torchvision that does not match torch.
     torch.manual_seed(0)
     torch.set_grad_enabled(False)
     return torch
@@ -129,7 +129,8 @@ def test_timm_logits_equal_both_ways(torch, title, pixels, tmp_path, record_prop
     model = vit_jax.create_model(name, num_classes=CLASSES, **gelu, **options)
     params = vit_jax.load_params(path, model)
     read = difference(outputs_of(model, params, pixels), expected)
-    assert vit_jax.create_model(**infer_model_options(open_weights_file(path))).grid == model.grid
+    file = open_weights_file(path, given=WeightsMetadata(pixel_stats="half"))
+    assert vit_jax.create_model(**infer_model_options(file)).grid == model.grid
 
     flat = trees.flatten(params)
     plan = writer.plan_export("safetensors", model, {k: v.shape for k, v in flat.items()})
