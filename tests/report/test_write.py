@@ -54,7 +54,7 @@ def test_out_replaces_an_older_page_but_no_other_file(quickstart, tmp_path):
     (tmp_path / "notes.html").write_text("mine")
     os.mkfifo(tmp_path / "pipe.html")
     for name in ("notes", "pipe"):
-        with pytest.raises(ConfigError, match=rf"{name}\.html exists and is not an HTML page"):
+        with pytest.raises(ConfigError, match=rf"{name}\.html exists and is not a page of"):
             main.run(["report", "--no_model", run, f"--out={tmp_path / f'{name}.html'}"])
     with pytest.raises(ConfigError, match="--out is empty"):
         main.run(["report", "--no_model", run, "--out="])

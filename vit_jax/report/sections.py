@@ -16,9 +16,13 @@ from vit_jax.errors import VitJaxError
 ASSETS = pathlib.Path(__file__).parent
 MAX_IMAGE_SIZE = 160  # Pixels of the longer side.
 MAX_PIXELATED_SIZE = 64  # Pixels; smaller images are shown with square pixels.
-DOCTYPE = "<!doctype html>"  # Beginning of every page.
 # A page loads nothing from the network, whatever it contains.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+# Beginning of every page, by which it is known to be one of `report`.
+PAGE_START = (
+    '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+    f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+)
 
 # Errors that a section shows instead of its content. XLA raises RuntimeError if a device is in use
 # by another process or out of memory.
@@ -146,17 +150,12 @@ def document(title: str, *content: object, refresh: int | None = None) -> str:
     licence = _read_asset("uplot.LICENSE.txt")
     scripts = f"/* uPlot. {licence} */\n{_read_asset('uplot.js')}\n{_read_asset('page.js')}"
     head = (
-        '<meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta name="color-scheme" content="light dark">'
         f"<title>{to_html(title)}</title><style>{styles}</style>"
     )
     main = element("main", *content, data_refresh=refresh and str(refresh))
-    return (
-        f'{DOCTYPE}\n<html lang="en"><head>{head}</head><body>{main}'
-        f"<script>{scripts}</script></body></html>\n"
-    )
+    return f"{PAGE_START}{head}</head><body>{main}<script>{scripts}</script></body></html>\n"
 
 
 def _read_asset(name: str) -> str:

@@ -8,7 +8,7 @@ from vit_jax.atomic_io import write_atomically
 from vit_jax.errors import ConfigError
 from vit_jax.report import compare, page
 from vit_jax.report.run_record import REPORT_FILE, RunRecord, read_run_records
-from vit_jax.report.sections import DOCTYPE
+from vit_jax.report.sections import PAGE_START
 from vit_jax.text import warn
 
 COMPARISON_FILE = "comparison.html"  # In a folder whose report.html is the page of a run.
@@ -81,7 +81,9 @@ def _write_pages(
     if out and is_page_of_run:
         raise ConfigError(f"{target} is the page of a single run; give another file by --out.")
     if not _may_overwrite(target):
-        raise ConfigError(f"{target} exists and is not an HTML page; give another file by --out.")
+        raise ConfigError(
+            f"{target} exists and is not a page of `report`; give another file by --out."
+        )
     errors = []
     for number, run in enumerate(outdated, 1):
         show(f"{number}/{len(outdated)}  {run.folder}")
@@ -125,11 +127,11 @@ def _print_skipped(reason: str) -> None:
 
 
 def _may_overwrite(target: pathlib.Path) -> bool:
-    """Returns True if nothing or an HTML page exists at a path."""
+    """Returns True if nothing or a page of `report` exists at a path."""
     if not target.is_file():
         return not target.exists()
     with target.open("rb") as file:
-        return file.read(len(DOCTYPE)) == DOCTYPE.encode()
+        return file.read(len(PAGE_START)) == PAGE_START.encode()
 
 
 def _page_path(run: RunRecord) -> pathlib.Path:
