@@ -17,6 +17,8 @@ def tiny_flags(workdir, *overrides: str) -> list[str]:
         "checkpoint_every": 4,
     }
     tiny |= dict(each.split("=", 1) for each in overrides)
+    if tiny["data.source"] != "fake":
+        del tiny["data.num_classes"], tiny["data.num_examples"]
     flags = [f"--config.{key}={value}" for key, value in tiny.items()]
     config = f"--config={ROOT / 'configs' / 'finetune.py'}:data=x,smoke"
     return [config, f"--workdir={workdir}", *flags]

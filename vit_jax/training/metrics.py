@@ -291,7 +291,7 @@ class TrainingLog:
     def log(self, step: int, values: dict, is_timed: bool = True) -> None:
         """Records the metrics of a training step, and how the time since the last record was spent.
 
-        A step with `is_timed` False, the first one, was compiled: it has no rate.
+        A step with `is_timed` False, the first one, was compiled: it has no speed.
 
         `train/data_wait` is the fraction of the time in which the loop waited for a batch,
         `train/device` the fraction in which it waited for the oldest step in flight, and
@@ -304,11 +304,12 @@ class TrainingLog:
         self.start_interval(step)
         top1 = f"  top1 {values['top1']:.4f}" if "top1" in values else ""
         line = f"step {step}/{self._total_steps}  loss {values['loss']:.4f}{top1}"
+        shares = {"data_wait": data, "device": device, "host": busy - data - device}
+        shares = {name: seconds / busy if busy else 0.0 for name, seconds in shares.items()}
+        values = values | shares
         if is_timed and busy and num_images:
             speed = num_images / busy
-            shares = {"data_wait": data, "device": device, "host": busy - data - device}
-            shares = {name: seconds / busy for name, seconds in shares.items()}
-            values = values | {"img_per_sec": speed} | shares
+            values["img_per_sec"] = speed
             left = (self._total_steps - step) * self._batch_size / speed
             line += f"  {speed:,.0f} img/s"
             for name, share in shares.items():
