@@ -118,6 +118,13 @@ def test_tuples_survive_being_written_and_read():
     assert found == ["optimizer.lr_factors"]
 
 
+def test_a_number_takes_the_place_of_a_word_where_a_field_has_both():
+    config = base_config()
+    for text, value in (("auto", "auto"), ("2", 2)):
+        override(config, "accumulate", text)
+        assert config.accumulate == value
+
+
 @pytest.mark.parametrize("value", [None, "None"])  # Of a config file, and of the command line.
 @pytest.mark.parametrize(
     ("field", "wanted"),

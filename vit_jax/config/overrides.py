@@ -100,7 +100,8 @@ def override(config: ConfigDict, key: str, value: object) -> None:
             parent[last] = literal(text) if isinstance(text, str) else value
         return
     old = _member(config, [*sections, last], key)
-    if isinstance(text, str) and (not isinstance(old, str) or text == "None"):
+    is_text_field = isinstance(old, str) and parent.get_type(last) is str  # Not int | str.
+    if isinstance(text, str) and (not is_text_field or text == "None"):
         value = literal(text)
     if last == "kwargs" and isinstance(value, dict):
         parent[last] = ConfigDict(value, type_safe=False)
