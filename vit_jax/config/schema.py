@@ -6,7 +6,7 @@ from vit_jax.config.fields import Kwargs, field
 from vit_jax.config.schema_data import Data
 
 MAX_STEPS = 10**8  # The learning rates of all steps are in memory.
-FROM_NAME = "None takes it from the name (Table 1)."
+FROM_NAME = "; None takes it from the name (Table 1)."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,18 +14,18 @@ class Model:
     """config.model: the options of `create_model`, under the same names."""
 
     name: str = field(
-        "vit_b16", "A name of `vit_jax.list_models()`; auto is the model of `init.path`."
+        "vit_b16", "Name of a model (`vit_jax.list_models()`); auto for the model of `init.path`."
     )
     patch: int | None = field(
         None, "Patch side in pixels; None takes it from the name.", least=1, most=2**10
     )
-    num_layers: int | None = field(None, FROM_NAME, least=1, most=2**10)
-    hidden_size: int | None = field(None, FROM_NAME, least=1, most=2**16)
-    mlp_size: int | None = field(None, FROM_NAME, least=1, most=2**18)
-    num_heads: int | None = field(None, FROM_NAME, least=1, most=2**10)
+    num_layers: int | None = field(None, "Number of layers" + FROM_NAME, least=1, most=2**10)
+    hidden_size: int | None = field(None, "Width D" + FROM_NAME, least=1, most=2**16)
+    mlp_size: int | None = field(None, "Width of the MLP" + FROM_NAME, least=1, most=2**18)
+    num_heads: int | None = field(None, "Number of heads" + FROM_NAME, least=1, most=2**10)
     pool: str = field(
         "token",
-        "Class token, mean of the patches (Figure 9), attention pooling, or token and mean.",
+        "Pooling: class token, mean of patches (Figure 9), attention pooling, or token and mean.",
         choices=("token", "gap", "map", "token_gap"),
     )
     pre_logits: bool = field(False, "Add a tanh layer before the head (pre-training, section 3.1).")
@@ -49,13 +49,13 @@ class Model:
     )
     pos_embed_at: str = field(
         "stem",
-        "Where positions are added: once (stem), before every layer with separate embeddings "
-        "(layers), or before every layer with the same embedding (shared); Table 8.",
+        "Where position embeddings are added: once (stem), before every layer with separate "
+        "embeddings (layers), or before every layer with the same embedding (shared); Table 8.",
         choices=("stem", "layers", "shared"),
     )
     pos_embed_std: float | None = field(
         0.02,
-        "Deviation of learned positions at the start; None: 1/sqrt(hidden_size) (big_vision).",
+        "Standard deviation of initial position embeddings; None for 1/sqrt(D) (big_vision).",
         above=0,
         most=1,
     )
@@ -106,7 +106,9 @@ class Task:
         "Loss; 'binary' is 'sigmoid' with target 1 for every class of a mixed image.",
         table="vit_jax.tasks.losses:LOSSES",
     )
-    label_smoothing: float = field(0.0, "Share of all classes.", least=0, most=0.99)
+    label_smoothing: float = field(
+        0.0, "Label smoothing: probability shared by all classes.", least=0, most=0.99
+    )
     teacher: str = field(
         "", "Weights of a teacher to distil from, as for init.path; '' for none.", is_path=True
     )
@@ -122,9 +124,13 @@ class Task:
         "Targets of masked patches: mean 3-bit colour, 4x4 colours, or pixels (appendix B.1.2).",
         choices=("mean", "downsized", "pixels"),
     )
-    corrupted: float = field(0.5, "Share of patches corrupted (appendix B.1.2).", above=0, most=1)
-    mask_share: float = field(0.8, "Share of these that is masked.", least=0, most=1)
-    random_share: float = field(0.1, "Share of these replaced by another.", least=0, most=1)
+    corrupted: float = field(
+        0.5, "Fraction of patches to corrupt (appendix B.1.2).", above=0, most=1
+    )
+    mask_share: float = field(0.8, "Fraction of the corrupted patches to mask.", least=0, most=1)
+    random_share: float = field(
+        0.1, "Fraction of the corrupted patches to replace by others.", least=0, most=1
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,7 +157,7 @@ class Optimizer:
     )
     cooldown_steps: int = field(
         0,
-        "Last steps, in which the learning rate falls linearly to zero (arXiv:2106.04560).",
+        "Number of last steps, with a linear decay to zero (arXiv:2106.04560).",
         least=0,
         is_traced=True,
     )
@@ -177,8 +183,8 @@ class Optimizer:
     )
     freeze: str = field(
         "",
-        "Parameters that are not trained: 'all but head', 'first N blocks' with all before them, "
-        "or 'all but last N blocks', which also trains what is after them; '' for none.",
+        "Parameters to freeze: 'all but head', 'first N blocks' (and the embeddings), or 'all but "
+        "last N blocks' (trains also the last LayerNorm and the head); '' for none.",
         parser="vit_jax.training.param_groups:normalize_freeze",
     )
     layer_decay: float | None = field(
@@ -241,7 +247,7 @@ class Init:
 
 @dataclasses.dataclass(frozen=True)
 class FewShot:
-    """config.fewshot: few-shot linear evaluation of a run as it trains (section 4.1)."""
+    """config.fewshot: few-shot linear evaluation during training (section 4.1)."""
 
     every: int | None = field(None, "Steps between evaluations, and at the end.", least=1)
     source: str = field(
@@ -250,16 +256,16 @@ class FewShot:
         table="vit_jax.data.sources:SOURCES",
     )
     sets: tuple[str, ...] = field(
-        (), "Data sets, or folders, each of which is evaluated.", is_path=True
+        (), "Data sets or folders to evaluate, one after the other.", is_path=True
     )
     dir: str = field(
-        "", "TFDS's data folder, if `source` is not that of config.data.", is_path=True
+        "", "Data folder of TFDS, if `source` is not that of config.data.", is_path=True
     )
     split: str = field("train", "Split that the shots are drawn from.")
     test_split: str = field("val", "Split that is scored.")
     shots: tuple[int, ...] = field((1, 5, 10, 25), "Numbers of examples per class.", least=1)
     seeds: int = field(
-        3, "Number of draws, over which accuracies are averaged.", least=1, most=10**4
+        3, "Number of draws of shots; accuracies are their means.", least=1, most=10**4
     )
 
 
@@ -270,7 +276,7 @@ class Sweep:
     grid: tuple[tuple[str, tuple], ...] = field(
         (),
         "Fields and their values, in all combinations: (('optimizer.lr', (0.003, 0.01)),). With "
-        "('seed', (0, 1, 2)) each combination has these seeds, and its mean score counts.",
+        "('seed', (0, 1, 2)), each combination runs with every seed; the best mean is selected.",
     )
     dev: float = field(
         0.1,
@@ -301,8 +307,8 @@ class Config:
     examples: int | None = field(None, "Length in examples.", least=1)
     accumulate: int | str = field(
         1,
-        "Micro-batches per step, computed one after the other to save memory; auto is the smallest "
-        "number that fits the devices.",
+        "Number of micro-batches per step, computed one after the other to save memory; auto for "
+        "the smallest number that fits the devices.",
         parser="vit_jax.config.values:number_or_auto",
         least=1,
     )
