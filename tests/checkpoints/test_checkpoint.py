@@ -13,10 +13,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from tests.support.json_steps import write_step
 from vit_jax import config as config_lib
-from vit_jax import trees
 from vit_jax.checkpoints import checkpoint, layout
 from vit_jax.distributed import mesh as mesh_lib
 from vit_jax.errors import CheckpointError
+from vit_jax.models import trees
 
 META = {"classes": ["a", "b"], "seconds": 1.5}
 DATA = {"seed": 0, "epoch": 1, "examples_seen": 96}

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vit_jax import create_model, main, trees
+from vit_jax import create_model, main
 from vit_jax.errors import CheckpointError, ConfigError, DataError
 from vit_jax.figures import attention_distance, style
 from vit_jax.figures import attention_statistics as statistics_lib
 from vit_jax.figures import draw as draw_lib
+from vit_jax.models import trees
 from vit_jax.weights import load
 
 pytestmark = pytest.mark.slow  # Trains or runs models for seconds.

@@ -7,7 +7,7 @@ import pytest
 
 from tests.support import reference_vit
 from tests.support.tiny import equations, forward, named, some_images, some_params, tiny
-from vit_jax import trees
+from vit_jax.models import trees
 from vit_jax.models.layers import drop_path
 from vit_jax.models.registry import make_init
 

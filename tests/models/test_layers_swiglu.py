@@ -4,7 +4,7 @@ import jax
 import numpy as np
 
 from tests.support.tiny import some_images, some_params, tiny
-from vit_jax import trees
+from vit_jax.models import trees
 from vit_jax.models.flops import forward_macs
 from vit_jax.models.layers import SwiGlu
 from vit_jax.models.registry import make_init

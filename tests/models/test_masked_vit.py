@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.support.tiny import forward, named, some_images, some_params, tiny
-from vit_jax import trees
+from vit_jax.models import trees
 from vit_jax.models.flops import forward_macs
 from vit_jax.models.masked_vit import MaskedViT
 from vit_jax.models.registry import make_init, param_shapes

@@ -18,9 +18,10 @@ from tests.support.tiny import (
     some_params,
     tiny,
 )
-from vit_jax import create_model, trees
+from vit_jax import create_model
 from vit_jax.config.schema import Model
 from vit_jax.errors import ConfigError
+from vit_jax.models import trees
 from vit_jax.models.layers import Attention, Block
 from vit_jax.models.registry import make_init, param_shapes
 from vit_jax.models.vit import PatchEmbedding, patchify

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from tests.support.tiny import tiny
-from vit_jax import create_model, trees
+from vit_jax import create_model
+from vit_jax.models import trees
 from vit_jax.models.position import PositionEmbedding, RelativeKeys
 from vit_jax.models.registry import make_init
 

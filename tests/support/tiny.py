@@ -7,8 +7,9 @@ from dataclasses import fields
 import jax
 import numpy as np
 
-from vit_jax import create_model, trees
+from vit_jax import create_model
 from vit_jax.config.schema import Model
+from vit_jax.models import trees
 from vit_jax.models.bit_resnet import BitResNet
 from vit_jax.models.registry import make_init
 from vit_jax.models.sizes import Size, shape_of

@@ -4,8 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from vit_jax import create_model, trees
+from vit_jax import create_model
 from vit_jax.config.schema import Task
+from vit_jax.models import trees
 from vit_jax.models.registry import param_shapes
 from vit_jax.tasks.classification import Classification
 

@@ -7,10 +7,10 @@ import jax
 import numpy as np
 import pytest
 
-from vit_jax import trees
 from vit_jax.config.schema import Config, Data, Task
 from vit_jax.data.preprocess import to_unit_range
 from vit_jax.errors import ConfigError
+from vit_jax.models import trees
 from vit_jax.models.registry import param_shapes, section
 from vit_jax.models.vit import patchify
 from vit_jax.tasks.masked_patches import (

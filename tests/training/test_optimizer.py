@@ -8,10 +8,10 @@ import numpy as np
 import optax
 import pytest
 
-from vit_jax import trees
 from vit_jax.config.fields import Kwargs
 from vit_jax.config.schema import Optimizer
 from vit_jax.errors import ConfigError
+from vit_jax.models import trees
 from vit_jax.training.optimizer import OPTIMIZERS, UpdateRule, make_optimizer
 from vit_jax.training.param_groups import layer_of
 

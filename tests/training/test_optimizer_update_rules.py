@@ -6,9 +6,9 @@ import numpy as np
 import optax
 import pytest
 
-from vit_jax import trees
 from vit_jax.config.fields import Kwargs
 from vit_jax.config.schema import Optimizer
+from vit_jax.models import trees
 from vit_jax.training.optimizer import OPTIMIZERS, make_optimizer
 from vit_jax.training.schedules import make_schedule
 

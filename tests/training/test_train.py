@@ -10,9 +10,10 @@ import pytest
 from tests.support.json_steps import rewrite_item
 from tests.support.runs import ROOT, final_state, records
 from tests.support.tiny_flags import tiny_flags
-from vit_jax import main, trees
+from vit_jax import main
 from vit_jax.checkpoints import checkpoint, layout
 from vit_jax.errors import CheckpointError, DataError, NonFiniteError, VitJaxError
+from vit_jax.models import trees
 
 
 @pytest.mark.slow

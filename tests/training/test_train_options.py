@@ -9,9 +9,10 @@ import pytest
 
 from tests.support.runs import final_state, records
 from tests.support.tiny_flags import tiny_flags
-from vit_jax import main, trees
+from vit_jax import main
 from vit_jax.checkpoints import checkpoint, layout
 from vit_jax.errors import ConfigError, DataError
+from vit_jax.models import trees
 from vit_jax.weights import load
 
 

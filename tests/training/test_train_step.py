@@ -6,10 +6,11 @@ import numpy as np
 import optax
 import pytest
 
-from vit_jax import create_model, trees
+from vit_jax import create_model
 from vit_jax.config.fields import without_traced
 from vit_jax.config.schema import Optimizer
 from vit_jax.distributed import mesh as mesh_lib
+from vit_jax.models import trees
 from vit_jax.models.registry import make_init
 from vit_jax.training.optimizer import make_optimizer
 from vit_jax.training.schedules import make_schedule

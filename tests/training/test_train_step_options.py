@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vit_jax import create_model, trees
+from vit_jax import create_model
 from vit_jax.config.schema import Optimizer, Task
 from vit_jax.distributed import mesh as mesh_lib
+from vit_jax.models import trees
 from vit_jax.models.registry import make_init
 from vit_jax.tasks.classification import Classification
 from vit_jax.training.schedules import make_schedule

@@ -10,9 +10,10 @@ import safetensors.numpy
 import vit_jax
 from tests.support.runs import run_main
 from tests.support.tiny import assert_same_model
-from vit_jax import main, trees
+from vit_jax import main
 from vit_jax.errors import CheckpointError, VitJaxError
 from vit_jax.evaluation.setup import prepare_setup
+from vit_jax.models import trees
 from vit_jax.models.registry import param_shapes
 from vit_jax.weights import adapt, convert, load, writer
 from vit_jax.weights.archive import open_archive

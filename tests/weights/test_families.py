@@ -6,8 +6,9 @@ import safetensors.numpy
 
 import vit_jax
 from tests.support.peer_weights import D, as_official, timm_weights
-from vit_jax import create_model, trees
+from vit_jax import create_model
 from vit_jax.errors import CheckpointError
+from vit_jax.models import trees
 from vit_jax.models.sizes import SIZES
 from vit_jax.weights import convert, families, formats, load
 from vit_jax.weights.archive import write_npz

@@ -12,9 +12,10 @@ import safetensors.numpy
 
 import vit_jax
 from tests.support.tiny import assert_same_model
-from vit_jax import create_model, main, trees
+from vit_jax import create_model, main
 from vit_jax.distributed import mesh as mesh_lib
 from vit_jax.errors import CheckpointError, ConfigError, VitJaxError
+from vit_jax.models import trees
 from vit_jax.models.registry import param_shapes
 from vit_jax.weights import download, load, writer
 from vit_jax.weights.archive import write_npz, write_safetensors

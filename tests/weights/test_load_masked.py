@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from vit_jax import config as config_lib
-from vit_jax import trees
 from vit_jax.checkpoints import checkpoint, layout
 from vit_jax.errors import CheckpointError
+from vit_jax.models import trees
 from vit_jax.models.registry import build, param_shapes
 from vit_jax.tasks.registry import build_model
 from vit_jax.weights import load

@@ -9,8 +9,9 @@ import safetensors.numpy
 import vit_jax
 from tests.support.peer_weights import as_huggingface, timm_weights
 from tests.support.tiny import assert_same_model
-from vit_jax import create_model, trees
+from vit_jax import create_model
 from vit_jax.errors import CheckpointError
+from vit_jax.models import trees
 from vit_jax.models.registry import param_shapes
 from vit_jax.weights import writer
 from vit_jax.weights.archive import write_npz, write_safetensors

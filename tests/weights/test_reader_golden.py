@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from tests.support.golden_outputs import CASES, GOLDEN, params_of, photo_pixels
-from vit_jax import create_model, trees
+from vit_jax import create_model
+from vit_jax.models import trees
 
 pytestmark = pytest.mark.slow  # Trains or runs models for seconds.
 

@@ -15,7 +15,7 @@ from PIL import Image
 import vit_jax
 from tests.support.golden_outputs import CASES, GOLDEN, params_of, photo_pixels
 from tests.support.tiny import assert_same_model
-from vit_jax import trees
+from vit_jax.models import trees
 from vit_jax.weights import writer
 from vit_jax.weights.infer_model import infer_model_options
 from vit_jax.weights.metadata import WeightsMetadata

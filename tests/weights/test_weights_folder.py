@@ -8,8 +8,9 @@ import safetensors.numpy
 
 from tests.support import peer_weights
 from tests.support.runs import run_main
-from vit_jax import main, trees
+from vit_jax import main
 from vit_jax.errors import CheckpointError
+from vit_jax.models import trees
 from vit_jax.weights import load
 from vit_jax.weights.weights_folder import INDEX, open_weights
 

@@ -10,8 +10,9 @@ import safetensors.numpy
 
 from tests.support import peer_weights
 from tests.support.tiny import assert_same_model
-from vit_jax import create_model, trees
+from vit_jax import create_model
 from vit_jax.errors import ConfigError
+from vit_jax.models import trees
 from vit_jax.models.registry import param_shapes
 from vit_jax.weights import load, writer
 from vit_jax.weights.infer_model import infer_model_options

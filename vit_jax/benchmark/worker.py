@@ -21,7 +21,6 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax import config as config_lib
-from vit_jax import trees
 from vit_jax.atomic_io import to_json
 from vit_jax.checkpoints import workdir
 from vit_jax.config.schema import Config
@@ -29,6 +28,7 @@ from vit_jax.config.validate import import_user_code
 from vit_jax.distributed import mesh as mesh_lib
 from vit_jax.distributed.compilation_cache import keep_compiled_programs
 from vit_jax.errors import ConfigError, VitJaxError
+from vit_jax.models import trees
 from vit_jax.models.registry import make_init
 from vit_jax.planning import accelerators
 from vit_jax.tasks import registry as task_registry

@@ -21,7 +21,6 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from vit_jax import trees
 from vit_jax.atomic_io import describe_space, to_json
 from vit_jax.checkpoints import workdir
 from vit_jax.checkpoints.layout import (
@@ -36,6 +35,7 @@ from vit_jax.checkpoints.layout import (
 )
 from vit_jax.distributed import multihost
 from vit_jax.errors import CheckpointError
+from vit_jax.models import trees
 
 MAX_LISTED = 20
 

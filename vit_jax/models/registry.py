@@ -9,11 +9,11 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from vit_jax import trees
 from vit_jax.config import registry
 from vit_jax.config.schema import Model
 from vit_jax.config.values import check_section
 from vit_jax.errors import ConfigError
+from vit_jax.models import trees
 from vit_jax.models.bit_resnet import BitResNet
 from vit_jax.models.sizes import PARAMETERS, BitShape, shape_of
 from vit_jax.models.vit import ViT

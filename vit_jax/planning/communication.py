@@ -10,8 +10,8 @@ import dataclasses
 import math
 from collections.abc import Iterable
 
-from vit_jax import trees
 from vit_jax.errors import ConfigError
+from vit_jax.models import trees
 from vit_jax.planning.accelerators import Accelerator
 
 # How many times a ring passes the array, up to the factor (n - 1)/n.

@@ -5,13 +5,13 @@ import math
 
 import jax
 
-from vit_jax import trees
 from vit_jax.config.schema import Config, Mesh
 from vit_jax.config.validate import import_user_code
 from vit_jax.data import dataset_info
 from vit_jax.data.sources import find_kind, open_training
 from vit_jax.distributed import mesh as mesh_lib
 from vit_jax.errors import ConfigError, DataError
+from vit_jax.models import trees
 from vit_jax.planning.accelerators import (
     ACCELERATORS,
     Accelerator,

@@ -19,9 +19,9 @@ import jax.numpy as jnp
 import jaxlib.version
 import numpy as np
 
-from vit_jax import trees
 from vit_jax.config.schema import Config
 from vit_jax.distributed import mesh as mesh_lib
+from vit_jax.models import trees
 from vit_jax.models.registry import ViT, make_init
 from vit_jax.tasks import registry as task_registry
 from vit_jax.training.optimizer import make_optimizer

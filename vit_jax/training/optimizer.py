@@ -15,11 +15,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from vit_jax import trees
 from vit_jax.config import registry
 from vit_jax.config.fields import bounds
 from vit_jax.config.schema import Optimizer
 from vit_jax.errors import ConfigError
+from vit_jax.models import trees
 from vit_jax.training.param_groups import (
     Factors,
     factor_of,

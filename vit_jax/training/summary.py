@@ -1,10 +1,9 @@
 """Contents of `summary.json`: the results and the costs of a finished stage."""
 
 from vit_jax import config as config_lib
-from vit_jax import trees
 from vit_jax.checkpoints import layout, workdir
 from vit_jax.errors import CheckpointError, ConfigError
-from vit_jax.models import flops
+from vit_jax.models import flops, trees
 from vit_jax.training import metrics
 from vit_jax.training.stage import Stage
 

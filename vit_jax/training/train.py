@@ -6,12 +6,12 @@ from collections.abc import Iterator
 import jax
 
 from vit_jax import config as config_lib
-from vit_jax import trees
 from vit_jax.checkpoints import layout, workdir
 from vit_jax.checkpoints.signals import SignalRecorder
 from vit_jax.config.schema import Config
 from vit_jax.distributed import mesh, multihost
 from vit_jax.errors import CheckpointError, Interrupted, NonFiniteError
+from vit_jax.models import trees
 from vit_jax.training import auto, build, schedules
 from vit_jax.training.batches import TrainBatches
 from vit_jax.training.in_flight import StepsInFlight

@@ -12,13 +12,13 @@ import jax
 import numpy as np
 
 from vit_jax import config as config_lib
-from vit_jax import trees
 from vit_jax.atomic_io import write_aside
 from vit_jax.checkpoints import checkpoint, layout
 from vit_jax.config.schema import Data, Init
 from vit_jax.data import packaged
 from vit_jax.data.preprocess import EvalRecipe
 from vit_jax.errors import CheckpointError, ConfigError
+from vit_jax.models import trees
 from vit_jax.models.registry import BitResNet, ViT, build, create_model, param_shapes
 from vit_jax.text import print_line
 from vit_jax.weights import adapt, download, load, writer

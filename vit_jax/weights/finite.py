@@ -5,8 +5,8 @@ from collections.abc import Mapping
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax import trees
 from vit_jax.errors import CheckpointError, NonFiniteError
+from vit_jax.models import trees
 
 REASON = "the weights are damaged, or the training run diverged"
 

@@ -12,7 +12,6 @@ import jax
 import numpy as np
 
 from vit_jax import config as config_lib
-from vit_jax import trees
 from vit_jax.checkpoints import checkpoint, layout
 from vit_jax.config import registry
 from vit_jax.config.schema import Config, Data, Init
@@ -21,6 +20,7 @@ from vit_jax.data.labels import check_new_names
 from vit_jax.data.preprocess import EvalRecipe
 from vit_jax.errors import CheckpointError, ConfigError
 from vit_jax.models import registry as model_registry
+from vit_jax.models import trees
 from vit_jax.models.registry import BitResNet, ViT, build, param_shapes
 from vit_jax.tasks import registry as task_registry
 from vit_jax.text import print_line

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from vit_jax import trees
+from vit_jax.models import trees
 
 TREE = {"head": {"kernel": np.ones((2, 3)), "bias": np.zeros(3)}, "cls": np.ones(())}
 
