@@ -67,6 +67,16 @@ def nearest(name: str, names: Iterable[str]) -> str:
     return f" Did you mean {matches[0]}?" if matches else ""
 
 
+def one_line(error: object) -> str:
+    """Returns the message of an error in one line of limited length; its class if it is empty."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Returns True if Python or the devices of JAX ran out of memory."""
+    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
+
+
 def shown(value: object, length: int = 80) -> str:
     """Returns the repr of a value for a message, cut off after a number of characters."""
     try:

@@ -9,7 +9,14 @@ import signal
 import sys
 import traceback
 
-from vit_jax.errors import CheckpointError, ConfigError, HostError, VitJaxError, nearest
+from vit_jax.errors import (
+    CheckpointError,
+    ConfigError,
+    HostError,
+    VitJaxError,
+    is_out_of_memory,
+    nearest,
+)
 from vit_jax.text import STDOUT, open_standard_streams, warn, write
 
 try:
@@ -69,7 +76,7 @@ def main() -> None:
     except Exception as error:
         from vit_jax.distributed import multihost
 
-        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+        if not is_out_of_memory(error):
             if multihost.is_lost_process(error):
                 _exit(f"lost connection to another process: {error}", HostError.exit_code, argv)
             if problem := _device_problem(error):

@@ -27,7 +27,7 @@ from vit_jax.config.schema import Config
 from vit_jax.config.validate import import_user_code
 from vit_jax.distributed import mesh as mesh_lib
 from vit_jax.distributed.compilation_cache import keep_compiled_programs
-from vit_jax.errors import ConfigError, VitJaxError
+from vit_jax.errors import ConfigError, VitJaxError, is_out_of_memory
 from vit_jax.models import trees
 from vit_jax.models.registry import make_init
 from vit_jax.planning import accelerators
@@ -267,11 +267,6 @@ def largest_that_fits(fits: Callable[[int], bool], unit: int) -> int:
         middle = (low + high) // 2 // unit * unit
         low, high = (middle, high) if fits(middle) else (low, middle)
     return low
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Returns True if JAX or Python ran out of memory."""
-    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
 
 
 def main() -> None:

@@ -29,12 +29,11 @@ from vit_jax.checkpoints.layout import (
     FOLDER,
     list_steps,
     make_manifest,
-    one_line,
     read_item,
     read_manifest,
 )
 from vit_jax.distributed import multihost
-from vit_jax.errors import CheckpointError
+from vit_jax.errors import CheckpointError, one_line
 from vit_jax.models import trees
 
 MAX_LISTED = 20

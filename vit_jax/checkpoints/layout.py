@@ -14,7 +14,7 @@ import google_crc32c
 import numpy as np
 
 from vit_jax.atomic_io import to_json
-from vit_jax.errors import CheckpointError
+from vit_jax.errors import CheckpointError, one_line
 
 FOLDER, BEST = "checkpoints", "best"
 DAMAGED = "damaged"  # Folder of a run for damaged files and steps that were replaced.
@@ -136,8 +136,3 @@ def _read_json(step_folder: pathlib.Path, name: str) -> dict:
     if not isinstance(item, dict):
         raise CheckpointError(f"{path} is damaged: expected a JSON object.")
     return item
-
-
-def one_line(error: BaseException) -> str:
-    """Returns the message of an error in one line of limited length."""
-    return " ".join(str(error).split())[:300] or type(error).__name__

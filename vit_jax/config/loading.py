@@ -25,7 +25,7 @@ from vit_jax.config.schema import Config
 from vit_jax.config.upgrade import upgrade
 from vit_jax.config.validate import DURATIONS, check_effects, check_run
 from vit_jax.config.values import TYPE_NAMES
-from vit_jax.errors import ConfigError, nearest, shown
+from vit_jax.errors import ConfigError, nearest, one_line, shown
 
 # Fields that may change when a run is resumed.
 FREE_ON_RESUME = (
@@ -112,7 +112,7 @@ def load(file_and_arg: str) -> ConfigDict:
     except ConfigError as error:
         raise ConfigError(f"--config={path}: {error}") from error
     except (Exception, SystemExit) as error:  # A config file can raise anything.
-        words = " ".join(str(error).split())
+        words = one_line(error)
         # Messages of ml_collections about an unknown field.
         key = re.match(r"""["']*(?:Key ")?(\w+)["']+(?: does not exist|$)""", words)
         if key and suggest(key[1]):

@@ -15,7 +15,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 
-from vit_jax.errors import ConfigError, nearest, shown
+from vit_jax.errors import ConfigError, nearest, one_line, shown
 
 TRUSTED = "VIT_JAX_TRUSTED"  # Environment variable: packages that stored configs may import.
 USER_NAME = r"\w+(?:\.\w+)*:\w+"
@@ -144,7 +144,7 @@ def import_objects(names: Iterable[tuple[str, str]]) -> None:
         try:
             load_object(name)
         except (Exception, SystemExit) as error:  # A module of the user can raise anything.
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            reason = f"{type(error).__name__}: {one_line(error)}"
             raise ConfigError(
                 f"{place} is {name!r}, which cannot be imported: {reason}."
             ) from error

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from vit_jax.config import registry
 from vit_jax.config.fields import Kwargs, bounds, expand_home
 from vit_jax.config.hints import suggest
-from vit_jax.errors import ConfigError, nearest, shown
+from vit_jax.errors import ConfigError, nearest, one_line, shown
 
 LARGEST_INT = 2**63  # Whole numbers are below, and above its negative.
 LARGEST, SMALLEST = 3.4e38, 1.2e-38  # Absolute values of numbers above 0 in float32.
@@ -124,7 +124,7 @@ def check_kwargs(entry: Callable, values, where: str, name: str) -> Kwargs:
     try:
         entry(**checked)
     except Exception as error:  # An entry of the user can raise anything.
-        raise ConfigError(f"{where} is {checked}: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"{where} is {checked}: {one_line(error)}") from error
     return Kwargs(checked)
 
 

@@ -16,7 +16,7 @@ from vit_jax.config import registry
 from vit_jax.config.schema import Data
 from vit_jax.data import class_folders, manifest
 from vit_jax.data.decode import Encoded
-from vit_jax.errors import DataError, nearest
+from vit_jax.errors import DataError, nearest, one_line
 
 CLASS_KEYS = ("pythonClassName", "python_class_name", "type")  # In features.json.
 SINGLE_LABEL = "original_label"  # Label of ImageNet in TFDS's imagenet2012_real.
@@ -132,7 +132,7 @@ def open_prepared(data: Data, split: str) -> PreparedSource:
         builder = tfds.builder_from_directory(dir)
         sizes = {name: info.num_examples for name, info in builder.info.splits.items()}
     except Exception as error:
-        raise DataError(f"data.dir={dir}: damaged ({_one_line(error)}).") from error
+        raise DataError(f"data.dir={dir}: damaged ({one_line(error)}).") from error
     notes: tuple[str, ...] = ()
     if class_folders.holds_out(split, sizes, val_fraction):
         cut = max(1, round(sizes["train"] * val_fraction))
@@ -207,7 +207,7 @@ def open_builder(dataset: str, dir: str, title: str) -> tuple:
         hint = nearest(dataset, tfds.list_builders(with_community_datasets=False))
         raise DataError(f"{title}: not a TFDS data set.{hint}") from error
     except Exception as error:  # Builders raise errors of any class.
-        raise DataError(f"{title}: TFDS cannot open it ({_one_line(error)}).") from error
+        raise DataError(f"{title}: TFDS cannot open it ({one_line(error)}).") from error
     command = (
         f"prepare it once with `pip install 'vit-jax[tf]'` and `python -c \"import "
         f"tensorflow_datasets as tfds; tfds.builder('{dataset}', data_dir={dir or None!r}, "
@@ -227,7 +227,7 @@ def require_trusted_features(folder: pathlib.Path) -> None:
         try:
             names = _class_names(json.loads(file.read_bytes()))
         except (ValueError, RecursionError) as error:
-            raise DataError(f"{file}: damaged ({_one_line(error)}).") from error
+            raise DataError(f"{file}: damaged ({one_line(error)}).") from error
         place = f"a feature of {file}"
         registry.require_trusted((place, ":".join(name.rsplit(".", 1))) for name in names)
 
@@ -270,13 +270,9 @@ def read_split(builder, split: str, title: str, command: str = "") -> Sequence[d
         decoders = {key: tfds.decode.SkipDecoding() for key in images}
         return builder.as_data_source(split=split, decoders=decoders)
     except NotImplementedError as error:  # The file format has no random access.
-        raise DataError(f"{title} cannot be read ({_one_line(error)}); {command}") from error
+        raise DataError(f"{title} cannot be read ({one_line(error)}); {command}") from error
     except Exception as error:  # A slice with a wrong syntax, or damaged files.
         name = title.partition("=")[2]
         raise DataError(
-            f"data.split={split} of {name} cannot be read ({_one_line(error)})."
+            f"data.split={split} of {name} cannot be read ({one_line(error)})."
         ) from error
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

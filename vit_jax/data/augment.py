@@ -25,7 +25,7 @@ from vit_jax.config.fields import bounds
 from vit_jax.config.values import check_kwargs
 from vit_jax.data.crops import Crop, InceptionCrop, PadCrop, RandomCrop, RandomResizedCrop, Resize
 from vit_jax.data.randaugment import IncreasingRandAugment, PublishedRandAugment
-from vit_jax.errors import ConfigError
+from vit_jax.errors import ConfigError, one_line
 
 FIELD = "config.data.augment"
 PIXEL_MEAN = np.array([0.485, 0.456, 0.406])  # ImageNet's, of RGB in [0, 1].
@@ -294,8 +294,7 @@ def _make(call: _Call, where: str) -> Crop | Step:
     try:
         step = entry(*call.args, **call.kwargs)
     except Exception as error:  # A step of the user can raise anything.
-        message = " ".join(str(error).split())
-        raise ConfigError(f"{where}: {call}: {message}.") from error
+        raise ConfigError(f"{where}: {call}: {one_line(error)}.") from error
     if not (callable(step) or hasattr(step, "view")):
         raise ConfigError(
             f"{where}: {call} is a {type(step).__name__}; expected a step, which is called with an "

@@ -18,7 +18,7 @@ from vit_jax.data.csv_lists import open_csv
 from vit_jax.data.image_folder import open_folder
 from vit_jax.data.mixture import mix
 from vit_jax.data.vtab import open_vtab
-from vit_jax.errors import DataError, VitJaxError
+from vit_jax.errors import DataError, VitJaxError, one_line
 
 
 class Source(Protocol):
@@ -213,7 +213,7 @@ def open_split(data: Data, split: str) -> Source:
     except Exception as error:  # A user-defined function can raise anything.
         if isinstance(error, VitJaxError) or not registry.is_user_defined(data.source):
             raise
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        reason = f"{type(error).__name__}: {one_line(error)}"
         raise DataError(f"data.source={data.source!r} cannot open {split!r}: {reason}") from error
 
 

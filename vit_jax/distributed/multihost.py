@@ -21,7 +21,7 @@ import numpy as np
 
 from vit_jax.atomic_io import to_json
 from vit_jax.distributed import watchdog
-from vit_jax.errors import ConfigError, HostError, VitJaxError
+from vit_jax.errors import ConfigError, HostError, VitJaxError, one_line
 from vit_jax.text import warn
 
 TIMEOUT = 300  # Seconds to wait for other processes, at the start and at barriers; JAX's default.
@@ -64,7 +64,7 @@ def initialize(options: dict | None, timeout: int = TIMEOUT) -> None:
         )
     except (RuntimeError, ValueError) as error:
         address = watchdog.global_state().coordinator_address or "the coordinator"
-        raise HostError(f"cannot start JAX's runtime at {address}: {_one_line(error)}") from error
+        raise HostError(f"cannot start JAX's runtime at {address}: {one_line(error)}") from error
     finally:
         timer.cancel()
     global _watchdog
@@ -93,10 +93,6 @@ def _exit_unconnected(timeout: int) -> None:
         "and that this host can reach the address."
     )
     watchdog.exit_now(HostError.exit_code)
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]
 
 
 def exit_all(message: str, code: int) -> None:
@@ -139,7 +135,7 @@ def barrier(name: str) -> None:
     except RuntimeError as error:
         missing = re.search(r"timed out task names:\s*(\S[^\n]*)", str(error))
         reason = (
-            f"process {missing[1]} of {_watchdog.count} is missing" if missing else _one_line(error)
+            f"process {missing[1]} of {_watchdog.count} is missing" if missing else one_line(error)
         )
         raise HostError(f"barrier {name!r}: {reason} after {_watchdog.timeout} s.") from error
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from vit_jax.config import registry
 from vit_jax.config.schema import Config
-from vit_jax.errors import ConfigError, VitJaxError
+from vit_jax.errors import ConfigError, VitJaxError, one_line
 from vit_jax.models.registry import make_init, param_shapes
 from vit_jax.tasks import registry as task_registry
 from vit_jax.training import memory, schedules
@@ -34,7 +34,7 @@ def check_stage(config: Config, model, total_steps: int) -> None:
     except VitJaxError:
         raise
     except Exception as error:  # User-defined objects can raise anything.
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        reason = f"{type(error).__name__}: {one_line(error)}"
         raise ConfigError(f"{', '.join(names)} cannot be used for training: {reason}") from error
 
 

@@ -10,7 +10,7 @@ from vit_jax.checkpoints import layout, workdir
 from vit_jax.checkpoints.signals import SignalRecorder
 from vit_jax.config.schema import Config
 from vit_jax.distributed import mesh, multihost
-from vit_jax.errors import CheckpointError, Interrupted, NonFiniteError
+from vit_jax.errors import CheckpointError, Interrupted, NonFiniteError, is_out_of_memory, one_line
 from vit_jax.models import trees
 from vit_jax.training import auto, build, schedules
 from vit_jax.training.batches import TrainBatches
@@ -61,12 +61,11 @@ def _memory_errors(stage: Stage) -> Iterator[None]:
     try:
         yield
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in reason:
+        if not is_out_of_memory(error):
             raise
         is_new = not layout.list_steps(stage.folder / layout.FOLDER)
         parts = (stage.config, stage.model, stage.mesh)
-        found = auto.out_of_memory(*parts, is_new, reason)
+        found = auto.out_of_memory(*parts, is_new, one_line(error))
         for note in getattr(error, "__notes__", ()):
             found.add_note(note)
         raise found from error

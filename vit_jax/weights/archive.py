@@ -29,7 +29,7 @@ import numpy as np
 import safetensors
 
 from vit_jax import atomic_io
-from vit_jax.errors import CheckpointError
+from vit_jax.errors import CheckpointError, one_line
 from vit_jax.weights.file_kinds import HEAD, NPZ, SAFETENSORS, check_kind
 
 READABLE = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
@@ -139,7 +139,7 @@ def _open(path: pathlib.Path):
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file.") from None
     except READ_ERRORS as error:
-        reason = "".join(filter(str.isprintable, " ".join(str(error).split())))[:200]
+        reason = "".join(filter(str.isprintable, one_line(error)))[:200]
         raise CheckpointError(f"{path}: not a readable {path.suffix} file ({reason}).") from error
 
 

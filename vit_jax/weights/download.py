@@ -23,7 +23,7 @@ import urllib.request
 from urllib.parse import quote, unquote_to_bytes, urlsplit
 
 from vit_jax.atomic_io import add_path_to_errors, open_to_append, to_json, write_atomically
-from vit_jax.errors import CheckpointError
+from vit_jax.errors import CheckpointError, one_line
 from vit_jax.text import can_overwrite, fit_to_terminal, printable, warn, write
 
 ERASE = "\x1b[K"  # Makes a terminal erase the rest of the line.
@@ -124,7 +124,7 @@ def _from_hub(rest: str) -> pathlib.Path:
     except hub_errors as error:
         if getattr(error, "errno", None):  # An error of the disk, not of the hub.
             raise
-        raise CheckpointError(f"hf://{rest}: {' '.join(str(error).split())[:300]}") from error
+        raise CheckpointError(f"hf://{rest}: {one_line(error)}") from error
 
 
 def _http_url(url: str) -> str:
@@ -209,7 +209,7 @@ def _download(http_url: str, file: pathlib.Path, size: int | None, sha256: str |
             if getattr(error, "filename", None) and not code:  # An error of the disk.
                 raise
             timeout = f"no data for {TIMEOUT:g} s" if isinstance(cause, TimeoutError) else ""
-            reason = timeout or " ".join(str(cause).split()) or type(cause).__name__
+            reason = timeout or one_line(cause)
             reason = f"HTTP {code} {reason}" if code else reason
             # Invalid URLs, invalid certificates, and HTTP refusals do not change.
             is_final = isinstance(cause, ValueError | OverflowError) or 300 <= code < 500

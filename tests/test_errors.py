@@ -1,0 +1,30 @@
+"""Tests of `errors`: messages in one line, and errors of memory."""
+
+import pytest
+
+from vit_jax import errors
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ValueError("a\n  b\tc"), "a b c"),
+        (KeyError(), "KeyError"),
+        (ValueError("x" * 1000), "x" * 300),
+        ("a reason\n", "a reason"),
+    ],
+)
+def test_one_line_has_the_message_or_the_class(error, line):
+    assert errors.one_line(error) == line
+
+
+@pytest.mark.parametrize(
+    ("error", "is_memory"),
+    [
+        (MemoryError(), True),
+        (RuntimeError("RESOURCE_EXHAUSTED: out of memory"), True),
+        (RuntimeError("INTERNAL"), False),
+    ],
+)
+def test_is_out_of_memory_knows_the_errors_of_python_and_xla(error, is_memory):
+    assert errors.is_out_of_memory(error) == is_memory
