@@ -19,7 +19,7 @@ from vit_jax.models import trees
 from vit_jax.models.registry import param_shapes
 from vit_jax.weights import download, load, writer
 from vit_jax.weights.archive import write_npz, write_safetensors
-from vit_jax.weights.metadata import WeightsMetadata, from_model, to_json
+from vit_jax.weights.metadata import WeightsMetadata, from_model
 
 TINY = {"image_size": 8, "num_layers": 1, "hidden_size": 8, "mlp_size": 16, "num_heads": 2}
 TINY |= {"num_classes": 3}
@@ -47,7 +47,7 @@ def plain_npz(path, model):
 
 def with_metadata(path, model, extra=None, **changes):
     """A file with the metadata of this package, and changes to it."""
-    metadata = to_json(from_model(model).with_defaults(extra or WeightsMetadata())) | changes
+    metadata = from_model(model).with_defaults(extra or WeightsMetadata()).known_fields() | changes
     plan = writer.plan_export(path.suffix[1:], model, param_shapes(model))
     stored = dict(writer.export_tensors(plan, some_arrays(model)))
     if path.suffix == ".npz":

@@ -6,7 +6,7 @@ The numbers of a file are kept: a short side of 256 before a crop of 224 is not 
 import math
 from collections.abc import Mapping
 
-from vit_jax.errors import CheckpointError
+from vit_jax.errors import CheckpointError, shown
 
 PIL_RESAMPLES = {2: "antialias", 3: "bicubic"}  # Pillow's constants, as Hugging Face stores them.
 TIMM_RESAMPLES = {"bilinear": "antialias", "bicubic": "bicubic"}
@@ -21,7 +21,6 @@ HF_PROCESSORS = {  # Defaults of Hugging Face's image processors.
 }
 SQUARE = ("ViT", "DeiT")  # Processors for which a size of one number is a square.
 MAX_SIDE = 8192  # Largest image side, in pixels, that a file may ask for.
-MAX_SHOWN = 80  # Characters of a value in a message.
 
 
 def from_huggingface(
@@ -125,7 +124,7 @@ def _with_defaults(values: Mapping, model_type: str, where: str) -> dict:
         kind = kind.removesuffix(suffix)
     if kind not in HF_PROCESSORS:
         raise CheckpointError(
-            f"{where}: image processor {str(name)[:MAX_SHOWN]!r} in preprocessor_config.json is "
+            f"{where}: image processor {shown(str(name))} in preprocessor_config.json is "
             f"not supported; expected that of {', '.join(HF_PROCESSORS)}."
         )
     given = HF_PROCESSORS[kind] | given
@@ -169,7 +168,7 @@ def _chosen(choices: Mapping, values: Mapping, name: str, where: str) -> str:
 
 
 def _unsupported(values: Mapping, name: str, where: str, expected: str) -> CheckpointError:
-    shown = repr(values[name])[:MAX_SHOWN]
     return CheckpointError(
-        f"{where}: {name} {shown} in the preprocessing is not supported; expected {expected}."
+        f"{where}: {name} {shown(values[name])} in the preprocessing is not supported; expected "
+        f"{expected}."
     )

@@ -171,7 +171,7 @@ def write(
       Notes for the user, one line each.
     """
     metadata = metadata_lib.from_model(model).with_defaults(metadata)
-    values, notes = metadata_lib.to_json(metadata), []
+    values, notes = metadata.known_fields(), []
     if plan.file_format == "huggingface":
         _write_huggingface(plan, path, model, params, metadata)
         write_atomically(path / "README.md", card)
@@ -206,7 +206,7 @@ def _write_huggingface(
     params: Mapping[str, np.ndarray],
     metadata: WeightsMetadata,
 ) -> None:
-    values = metadata_lib.to_json(metadata)
+    values = metadata.known_fields()
     num_bytes, limit = len(to_json(values)), MAX_METADATA["safetensors"]
     if num_bytes > limit:
         raise ConfigError(
