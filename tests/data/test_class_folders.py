@@ -26,6 +26,7 @@ def arranged(*paths: str) -> dict[str, dict[str, int]]:
     [
         *(("train", "train"), ("Training", "train"), ("TRAIN", "train"), ("train_set", "train")),
         *(("val", "val"), ("valid", "val"), ("Validation", "val"), ("val images", "val")),
+        *(("dev", "val"), ("DevSet", "val"), ("device", None)),
         *(("test", "test"), ("Testing", "test"), ("test-data", "test"), ("TestSet", "test")),
         *(("trainer", None), ("bullet_train", None), ("value", None), ("contest", None)),
     ],
@@ -67,12 +68,25 @@ def test_arrange_finds_classes_without_splits():
 
 @pytest.mark.parametrize(
     ("one", "other"),
-    [("fold1", "fold2"), ("site_a", "site_b"), ("2019", "2020"), ("tr", "te"), ("dev", "holdout")],
+    [("fold1", "fold2"), ("site_a", "site_b"), ("2019", "2020"), ("tr", "te"), ("sun", "rain")],
 )
 def test_arrange_rejects_folders_with_class_folders_of_equal_names(one, other):
     words = rf"'{min(one, other)}' and '{max(one, other)}' both contain a folder 'cat', as splits"
     with pytest.raises(DataError, match=words):
         arranged(f"{one}/cat/1.png", f"{one}/dog/1.png", f"{other}/cat/1.png", f"{other}/sheet.png")
+
+
+def test_arrange_rejects_folders_that_contain_splits_or_wrapped_class_folders():
+    wrapped = [
+        f"seg_{split}/seg_{split}/{title}/1.png" for split in "ab" for title in ("sea", "ice")
+    ]
+    with pytest.raises(DataError, match=r"'seg_a' and 'seg_b' both contain a folder 'ice', as"):
+        arranged(*wrapped, "seg_c/seg_c/1.png")
+    splits = [f"photos/{split}/{title}/1.png" for split in ("train", "val") for title in "ab"]
+    with pytest.raises(
+        DataError, match=r"the folder photos has the folders train, val; .* Is root"
+    ):
+        arranged(*splits, "samples/1.png")
 
 
 def test_arrange_accepts_equal_names_in_classes_of_a_split():

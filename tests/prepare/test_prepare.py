@@ -243,6 +243,16 @@ def test_destination_that_is_a_link_to_nothing_is_rejected(prepared, tmp_path):
     assert os.listdir(tmp_path) == ["set"]
 
 
+def test_destination_inside_the_source_is_rejected(files, tmp_path):
+    source = write_folder(tmp_path / "photos", files)
+    (tmp_path / "link").symlink_to(source)
+    names = sorted(os.listdir(source))
+    for destination in (source / "set", source / "train" / "set", tmp_path / "link" / "set"):
+        with pytest.raises(ConfigError, match=r"is inside the source, .*; choose a folder outside"):
+            run_prepare(source, destination)
+    assert sorted(os.listdir(source)) == names
+
+
 def test_destination_with_other_files_is_rejected(prepared, tmp_path):
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "thesis.txt").write_text("x")

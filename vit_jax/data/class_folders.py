@@ -18,7 +18,7 @@ from vit_jax.errors import DataError, nearest
 
 SPLITS = ("train", "val", "test")
 SPLIT_FOLDER = re.compile(
-    r"(?:(train|training)|(val|valid|validation)|(test|testing))"
+    r"(?:(train|training)|(val|valid|validation|dev)|(test|testing))"
     r"[\W_]*(?:set|split|data|images?|imgs?)?",
     re.IGNORECASE,
 )
@@ -140,6 +140,8 @@ def arrange(
     images = list(images)
     tops = _count_images(listing, map(path_of, images))
     split_of = _find_splits(listing.source, tops)
+    if not split_of:
+        _check_classes(listing.source, tops, _inner_names(map(path_of, images)))
     folders = {split: folder for folder, split in split_of.items()} or {"train": ""}
     titles = {split: tops[folder] if folder else tops for split, folder in folders.items()}
     for link in listing.broken_links:
@@ -183,7 +185,6 @@ def _find_splits(root: str, tops: dict[str, collections.Counter]) -> dict[str, s
     }
     usual = {folder: name for folder in tops if (name := split_name(folder))}
     if not any(class_folders[folder] for folder in usual):
-        _check_classes(root, tops, class_folders, usual)
         return {}
     splits: dict[str, str] = {}
     for folder in sorted(tops):
@@ -200,21 +201,40 @@ def _find_splits(root: str, tops: dict[str, collections.Counter]) -> dict[str, s
     return splits
 
 
-def _check_classes(root: str, tops, class_folders: dict[str, list[str]], usual) -> None:
+def _inner_names(paths: Iterable[str]) -> dict[str, list[str]]:
+    """Returns the names of the folders with images in each folder.
+
+    If all images are in one inner folder, as in `seg_train/seg_train/<class>`, its folders count.
+    """
+    inside: dict[str, set[str]] = {}
+    for folder in set(map(os.path.dirname, paths)) - {""}:
+        inside.setdefault(folder.partition("/")[0], set()).add(folder)
+    names = {}
+    for top, folders in inside.items():
+        common = os.path.commonpath(folders)
+        below = (folder.removeprefix(common).split("/", 2) for folder in folders)
+        names[top] = sorted({*common.split("/")[1:], *(parts[1] for parts in below if parts[1:])})
+    return names
+
+
+def _check_classes(root: str, tops, inner_names: dict[str, list[str]]) -> None:
     """Raises DataError if folders are splits rather than classes."""
-    if len(tops) == 1:
-        ((folder, inner),) = class_folders.items()
-        if len(inner) > 1:
-            names = ", ".join(sorted(inner)[:3])
+    inner_names = {  # Without classes that have a few images in subfolders.
+        folder: names
+        for folder, names in sorted(inner_names.items())
+        if len(tops) == 1 or tops[folder][""] <= tops[folder].total() / 2
+    }
+    for folder, names in inner_names.items():
+        is_all = len(tops) == 1 and len(names) > 1
+        if is_all or len(set(map(split_name, names)) - {None}) > 1:
             raise DataError(
-                f"{root}: the only folder is {folder}, with the folders {names}; expected at least "
-                f"two class folders. Is {os.path.join(root, folder)} the data set?"
+                f"{root}: the {'only ' if len(tops) == 1 else ''}folder {folder} has the folders "
+                f"{', '.join(names[:3])}; expected at least two class folders. Is "
+                f"{os.path.join(root, folder)} the data set?"
             )
     first: dict[str, str] = {}  # Name of a class folder -> the folder that has it.
-    for folder in sorted(tops):
-        if tops[folder][""] > tops[folder].total() / 2:
-            continue  # A class with a few images in subfolders.
-        for name in class_folders[folder]:
+    for folder, names in inner_names.items():
+        for name in names:
             other = first.setdefault(same_form(name), folder)
             if other != folder:
                 raise DataError(
@@ -222,6 +242,7 @@ def _check_classes(root: str, tops, class_folders: dict[str, list[str]], usual) 
                     "as splits do; rename splits to train, val and test, or move classes into a "
                     "folder train."
                 )
+    usual = {folder: name for folder in tops if (name := split_name(folder))}
     loose = [folder for folder in sorted(usual) if tops[folder]]
     if len(loose) > 1 or (loose and usual[loose[0]] != "train"):
         raise DataError(

@@ -64,7 +64,7 @@ def prepare_dataset(
     """
     folder = pathlib.Path(destination)
     partial = folder.with_name(f"{folder.name}.partial")
-    _check_destination(folder, destination)
+    _check_destination(folder, destination, source)
     _check_partial(partial)
     if workers < 0:
         raise ConfigError(f"--workers is {workers}; it must be at least 1, or 0 for all cores.")
@@ -94,7 +94,7 @@ def prepare_dataset(
     return _print_summary(folder, images, progress)
 
 
-def _check_destination(folder: pathlib.Path, destination: str) -> None:
+def _check_destination(folder: pathlib.Path, destination: str, source: str) -> None:
     if not destination or not folder.name:
         raise ConfigError(f"DESTINATION is {destination!r}; expected the path of a new folder.")
     if folder.is_symlink() and not folder.exists():
@@ -102,6 +102,8 @@ def _check_destination(folder: pathlib.Path, destination: str) -> None:
     is_empty = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
     if not is_empty and (not folder.is_dir() or manifest.read_info(folder) is None):
         raise ConfigError(f"{folder} exists and is not a prepared data set; choose a new folder.")
+    if pathlib.Path(source).resolve() in folder.resolve().parents:
+        raise ConfigError(f"{folder} is inside the source, {source}; choose a folder outside it.")
 
 
 def _check_partial(partial: pathlib.Path) -> None:
