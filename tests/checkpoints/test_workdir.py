@@ -175,6 +175,20 @@ def test_read_saved_config_skips_a_damaged_checkpoint(tmp_path):
     assert workdir.read_saved_config(tmp_path) == run_config()
 
 
+def test_check_best_refuses_older_weights_and_those_of_another_run(tmp_path):
+    write_step(tmp_path / "checkpoints", 5, config=run_config(), best_step=4)
+    for step, config in ((4, run_config(log_every="3")), (6, run_config())):
+        workdir.check_best(write_step(tmp_path / "best", step, config=config))
+    older = write_step(tmp_path / "best", 3, config=run_config())
+    with pytest.raises(CheckpointError, match=r"3: the best weights are those of step 4, by .*5\."):
+        workdir.check_best(older)
+    other = write_step(tmp_path / "best", 8, config=run_config(seed="1"))
+    with pytest.raises(CheckpointError, match=r"belongs to a run with another config; .* in seed"):
+        workdir.check_best(other)
+    (tmp_path / "checkpoints" / "5" / "meta" / "metadata").write_text("{}")
+    workdir.check_best(other)
+
+
 FREE = {
     "mesh.data": "2",
     "mesh.fsdp": "4",

@@ -226,6 +226,12 @@ def test_every_line_that_can_be_read_stays_and_the_others_are_named(tmp_path):
     assert (tmp_path / "damaged" / metrics.FILE).read_text().splitlines() == damaged
 
 
+def test_a_file_that_windows_has_saved_keeps_all_lines(tmp_path):
+    path = tmp_path / metrics.FILE
+    path.write_bytes(b'\xef\xbb\xbf{"step": 1, "a": 2}\r\n{"step": 2, "a": 3}\r\n')
+    assert metrics.read(tmp_path) == [{"step": 1, "a": 2}, {"step": 2, "a": 3}]
+
+
 def test_a_repeated_step_becomes_one_line_in_the_order_of_steps(tmp_path):
     write(tmp_path, 5, 10)
     first, second = lines(tmp_path)

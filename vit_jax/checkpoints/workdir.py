@@ -152,6 +152,23 @@ def check_saved_config(step_folder: pathlib.Path, config: dict) -> None:
         )
 
 
+def check_best(step_folder: pathlib.Path) -> None:
+    """Raises CheckpointError if best weights do not belong to the newest checkpoint beside them."""
+    for newest in _newest_steps(step_folder.parents[1] / layout.FOLDER):
+        try:
+            config = _read_step_config(newest)
+            best_step = layout.read_item(newest, "meta").get("best_step") or 0
+        except CheckpointError:
+            continue  # The best weights remain usable.
+        if best_step > int(step_folder.name):
+            raise CheckpointError(
+                f"{step_folder}: the best weights are those of step {best_step}, by {newest}. "
+                f"Restore {step_folder.with_name(str(best_step))}, or name the folder of a step."
+            )
+        check_saved_config(step_folder, config)
+        return
+
+
 def _with_saved(saved: dict | None, values: dict) -> dict:
     """Returns the saved config, with the values of fields that may change on a resume."""
     return values if saved is None else _merged(saved, values, "")

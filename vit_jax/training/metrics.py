@@ -36,7 +36,9 @@ class _Parsed(NamedTuple):
 def _parse(folder: pathlib.Path) -> _Parsed:
     path = folder / FILE
     lines = (
-        path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else [""]
+        path.read_text(encoding="utf-8-sig", errors="replace").split("\n")
+        if path.is_file()
+        else [""]
     )
     records: dict[int, dict] = {}
     unreadable, repeated = [], []

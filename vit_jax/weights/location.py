@@ -82,10 +82,13 @@ def _resolve_path(where: str) -> tuple[pathlib.Path, published.PublishedWeights 
         hint = published.suggest_published(where)
         raise CheckpointError(f"{where}: no such file, folder or published name.{hint}")
     try:
-        return layout.find_step_folder(path), None
+        step_folder = layout.find_step_folder(path)
     except CheckpointError:
         weights_folder.explain_missing(path)
         raise
+    if step_folder.parent.name == layout.BEST and step_folder != path:
+        workdir.check_best(step_folder)
+    return step_folder, None
 
 
 def _check_download(path: pathlib.Path, url: str) -> pathlib.Path:
