@@ -14,6 +14,7 @@ from vit_jax.weights import metadata as metadata_lib
 from vit_jax.weights.archive import Archive
 from vit_jax.weights.file_kinds import NPZ
 from vit_jax.weights.metadata import WeightsMetadata
+from vit_jax.weights.tensor_layouts import num_layers
 from vit_jax.weights.weights_folder import ShardedArchive, read_json_object
 
 HF_GELUS = {  # Hugging Face's activation -> model.gelu.
@@ -351,11 +352,10 @@ def _agrees(what: str, value: object, actual: Mapping[str, float]) -> bool:
 def _properties(shapes: Mapping[str, tuple]) -> dict[str, float]:
     """Returns the properties of a model that its shapes give."""
     found: dict[str, float] = {}
-    layers = {m[1] for m in (re.search(r"encoderblock_(\d+)/", name) for name in shapes) if m}
     stem = shapes.get("conv_root/kernel")
     patches = shapes.get("embedding/kernel")
     if patches and len(patches) == 4:
-        found |= {"width": patches[3], "layers": len(layers)}
+        found |= {"width": patches[3], "layers": num_layers(shapes)}
         found["registers"] = shapes.get("registers", (1, 0))[1]
         query = f"{BLOCK}/MultiHeadDotProductAttention_0/query"
         found[BIAS] = f"{query}/bias" in shapes

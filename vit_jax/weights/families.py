@@ -16,12 +16,13 @@ from vit_jax.text import warn
 from vit_jax.weights import formats, image_processor
 from vit_jax.weights.formats import Format
 from vit_jax.weights.metadata import WeightsMetadata
-from vit_jax.weights.tensor_layouts import CLS
+from vit_jax.weights.tensor_layouts import CLS, num_layers
 
 BLOCK = "Transformer/encoderblock_0"
 QUERY = f"{BLOCK}/MultiHeadDotProductAttention_0/query/kernel"
 FROM_MODEL = ("num_heads", "gelu", "norm_eps", "pixel_stats")
 OFFICIAL = {"gelu": "tanh", "norm_eps": 1e-6, "pixel_stats": "half"}
+OFFICIAL_EVALUATION = {"crop": "resize", "resample": "tf_bilinear"}
 OFFICIAL_CODE = "the official code"
 
 
@@ -86,11 +87,14 @@ def find_family(
 
 def num_heads(shapes: Mapping[str, tuple], family: Family | None) -> tuple[int, str] | None:
     """Returns the number of heads of all published models of a size, and the reason, or None."""
-    layers = {int(m[1]) for m in (re.search(r"encoderblock_(\d+)/", name) for name in shapes) if m}
     width = shapes.get("Transformer/encoder_norm/scale", (0,))[-1]
     mlp_size = max(shapes.get(f"{BLOCK}/MlpBlock_0/Dense_0/bias", (0,)))
     for name, size in SIZES.items():
-        if (len(layers), width, mlp_size) == (size.num_layers, size.hidden_size, size.mlp_size):
+        if (num_layers(shapes), width, mlp_size) == (
+            size.num_layers,
+            size.hidden_size,
+            size.mlp_size,
+        ):
             if name != "s":
                 return size.num_heads, f"ViT-{name.capitalize()}"
             if family and family.has_six_heads:
@@ -185,7 +189,7 @@ def _evaluation(format: Format, where: str) -> dict:
     if format.evaluation.crop:
         return format.evaluation.known_fields()
     if is_of_official_code(format):
-        return {"crop": "resize", "resample": "tf_bilinear"}
+        return OFFICIAL_EVALUATION
     if format.name.startswith((formats.HF_VIT, formats.HF_DINO, formats.HF_BIT)):
         kind = "vit" if format.name.startswith(formats.HF_VIT) else "dinov2"
         return image_processor.from_huggingface({}, kind, None, where)

@@ -1,7 +1,6 @@
 """Infers the options of `create_model` from a weights file."""
 
 import dataclasses
-import re
 from collections.abc import Mapping
 
 from vit_jax.errors import CheckpointError
@@ -9,7 +8,7 @@ from vit_jax.models.resnet_blocks import ROOT_FEATURES, UNITS
 from vit_jax.models.sizes import SIZES, Size
 from vit_jax.weights.families import ask
 from vit_jax.weights.reader import MAX_LAYERS, WeightsFile
-from vit_jax.weights.tensor_layouts import CLS, POSITIONS, resnet_units, stem_stride
+from vit_jax.weights.tensor_layouts import CLS, POSITIONS, num_layers, resnet_units, stem_stride
 
 MAX_RELATIVE_TOKENS = 2**12  # Relative positions take memory for all pairs of tokens.
 
@@ -68,20 +67,17 @@ def _vit_options(weights: WeightsFile) -> dict:
     block = "Transformer/encoderblock_0"
     stem, patch = _stem_and_patch(weights)
     D = shapes["embedding/kernel"][3]
-    layers = {int(m[1]) for m in (re.search(r"encoderblock_(\d+)/", n) for n in shapes) if m}
     width = shapes[f"{block}/MultiHeadDotProductAttention_0/query/kernel"][0]
     if width != D:
         raise CheckpointError(
             f"{weights.path}: layers have the width {width}; expected that of the patch "
             f"embeddings, {D}."
         )
-    if len(layers) > MAX_LAYERS:
-        raise CheckpointError(
-            f"{weights.path}: {len(layers)} layers; expected at most {MAX_LAYERS}."
-        )
+    if (depth := num_layers(shapes)) > MAX_LAYERS:
+        raise CheckpointError(f"{weights.path}: {depth} layers; expected at most {MAX_LAYERS}.")
     mlp_size = shapes[f"{block}/MlpBlock_0/Dense_0/kernel"][1]
     options = {
-        **_name_options(stem, patch, Size(len(layers), D, mlp_size, metadata.num_heads)),
+        **_name_options(stem, patch, Size(depth, D, mlp_size, metadata.num_heads)),
         "num_classes": _num_classes(shapes),
         "pool": _pool(weights, D),
         "pre_logits": "pre_logits/kernel" in shapes,

@@ -1,12 +1,12 @@
 """Options that other code does not read from exported weights, or computes in another way."""
 
 from vit_jax.models.registry import BitResNet, ViT
+from vit_jax.weights import formats
+from vit_jax.weights.families import OFFICIAL, OFFICIAL_EVALUATION
 from vit_jax.weights.image_processor import PIL_RESAMPLES
 from vit_jax.weights.metadata import WeightsMetadata
 
-OFFICIAL = {"gelu": "tanh", "norm_eps": 1e-6, "pixel_stats": "half"}
-OFFICIAL_EVALUATION = {"crop": "resize", "resample": "tf_bilinear"}
-TIMM = {"gelu": "erf", "norm_eps": 1e-6}
+TIMM = {name: getattr(formats.FORMATS[formats.TIMM], name) for name in ("gelu", "norm_eps")}
 READERS = {"npz": "the official code", "safetensors": "timm", "huggingface": "transformers"}
 EXACT_CROPS = {  # Crops that the code of a format computes to the pixel.
     "npz": ("resize",),

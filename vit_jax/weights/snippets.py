@@ -5,13 +5,16 @@ import math
 
 from vit_jax.models.pixel_stats import PIXEL_STATS
 from vit_jax.models.registry import BitResNet, ViT
+from vit_jax.weights import formats
+from vit_jax.weights.config_files import TIMM_POOLS
+from vit_jax.weights.image_processor import TIMM_RESAMPLES
 from vit_jax.weights.metadata import WeightsMetadata
 
 # Options that do not change what the weights are.
 OMITTED_OPTIONS = ("name", "dtype", "dropout", "drop_path", "pos_embed_std")
-TIMM_POOLS = {"token": "token", "gap": "avg", "map": "map"}
-TIMM_EPS = 1e-6  # Of timm's LayerNorm.
-TIMM_INTERPOLATIONS = {"bicubic": "bicubic"}  # Anything else is bilinear.
+POOLS = {pool: name for name, pool in TIMM_POOLS.items()}
+INTERPOLATIONS = {resample: name for name, resample in TIMM_RESAMPLES.items()}
+TIMM_EPS = formats.FORMATS[formats.TIMM].norm_eps  # Of LayerNorm.
 
 
 def vit_jax_code(name: str, model: ViT | BitResNet) -> str:
@@ -48,7 +51,7 @@ def timm_code(name: str, model: ViT | BitResNet, metadata: WeightsMetadata) -> s
     """Returns code for timm: the model, its weights, and the evaluation transform."""
     mean, std = PIXEL_STATS[model.config.pixel_stats]
     mode, fraction = _timm_crop(model, metadata)
-    interpolation = TIMM_INTERPOLATIONS.get(metadata.resample, "bilinear")
+    interpolation = INTERPOLATIONS.get(metadata.resample, "bilinear")
     return f"""from functools import partial
 
 import PIL.Image
@@ -81,7 +84,7 @@ def timm_constructor(model: ViT | BitResNet) -> str:
         "img_size": model.image_size,
         "patch_size": model.patch_size,
         "num_classes": model.num_classes,
-        "global_pool": TIMM_POOLS[config.pool],
+        "global_pool": POOLS[config.pool],
         "embed_dim": size.hidden_size,
         "depth": size.num_layers,
         "num_heads": size.num_heads,

@@ -14,6 +14,13 @@ X_POSITIONS, Y_POSITIONS = (f"Transformer/posembed_input/{axis}_embedding" for a
 CLS = "cls"
 
 
+def num_layers(names: Iterable[str]) -> int:
+    """Returns the number of encoder layers that have parameters of these names."""
+    return len(
+        {match[1] for match in (re.search(r"encoderblock_(\d+)/", n) for n in names) if match}
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class Row:
     """A row of a name table: one stored tensor and the parameters that it contains.
