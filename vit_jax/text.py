@@ -38,6 +38,11 @@ def printable(text: object, keep: str = "") -> str:
     )
 
 
+def format_bytes(num_bytes: float) -> str:
+    """Returns a size in GB or MB, with two decimals."""
+    return f"{num_bytes / 1e9:,.2f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.2f} MB"
+
+
 def decode_text(data: bytes) -> str:
     """Returns the text of a file in UTF-8, or in UTF-16 with a byte order mark, without the mark.
 

@@ -1,5 +1,6 @@
 """Tests of `trees`: names of leaves, flatten and unflatten, element counts."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -39,3 +40,9 @@ def test_map_with_names_passes_each_name_and_keeps_the_structure():
 def test_count_sums_array_elements_and_counts_a_scalar_as_one():
     assert trees.count(TREE) == 6 + 3 + 1
     assert trees.count({}) == 0
+
+
+def test_num_bytes_sums_the_bytes_of_arrays_and_of_shapes():
+    tree = {"a": np.zeros((2, 3), np.float16), "b": [jax.ShapeDtypeStruct((), jnp.int32)]}
+    assert trees.num_bytes(tree) == 2 * 3 * 2 + 4
+    assert trees.num_bytes({}) == 0

@@ -82,7 +82,7 @@ class Checkpoints:
         items = json.loads(to_json({"data": data, "meta": meta}))
         arguments = {name: ocp.args.JsonSave(item) for name, item in items.items()}
         tree = trees.unflatten(trees.flatten(state))
-        self._num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+        self._num_bytes = trees.num_bytes(tree)
         self._is_writing = True
         self._wrap_errors(
             lambda: self._manager.save(

@@ -187,7 +187,7 @@ def unsharded_parameters(params) -> list[str]:
         for name, leaf in trees.flatten(params).items()
         if leaf.sharding.mesh.shape["fsdp"] > 1
         and leaf.sharding.is_fully_replicated
-        and math.prod(leaf.shape) * leaf.dtype.itemsize > LARGE
+        and trees.num_bytes(leaf) > LARGE
     ]
     return list(dict.fromkeys(names))
 
@@ -211,7 +211,7 @@ def sharding_table(params) -> list[dict]:
     for (name, shape), leaves in groups.items():
         spec = [leaves[0].sharding.spec[i : i + 1] for i in range(len(shape))]
         axes = [f"{n}/{axis[0]}" if any(axis) else str(n) for n, axis in zip(shape, spec)]
-        total = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
+        total = trees.num_bytes(leaves)
         local = sum(_shard_bytes(leaf.shape, leaf.dtype, leaf.sharding) for leaf in leaves)
         rows.append(
             {

@@ -1,9 +1,9 @@
 """Pytrees whose leaves are addressed by names such as `head/kernel`."""
 
+import math
 from collections.abc import Callable, Mapping
 
 import jax
-import numpy as np
 
 
 def leaf_name(path: tuple) -> str:
@@ -37,4 +37,9 @@ def map_with_names(function: Callable, tree):
 
 def count(tree) -> int:
     """Returns the total number of array elements of a tree."""
-    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+
+
+def num_bytes(tree) -> int:
+    """Returns the total number of bytes of the arrays of a tree, or of their shapes."""
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

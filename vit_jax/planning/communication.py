@@ -106,8 +106,7 @@ def expected_collectives(
     sharded = replicated = 0.0  # Bytes of parameters that `fsdp` splits, and of the others.
     for leaf in leaves:
         axes = leaf.sharding.spec
-        num_bytes = math.prod(leaf.shape) * leaf.dtype.itemsize
-        num_bytes /= tensor if "tensor" in axes else 1
+        num_bytes = trees.num_bytes(leaf) / (tensor if "tensor" in axes else 1)
         if "fsdp" in axes:
             sharded += num_bytes
         else:

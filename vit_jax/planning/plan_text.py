@@ -4,7 +4,7 @@ import dataclasses
 
 from vit_jax.atomic_io import to_json
 from vit_jax.planning.accelerators import ACCELERATORS, Accelerator
-from vit_jax.text import markdown_table
+from vit_jax.text import format_bytes, markdown_table
 from vit_jax.training.memory import Memory
 
 MEMORY = [field.name for field in dataclasses.fields(Memory)]
@@ -38,16 +38,16 @@ def _format_plan(stage: str, plan: dict) -> str:
         ("batch", f"{plan['batch_size']:,} in {plan['dtype']}"),
         ("accumulate", f"{plan['accumulate']:,}"),
         ("", ""),
-        ("peak memory per device", f"{_size(memory['peak'])} of {_usable(memory)}"),
-        *((f"  {name}", _size(memory[name])) for name in MEMORY),
+        ("peak memory per device", f"{format_bytes(memory['peak'])} of {_usable(memory)}"),
+        *((f"  {name}", format_bytes(memory[name])) for name in MEMORY),
         ("  result", _verdict(plan, device)),
         *(("  not sharded by fsdp", name) for name in plan["whole_though_fsdp"]),
         ("largest batch", f"{batch:,}" if batch else "none fits"),
         ("", ""),
         ("FLOPs per step", f"{flops['per_step']:.4g}"),
         ("  with recomputation", f"{flops['of_hardware_per_step']:.4g}"),
-        ("bytes sent per step and device", _size(sum(bytes_sent.values()))),
-        *((f"  {kind}", _size(sent)) for kind, sent in bytes_sent.items()),
+        ("bytes sent per step and device", format_bytes(sum(bytes_sent.values()))),
+        *((f"  {kind}", format_bytes(sent)) for kind, sent in bytes_sent.items()),
         ("time per step", f"{time['step_seconds']:.4g} s, bound by {time['bound_by']}"),
         ("  compute", f"{time['seconds_computing']:.4g} s at MFU {time['mfu']:g}"),
         ("  communication", f"{communication['seconds']:.4g} s at peak bandwidth"),
@@ -65,10 +65,6 @@ def _format_plan(stage: str, plan: dict) -> str:
     return "\n".join(lines)
 
 
-def _size(num_bytes: float) -> str:
-    return f"{num_bytes / 1e9:.2f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.2f} MB"
-
-
 def _verdict(plan: dict, device: Accelerator) -> str:
     peak, usable = plan["memory"]["peak"], plan["memory"]["of"]
     if plan["fits"]:
@@ -78,7 +74,7 @@ def _verdict(plan: dict, device: Accelerator) -> str:
     if usable < peak <= LARGEST_SHARE * device.memory:
         share = f"; or XLA_PYTHON_CLIENT_MEM_FRACTION={LARGEST_SHARE}"
     if plan["fits_then"]:
-        return f"does not fit; {flags} needs {_size(plan['peak_then'])}{share}"
+        return f"does not fit; {flags} needs {format_bytes(plan['peak_then'])}{share}"
     tried = f", also not with {flags}" if flags else ""
     return f"does not fit{tried}; use more devices, a smaller model or a smaller image_size{share}"
 
@@ -86,17 +82,17 @@ def _verdict(plan: dict, device: Accelerator) -> str:
 def _usable(memory: dict) -> str:
     """Returns the memory that JAX takes, and its part of the device if that is not all."""
     part = memory["of"] / memory["of_device"]
-    note = f", {100 * part:.0f} % of {_size(memory['of_device'])}" if part < 1 else ""
-    return f"{_size(memory['of'])}{note}"
+    note = f", {100 * part:.0f} % of {format_bytes(memory['of_device'])}" if part < 1 else ""
+    return f"{format_bytes(memory['of'])}{note}"
 
 
 def _compiled_rows(compiled: dict) -> list[tuple[str, str]]:
     depths = " and ".join(map(str, compiled["depths"]))
     note = f", extrapolated from {depths} layers" if depths else ""
-    peak = f"{_size(compiled['peak'])}, compiled in {compiled['seconds']:.0f} s{note}"
-    formula = f"{_size(compiled['formula'])} ({compiled['difference_percent']:+.1f} %)"
+    peak = f"{format_bytes(compiled['peak'])}, compiled in {compiled['seconds']:.0f} s{note}"
+    formula = f"{format_bytes(compiled['formula'])} ({compiled['difference_percent']:+.1f} %)"
     return [
         ("XLA on CPU devices", peak),
         ("  formula for CPU devices", formula),
-        *((f"  {kind}", _size(sent)) for kind, sent in compiled["bytes_sent"].items()),
+        *((f"  {kind}", format_bytes(sent)) for kind, sent in compiled["bytes_sent"].items()),
     ]

@@ -18,6 +18,7 @@ from vit_jax.distributed import mesh as mesh_lib
 from vit_jax.errors import ConfigError
 from vit_jax.models.registry import ViT, resolve_dtype
 from vit_jax.models.sizes import BitShape, shape_of
+from vit_jax.text import format_bytes
 from vit_jax.training import memory
 from vit_jax.weights import load
 
@@ -81,7 +82,7 @@ def with_accumulate(config: Config, model, mesh) -> tuple[Config, str]:
     start = dataclasses.replace(config, accumulate=1) if is_auto else config
     least = _least_bytes(start, model, mesh)
     if limit is None or LARGEST_RATIO * least < limit:
-        size = "unknown memory" if limit is None else f"{_size(limit)}"
+        size = "unknown memory" if limit is None else format_bytes(limit)
         note = f"accumulate=1, {config.model.dtype}: a step needs little of the {size} of a device"
         return start, note if is_auto else ""
     parts = _divisors(config, mesh)[-1] if is_auto else config.accumulate
@@ -93,14 +94,16 @@ def with_accumulate(config: Config, model, mesh) -> tuple[Config, str]:
         found = smallest_accumulate(config, mesh, lambda count: peak(count) <= USABLE * limit)
         if found is None:
             raise ConfigError(_too_large(config, peak(_divisors(config, mesh)[-1]), limit))
-        note = f"accumulate={found}, {config.model.dtype}: a step needs about {_size(peak(found))} "
-        note += f"of the {_size(limit)} of a device"
+        needed, available = format_bytes(peak(found)), format_bytes(limit)
+        note = f"accumulate={found}, {config.model.dtype}: a step needs about {needed} of the "
+        note += f"{available} of a device"
         return dataclasses.replace(config, accumulate=found), note
     needed = peak(config.accumulate)
     if needed > 2 * limit:  # The estimate is not that wrong.
         raise ConfigError(_too_large(config, needed, limit, advice(config, model, mesh, limit)))
     if needed > limit:
-        return config, f"a step needs about {_size(needed)}; a device has {_size(limit)}"
+        texts = map(format_bytes, (needed, limit))
+        return config, "a step needs about {}; a device has {}".format(*texts)
     return config, ""
 
 
@@ -174,8 +177,8 @@ def _too_large(config: Config, needed: float, limit: int, flags: str = "") -> st
     fields |= {f"model.{field}": value for field, value in given.items()}
     names = ", ".join(f"{name}={value}" for name, value in fields.items())
     return (
-        f"config: {names} need {_size(needed)} of memory on each device, which has {_size(limit)}; "
-        f"{remedy}, or more devices with mesh.fsdp."
+        f"config: {names} need {format_bytes(needed)} of memory on each device, which has "
+        f"{format_bytes(limit)}; {remedy}, or more devices with mesh.fsdp."
     )
 
 
@@ -192,7 +195,3 @@ def _least_bytes(config: Config, model, mesh) -> float:
     tokens = memory.num_tokens(model) * examples / config.accumulate
     itemsize = jax.numpy.dtype(model.config.dtype).itemsize
     return images + 2 * weights + size.num_layers * tokens * size.hidden_size * itemsize
-
-
-def _size(num_bytes: float) -> str:
-    return f"{num_bytes / 1e9:,.1f} GB" if num_bytes >= 1e8 else f"{num_bytes / 1e6:.2f} MB"

@@ -105,7 +105,7 @@ def estimate(config: Config, model, state: TrainState, *, widened: bool = False)
     parameters, optimizer_state, ema = (
         _bytes_per_device(tree) for tree in (state.params, state.opt_state, state.ema or {})
     )
-    batch = sum(_num_bytes(leaf) for leaf in abstract_batch(config, model, num_examples).values())
+    batch = trees.num_bytes(abstract_batch(config, model, num_examples))
     options = config.optimizer
     gradients = parameters * (1 + (config.accumulate > 1) + (options.sam_rho is not None))
     as_float32 = widened and IS_BEFORE_0_11
@@ -171,10 +171,6 @@ def abstract_batch(config: Config, model, num_examples: int, sharding=None) -> d
 
 def _bytes_per_device(tree) -> int:
     return mesh_lib.bytes_per_device(tree, jax.tree.map(lambda leaf: leaf.sharding, tree))
-
-
-def _num_bytes(leaf) -> int:
-    return math.prod(leaf.shape) * leaf.dtype.itemsize
 
 
 def cast_layer_kernels(model, params: dict) -> dict:

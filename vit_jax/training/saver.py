@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import math
 import shutil
 from collections.abc import Sequence
 
@@ -14,6 +13,7 @@ from vit_jax.checkpoints import checkpoint, layout, workdir
 from vit_jax.data.preprocess import EvalRecipe
 from vit_jax.distributed import multihost
 from vit_jax.errors import CheckpointError
+from vit_jax.models import trees
 from vit_jax.training.build import Programs
 from vit_jax.training.metrics import TrainingLog
 from vit_jax.training.stage import Stage
@@ -58,8 +58,7 @@ class Saver:
 
     def _check_space(self) -> None:
         """Prints a warning if a checkpoint may be larger than the free space of its disk."""
-        leaves = jax.tree.leaves(self._programs.abstract_state)
-        num_bytes = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
+        num_bytes = trees.num_bytes(self._programs.abstract_state)
         folder = self._checkpoints.folder
         if num_bytes > shutil.disk_usage(folder).free:
             space = describe_space(folder / "step", num_bytes)

@@ -89,12 +89,9 @@ def num_heads(shapes: Mapping[str, tuple], family: Family | None) -> tuple[int, 
     """Returns the number of heads of all published models of a size, and the reason, or None."""
     width = shapes.get("Transformer/encoder_norm/scale", (0,))[-1]
     mlp_size = max(shapes.get(f"{BLOCK}/MlpBlock_0/Dense_0/bias", (0,)))
+    depth = num_layers(shapes)
     for name, size in SIZES.items():
-        if (num_layers(shapes), width, mlp_size) == (
-            size.num_layers,
-            size.hidden_size,
-            size.mlp_size,
-        ):
+        if (depth, width, mlp_size) == (size.num_layers, size.hidden_size, size.mlp_size):
             if name != "s":
                 return size.num_heads, f"ViT-{name.capitalize()}"
             if family and family.has_six_heads:
