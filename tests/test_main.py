@@ -5,6 +5,8 @@ import os
 import subprocess
 import sys
 import textwrap
+import time
+import types
 
 import numpy as np
 import pytest
@@ -389,3 +391,10 @@ def test_a_system_without_file_locks_is_reported_in_one_line():
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr == "vit_jax: supports Linux and macOS; on Windows, use it in WSL 2.\n"
+
+
+def test_a_ctrl_c_that_python_ignores_is_repeated():
+    """As in a callback of the garbage collector, in which JAX spends much of the start."""
+    with pytest.raises(KeyboardInterrupt):
+        main.repeat_interrupt(types.SimpleNamespace(exc_type=KeyboardInterrupt))
+        time.sleep(5)

@@ -7,6 +7,7 @@ import errno
 import os
 import signal
 import sys
+import threading
 import traceback
 
 from vit_jax.errors import (
@@ -26,6 +27,9 @@ except ModuleNotFoundError as error:
         raise
     warn("vit_jax: supports Linux and macOS; on Windows, use it in WSL 2.")
     sys.exit(ConfigError.exit_code)
+except KeyboardInterrupt:
+    warn("vit_jax: interrupted")
+    sys.exit(128 + signal.SIGINT)
 
 VERBS = {
     verb.name: verb
@@ -65,6 +69,7 @@ def main() -> None:
     """Console script: prints one line for a user's error and exits with its code."""
     argv = sys.argv[1:]
     open_standard_streams()
+    sys.unraisablehook = repeat_interrupt
     try:
         try:
             code = run(argv)
@@ -85,6 +90,14 @@ def main() -> None:
             raise  # A bug: with its traceback, and exit code 1.
         advice = "use a smaller batch_size, model or image_size"
         _exit(f"out of memory; {advice} ({error}).", ConfigError.exit_code, argv)
+
+
+def repeat_interrupt(unraisable) -> None:
+    """Repeats a Ctrl-C that Python ignores in a callback, such as JAX's of garbage collections."""
+    if issubclass(unraisable.exc_type, KeyboardInterrupt):
+        threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT)).start()
+    else:
+        sys.__unraisablehook__(unraisable)
 
 
 def _exit(message: str, code: int, argv: list[str]) -> None:

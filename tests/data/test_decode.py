@@ -11,7 +11,7 @@ import pytest
 from PIL import Image, ImageFile
 
 from vit_jax.data import decode as decode_lib
-from vit_jax.data.decode import Encoded
+from vit_jax.data.decode import Encoded, as_image
 from vit_jax.errors import DataError
 
 PIXELS = np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255]], [[0, 0, 0], [9, 99, 199], [255] * 3]])
@@ -323,3 +323,9 @@ KINDS = {
 def test_decode_names_the_kind_of_a_file_that_is_no_image(kind):
     with pytest.raises(DataError, match=rf"\({kind}; expected JPEG, PNG or WebP\)\.$"):
         decode(KINDS[kind], "x.jpg")
+
+
+def test_as_image_rejects_a_device():
+    """`/dev/zero` has no end."""
+    with pytest.raises(DataError, match=r"^/dev/zero: a device;"):
+        as_image("/dev/zero")

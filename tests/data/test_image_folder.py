@@ -159,6 +159,8 @@ def test_open_folder_names_a_missing_folder(tmp_path):
         open_folder(tmp_path / "nowhere")
     with pytest.raises(DataError, match=r"data\.dir=\(empty\): no such folder\.$"):
         open_folder("")
+    with pytest.raises(DataError, match=r"data\.dir=here: no such folder in .*current folder"):
+        open_folder("here")
     (tmp_path / "file").write_text("x")
     with pytest.raises(DataError, match="no such folder"):
         open_folder(tmp_path / "file")

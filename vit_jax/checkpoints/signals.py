@@ -1,4 +1,4 @@
-"""Recording of SIGTERM and Ctrl-C, so that the training loop can stop between two steps."""
+"""Recording of SIGTERM, Ctrl-C and SIGHUP, so that training can stop between two steps."""
 
 import os
 import signal
@@ -11,12 +11,13 @@ def signal_from_number(number: int) -> signal.Signals | None:
 
 
 class SignalRecorder:
-    """Context manager that records the first SIGTERM or SIGINT in `received`.
+    """Context manager that records the first SIGTERM, SIGINT or SIGHUP in `received`.
 
-    A second signal ends the process at once.
+    A second SIGTERM or SIGINT ends the process at once. A terminal that is closed may send SIGHUP
+    several times, and none if it is ignored, as by `nohup`.
     """
 
-    SIGNALS = (signal.SIGTERM, signal.SIGINT)
+    SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
     def __init__(self):
         self.received: signal.Signals | None = None
@@ -25,7 +26,9 @@ class SignalRecorder:
     def __enter__(self):
         # Python allows signal handlers to be installed by the main thread only.
         if threading.current_thread() is threading.main_thread():
-            self._previous = {n: signal.signal(n, self._handle) for n in self.SIGNALS}
+            is_nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+            numbers = [n for n in self.SIGNALS if n != signal.SIGHUP or not is_nohup]
+            self._previous = {n: signal.signal(n, self._handle) for n in numbers}
         return self
 
     def __exit__(self, *_):
@@ -34,6 +37,7 @@ class SignalRecorder:
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def _handle(self, number, _frame):
-        if self.received is not None:
+        if self.received is None:
+            self.received = signal.Signals(number)
+        elif number != signal.SIGHUP:
             os._exit(128 + number)
-        self.received = signal.Signals(number)

@@ -7,6 +7,7 @@ import io
 import os
 import pathlib
 import re
+import stat
 import warnings
 from collections.abc import Callable
 from typing import TypeVar
@@ -107,6 +108,9 @@ def as_image(image: str | os.PathLike | Image.Image | np.ndarray) -> Encoded | n
         return np.asarray(_upright(_to_rgb(image), _orientation(image)))
     if isinstance(image, str | os.PathLike):
         try:
+            mode = os.stat(image).st_mode
+            if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):  # May have no end.
+                raise DataError(f"{image}: a device; expected an image file.")
             return Encoded(pathlib.Path(image).read_bytes(), os.fspath(image))
         except OSError as error:
             raise DataError(f"{image}: {error.strerror}.") from error

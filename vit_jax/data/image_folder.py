@@ -11,7 +11,7 @@ import numpy as np
 from vit_jax.config.schema import Data
 from vit_jax.data import class_folders, manifest
 from vit_jax.data.decode import Encoded, UnreadableImage
-from vit_jax.data.listing import Listing
+from vit_jax.data.listing import Listing, no_such_folder
 from vit_jax.errors import DataError
 
 
@@ -106,7 +106,7 @@ def _check_folder(folder: str) -> None:
     where = f"data.dir={folder or '(empty)'}"
     if not os.path.isdir(folder):
         link = f" (a link to {os.readlink(folder)})" if os.path.islink(folder) else ""
-        raise DataError(f"{where}: no such folder{link}.")
+        raise DataError(f"{where}: {no_such_folder(folder)}{link}.")
     if manifest.read_info(pathlib.Path(folder)) is not None:
         raise DataError(f"{where}: `prepare` wrote this folder; set data.source=prepared.")
 

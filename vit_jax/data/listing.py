@@ -93,6 +93,12 @@ def suffix_of(path: str) -> str:
     return os.path.splitext(os.path.basename(path))[1].lower() or "without suffix"
 
 
+def no_such_folder(folder: str) -> str:
+    """Returns the error of a missing folder, with the current folder for a relative path."""
+    is_relative = folder and not os.path.isabs(folder)
+    return f"no such folder{f' in {os.getcwd()}, the current folder' if is_relative else ''}"
+
+
 def is_hidden(name: str) -> bool:
     return name.startswith(".") or name in SYSTEM_FOLDERS
 

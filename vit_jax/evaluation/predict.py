@@ -11,7 +11,7 @@ import numpy as np
 
 from vit_jax.config.schema import Data
 from vit_jax.data.class_folders import no_images
-from vit_jax.data.decode import Encoded, as_image
+from vit_jax.data.decode import as_image
 from vit_jax.data.listing import Listing
 from vit_jax.data.preprocess import EvalRecipe
 from vit_jax.errors import ConfigError, DataError
@@ -137,11 +137,9 @@ def predict_files(
 
 def _read(path: pathlib.Path, recipe: EvalRecipe) -> np.ndarray | None:
     try:
-        return recipe(Encoded(path.read_bytes(), str(path)))
+        return recipe(as_image(path))
     except DataError as error:
         warn(error)
-    except OSError as error:
-        warn(f"{path}: {error.strerror}")
     return None
 
 

@@ -23,7 +23,7 @@ def run_in_processes(calls: Iterable[Callable], workers: int) -> Iterator:
       workers: number of processes.
 
     Raises:
-      Interrupted: this process received SIGTERM or SIGINT.
+      Interrupted: this process received SIGTERM, SIGINT or SIGHUP.
       DataError: a worker process was killed.
     """
     # Not fork, which would copy locks that other threads hold.
@@ -53,7 +53,8 @@ def run_in_processes(calls: Iterable[Callable], workers: int) -> Iterator:
 
 
 def _init_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # The parent handles Ctrl-C.
+    for number in (signal.SIGINT, signal.SIGHUP):  # The parent handles them.
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 

@@ -218,9 +218,11 @@ def _download(http_url: str, file: pathlib.Path, size: int | None, sha256: str |
             if code == 416:  # The file on the server is shorter than the partial download.
                 pathlib.Path(f"{file}.part").unlink(missing_ok=True)
             if attempt == ATTEMPTS:
+                part = pathlib.Path(f"{file}.part")
+                kept = f" The partial download is kept in {part}; run again to resume it."
                 raise CheckpointError(
-                    f"{http_url}: {reason} (attempt {attempt} of {ATTEMPTS}). The partial download "
-                    f"is kept in {file}.part; run again to resume it."
+                    f"{http_url}: {reason} (attempt {attempt} of {ATTEMPTS})."
+                    f"{kept if part.exists() else ''}"
                 ) from error
             pause = PAUSE * 2 ** (attempt - 1)
             retry = f"attempt {attempt + 1} of {ATTEMPTS} in {pause:g} s"

@@ -1,0 +1,27 @@
+import os
+import signal
+
+import pytest
+
+from vit_jax.checkpoints.signals import SignalRecorder
+
+
+@pytest.mark.parametrize("number", SignalRecorder.SIGNALS)
+def test_signal_recorder_keeps_the_first_signal(number):
+    """A terminal that is closed sends SIGHUP more than once."""
+    with SignalRecorder() as recorder:
+        os.kill(os.getpid(), number)
+        os.kill(os.getpid(), signal.SIGHUP)
+    assert recorder.received is number
+
+
+def test_signal_recorder_keeps_sighup_ignored():
+    """As `nohup` does."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with SignalRecorder() as recorder:
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert recorder.received is None
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
