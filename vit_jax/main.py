@@ -3,7 +3,6 @@
 python -m vit_jax [VERB] --flags        (the default verb is train)
 """
 
-import errno
 import os
 import signal
 import sys
@@ -21,6 +20,7 @@ from vit_jax.errors import (
 from vit_jax.text import STDOUT, open_standard_streams, warn, write
 
 try:
+    from vit_jax.atomic_io import FULL
     from vit_jax.cli import costs, evaluation, parser, prepare, results, train, weights
 except ModuleNotFoundError as error:
     if error.name != "fcntl":
@@ -146,8 +146,7 @@ def _exit_code(error: BaseException) -> int:
     if isinstance(error, BrokenPipeError) and error.filename == STDOUT:
         return 128 + signal.SIGPIPE  # The reader of the output has ended, as `head` does.
     if isinstance(error, OSError):
-        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        return CheckpointError.exit_code if is_full else ConfigError.exit_code
+        return (CheckpointError if error.errno in FULL else ConfigError).exit_code
     return error.exit_code if isinstance(error, VitJaxError) else 128 + signal.SIGINT
 
 

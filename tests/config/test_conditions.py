@@ -142,6 +142,6 @@ def test_field_has_an_effect_if_it_has_one_for_a_value_of_the_grid():
 
 
 def test_replaced_changes_the_given_fields_only():
-    config = conditions.replaced(Config(), {"optimizer.lr": 0.5, "seed": 3})
+    config = conditions.with_values(Config(), {"optimizer.lr": 0.5, "seed": 3})
     assert (config.optimizer.lr, config.seed) == (0.5, 3)
     assert dataclasses.replace(config, optimizer=Config().optimizer, seed=0) == Config()

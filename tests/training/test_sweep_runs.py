@@ -31,7 +31,7 @@ def test_a_grid_tries_every_combination_on_a_part_of_the_training_examples():
     assert trial.values == {"optimizer.lr": 0.01, "steps": 50}
     assert (trial.config.optimizer.lr, trial.config.data.dev) == (0.01, 0.2)
     assert (trial.config.steps, trial.config.epochs) == (50, None), "one length replaces another"
-    assert not sweep_runs.is_sweep(trial.config)
+    assert not trial.config.sweep.has_several_runs
 
 
 def test_the_last_runs_differ_in_their_seeds_and_train_on_everything():

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import pathlib
+from collections.abc import Callable
 
 from vit_jax.config.schema import Data
 from vit_jax.errors import ConfigError
@@ -32,27 +33,16 @@ def where(args) -> str:
 
 def add_max_megapixels(parser) -> None:
     """Adds `--max_megapixels` of commands that read images without a config."""
+    (field,) = (each for each in dataclasses.fields(Data) if each.name == "max_megapixels")
+    most = field.metadata["most"]
     parser.add_argument(
         "--max_megapixels",
-        type=megapixels,
+        type=number_up_to(most),
         default=Data.max_megapixels,
         metavar="N",
         help="size above which an image is unreadable, in millions of pixels "
         f"(default {Data.max_megapixels:g})",
     )
-
-
-def megapixels(text: str) -> float:
-    """Parses the value of `data.max_megapixels`."""
-    most = next(each for each in dataclasses.fields(Data) if each.name == "max_megapixels")
-    try:
-        number = float(text)
-    except ValueError:
-        number = 0.0
-    if not 0 < number <= most.metadata["most"]:
-        limit = most.metadata["most"]
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0 and at most {limit}")
-    return number
 
 
 def add_data_overrides(parser) -> None:
@@ -87,15 +77,19 @@ def positive_floats(text: str) -> tuple[float, ...]:
     return numbers
 
 
-def fraction(text: str) -> float:
-    """Parses a number above 0 and at most 1."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = 0.0
-    if not 0 < number <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0 and at most 1")
-    return number
+def number_up_to(most: float) -> Callable[[str], float]:
+    """Returns the parser of a number above 0 and at most `most`."""
+
+    def parse(text: str) -> float:
+        try:
+            number = float(text)
+        except ValueError:
+            number = 0.0
+        if not 0 < number <= most:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0 and at most {most}")
+        return number
+
+    return parse
 
 
 def step_range(text: str) -> tuple[int, int]:

@@ -43,7 +43,7 @@ def add_plan_flags(parser) -> None:
     )
     parser.add_argument(
         "--mfu",
-        type=arguments.fraction,
+        type=arguments.number_up_to(1),
         metavar="FRACTION",
         help="expected model FLOPs utilisation, MFU (default 0.4; 0.32 to 0.43 in the paper)",
     )

@@ -218,11 +218,11 @@ def value_of(config: Config, field: str) -> object:
     return config
 
 
-def replaced(config: Config, values: Mapping[str, object]) -> Config:
+def with_values(config: Config, values: Mapping[str, object]) -> Config:
     """Returns the config with other values of some dotted fields, which are not checked."""
     for field, value in values.items():
         first, _, rest = field.partition(".")
-        value = replaced(getattr(config, first), {rest: value}) if rest else value
+        value = with_values(getattr(config, first), {rest: value}) if rest else value
         config = dataclasses.replace(config, **{first: value})
     return config
 
@@ -232,4 +232,4 @@ def _variations(config: Config) -> Iterator[Config]:
     for field, values in config.sweep.grid:
         with contextlib.suppress(AttributeError, TypeError):  # An unknown field, or an option.
             value_of(config, field)
-            yield from [replaced(config, {field: value}) for value in values]
+            yield from [with_values(config, {field: value}) for value in values]

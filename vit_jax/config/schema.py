@@ -291,6 +291,10 @@ class Sweep:
         most=10**4,
     )
 
+    @property
+    def has_several_runs(self) -> bool:
+        return bool(self.grid) or self.seeds > 1
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:

@@ -54,7 +54,7 @@ def check_effects(config: Config, where: str, unasked: Collection[str] = ()) -> 
         if field not in unasked:
             raise ConfigError(f"{where}.{error}.")
         values[field] = conditions.value_of(Config(), field)
-    return conditions.replaced(config, values)
+    return conditions.with_values(config, values)
 
 
 def import_user_code(config: Config, where: str = "config") -> Config:
@@ -104,7 +104,7 @@ def _rules(config: Config) -> Iterator[tuple[bool, str]]:
         "select is 'best', but data.val_split is empty and data.dev is None; set one of them, or "
         "select='last'",
     )
-    is_sweep = bool(config.sweep.grid) or config.sweep.seeds > 1
+    is_sweep = config.sweep.has_several_runs
     yield (
         not is_sweep or bool(config.data.val_split),
         "data.val_split is empty; a sweep needs it to score its final runs",

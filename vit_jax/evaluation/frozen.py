@@ -108,8 +108,8 @@ def few_shot(
     report = {"n": len(scored["label"]), "seeds": seeds, "num_seen": len(places)}
     report["smallest_class"] = int(sizes.min())  # May be less than the number of shots.
     for count, each in found.items():
-        told = {"mean": each.mean, "std": each.std, "correct": each.correct, "l2": each.l2}
-        report[f"{count}shot"] = told
+        scores = {"mean": each.mean, "std": each.std, "correct": each.correct, "l2": each.l2}
+        report[f"{count}shot"] = scores
     return report
 
 

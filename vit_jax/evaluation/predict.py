@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -99,8 +99,12 @@ def image_batches(images: Sequence, recipe: EvalRecipe) -> Iterator[tuple[np.nda
     size = min(BATCH_SIZE, len(images))
     for first in range(0, len(images), size or 1):
         pixels = [recipe(as_image(image)) for image in images[first : first + size]]
-        padding = [np.zeros_like(pixels[0])] * (size - len(pixels))
-        yield np.stack(pixels + padding), len(pixels)
+        yield _padded(pixels, size), len(pixels)
+
+
+def _padded(pixels: Sequence[np.ndarray], size: int) -> np.ndarray:
+    """Returns images, of which there is at least one, as a batch of `size`."""
+    return np.stack([*pixels, *[np.zeros_like(pixels[0])] * (size - len(pixels))])
 
 
 def predict_files(
@@ -127,10 +131,7 @@ def predict_files(
         batch = files[first : first + size]
         pixels = [_read(path, recipe) for path in batch]
         readable = [image for image in pixels if image is not None]
-        predictions: Iterable = ()
-        if readable:
-            padding = [np.zeros_like(readable[0])] * (size - len(readable))
-            predictions = iter(predictor(np.stack(readable + padding)))
+        predictions = iter(predictor(_padded(readable, size)) if readable else ())
         for path, image in zip(batch, pixels):
             yield path, None if image is None else next(predictions)
 
@@ -140,7 +141,7 @@ def _read(path: pathlib.Path, recipe: EvalRecipe) -> np.ndarray | None:
         return recipe(as_image(path))
     except DataError as error:
         warn(error)
-    return None
+        return None
 
 
 def _image_files(images: Sequence[str]) -> Iterator[pathlib.Path]:

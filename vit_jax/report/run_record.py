@@ -9,7 +9,7 @@ from vit_jax.checkpoints import layout, workdir
 from vit_jax.config.schema import Config
 from vit_jax.errors import CheckpointError, ConfigError, InUseError
 from vit_jax.tables import results as results_lib
-from vit_jax.training import build, metrics, sweep_runs
+from vit_jax.training import build, metrics
 
 REPORT_FILE = "report.html"  # In a run's folder.
 TIME_CATEGORIES = ("start", "data", "train", "eval", "save")
@@ -117,7 +117,7 @@ def _read_run_record(folder: pathlib.Path, name: str) -> RunRecord | None:
     if values is None or values.get("stages"):
         return None
     config = workdir.read_config(folder)[""]
-    if sweep_runs.is_sweep(config):
+    if config.sweep.has_several_runs:
         return None
     summary = workdir.read_summary(folder)
     meta, num_examples = _read_newest_checkpoint(folder)

@@ -54,7 +54,7 @@ def run(
     }
     sweep_runs.check(stages)
     stages = {name: auto.with_saved(config, folder / name) for name, config in stages.items()}
-    if shard and not any(map(sweep_runs.is_sweep, stages.values())):
+    if shard and not any(config.sweep.has_several_runs for config in stages.values()):
         raise ConfigError("--shard needs a config with a sweep; this config has none.")
     as_dict = config_lib.to_dict(stages)
     multihost.check_equal("config", as_dict)
@@ -66,7 +66,7 @@ def run(
     sweeps: dict[str, Sweep] = {}
     options = {"fallback": fallback, "profile": profile}
     for name, config in stages.items():
-        if sweep_runs.is_sweep(config):
+        if config.sweep.has_several_runs:
             sweeps[name] = Sweep(name, config, folder / name, prepared, shard, options)
         else:
             prepared[name] = stage.prepare_stage(name, config, folder / name, prepared)

@@ -37,11 +37,6 @@ class GridRun(NamedTuple):
     config: Config
 
 
-def is_sweep(config: Config) -> bool:
-    """Returns True if a config has several runs."""
-    return bool(config.sweep.grid) or config.sweep.seeds > 1
-
-
 def check(stages: dict[str, Config]) -> None:
     """Raises ConfigError for an invalid sweep."""
     for name, config in stages.items():
@@ -51,12 +46,12 @@ def check(stages: dict[str, Config]) -> None:
             ("init.stage", config.init.stage),
             ("task.teacher", config.task.teacher),
         ):
-            if before and before in stages and is_sweep(stages[before]):
+            if before and before in stages and stages[before].sweep.has_several_runs:
                 raise ConfigError(
                     f"{where}.{field} is {before!r}, which is a sweep with several runs; use "
                     "a stage with a single run."
                 )
-        if is_sweep(config) and config.init.stage and not name:
+        if config.sweep.has_several_runs and config.init.stage and not name:
             raise ConfigError(
                 f"{where}.init.stage is {config.init.stage!r}; in a config without stages, a "
                 "sweep must start from init.path."
