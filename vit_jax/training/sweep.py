@@ -48,12 +48,7 @@ def run(
     Args:
       shard: index of this process among those that share the runs of the sweeps.
     """
-    stages = {
-        name: import_user_code(config, f"config.stages.{name}" if name else "config")
-        for name, config in stages.items()
-    }
-    sweep_runs.check(stages)
-    stages = {name: auto.with_saved(config, folder / name) for name, config in stages.items()}
+    stages = _with_own_values(stages, folder)
     if shard and not any(config.sweep.has_several_runs for config in stages.values()):
         raise ConfigError("--shard needs a config with a sweep; this config has none.")
     as_dict = config_lib.to_dict(stages)
@@ -98,6 +93,19 @@ def run(
         if multihost.is_process_0():
             workdir.write_json(folder / workdir.SUMMARY, summary)
     return summary
+
+
+def _with_own_values(stages: dict[str, Config], folder: pathlib.Path) -> dict[str, Config]:
+    """Imports user-defined objects, and returns the stages with the values of runs in a folder.
+
+    Raises ConfigError for an invalid sweep.
+    """
+    stages = {
+        name: import_user_code(config, f"config.stages.{name}" if name else "config")
+        for name, config in stages.items()
+    }
+    sweep_runs.check(stages)
+    return {name: auto.with_saved(config, folder / name) for name, config in stages.items()}
 
 
 def _check_profile(profile: Window | None, groups: Iterable[Mapping[str, stage.Stage]]) -> None:

@@ -21,7 +21,7 @@ from vit_jax.errors import CheckpointError, ConfigError
 from vit_jax.models import trees
 from vit_jax.models.registry import BitResNet, ViT, build, create_model, param_shapes
 from vit_jax.text import print_line
-from vit_jax.weights import adapt, download, load, writer
+from vit_jax.weights import download, load, writer
 from vit_jax.weights import metadata as metadata_lib
 from vit_jax.weights.finite import require_finite, require_finite_params
 from vit_jax.weights.losses import list_losses
@@ -29,6 +29,7 @@ from vit_jax.weights.metadata import WeightsMetadata
 from vit_jax.weights.model_card import CARD_START, model_card
 from vit_jax.weights.snippets import timm_constructor
 from vit_jax.weights.tensor_layouts import CLS, POSITIONS
+from vit_jax.weights.tensor_table import tensor_table
 
 ORBAX = "orbax"
 FILE_FORMATS = (*writer.FILE_FORMATS, ORBAX)
@@ -108,17 +109,10 @@ def convert(
     require_finite(photo, params, source)
     path.parent.mkdir(parents=True, exist_ok=True)
     with _aside(path) as new:
-        if export is None:
-            _write_orbax(new, model, params, metadata)
-            notes = []
-        else:
-            notes = writer.write(export, new, model, trees.flatten(params), metadata, card)
+        notes = _write(new, model, params, metadata, export, card)
         _check_class_names_beside(path, new, overwrite)
-        with contextlib.redirect_stderr(io.StringIO()):  # What is assumed has been printed.
-            written = load.load(str(new))
         tolerance = FOLDED_TOLERANCE if plan.folded else TOLERANCE
-        compared = _verify_outputs(new, written, outputs, tolerance)
-        _verify_params(new, written, params, export)
+        compared = _verify(new, params, outputs, export, tolerance)
     notes += [f"different in {line}" for line in losses]
     if file_format == "safetensors":
         notes.append(f"timm: model = {timm_constructor(model)}")
@@ -154,6 +148,36 @@ def _target_metadata(loaded: load.LoadedModel, model: ViT | BitResNet) -> Weight
             assumed=loaded.weights.metadata.assumed,
         )
     )
+
+
+def _write(
+    path: pathlib.Path,
+    model: ViT | BitResNet,
+    params: dict,
+    metadata: WeightsMetadata,
+    export: writer.ExportPlan | None,
+    card: str,
+) -> list[str]:
+    """Writes the new file or folder; returns notes for the user."""
+    if export is None:
+        _write_orbax(path, model, params, metadata)
+        return []
+    return writer.write(export, path, model, trees.flatten(params), metadata, card)
+
+
+def _verify(
+    path: pathlib.Path,
+    params: dict,
+    outputs: dict[str, np.ndarray],
+    export: writer.ExportPlan | None,
+    tolerance: float,
+) -> list[str]:
+    """Reads the new file, and compares outputs and parameters; returns `_verify_outputs`."""
+    with contextlib.redirect_stderr(io.StringIO()):  # What is assumed has been printed.
+        written = load.load(str(path))
+    compared = _verify_outputs(path, written, outputs, tolerance)
+    _verify_params(path, written, params, export)
+    return compared
 
 
 def _verify_params(
@@ -289,64 +313,6 @@ def _check_model_name(name: str, loaded: load.LoadedModel) -> None:
             raise CheckpointError(
                 f"{loaded.weights.where}: {field} is {found}; --model={name} has {wanted}."
             )
-
-
-def tensor_table(
-    loaded: load.LoadedModel,
-    plan: adapt.AdaptPlan,
-    export: writer.ExportPlan | None,
-    shapes: dict[str, tuple],
-) -> list[str]:
-    """Returns a table of source name, destination name, shape and change of every tensor.
-
-    Args:
-      loaded: the source.
-      plan: the plan that was applied to its parameters.
-      export: the plan of the new file; None for Orbax.
-      shapes: shapes of the new parameters.
-    """
-    file = loaded.weights_file
-    sources = {name: name for name in loaded.weights.shapes}
-    if file:
-        sources = {param: tensor for tensor, row in file.rows.items() for param in row.params}
-    targets = {name: name for name in shapes}
-    if export:
-        targets = {param: tensor for tensor, row in export.rows.items() for param in row.params}
-    arrays = file.archive.arrays if file else {}
-    doubles = {name for name, info in arrays.items() if info.dtype == "float64"}
-    lines = [("source", "destination", "shape", "change")]
-    for name, target in targets.items():
-        is_position = "/posembed_" in name
-        changes = [
-            change
-            for change, is_made in (
-                ("renamed", sources.get(name, target) != target),
-                ("resized", plan.old_grid != plan.new_grid and is_position),
-                ("class token's position dropped", plan.drops_cls and is_position),
-                ("class token's position zeros", file and file.pads_cls and name == POSITIONS),
-                ("position folded in", export and export.folds_cls and name == CLS),
-                ("LayerScale folded in", name in plan.folded),
-                ("zeros", name in plan.new_shapes),
-                ("rounded from float64", sources.get(name) in doubles),
-            )
-            if is_made
-        ]
-        change = ", ".join(changes) or "same"
-        lines.append((sources.get(name, "-"), target, _format_shape(shapes[name]), change))
-    for name in plan.dropped:
-        change = "folded" if name in plan.folded.values() else "dropped"
-        lines.append((sources[name], "-", _format_shape(loaded.weights.shapes[name]), change))
-    for name in file.ignored if file else ():
-        lines.append((name, "-", "-", "ignored: not a parameter of the model"))
-    widths = [max(len(line[i]) for line in lines) for i in range(3)]
-    return [
-        "  ".join(f"{cell:{width}}" for cell, width in zip(line, (*widths, 0))).rstrip()
-        for line in lines
-    ]
-
-
-def _format_shape(shape: tuple[int, ...]) -> str:
-    return "x".join(map(str, shape)) or "scalar"
 
 
 def _photo_outputs(model: ViT | BitResNet, params: dict) -> dict[str, np.ndarray]:

@@ -8,6 +8,7 @@ from vit_jax.errors import CheckpointError
 from vit_jax.text import warn
 from vit_jax.weights import families, location
 from vit_jax.weights.reader import open_weights_file
+from vit_jax.weights.tensor_table import format_shape
 from vit_jax.weights.weights_folder import open_weights
 
 
@@ -47,7 +48,7 @@ def inspect_checkpoint(where: str, as_json: bool = False) -> str:
         return to_json({**metadata, "leaves": arrays}, indent=2)
     width = max(map(len, arrays), default=0)
     lines = [
-        f"{name:{width}}  {'x'.join(map(str, array['shape'])) or 'scalar':>18}  {array['dtype']:8}"
+        f"{name:{width}}  {format_shape(array['shape']):>18}  {array['dtype']:8}"
         + (f"  {array['crc32c']:08x}" if "crc32c" in array else "")
         for name, array in arrays.items()
     ]

@@ -108,19 +108,7 @@ def open_weights_file(
     path = pathlib.Path(path)
     archive = open_weights(path)
     arrays = _unstack_layers(archive)
-    detected = formats.detect_formats(arrays)
-    if not detected:
-        raise CheckpointError(
-            f"{archive.path}: unknown format: not a Vision Transformer or BiT ResNet of "
-            f"{', '.join(formats.FORMATS)}; its first tensors are "
-            f"{', '.join(list(arrays)[:3]) or 'none'}."
-        )
-    if len(prefixes := {prefix: None for _, prefix in detected}) > 1:
-        names = " and ".join(f"{prefix}*" for prefix in list(prefixes)[:MAX_LISTED])
-        raise CheckpointError(
-            f"{archive.path}: the tensors are of several models, {names}; keep those of one."
-        )
-    format, prefix = detected[0]
+    format, prefix = _detect_format(archive.path, arrays)
     rows, ignored = _match_rows(archive.path, format, prefix, arrays)
     _raise_if_any(
         archive.path,
@@ -156,6 +144,23 @@ def open_weights_file(
     return WeightsFile(
         archive, format, prefix, rows, tuple(ignored), metadata, shapes, grid, pads_cls
     )
+
+
+def _detect_format(path: pathlib.Path, names: Collection[str]) -> tuple[Format, str]:
+    """The format and the prefix of tensors; rejects unknown formats and files of several models."""
+    detected = formats.detect_formats(names)
+    if not detected:
+        raise CheckpointError(
+            f"{path}: unknown format: not a Vision Transformer or BiT ResNet of "
+            f"{', '.join(formats.FORMATS)}; its first tensors are "
+            f"{', '.join(list(names)[:3]) or 'none'}."
+        )
+    if len(prefixes := {prefix: None for _, prefix in detected}) > 1:
+        listed = " and ".join(f"{prefix}*" for prefix in list(prefixes)[:MAX_LISTED])
+        raise CheckpointError(
+            f"{path}: the tensors are of several models, {listed}; keep those of one."
+        )
+    return detected[0]
 
 
 def _shapes_of_params(
