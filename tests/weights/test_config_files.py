@@ -1,9 +1,11 @@
 """A config.json that contradicts the tensors, or asks for what is not supported."""
 
+import json
+
 import pytest
 
 from tests.support.peer_weights import HF_CONFIG, TIMM_CONFIG, as_huggingface, save, timm_weights
-from vit_jax.errors import CheckpointError
+from vit_jax.errors import CheckpointError, ConfigError
 from vit_jax.weights import load
 from vit_jax.weights.reader import open_weights_file
 
@@ -85,6 +87,24 @@ PROCESSOR |= {"size": {"height": 8, "width": 12}}
 def test_preprocessing_that_is_not_supported_is_rejected(tmp_path, name):
     with pytest.raises(CheckpointError, match=f"{name} in preprocessor_config.json is not"):
         open_weights_file(folder_of(tmp_path, HUGGING_FACE, PROCESSOR | {name: True}))
+
+
+def test_given_names_must_not_contradict_those_of_the_file(tmp_path):
+    folder, names = folder_of(tmp_path, HUGGING_FACE), tmp_path / "names.txt"
+    names.write_text("ant\nwasp\ncat\n")
+    where = f"{folder}:classes={names}"
+    assert load.load(where).classes == ("ant", "wasp", "cat")
+    names.write_text("cat\nbee\nant\n")
+    with pytest.raises(ConfigError, match="'cat' is the name of output 0, but of output"):
+        load.load(where)
+
+
+def test_preprocessing_is_read_from_processor_config_json_too(tmp_path):
+    folder = folder_of(tmp_path, HUGGING_FACE)
+    imagenet = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
+    text = json.dumps({"image_processor": PROCESSOR | imagenet})
+    (folder / "processor_config.json").write_text(text)
+    assert open_weights_file(folder).metadata.pixel_stats == "imagenet"
 
 
 def test_squashed_images_are_cropped_as_the_processor_says(tmp_path):

@@ -162,12 +162,18 @@ def test_from_huggingface_orders_class_names_by_index():
         ({"do_center_crop": False, "crop_size": {"height": 224}}, {"crop": "resize"}),
         ({"image_mean": IMAGENET[0], "image_std": IMAGENET[1]}, {"pixel_stats": "imagenet"}),
         ({"image_mean": CLIP[0], "image_std": CLIP[1]}, {"pixel_stats": "clip"}),
+        ({"image_mean": 0.5, "image_std": 0.5}, {"pixel_stats": "half"}),
     ],
     ids=str,
 )
 def test_from_huggingface_translates_preprocessing(changes, expected):
     fields = from_huggingface({}, PROCESSOR | changes).known_fields()
     assert {name: fields[name] for name in expected} == expected
+
+
+def test_from_huggingface_leaves_statistics_that_are_null_unknown():
+    fields = from_huggingface({}, PROCESSOR | {"image_mean": None, "image_std": None})
+    assert fields.pixel_stats is None
 
 
 def test_from_huggingface_takes_a_resnets_image_size_from_its_preprocessing():
@@ -183,6 +189,7 @@ def test_from_huggingface_takes_a_resnets_image_size_from_its_preprocessing():
         {"image_mean": [0.5, 0.5]},
         {"image_std": [0, 0, 0]},
         {"image_mean": [float("nan")] * 3},
+        {"image_mean": None},
         {"do_normalize": False},
         {"do_rescale": False},
         {"rescale_factor": 1 / 127.5},
@@ -199,11 +206,32 @@ def test_from_huggingface_takes_a_resnets_image_size_from_its_preprocessing():
 )
 def test_config_with_unsupported_pixel_statistics_is_rejected(changes):
     error_of(from_huggingface, {}, PROCESSOR | changes)
-    if "image_mean" in changes:
+    if changes.get("image_mean"):
         error_of(from_timm, mean=changes["image_mean"])
 
 
 # timm.
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("vit_small_patch16_rope_ape_224", "vit_base_patch16_dinov3", "eva02_base_patch14_448"),
+        *("vit_base_patch32_clip_quickgelu_224", "vit_pe_core_base_patch16_224"),
+    ],
+)
+def test_from_timm_rejects_models_that_tensors_do_not_tell_apart(name):
+    message = error_of(config_files.from_timm, TIMM | {"architecture": name}, "folder")
+    assert name in message
+
+
+def test_from_timm_reports_another_size_and_crop_for_tests():
+    assumed = from_timm(test_input_size=[3, 288, 288], test_crop_pct=1.0).assumed
+    assert assumed == (
+        "input_size=3x224x224 (test_input_size is 3x288x288)",
+        "crop_pct=0.9 (test_crop_pct is 1)",
+    )
+    assert from_timm(test_input_size=[3, 224, 224], test_crop_pct=0.9).assumed is None
 
 
 def test_from_timm_reads_pixels_crop_and_resampling():

@@ -13,7 +13,7 @@ from vit_jax.weights import image_processor
 from vit_jax.weights import metadata as metadata_lib
 from vit_jax.weights.archive import Archive
 from vit_jax.weights.file_kinds import NPZ
-from vit_jax.weights.metadata import WeightsMetadata
+from vit_jax.weights.metadata import WeightsMetadata, as_text
 from vit_jax.weights.tensor_layouts import num_layers
 from vit_jax.weights.weights_folder import ShardedArchive, read_json_object
 
@@ -71,6 +71,10 @@ TIMM_HARMLESS = (
 )
 
 
+# Names of timm's models that compute something else with tensors of the same names and shapes.
+TIMM_UNSUPPORTED = r".*(rope|dinov3|eva\d|_pe_|quickgelu).*"
+
+
 class ConfigFile(NamedTuple):
     """Contents of a config.json.
 
@@ -99,10 +103,7 @@ def read_config(archive: Archive | ShardedArchive, path: pathlib.Path) -> Config
     config, where = read_json_object(folder / "config.json"), str(folder)
     try:
         if "model_type" in config:
-            preprocessor_path = folder / "preprocessor_config.json"
-            has_preprocessor = preprocessor_path.is_file()
-            preprocessor = read_json_object(preprocessor_path) if has_preprocessor else {}
-            metadata = from_huggingface(config, preprocessor, where)
+            metadata = from_huggingface(config, _read_preprocessor(folder), where)
             return ConfigFile(metadata, str(config["model_type"]), _huggingface_claims(config))
         if "architecture" in config:
             metadata = from_timm(config, where)
@@ -114,6 +115,15 @@ def read_config(archive: Archive | ShardedArchive, path: pathlib.Path) -> Config
             f"{where}: config.json has neither model_type (Hugging Face) nor architecture (timm)."
         )
     return ConfigFile()
+
+
+def _read_preprocessor(folder: pathlib.Path) -> dict:
+    """Returns the options of the image processor of a Hugging Face folder; {} without a file."""
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        if (folder / name).is_file():
+            values = read_json_object(folder / name)
+            return values if name.startswith("pre") else values.get("image_processor") or {}
+    return {}
 
 
 def from_huggingface(config: dict, preprocessor: dict, where: str) -> WeightsMetadata:
@@ -151,7 +161,7 @@ def from_huggingface(config: dict, preprocessor: dict, where: str) -> WeightsMet
     own_size = image_processor.huggingface_size(preprocessor, kind, where)
     if own_size == size:
         return metadata
-    source = f"config.json; preprocessor_config.json has {metadata_lib.as_text(own_size)}"
+    source = f"config.json; preprocessor_config.json has {as_text(own_size)}"
     return dataclasses.replace(metadata, image_size=None).assuming(source, image_size=size)
 
 
@@ -237,8 +247,14 @@ def _from_preprocessor(values: dict, where: str) -> dict:
             f"{where}: pixels are multiplied by {scale} (do_rescale, rescale_factor); "
             "expected 1/255."
         )
-    if "image_mean" in values:
-        fields["pixel_stats"] = _pixel_stats_name(values["image_mean"], values["image_std"], where)
+    mean, std = values.get("image_mean"), values.get("image_std")
+    if (mean is None) != (std is None):
+        raise CheckpointError(
+            f"{where}: image_mean is {mean} and image_std is {std} in preprocessor_config.json; "
+            "expected both or neither."
+        )
+    if mean is not None:
+        fields["pixel_stats"] = _pixel_stats_name(mean, std, where)
     return fields
 
 
@@ -249,7 +265,17 @@ def from_timm(config: dict, where: str) -> WeightsMetadata:
       CheckpointError: the model or its preprocessing is not supported.
     """
     values = config.get("pretrained_cfg") or config
-    fields = {}
+    if re.fullmatch(TIMM_UNSUPPORTED, str(config.get("architecture"))):
+        raise CheckpointError(
+            f"{where}: architecture {config['architecture']!r:.80} in config.json is not "
+            "supported: it has rotary positions, or an activation other than GELU."
+        )
+    fields: dict = {}
+    for name in ("input_size", "crop_pct"):
+        pair = [values.get(name), values.get(f"test_{name}")]
+        if pair[1] not in (None, pair[0]):
+            used, other = (as_text(tuple(v) if isinstance(v, list) else v) for v in pair)
+            fields.setdefault("assumed", []).append(f"{name}={used} (test_{name} is {other})")
     if "mean" in values and "std" in values:
         fields["pixel_stats"] = _pixel_stats_name(values["mean"], values["std"], where)
     arguments = config.get("model_args") or {}
@@ -281,7 +307,8 @@ def from_timm(config: dict, where: str) -> WeightsMetadata:
 
 
 def _pixel_stats_name(mean, std, where: str) -> str:
-    """The `pixel_stats` of a mean and a standard deviation of RGB in [0, 1]."""
+    """The `pixel_stats` of a mean and a standard deviation of RGB, or of all channels."""
+    mean, std = ([each] * 3 if isinstance(each, float) else each for each in (mean, std))
     given = (*mean, *std)
     for name, (known_mean, known_std) in PIXEL_STATS.items():
         known = (*known_mean, *known_std)

@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 
 import numpy as np
 
+from vit_jax.data.labels import check_new_names
 from vit_jax.errors import CheckpointError
 from vit_jax.weights import config_files, families, formats
 from vit_jax.weights import metadata as metadata_lib
@@ -123,6 +124,8 @@ def open_weights_file(
         param: arrays[name].shape for name, row in rows.items() for param in row.params
     }
     config = config_files.read_config(archive, path)
+    if given.classes and config.metadata.classes:
+        check_new_names(given.classes, config.metadata.classes, f"{path}:classes")
     metadata = families.complete(
         given.with_defaults(config.metadata),
         format,
