@@ -7,10 +7,11 @@ import types
 import pytest
 from PIL import Image
 
+from tests.support.json_steps import write_step
 from vit_jax.checkpoints import layout
 from vit_jax.config.schema import Config, Data
 from vit_jax.data.sources import open_training
-from vit_jax.errors import DataError
+from vit_jax.errors import ConfigError, DataError
 from vit_jax.evaluation.setup import EvaluationSetup
 from vit_jax.prepare.prepare import prepare_dataset
 
@@ -87,3 +88,24 @@ def test_open_scored_holds_out_the_same_images_of_training_data_that_was_moved(
     assert num_scored(setup_for(dataclasses.replace(run, dir=str(moved)), trained_on=run)) == 4
     other = make_images(tmp_path / "other", "cat", "cow")
     assert num_scored(setup_for(dataclasses.replace(run, dir=str(other)), trained_on=run)) == 40
+
+
+def test_open_scored_knows_training_data_that_was_moved_from_best_weights(folder, tmp_path):
+    run = Data(source="folder", dir=str(folder))
+    fingerprints = {"train": open_training(run).fingerprint()}
+    write_step(tmp_path / "checkpoints", 8, data={"fingerprints": fingerprints})
+    best = write_step(tmp_path / "best", 4)
+    moved = folder.rename(tmp_path / "moved")
+    setup = setup_for(dataclasses.replace(run, dir=str(moved)), trained_on=run)
+    setup.loaded.weights.where = str(best)
+    assert num_scored(setup) == 4
+    shutil.rmtree(tmp_path / "checkpoints")
+    setup = setup_for(dataclasses.replace(run, dir=str(moved)), trained_on=run)
+    setup.loaded.weights.where = str(best)
+    assert num_scored(setup) == 40
+
+
+def test_open_scored_rejects_the_size_of_a_training_subset(folder):
+    data = Data(source="folder", dir=str(folder))
+    with pytest.raises(ConfigError, match=r"--config\.data\.per_class has no effect on val, which"):
+        num_scored(setup_for(data, trained_on=None, per_class=1))

@@ -16,7 +16,7 @@ from vit_jax.config.schema import Config, Init, Task
 from vit_jax.data.preprocess import EvalRecipe
 from vit_jax.data.sources import open_both, open_split, open_training, trains_on
 from vit_jax.distributed import mesh as mesh_lib
-from vit_jax.errors import ConfigError, DataError
+from vit_jax.errors import CheckpointError, ConfigError, DataError
 from vit_jax.models.registry import build
 from vit_jax.text import print_line
 from vit_jax.weights import load
@@ -26,6 +26,7 @@ OVERRIDABLE = ("data.", "batch_size")
 TRAINING_ONLY = tuple(
     f"data.{name}" for name in ("augment", "repeats", "mixup", "cutmix", "fast_crop")
 )
+SUBSET = tuple(f"data.{name}" for name in ("per_class", "fraction", "count", "subset_seed"))
 DEV = "dev"  # The split that a run with `data.dev` is scored on.
 
 
@@ -66,11 +67,18 @@ class EvaluationSetup:
         if os.path.exists(run.data.dir):
             return False
         data = dataclasses.replace(self.config.data, split=run.data.split)
-        step = layout.read_item(pathlib.Path(self.loaded.weights.where), "data")
         try:
-            return open_training(data).fingerprint() == step["fingerprints"]["train"]
+            return open_training(data).fingerprint() in self._train_fingerprints()
         except DataError:
             return False
+
+    def _train_fingerprints(self) -> list[int]:
+        """Returns the fingerprint of the training data; best weights have it in `checkpoints`."""
+        steps = [pathlib.Path(self.loaded.weights.where)]
+        with contextlib.suppress(CheckpointError):
+            steps.append(layout.find_step_folder(steps[0].parents[1] / layout.FOLDER))
+        items = (layout.read_item(step, "data") for step in steps)
+        return [item["fingerprints"]["train"] for item in items if "fingerprints" in item]
 
     def split(self) -> str:
         """Returns `data.split` if the command sets it, otherwise the split that the run scores."""
@@ -97,6 +105,12 @@ class EvaluationSetup:
         Nothing is held out of a data set that the run was not trained on: a split that it does
         not have is all of it, if it has no splits.
         """
+        subset = [key for key in self.overrides if key in SUBSET and split != DEV]
+        if subset:
+            raise ConfigError(
+                f"--config.{subset[0]} has no effect on {split}, which is scored whole; it draws "
+                "training examples."
+            )
         if self.is_training_data:
             return self.open(split)
         whole = dataclasses.replace(self.config.data, val_split="val", val_fraction=1.0)
