@@ -15,6 +15,7 @@ from tests.support.runs import ROOT
 from vit_jax import atomic_io
 from vit_jax.atomic_io import (
     add_path_to_errors,
+    json_object,
     open_atomically,
     open_to_append,
     remove_abandoned,
@@ -296,3 +297,13 @@ def test_to_json_rejects_numbers_that_json_lacks_and_names_the_place(number):
     assert json.loads(to_json({"a": [1.5, None], "b": "NaN"})) == {"a": [1.5, None], "b": "NaN"}
     with pytest.raises(NonFiniteError, match=rf"^a\.1\.loss is {number}; JSON has finite"):
         to_json({"n": 3, "a": (1.0, {"loss": number})})
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [("[1]", "found list"), ("{", "Expecting"), ("[" * 200_000, "nested"), (b"\xff", "decode")],
+)
+def test_json_object_rejects_other_text_by_a_value_error(text, reason):
+    with pytest.raises(ValueError, match=reason):
+        json_object(text)
+    assert json_object(b'{"a": 1}') == {"a": 1}

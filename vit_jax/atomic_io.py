@@ -234,6 +234,22 @@ def to_json(values: object, **options) -> str:
         raise
 
 
+def json_object(text: str | bytes, **options) -> dict:
+    """Returns a JSON object; raises ValueError for any other text, however deep it is nested.
+
+    Args:
+      text: untrusted text.
+      **options: arguments of `json.loads`.
+    """
+    try:
+        values = json.loads(text, **options)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"expected a JSON object, found {type(values).__name__}")
+    return values
+
+
 def _numbers(values: object, place: str = "") -> Iterator[tuple[str, float]]:
     """Yields every float in nested values with its keys, joined by dots."""
     if isinstance(values, float):

@@ -6,14 +6,13 @@ CRC-32C of every array, and checksums of the other items and of itself. A folder
 another step is therefore detected, too. This module reads no arrays and imports no JAX.
 """
 
-import json
 import pathlib
 import re
 
 import google_crc32c
 import numpy as np
 
-from vit_jax.atomic_io import to_json
+from vit_jax.atomic_io import json_object, to_json
 from vit_jax.errors import CheckpointError, one_line
 
 FOLDER, BEST = "checkpoints", "best"
@@ -126,13 +125,10 @@ def read_item(step_folder: pathlib.Path, name: str) -> dict:
 def _read_json(step_folder: pathlib.Path, name: str) -> dict:
     path = step_folder / name / "metadata"
     try:
-        item = json.loads(path.read_bytes())
+        return json_object(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         raise CheckpointError(
             f"{step_folder} is not a vit_jax checkpoint: {path} is missing."
         ) from None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged ({one_line(error)}).") from error
-    if not isinstance(item, dict):
-        raise CheckpointError(f"{path} is damaged: expected a JSON object.")
-    return item

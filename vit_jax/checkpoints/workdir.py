@@ -3,7 +3,6 @@
 import contextlib
 import fcntl
 import itertools
-import json
 import os
 import pathlib
 import platform
@@ -13,7 +12,7 @@ import time
 from importlib import metadata
 
 from vit_jax import config as config_lib
-from vit_jax.atomic_io import open_to_append, to_json, write_atomically
+from vit_jax.atomic_io import json_object, open_to_append, to_json, write_atomically
 from vit_jax.checkpoints import layout
 from vit_jax.config.schema import Config
 from vit_jax.distributed import multihost
@@ -54,14 +53,11 @@ def read_json(path: pathlib.Path) -> dict | None:
     Raises ConfigError if the file contains no JSON object.
     """
     try:
-        values = json.loads(path.read_bytes())
+        return json_object(path.read_bytes())
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read: {error}.") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path} does not contain a JSON object.")
-    return values
 
 
 def read_config(folder: pathlib.Path) -> dict[str, Config]:

@@ -105,8 +105,7 @@ def _check_folder(folder: str) -> None:
     """Raises DataError if `data.dir` is not a folder that may contain class folders."""
     where = f"data.dir={folder or '(empty)'}"
     if not os.path.isdir(folder):
-        link = f" (a link to {os.readlink(folder)})" if os.path.islink(folder) else ""
-        raise DataError(f"{where}: {no_such_folder(folder)}{link}.")
+        raise DataError(f"{where}: {no_such_folder(folder)}.")
     if manifest.read_info(pathlib.Path(folder)) is not None:
         raise DataError(f"{where}: `prepare` wrote this folder; set data.source=prepared.")
 

@@ -94,9 +94,11 @@ def suffix_of(path: str) -> str:
 
 
 def no_such_folder(folder: str) -> str:
-    """Returns the error of a missing folder, with the current folder for a relative path."""
+    """Returns the error of a missing folder: the target of a link, and what a path starts from."""
     is_relative = folder and not os.path.isabs(folder)
-    return f"no such folder{f' in {os.getcwd()}, the current folder' if is_relative else ''}"
+    start = f" in {os.getcwd()}, the current folder" if is_relative else ""
+    link = f" (a link to {os.readlink(folder)})" if os.path.islink(folder) else ""
+    return f"no such folder{start}{link}"
 
 
 def is_hidden(name: str) -> bool:

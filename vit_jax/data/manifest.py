@@ -9,6 +9,7 @@ prepared.json    arguments of `prepare`, and the SHA-256 of manifest.jsonl
 """
 
 import array
+import contextlib
 import functools
 import hashlib
 import json
@@ -18,7 +19,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from vit_jax.atomic_io import open_atomically
+from vit_jax.atomic_io import json_object, open_atomically
 
 LINES, INDEX, LEFT_OUT = "manifest.jsonl", "manifest.npy", "left_out.jsonl"
 COPIES, CLASSES, INFO = "duplicates.jsonl", "classes.csv", "prepared.json"
@@ -73,8 +74,6 @@ def record(folder: str, row: int) -> dict:
 
 def read_info(folder: pathlib.Path) -> dict | None:
     """Returns the contents of `prepared.json`; None if it is missing or unreadable."""
-    try:
-        values = json.loads((folder / INFO).read_bytes())
-    except (OSError, ValueError):
-        return None
-    return values if isinstance(values, dict) else None
+    with contextlib.suppress(OSError, ValueError):
+        return json_object((folder / INFO).read_bytes())
+    return None

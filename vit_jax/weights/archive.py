@@ -11,7 +11,6 @@ duplicate members and returns bfloat16 as void; `safe_open` has no checksums.
 import contextlib
 import dataclasses
 import io
-import json
 import math
 import os
 import pathlib
@@ -151,12 +150,10 @@ def _check_name_and_shape(name: str, shape: tuple[int, ...] = ()) -> None:
 
 
 def _parse_json_object(text: str | bytes, description: str) -> dict:
-    values = None
-    with contextlib.suppress(ValueError, RecursionError):
-        values = json.loads(text, parse_constant=reject_constant) if len(text) <= MIB else None
-    if not isinstance(values, dict):
-        raise ValueError(f"its {description} is not a JSON object")
-    return values
+    if len(text) <= MIB:
+        with contextlib.suppress(ValueError):
+            return atomic_io.json_object(text, parse_constant=reject_constant)
+    raise ValueError(f"its {description} is not a JSON object")
 
 
 def reject_constant(constant: str) -> None:

@@ -8,11 +8,11 @@ fsspec does not resume downloads, and `huggingface_hub.http_get` resumes without
 version (If-Range), so neither replaces this module; `hf://` URLs use huggingface_hub.
 """
 
+import contextlib
 import datetime
 import fcntl
 import hashlib
 import http.client
-import json
 import os
 import pathlib
 import re
@@ -22,7 +22,13 @@ import urllib.error
 import urllib.request
 from urllib.parse import quote, unquote_to_bytes, urlsplit
 
-from vit_jax.atomic_io import add_path_to_errors, open_to_append, to_json, write_atomically
+from vit_jax.atomic_io import (
+    add_path_to_errors,
+    json_object,
+    open_to_append,
+    to_json,
+    write_atomically,
+)
 from vit_jax.errors import CheckpointError, one_line
 from vit_jax.text import can_overwrite, fit_to_terminal, printable, warn, write
 
@@ -359,8 +365,6 @@ def _hash(path: str | pathlib.Path):
 
 def _read_json(path: str) -> dict:
     """The object in a JSON file; {} if there is none."""
-    try:
-        values = json.loads(pathlib.Path(path).read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return values if isinstance(values, dict) else {}
+    with contextlib.suppress(OSError, ValueError):
+        return json_object(pathlib.Path(path).read_bytes())
+    return {}

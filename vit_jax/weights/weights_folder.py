@@ -1,12 +1,12 @@
 """Folders of weights, as Hugging Face and timm write them: one file, or shards with an index."""
 
 import dataclasses
-import json
 import pathlib
 import re
 
 import numpy as np
 
+from vit_jax.atomic_io import json_object
 from vit_jax.errors import CheckpointError
 from vit_jax.weights.archive import Archive, ArrayInfo, open_archive, reject_constant
 from vit_jax.weights.file_kinds import NPZ, PICKLES, SAFETENSORS, pickle_error
@@ -113,9 +113,6 @@ def read_json_object(path: pathlib.Path) -> dict:
     """Returns the JSON object of a file; raises CheckpointError if it holds none."""
     try:
         with open(path, "rb") as file:
-            values = json.loads(file.read(MAX_JSON), parse_constant=reject_constant)
-    except (OSError, ValueError, RecursionError) as error:
+            return json_object(file.read(MAX_JSON), parse_constant=reject_constant)
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: not readable as JSON ({error}).") from error
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path}: expected a JSON object, found {type(values).__name__}.")
-    return values
