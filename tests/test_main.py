@@ -241,7 +241,7 @@ def test_evaluate_writes_what_it_counts(finished, capsys):
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("data.mixup=0.5", "--config.data.mixup has no effect on evaluate, which trains nothing"),
+        ("data.mixup=0.5", "--config.data.mixup has no effect on evaluate, which does not train"),
         ("data.crop_fraction=0.9", "which has no effect without data.eval_crop='center'"),
         ("data.dataset=cifar10", "config.data.dataset is 'cifar10', which has no effect without"),
     ],
@@ -390,7 +390,7 @@ def test_a_system_without_file_locks_is_reported_in_one_line():
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
-    assert done.stderr == "vit_jax: supports Linux and macOS; on Windows, use it in WSL 2.\n"
+    assert done.stderr == "vit_jax: only Linux and macOS are supported; on Windows, use WSL 2.\n"
 
 
 def test_a_ctrl_c_that_python_ignores_is_repeated():

@@ -1,6 +1,6 @@
-"""The command line: runs a verb, and turns errors into one line and an exit code.
+"""The command line: runs a command, and turns errors into one line and an exit code.
 
-python -m vit_jax [VERB] --flags        (the default verb is train)
+python -m vit_jax [COMMAND] --flags        (the default command is train)
 """
 
 import os
@@ -25,7 +25,7 @@ try:
 except ModuleNotFoundError as error:
     if error.name != "fcntl":
         raise
-    warn("vit_jax: supports Linux and macOS; on Windows, use it in WSL 2.")
+    warn("vit_jax: only Linux and macOS are supported; on Windows, use WSL 2.")
     sys.exit(ConfigError.exit_code)
 except KeyboardInterrupt:
     warn("vit_jax: interrupted")

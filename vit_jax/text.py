@@ -1,7 +1,7 @@
 """Text that people and spreadsheets read: lines of output, Markdown tables and CSV tables.
 
 Names of files and classes come from outside. Everything that is printed passes through
-`print_line`, `print_text` or `warn`, which escape characters that a terminal would obey.
+`print_line`, `print_text` or `warn`, which escape control characters.
 """
 
 import codecs
@@ -85,7 +85,7 @@ def write(stream, text: str) -> None:
 
 
 def can_overwrite(stream) -> bool:
-    """Returns True for the output of a notebook cell and a terminal that obeys `\\r`."""
+    """Returns True for the output of a notebook cell and a terminal that interprets `\\r`."""
     is_terminal = stream.isatty() and os.environ.get("TERM") != "dumb"
     return is_terminal or type(stream).__module__.startswith("ipykernel")
 

@@ -40,7 +40,7 @@ def test_find_step_folder_lists_what_a_folder_without_checkpoint_contains(tmp_pa
 def test_read_manifest_of_a_renamed_step_names_both_steps(tmp_path):
     write_step(tmp_path, 30, classes=["a", "b"]).rename(tmp_path / "37")
     for read in (layout.read_manifest, lambda path: layout.read_item(path, "meta")):
-        with pytest.raises(CheckpointError, match=r"37 does not contain .* that of step 30\."):
+        with pytest.raises(CheckpointError, match=r"37 contains the checkpoint of step 30;"):
             read(tmp_path / "37")
 
 
@@ -53,7 +53,7 @@ def test_read_manifest_of_version_0_1_0_compares_the_array_of_the_step(tmp_path)
     write_manifest(step, manifest)
     assert layout.read_manifest(step)["leaves"] == {"step": leaf}
     step.rename(tmp_path / "37")
-    with pytest.raises(CheckpointError, match="37 does not contain the step of its name"):
+    with pytest.raises(CheckpointError, match="37 contains the checkpoint of step"):
         layout.read_manifest(tmp_path / "37")
 
 

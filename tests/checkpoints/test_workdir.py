@@ -122,8 +122,8 @@ def test_check_same_run_lists_the_differing_fields(tmp_path):
     other = run_config(seed="1", optimizer__lr="0.5", data__image_size="(8, 16)", log_every="7")
     with pytest.raises(ConfigError) as caught:
         check_same_run(tmp_path, other)
-    assert "differs in data.image_size, optimizer.lr, seed. Do" in str(caught.value)
-    assert f"--config.init.path={tmp_path} starts a new, for example longer," in str(caught.value)
+    assert "differs in data.image_size, optimizer.lr, seed. To" in str(caught.value)
+    assert f"use another --workdir with --config.init.path={tmp_path}" in str(caught.value)
     assert read_json(tmp_path / workdir.CONFIG) == json.loads(json.dumps(run_config()))
 
 
@@ -156,7 +156,7 @@ def test_read_config_takes_fields_that_may_change_from_config_json(tmp_path):
     assert config_lib.to_dict(workdir.read_config(tmp_path)) == expected
     wrong, changed = workdir.config_notes(tmp_path, expected)
     assert "config.json differs from the checkpoint in optimizer.lr;" in wrong
-    assert "other values than the checkpoint of data.dir, log_every, mesh.fsdp," in changed
+    assert "config.json: data.dir, log_every, mesh.fsdp" in changed
     write_json(tmp_path / workdir.CONFIG, expected)
     assert workdir.config_notes(tmp_path, expected) == [changed]
 

@@ -57,7 +57,7 @@ WITHOUT_EFFECT = [
             "data.val_split": "",
         },
         "data.dir",
-        "data.mix in its place",
+        "beside data.mix, a data.val_split",
     ),
     ({"data.subset_seed": 3}, "data.subset_seed", "data.per_class, fraction, count or dev"),
     ({"data.max_bad": 0.5}, "data.max_bad", "data.on_bad_image='skip'"),

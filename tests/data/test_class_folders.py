@@ -106,7 +106,7 @@ def test_arrange_names_a_folder_that_may_be_the_data_set(inner):
 
 
 def test_arrange_rejects_two_folders_of_one_split():
-    with pytest.raises(DataError, match=r"'val' and 'validation' both are the split 'val'; rename"):
+    with pytest.raises(DataError, match=r"'val' and 'validation' are both the split 'val'; rename"):
         arranged("train/cat/1.png", "val/cat/1.png", "validation/cat/2.png")
 
 

@@ -234,7 +234,7 @@ def test_open_folder_rejects_classes_of_one_image_for_a_held_out_split(tmp_path)
         add_images(tmp_path / title, numbered(1))
     assert len(open_folder(tmp_path, val_split="")) == 2
     with pytest.raises(
-        DataError, match=r"no class has an image to spare for 'val'; .*val_split=''"
+        DataError, match=r"no class has enough images to hold one out for 'val'; .*val_split=''"
     ):
         open_folder(tmp_path, "val")
 

@@ -116,7 +116,7 @@ def test_match_classes_knows_the_order_of_imagenet():
     nameless = [f"class {k}" for k in range(1000)]
     found = match_classes(ids, nameless, known_owner="x", has_names=False)
     assert found.is_identity
-    assert "ImageNet's order" in found.note
+    assert "WordNet ids of ImageNet" in found.note
     for other in (lemmas[::-1], lemmas[:999]):
         with pytest.raises(DataError, match="'n01440764' of the data is not among"):
             match(ids, other)

@@ -32,7 +32,7 @@ def test_listing_counts_other_files_by_suffix_and_reason(tmp_path):
     make_files(tmp_path, "a/1.bmp", "a/2.BMP", "b/3.tif", "4.txt", "README", "5.png", "6.zip")
     assert listed(tmp_path) == (
         ["5.png"],
-        "1 .txt, 1 without suffix (no suffix of an image, such as 4.txt); "
+        "1 .txt, 1 without suffix (no image suffix, such as 4.txt); "
         "1 .zip (archive, which `prepare` reads if it is a .tar, such as 6.zip); "
         "2 .bmp, 1 .tif (not JPEG, PNG or WebP, such as a/1.bmp)",
     )
@@ -42,7 +42,7 @@ def test_listing_limits_the_suffixes_in_a_description(tmp_path):
     make_files(tmp_path, *(f"x.{number}" for number in range(9)))
     _, skipped = listed(tmp_path)
     assert skipped.count("1 .") == 5
-    assert "4 with other suffixes (no suffix of an image, such as x.0)" in skipped
+    assert "4 with other suffixes (no image suffix, such as x.0)" in skipped
 
 
 @pytest.mark.parametrize("hidden", [".x.png", "a/.thumbs/1.png", "__MACOSX/1.png", "@eaDir/1.png"])
@@ -90,7 +90,7 @@ def test_listing_reads_folders_of_any_depth(tmp_path):
 def test_listing_counts_files_that_are_not_regular(tmp_path):
     os.mkfifo(tmp_path / "pipe.jpg")
     (tmp_path / "album.jpg").mkdir()
-    assert listed(tmp_path) == ([], "1 .jpg (no regular file, such as pipe.jpg)")
+    assert listed(tmp_path) == ([], "1 .jpg (not a regular file, such as pipe.jpg)")
 
 
 def test_listing_counts_links_and_hidden_files_in_a_tar_file(tmp_path):

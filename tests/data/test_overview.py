@@ -51,12 +51,12 @@ def test_describe_splits_names_the_share_of_a_held_out_split(tmp_path):
     data = Data(source="folder", dir=str(tmp_path), val_fraction=0.2)
     assert lines_of(data) == [
         "data: train 16 images, 2 classes; val 4 images, 2 classes",
-        "data: val is the fraction 0.2 of train, because there is no split of this name",
+        "data: val is the fraction 0.2 of train, because the data has no split val",
     ]
     whole = open_split(dataclasses.replace(data, val_fraction=1.0), "val")
     assert describe_splits({"val": whole}) == [
         "data: val 20 images, 2 classes",
-        "data: val is all images, because there is no split of this name",
+        "data: val is all images, because the data has no split val",
     ]
 
 

@@ -261,7 +261,7 @@ def test_the_runs_of_a_sweep_are_named_and_their_dev_part_is_scored_again(tmp_pa
     flags = ["--config=configs/transfer.py:smoke", f"--workdir={tmp_path}"]
     sweep = ["--config.sweep.grid=(('optimizer.lr',(0.1,)),)", "--config.sweep.dev=0.2"]
     assert main.run([*flags, *sweep]) == 0
-    with pytest.raises(ConfigError, match=r"is a sweep with the runs seed_0; name one"):
+    with pytest.raises(ConfigError, match=r"is a sweep with the runs seed_0; give one"):
         main.run(["evaluate", f"--workdir={tmp_path}"])
     run = tmp_path / "grid" / "lr=0.1"
     assert main.run(["evaluate", f"--workdir={run}"]) == 0

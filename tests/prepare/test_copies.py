@@ -34,7 +34,7 @@ def test_prepare_counts_and_lists_equal_images(source, tmp_path, capsys):
         out = capsys.readouterr().out.splitlines()
         table = [tuple(part.strip() for part in line.rsplit(None, 2)) for line in out[-10:-1]]
         assert table == [
-            ("equal images", "pictures", "images"),
+            ("exact duplicates", "groups", "images"),
             ("all", "5", "12"),
             ("in one class", "1", "3"),
             ("in several classes", "3", "7"),
@@ -44,7 +44,7 @@ def test_prepare_counts_and_lists_equal_images(source, tmp_path, capsys):
             ("in several splits", "2", "4"),
             ("train, val", "2", "4"),
         ]
-        assert out[-1] == f"equal images are listed in {tmp_path / 'set/duplicates.jsonl'}"
+        assert out[-1] == f"exact duplicates are listed in {tmp_path / 'set/duplicates.jsonl'}"
 
 
 def lines(path) -> list:

@@ -17,7 +17,7 @@ def test_comparison_never_replaces_the_page_of_a_run(quickstart, tmp_path, monke
     monkeypatch.chdir(folder / "finetune")
     run_page = (folder / "finetune" / "report.html").resolve()
     with pytest.raises(
-        ConfigError, match="is the page of a single run; give another file by --out"
+        ConfigError, match="is the page of a single run; choose another file with --out"
     ):
         main.run(["report", "--no_model", ".", "../scratch", f"--out={run_page}"])
     assert main.run(["report", "--no_model", ".", "../scratch"]) == 0

@@ -78,7 +78,7 @@ def test_fixed_accumulate_that_cannot_fit_is_refused_with_one_that_does(limit):
     limit(peak(config, model, mesh) / 1.5)  # Within the error of an estimate.
     chosen, note = auto.with_accumulate(config, model, mesh)
     assert chosen == config
-    assert note.startswith("a step needs about ")
+    assert note.startswith("a step may not fit: it needs about ")
     advised = dataclasses.replace(config, accumulate=number)
     assert peak(advised, model, mesh) <= auto.USABLE * peak(config, model, mesh) / 4
 
@@ -164,7 +164,7 @@ def test_model_of_published_weights_needs_no_download():
 
 
 def test_model_auto_needs_weights():
-    with pytest.raises(ConfigError, match=r"'auto', which is the model of init\.path"):
+    with pytest.raises(ConfigError, match=r"'auto', the model of init\.path"):
         auto.with_model(Config(model=Model(name="auto"), steps=1))
 
 

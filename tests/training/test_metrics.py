@@ -246,8 +246,8 @@ def test_a_repeated_step_becomes_one_line_in_the_order_of_steps(tmp_path):
 @pytest.mark.parametrize(
     ("old", "new", "note"),
     [
-        ('{"step": 5, "loss": 0.5}\n', "", "2 of 3 lines up to step 15 are left."),
-        ('"step": 5', '"step": 45', "2 of 3 lines up to step 15 are left."),
+        ('{"step": 5, "loss": 0.5}\n', "", "2 of 3 lines up to step 15 remain."),
+        ('"step": 5', '"step": 45', "2 of 3 lines up to step 15 remain."),
         ("0.5", "0.4", "lines up to step 15 were changed after that step was saved."),
         ("1.5", "1.6", "lines up to step 15 were changed after that step was saved."),
         (

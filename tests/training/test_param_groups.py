@@ -46,10 +46,10 @@ def test_freeze_and_factors_of_zero_add_up():
     ("fields", "message"),
     [
         ({"lr_factors": (("(?!head).*", 0.0),)}, "factor 0 for every parameter"),
-        ({"lr_factors": (("encoderblok", 0.1),)}, "lr_factors: 'encoderblok' is found in no param"),
-        ({"lr_factors": (("head", 0.1), ("head/bias", 0.2))}, "of a pattern before it"),
-        ({"decay_factors": (("relative", 0.0),)}, "decay_factors: 'relative' is found in no"),
-        ({"freeze": "first 3 blocks"}, "freeze is 'first 3 blocks'; the model has 2 blocks"),
+        ({"lr_factors": (("encoderblok", 0.1),)}, "lr_factors: 'encoderblok' matches no param"),
+        ({"lr_factors": (("head", 0.1), ("head/bias", 0.2))}, "that an earlier pattern matches"),
+        ({"decay_factors": (("relative", 0.0),)}, "decay_factors: 'relative' matches no"),
+        ({"freeze": "first 3 blocks"}, "freeze is 'first 3 blocks'; the model has only 2"),
         ({"freeze": "all but head", "lr_factors": (("head", 0.0),)}, "factor 0 for every"),
     ],
 )
@@ -68,7 +68,7 @@ def test_check_groups_accepts_what_trains_something():
 def test_model_without_blocks_freezes_no_blocks():
     shapes = param_shapes(create_model("bit_r26x1", num_classes=3, image_size=32))
     check_groups(Optimizer(freeze="all but head"), shapes)
-    with pytest.raises(ConfigError, match="the model has 0 blocks"):
+    with pytest.raises(ConfigError, match="the model has only 0 blocks"):
         check_groups(Optimizer(freeze="first 1 blocks"), shapes)
 
 

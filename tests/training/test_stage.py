@@ -50,7 +50,7 @@ def test_check_same_data_accepts_and_reports_a_removed_image():
     [
         (stage(FILES[3:]), r"3 of 40 .* more than config\.data\.max_bad=0\.001 allows"),
         (stage(FILES[1:], val=FILES[:1]), "have changed .*: 39 training examples instead of 40"),
-        (stage(("a/new.jpg", *FILES[1:])), "have changed since this run started. Undo"),
+        (stage(("a/new.jpg", *FILES[1:])), "have changed since this run started. Restore"),
         (stage((*FILES, "a/new.jpg")), "41 training examples instead of 40"),
     ],
 )

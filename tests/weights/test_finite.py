@@ -22,7 +22,7 @@ def test_require_finite_names_the_weights_before_the_output():
     outputs = {"label": np.array([1]), "loss": np.array([1, np.inf], np.float32)}
     with pytest.raises(CheckpointError, match=r"^x\.npz: head/bias contains"):
         require_finite(outputs, bad, "x.npz")
-    with pytest.raises(CheckpointError, match=r"^x\.npz: the output loss is not finite, though"):
+    with pytest.raises(CheckpointError, match=r"^x\.npz: the output loss is not finite, although"):
         require_finite(outputs, good, "x.npz")
     with pytest.raises(NonFiniteError, match=r"^evaluation: the output loss is not finite"):
         require_finite(outputs, good, None)

@@ -407,6 +407,6 @@ def test_file_in_the_hub_cache_is_kept(tmp_path, monkeypatch):
 def test_unreadable_download_is_deleted(server, tmp_path):
     url, root = server
     (root / "x.npz").write_text("an error page")
-    assert "The download is deleted; try again" in error_of(load.load, f"{url}/x.npz")
+    assert "The downloaded file was deleted; try again" in error_of(load.load, f"{url}/x.npz")
     plain_npz(root / "x.npz", tiny())
     assert load.load(f"{url}/x.npz").model.num_classes == 3

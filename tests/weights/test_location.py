@@ -54,5 +54,5 @@ def test_from_text_rejects_unknown_options_and_values(options, text):
 
 def test_resolve_rejects_options_of_a_checkpoint(tmp_path):
     (tmp_path / "checkpoints" / "3" / "manifest").mkdir(parents=True)
-    with pytest.raises(ConfigError, match="num_heads cannot be given"):
+    with pytest.raises(ConfigError, match="num_heads cannot be set"):
         resolve(f"{tmp_path / 'checkpoints' / '3'}:num_heads=6")

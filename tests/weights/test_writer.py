@@ -271,7 +271,7 @@ def test_class_names_that_do_not_fit_are_written_beside_the_file(tmp_path, file_
         tiny(image_size=8, gelu="erf"),
         metadata=WeightsMetadata(classes=names),
     )
-    assert notes == [f"class names do not fit into {path.name}; written to x.classes.txt"]
+    assert notes == [f"class names are too long for {path.name}; they are in x.classes.txt"]
     assert (tmp_path / "x.classes.txt").read_text().splitlines() == list(names)
     assert open_weights_file(path).metadata.classes is None
     assert load.load(path).classes == names

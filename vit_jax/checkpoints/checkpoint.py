@@ -41,7 +41,7 @@ MAX_LISTED = 20
 
 @dataclasses.dataclass(frozen=True)
 class _KeepLinks:
-    """Keeps the steps that are links to folders elsewhere, which Orbax cannot remove."""
+    """Keeps steps that are links to other folders, which Orbax cannot remove."""
 
     folder: pathlib.Path
 
@@ -172,8 +172,8 @@ class BestWeights:
         # A later step is possible: the run was killed after it, and before its next checkpoint.
         if recorded_step not in (None, step) and step < restored_step:
             raise CheckpointError(
-                f"{self.folder} has {f'step {step}' if step else 'no weights'}; the checkpoint of "
-                f"step {restored_step} expects step {recorded_step or 'none'}."
+                f"{self.folder} has {f'weights of step {step}' if step else 'no weights'}; the "
+                f"checkpoint of step {restored_step} expects step {recorded_step or 'none'}."
             )
         if step:
             path = self.folder / str(step)

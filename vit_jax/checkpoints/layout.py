@@ -61,7 +61,7 @@ def _check_has_no_best(step_folder: pathlib.Path) -> None:
     if best := read_item(step_folder, "meta").get("best_step"):
         raise CheckpointError(
             f"{step_folder.parents[1] / BEST} is missing; it contained the best weights, those of "
-            f"step {best}. Name {step_folder} to use the weights of that step instead."
+            f"step {best}. To use the weights of this step instead, give {step_folder}."
         )
 
 
@@ -98,8 +98,8 @@ def read_manifest(step_folder: pathlib.Path) -> dict:
     if not _is_of_step(manifest, int(step_folder.name)):
         step = manifest.get("step", "another")
         raise CheckpointError(
-            f"{step_folder} does not contain the step of its name: its manifest is that of step "
-            f"{step}. Restore the right folder, or remove this one."
+            f"{step_folder} contains the checkpoint of step {step}; expected that of its own name. "
+            "Restore the original folder, or remove this one."
         )
     return manifest
 

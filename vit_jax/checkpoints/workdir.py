@@ -32,7 +32,7 @@ SHARED_FOLDER_TIMEOUT = 60
 
 
 def require_utf8(folder: pathlib.Path) -> None:
-    """Raises ConfigError for a name that the writer of checkpoints cannot use."""
+    """Raises ConfigError for a path that is not UTF-8, which Orbax cannot write."""
     try:
         str(folder).encode()
     except UnicodeEncodeError as error:
@@ -232,7 +232,7 @@ def check_same_run(folder: pathlib.Path, config: dict) -> None:
 
 
 def config_notes(folder: pathlib.Path, config: dict) -> list[str]:
-    """Returns notes about a run that resumes: a wrong `config.json`, and values that change."""
+    """Returns notes about a resumed run: a wrong `config.json`, and changed values."""
     runs = _by_stage(config)
     saved = {name: read_saved_config(folder / name) for name in runs}
     if not any(saved.values()):
@@ -242,8 +242,8 @@ def config_notes(folder: pathlib.Path, config: dict) -> list[str]:
         changed = old and config_lib.differing_fields(old, runs[name])
         if changed:
             notes.append(
-                f"{folder / name}: resuming with other values than the checkpoint of "
-                f"{', '.join(changed)}, from {CONFIG} or flags."
+                f"{folder / name}: resuming with changed values, from flags or {CONFIG}: "
+                f"{', '.join(changed)}."
             )
     return list(filter(None, notes))
 
@@ -266,9 +266,8 @@ def other_config_error(folder: pathlib.Path, fields: list[str]) -> ConfigError:
     """Returns the error of a folder whose run has other values of these fields."""
     return ConfigError(
         f"workdir {folder} contains a run with another config; it differs in {', '.join(fields)}. "
-        "Do not change these fields, leave out --config to resume with that of the workdir, or use "
-        f"another --workdir; there, --config.init.path={folder} starts a new, for example longer, "
-        "run from these weights."
+        "To resume this run, leave out --config or do not change these fields. To start a run "
+        f"from its weights, use another --workdir with --config.init.path={folder}."
     )
 
 

@@ -11,14 +11,16 @@ from vit_jax.errors import ConfigError
 WHERE = (
     "a workdir, a stage's folder, its checkpoints folder, a step's folder, an .npz or "
     ".safetensors file, a Hugging Face folder, a URL (https, gs, hf, file), or a published name; "
-    "FILE:OPTION=VALUE,... gives what a file does not, as in vit.safetensors:num_heads=12"
+    "FILE:OPTION=VALUE,... adds options that a file lacks, as in vit.safetensors:num_heads=12"
 )
 LAYER = "pre_logits (default), token (class token), mean (mean of the patch tokens)"
 
 
 def add_where(parser) -> None:
     """Adds `--workdir` and `--checkpoint`, of which a command needs one."""
-    parser.add_argument("--workdir", metavar="DIR", help="folder of a run, or give --checkpoint")
+    parser.add_argument(
+        "--workdir", metavar="DIR", help="folder of a run; in place of --checkpoint"
+    )
     parser.add_argument("--checkpoint", metavar="WHERE", help=WHERE)
 
 
@@ -40,8 +42,7 @@ def add_max_megapixels(parser) -> None:
         type=number_up_to(most),
         default=Data.max_megapixels,
         metavar="N",
-        help="size above which an image is unreadable, in millions of pixels "
-        f"(default {Data.max_megapixels:g})",
+        help=f"largest image to read, in millions of pixels (default {Data.max_megapixels:g})",
     )
 
 

@@ -27,7 +27,7 @@ def add_report_flags(parser) -> None:
         "--refresh",
         type=arguments.positive_int,
         metavar="SECONDS",
-        help="write the pages again every SECONDS while a run is in progress; open pages reload",
+        help="update the pages every SECONDS while a run is in progress; open pages reload",
     )
 
 

@@ -1,6 +1,6 @@
 """Options that have an effect only beside certain values of other options.
 
-A value that changes nothing is an error: whoever sets it expects an effect.
+A value without effect is an error, because the user expects an effect.
 """
 
 import contextlib
@@ -71,12 +71,12 @@ CONDITIONS = (
     Condition(
         "data.dir",
         lambda c: _reads(c.data, "dir"),
-        "a data.source that reads it, or with data.mix in its place and no data.val_split",
+        "a data.source that reads it and, beside data.mix, a data.val_split",
     ),
     Condition(
         "data.dataset",
         lambda c: _reads(c.data, "dataset"),
-        "a data.source that reads it, or with data.mix in its place and no data.val_split",
+        "a data.source that reads it and, beside data.mix, a data.val_split",
     ),
     Condition(
         "data.val_fraction",
@@ -206,7 +206,7 @@ def without_effect(config: Config) -> Iterator[tuple[str, str]]:
             if unusual != usual and not any(map(has_effect, configs)):
                 yield (
                     field,
-                    f"{field} is {shown(unusual)}, which has no effect without {remedy}; set that, "
+                    f"{field} is {shown(unusual)}, which has no effect without {remedy}; set this, "
                     f"or leave {field} at {usual!r}",
                 )
 

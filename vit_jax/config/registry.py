@@ -24,7 +24,7 @@ _trusted: set[str] = set()  # Names of user-defined objects that this process ma
 
 
 class Table(dict):
-    """A table that says what its entries are.
+    """Table of objects chosen by name, with the form of its entries.
 
     Attributes:
       row: class of the entries; `row(object)` makes one of a user-defined object. None for
@@ -74,7 +74,7 @@ def _check_form(found: object, table: Mapping[str, object], place: str) -> None:
         raise ConfigError(f"{place}, which is {shown(found)}; expected a function or a class.")
     missing = [name for name in getattr(table, "attributes", ()) if not hasattr(found, name)]
     if missing:
-        raise ConfigError(f"{place}, which has no {', '.join(missing)}; see the documentation.")
+        raise ConfigError(f"{place}, which has no {', '.join(missing)}; see docs/extending.md.")
 
 
 def check_name(table: Mapping[str, object], name: str, field: str) -> None:

@@ -54,7 +54,7 @@ def held_out_notes(split: str, val_fraction: float) -> tuple[str, ...]:
     if split != "val":
         return ()
     share = "all images" if val_fraction == 1 else f"the fraction {val_fraction:g} of train"
-    return (f"data: val is {share}, because there is no split of this name",)
+    return (f"data: val is {share}, because the data has no split val",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,7 +146,9 @@ def arrange(
     titles = {split: tops[folder] if folder else tops for split, folder in folders.items()}
     for link in listing.broken_links:
         if link.count("/") <= bool(split_of):
-            raise DataError(f"{os.path.join(listing.source, link)}: a link to a missing folder.")
+            raise DataError(
+                f"{os.path.join(listing.source, link)}: a link to a missing folder; remove it."
+            )
     found: dict[str, dict[str, list]] = {
         split: {title: [] for title in sorted(map(same_form, filter(None, names)))}
         for split, names in titles.items()
@@ -194,7 +196,7 @@ def _find_splits(root: str, tops: dict[str, collections.Counter]) -> dict[str, s
         if split in splits.values():
             other = next(name for name in splits if splits[name] == split)
             raise DataError(
-                f"{root}: the folders {other!r} and {folder!r} both are the split {split!r}; "
+                f"{root}: the folders {other!r} and {folder!r} are both the split {split!r}; "
                 "rename one of them."
             )
         splits[folder] = split

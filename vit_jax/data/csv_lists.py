@@ -56,7 +56,7 @@ def _find_lists(where: pathlib.Path) -> dict[str, pathlib.Path]:
         split = class_folders.split_name(path.stem) or path.stem
         if split in lists:
             raise DataError(
-                f"{lists[split]} and {path.name} both are the split {split!r}; rename one of them."
+                f"{lists[split]} and {path.name} are both the split {split!r}; rename one of them."
             )
         lists[split] = path
     return lists

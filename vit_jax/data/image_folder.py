@@ -71,8 +71,8 @@ def open_folder(data: Data, split: str) -> FolderSource:
         files = share_files(files, split, data.val_fraction)
         if not any(files.values()):
             raise DataError(
-                f"{where}: no class has an image to spare for {split!r}; add images, or set "
-                "data.val_split='' to train without it."
+                f"{where}: no class has enough images to hold one out for {split!r}; add images, "
+                "or set data.val_split='' to train without a score."
             )
     if not any(files.values()):
         raise DataError(f"{where}: {folders.no_images(name)}")

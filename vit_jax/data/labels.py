@@ -106,14 +106,18 @@ def _comparable(names: Sequence[str], known: Sequence[str], has_names: bool) -> 
     if all(re.fullmatch(NUMBER, key) for key in keys):
         numbers = tuple(map(int, keys))
         if not has_names:
-            return numbers, tuple(range(len(known))), "class k of the data, a number, is output k"
+            return (
+                numbers,
+                tuple(range(len(known))),
+                "classes of the data are numbers: class k is output k",
+            )
         if all(re.fullmatch(NUMBER, key) for key in known_keys):
             return numbers, tuple(map(int, known_keys)), ""
     is_imagenet = len(keys) == len(known) == count and (keys[0], keys[-1]) == (first, last)
     if is_imagenet and list(keys) == sorted(keys):
         is_known = known[0].startswith(first_word) and known[-1].startswith(last_word)
         if is_known or not has_names:
-            note = "the WordNet ids of the data are outputs 0 to 999, in ImageNet's order"
+            note = "classes of the data are the WordNet ids of ImageNet, outputs 0 to 999 in order"
             return tuple(range(count)), tuple(range(count)), note
     return keys, known_keys, ""
 

@@ -24,11 +24,11 @@ SYSTEM_FOLDERS = {  # Hold copies of images that are not part of a data set.
 HIDDEN = "hidden"
 OTHER_FORMAT = "not JPEG, PNG or WebP"
 ARCHIVE = "archive, which `prepare` reads if it is a .tar"
-NO_IMAGE = "no suffix of an image"
+NO_IMAGE = "no image suffix"
 MISSING_TARGET = "link to a missing file"
 LOOP = "link to a folder above it or to itself"
 LINK_IN_TAR = "link in a tar file"
-SPECIAL = "no regular file"
+SPECIAL = "not a regular file"
 OUTSIDE = "outside class folders"
 MAX_SUFFIXES = 5  # Listed per reason.
 

@@ -1,4 +1,4 @@
-"""Lines that say what data a run reads: images and classes of each split, and what is skipped."""
+"""Lines about the data of a run: images and classes of each split, and skipped files."""
 
 from collections.abc import Iterator, Mapping
 

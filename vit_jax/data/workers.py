@@ -300,8 +300,8 @@ class _Processes:
         if code is None or code >= 0 or self.num_restarts == MAX_RESTARTS:
             times = f", after {MAX_RESTARTS} restarts of workers" if self.num_restarts else ""
             raise DataError(
-                f"{ended} {_place(self.rows, row)}{times}. Exit code -9 may mean that memory is "
-                "short: use fewer data.workers."
+                f"{ended} {_place(self.rows, row)}{times}. Exit code -9 can mean out of memory: "
+                "use fewer data.workers."
             ) from error
         self.num_restarts += 1
         self.patience.report(f"{ended}; restarted ({self.num_restarts} of {MAX_RESTARTS})")

@@ -197,7 +197,7 @@ def _check_effects(config: Config, overrides: Mapping[str, object], verb: str) -
     """Raises ConfigError for a value of the command that has no effect on an evaluation."""
     for key in overrides:
         if key in TRAINING_ONLY:
-            raise ConfigError(f"--config.{key} has no effect on {verb}, which trains nothing.")
+            raise ConfigError(f"--config.{key} has no effect on {verb}, which does not train.")
     for field, error in conditions.without_effect(config):
         if field in overrides:
             raise ConfigError(f"config.{error}.")

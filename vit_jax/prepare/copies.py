@@ -64,9 +64,9 @@ class CopyLines:
 
 
 def describe_copies(folder: pathlib.Path, max_pairs: int) -> tuple[int, list[str]]:
-    """Returns the number of images that equal another, and a table of them as lines.
+    """Returns the number of exact duplicates, and a table of them as lines.
 
-    The table counts different pictures, and the images that show them. It has a row for each pair
+    The table counts groups of equal images, and the images in them. It has a row for each pair
     of classes, and of splits, at most `max_pairs` of each; it is empty if no images are equal.
     """
     path = folder / manifest.COPIES
@@ -76,7 +76,7 @@ def describe_copies(folder: pathlib.Path, max_pairs: int) -> tuple[int, list[str
     if not groups:
         return 0, []
     total = sum(map(len, groups))
-    rows = [("equal images", "pictures", "images"), ("all", len(groups), total)]
+    rows = [("exact duplicates", "groups", "images"), ("all", len(groups), total)]
     inside = [
         count
         for group in groups
@@ -88,22 +88,22 @@ def describe_copies(folder: pathlib.Path, max_pairs: int) -> tuple[int, list[str
         rows += _count_pairs(groups, key, f"in several {plural}", max_pairs)
     width = max(len(name) for name, *_ in rows)
     lines = [f"{name.ljust(width)}  {n!s:>8}  {count!s:>8}" for name, n, count in rows]
-    return total, [*lines, f"equal images are listed in {path}"]
+    return total, [*lines, f"exact duplicates are listed in {path}"]
 
 
 def _count_pairs(groups: list[list[dict]], key: str, title: str, max_pairs: int) -> list[tuple]:
     """Returns rows of the table: groups with several values of a key, and each pair of these."""
-    pictures: collections.Counter[str] = collections.Counter()
+    groups_of: collections.Counter[str] = collections.Counter()
     images: collections.Counter[str] = collections.Counter()
     for group in groups:
         counts = collections.Counter(image[key] for image in group)
         if len(counts) > 1:
-            pictures[title] += 1
+            groups_of[title] += 1
             images[title] += len(group)
         for one, other in itertools.combinations(sorted(counts), 2):
-            pictures[f"  {one}, {other}"] += 1
+            groups_of[f"  {one}, {other}"] += 1
             images[f"  {one}, {other}"] += counts[one] + counts[other]
-    pairs = sorted(set(pictures) - {title}, key=lambda name: (-pictures[name], name))
-    rows = [(name, pictures[name], images[name]) for name in (title, *pairs[:max_pairs])]
+    pairs = sorted(set(groups_of) - {title}, key=lambda name: (-groups_of[name], name))
+    rows = [(name, groups_of[name], images[name]) for name in (title, *pairs[:max_pairs])]
     more = len(pairs) - max_pairs
     return [*rows, (f"  {more} more pairs", "", "")] if more > 0 else rows

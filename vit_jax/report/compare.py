@@ -20,8 +20,8 @@ HEADER = ("run", "state", "model", "score", "metric", "step", "images/s", "time"
 SCORED_DATA = ("source", "dataset", "dir", "mix", "val_split", "val_fraction", "dev")
 MAX_COLUMNS = 12  # Differing fields as columns of the table of runs.
 RUNS_NOTE = (
-    "Click a heading to sort, and a coloured square to hide a run in all plots. The best run has "
-    "the best score of all runs that are scored by the same metric on the same data."
+    "Click a heading to sort, and a coloured square to hide a run in all plots. `best` is the "
+    "best score of the runs with the same metric and the same data."
 )
 SEEDS_NOTE = (
     "Runs that differ only in their seed: mean and sample standard deviation of their scores."

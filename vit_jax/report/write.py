@@ -77,12 +77,12 @@ def _write_pages(
     target = pathlib.Path(out) if out else default
     is_page_of_run = not is_single_run and target.resolve() in {_page_path(run) for run in runs}
     if target.is_dir():
-        raise ConfigError(f"{target} is a folder; give a file by --out.")
+        raise ConfigError(f"{target} is a folder; choose a file with --out.")
     if out and is_page_of_run:
-        raise ConfigError(f"{target} is the page of a single run; give another file by --out.")
+        raise ConfigError(f"{target} is the page of a single run; choose another file with --out.")
     if not _may_overwrite(target):
         raise ConfigError(
-            f"{target} exists and is not a page of `report`; give another file by --out."
+            f"{target} exists and is not a page of `report`; choose another file with --out."
         )
     errors = []
     for number, run in enumerate(outdated, 1):

@@ -63,8 +63,8 @@ def with_model(config: Config) -> Config:
     if model.name == AUTO:
         if not config.init.path:
             raise ConfigError(
-                "config.model.name is 'auto', which is the model of init.path, and init.path is "
-                "empty; set one of them."
+                "config.model.name is 'auto', the model of init.path, but init.path is empty; set "
+                "model.name or init.path."
             )
         found = dataclasses.asdict(load.model_section(config.init.path))
         found["pre_logits"] &= not config.init.new_head  # A new head replaces both layers.
@@ -83,7 +83,9 @@ def with_accumulate(config: Config, model, mesh) -> tuple[Config, str]:
     least = _least_bytes(start, model, mesh)
     if limit is None or LARGEST_RATIO * least < limit:
         size = "unknown memory" if limit is None else format_bytes(limit)
-        note = f"accumulate=1, {config.model.dtype}: a step needs little of the {size} of a device"
+        note = (
+            f"accumulate=1, {config.model.dtype}: a step needs little memory (a device has {size})"
+        )
         return start, note if is_auto else ""
     parts = _divisors(config, mesh)[-1] if is_auto else config.accumulate
     least = _least_bytes(dataclasses.replace(config, accumulate=parts), model, mesh)
@@ -94,16 +96,17 @@ def with_accumulate(config: Config, model, mesh) -> tuple[Config, str]:
         found = smallest_accumulate(config, mesh, lambda count: peak(count) <= USABLE * limit)
         if found is None:
             raise ConfigError(_too_large(config, peak(_divisors(config, mesh)[-1]), limit))
-        needed, available = format_bytes(peak(found)), format_bytes(limit)
-        note = f"accumulate={found}, {config.model.dtype}: a step needs about {needed} of the "
-        note += f"{available} of a device"
+        note = f"accumulate={found}, {config.model.dtype}: a step needs about {format_bytes(peak(found))} "
+        note += f"(a device has {format_bytes(limit)})"
         return dataclasses.replace(config, accumulate=found), note
     needed = peak(config.accumulate)
     if needed > 2 * limit:  # The estimate is not that wrong.
         raise ConfigError(_too_large(config, needed, limit, advice(config, model, mesh, limit)))
     if needed > limit:
-        texts = map(format_bytes, (needed, limit))
-        return config, "a step needs about {}; a device has {}".format(*texts)
+        return (
+            config,
+            f"a step may not fit: it needs about {format_bytes(needed)} (a device has {format_bytes(limit)})",
+        )
     return config, ""
 
 

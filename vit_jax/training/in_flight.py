@@ -47,7 +47,7 @@ class StepsInFlight:
             self._settle(book)
 
     def settle_after_error(self) -> None:
-        """Waits for all steps and logs them; an error of theirs does not replace the first one."""
+        """Waits for all steps and logs them; suppresses their errors."""
         while self._steps:
             with contextlib.suppress(VitJaxError, OSError):
                 self._settle()

@@ -135,7 +135,7 @@ class MetricWriter:
         before = Digest(**recorded or {})
         found = before.repeated(parsed.records)
         if found.lines != before.lines:
-            notes.append(f"{found.lines} of {before.lines} lines up to step {before.step} are left")
+            notes.append(f"{found.lines} of {before.lines} lines up to step {before.step} remain")
         elif found != before:
             notes.append(f"lines up to step {before.step} were changed after that step was saved")
         return [f"{self._path}: {note}." for note in notes]

@@ -27,7 +27,7 @@ def normalize_freeze(value: str, place: str) -> str:
 
 
 def factor_of(name: str, factors: Factors) -> float:
-    """Returns the factor of the first pattern found in a name, or 1."""
+    """Returns the factor of the first pattern that matches a name, or 1."""
     return next((factor for pattern, factor in factors if re.search(pattern, name)), 1.0)
 
 
@@ -72,13 +72,13 @@ def check_groups(config: Optimizer, shapes: Mapping[str, tuple[int, ...]]) -> No
     numbers = [int(n) for n in re.findall(r"\d+", config.freeze)]
     if any(number > num_layers for number in numbers):
         raise ConfigError(
-            f"config.optimizer.freeze is {config.freeze!r}; the model has {num_layers} blocks."
+            f"config.optimizer.freeze is {config.freeze!r}; the model has only {num_layers} blocks."
         )
     if len(frozen_names(config, shapes)) == len(shapes):
         raise ConfigError(
             "config.optimizer.lr_factors has factor 0 for every parameter, so nothing is trained. "
-            "A pattern is found anywhere in a name; '^' is its beginning, as in '^(?!head/)', and "
-            "optimizer.freeze='all but head' needs no pattern."
+            "A pattern matches anywhere in a name; '^' is the start, as in '^(?!head/)'. To train "
+            "the head only, use optimizer.freeze='all but head'."
         )
 
 
@@ -88,9 +88,9 @@ def _check_patterns(place: str, factors: Factors, names: Collection[str]) -> Non
         found = {name for name in names if re.search(pattern, name)}
         if not found & left:
             reason = (
-                "is found only in parameters that have the factor of a pattern before it"
+                "matches only parameters that an earlier pattern matches"
                 if found
-                else f"is found in no parameter; the parameters are {_examples(names)}"
+                else f"matches no parameter; the parameters are {_examples(names)}"
             )
             raise ConfigError(f"{place}: {pattern!r} {reason}.")
         left -= found

@@ -62,7 +62,7 @@ class Saver:
         folder = self._checkpoints.folder
         if num_bytes > shutil.disk_usage(folder).free:
             space = describe_space(folder / "step", num_bytes)
-            self._log.say(f"{folder}: a checkpoint may not fit ({space})")
+            self._log.say(f"{folder}: a checkpoint may not fit on the disk ({space})")
 
     def _restore_best(
         self, step: int, state: TrainState, recorded_step: int | None, fallback: bool
@@ -73,10 +73,10 @@ class Saver:
         except CheckpointError as error:
             if not fallback:
                 raise CheckpointError(
-                    f"{error} With --fallback, the best weights are chosen again from step {step}."
+                    f"{error} --fallback selects the best weights again from step {step}."
                 ) from error
             moved = "".join(f" Moved to {path}." for path in self.best.move_aside())
-            self._log.say(f"{error}{moved} The best weights are chosen again from step {step}.")
+            self._log.say(f"{error}{moved} The best weights are selected again from step {step}.")
         # A kill may have come after the record of an evaluation and before its weights were saved.
         if metrics := self._log.values(step, "val"):
             self.save_if_best(step, state.eval_params, metrics)

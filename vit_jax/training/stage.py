@@ -106,17 +106,17 @@ class Stage:
             num_removed = None
         max_bad = self.config.data.max_bad
         if num_removed and num_removed <= max(1, max_bad * old):
-            return f"{removed}; the run continues without them, with the others in another order."
+            return f"{removed}; the run continues with the others, in another order."
         if num_removed:
             raise DataError(
-                f"{removed}, more than config.data.max_bad={max_bad} allows. Restore them, allow "
-                "more, or use a new --workdir."
+                f"{removed}, more than config.data.max_bad={max_bad} allows. Restore them, "
+                "increase data.max_bad, or use a new --workdir."
             )
         counts = f": {new} training examples instead of {old}" if new != old else ""
         raise DataError(
-            f"images, names or labels have changed since this run started{counts}. Undo this, or "
-            "use a new --workdir. An unreadable image need not be removed: "
-            "--config.data.on_bad_image=skip skips it."
+            f"images, names or labels have changed since this run started{counts}. Restore the "
+            "data, or use a new --workdir. To skip unreadable images, do not remove them; use "
+            "--config.data.on_bad_image=skip."
         )
 
 

@@ -57,7 +57,7 @@ def train_stage(stage: Stage, *, fallback: bool = False, profile: Window | None 
 
 @contextlib.contextmanager
 def _memory_errors(stage: Stage) -> Iterator[None]:
-    """Turns an error of allocation into a ConfigError that has values which fit."""
+    """Converts an out-of-memory error into a ConfigError with values that fit."""
     try:
         yield
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
@@ -159,7 +159,7 @@ def _run(stage: Stage, stop: StopSignal, fallback: bool, profile: Window | None)
 
 
 def _parameters(config: Config, params) -> str:
-    """Returns the numbers of trained and frozen parameters, for the first line of a stage."""
+    """Returns a line with the numbers of trained and frozen parameters."""
     shapes = {name: leaf.shape for name, leaf in trees.flatten(params).items()}
     trained, frozen = count_trained(config.optimizer, shapes)
     return f"{trained:,} parameters are trained, {frozen:,} are frozen"

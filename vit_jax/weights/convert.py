@@ -195,8 +195,7 @@ def _verify_params(
     for name, array in expected.items():
         if name not in changed and not np.array_equal(arrays[name], array, equal_nan=True):
             raise CheckpointError(
-                f"{path}: {name} is not as it was written when it is read back; nothing was "
-                "written."
+                f"{path}: {name} has other values when it is read back. No file was created."
             )
 
 
@@ -219,7 +218,7 @@ def _verify_outputs(
             raise CheckpointError(
                 f"{path}: outputs on a photo differ from those of the source by up to "
                 f"{difference:.2e} ({kind}); expected at most {tolerance * largest:.2e} (the "
-                f"largest output is {largest:.2e}). Nothing was written."
+                f"largest output is {largest:.2e}). No file was created."
             )
         suffix = "_feature" if kind == "features" and len(expected) > 1 else ""
         lines.append(f"{kind}_difference={difference:.1e} largest{suffix}={largest:.3g}")

@@ -33,7 +33,9 @@ def require_finite(outputs: Mapping[object, np.ndarray], params, where: str | No
     for name, values in outputs.items():
         if not np.isfinite(values).all():
             require_finite_params(params, where)
-            raise _error(where, f"the output {name} is not finite, though all weights are.")
+            raise _error(
+                where, f"the output {name} is not finite, although all weights are finite."
+            )
 
 
 def _error(where: str | None, problem: str) -> CheckpointError | NonFiniteError:

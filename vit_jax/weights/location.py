@@ -43,8 +43,7 @@ def resolve(where: str | pathlib.Path) -> Location:
     path, entry = _resolve_path(where)
     if options and not is_weights_file(path):
         raise ConfigError(
-            f"{where}: a checkpoint has the options of its run; {next(iter(options))} cannot be "
-            "given."
+            f"{where}: {next(iter(options))} cannot be set: a checkpoint stores its options."
         )
     given = metadata_lib.from_text(options, where)
     return Location(path, entry, given.with_defaults(entry.evaluation) if entry else given)
@@ -72,11 +71,11 @@ def _resolve_path(where: str) -> tuple[pathlib.Path, published.PublishedWeights 
     runs = sorted(found.parent.name for found in path.glob(f"seed_*/{layout.FOLDER}"))
     if runs and not (path / layout.FOLDER).exists():
         raise ConfigError(
-            f"{where} is a sweep with the runs {', '.join(runs)}; name one, as in {path / runs[0]}."
+            f"{where} is a sweep with the runs {', '.join(runs)}; give one, as in {path / runs[0]}."
         )
     if isinstance(stages, dict) and stages:
         raise ConfigError(
-            f"{where} has the stages {', '.join(stages)}; name one, as in {path / min(stages)}."
+            f"{where} has the stages {', '.join(stages)}; give one, as in {path / min(stages)}."
         )
     if not path.exists():
         hint = published.suggest_published(where)
@@ -98,7 +97,7 @@ def _check_download(path: pathlib.Path, url: str) -> pathlib.Path:
             open_archive(path)
         except CheckpointError as error:
             is_removed = download.remove_from_cache(path)
-            hint = " The download is deleted; try again." if is_removed else ""
+            hint = " The downloaded file was deleted; try again." if is_removed else ""
             raise CheckpointError(f"{url}: {error}{hint}") from error
     return path
 

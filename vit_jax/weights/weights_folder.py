@@ -100,11 +100,11 @@ def _shards_in(folder: pathlib.Path) -> list[str]:
 
 
 def explain_missing(folder: pathlib.Path) -> None:
-    """Raises CheckpointError that says what to do with the weights that a folder has instead."""
+    """Raises CheckpointError that names the file to give or to convert."""
     files = sorted(folder.iterdir()) if folder.is_dir() else []
     if found := [path for path in files if path.suffix in (SAFETENSORS, NPZ)]:
         names = ", ".join(path.name for path in found[:3])
-        raise CheckpointError(f"{folder} contains {names}; name the file, as in {found[0]}.")
+        raise CheckpointError(f"{folder} contains {names}; give the file, as in {found[0]}.")
     if found := [path for path in files if path.suffix in PICKLES]:
         raise pickle_error(found[0])
 

@@ -186,7 +186,7 @@ def write(
     if class_names:
         classes_path = path.with_suffix(CLASSES_SUFFIX)
         write_atomically(classes_path, "".join(f"{name}\n" for name in class_names))
-        notes.append(f"class names do not fit into {path.name}; written to {classes_path.name}")
+        notes.append(f"class names are too long for {path.name}; they are in {classes_path.name}")
     unofficial = [name for name in params if any(part in name for part in UNOFFICIAL)]
     if plan.file_format == "npz" and unofficial:
         notes.append(f"the official code does not support {', '.join(unofficial[:MAX_LISTED])}")
