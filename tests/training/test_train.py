@@ -77,7 +77,10 @@ def test_a_damaged_newest_step_is_refused_or_with_fallback_set_aside(learnt, tmp
     ("renames", "message"),
     [
         ([("60", "61")], r"checkpoints/61 contains the checkpoint of step 60; expected"),
-        ([("60", "a"), ("56", "60"), ("a", "56")], r"checkpoints/60 does not .* step 56\."),
+        (
+            [("60", "a"), ("56", "60"), ("a", "56")],
+            r"checkpoints/60 contains the checkpoint of step 56",
+        ),
     ],
     ids=["renamed", "swapped"],
 )

@@ -96,17 +96,15 @@ def with_accumulate(config: Config, model, mesh) -> tuple[Config, str]:
         found = smallest_accumulate(config, mesh, lambda count: peak(count) <= USABLE * limit)
         if found is None:
             raise ConfigError(_too_large(config, peak(_divisors(config, mesh)[-1]), limit))
-        note = f"accumulate={found}, {config.model.dtype}: a step needs about {format_bytes(peak(found))} "
-        note += f"(a device has {format_bytes(limit)})"
+        note = f"accumulate={found}, {config.model.dtype}: a step needs about "
+        note += f"{format_bytes(peak(found))} (a device has {format_bytes(limit)})"
         return dataclasses.replace(config, accumulate=found), note
     needed = peak(config.accumulate)
     if needed > 2 * limit:  # The estimate is not that wrong.
         raise ConfigError(_too_large(config, needed, limit, advice(config, model, mesh, limit)))
     if needed > limit:
-        return (
-            config,
-            f"a step may not fit: it needs about {format_bytes(needed)} (a device has {format_bytes(limit)})",
-        )
+        sizes = f"{format_bytes(needed)} (a device has {format_bytes(limit)})"
+        return config, f"a step may not fit: it needs about {sizes}"
     return config, ""
 
 
