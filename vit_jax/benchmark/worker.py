@@ -139,8 +139,7 @@ MAKE_STEP = {"training": _training, "inference": _inference}
 
 def _random_batch(config: Config, sharding, key: jax.Array) -> dict:
     """Returns a batch of random images and labels, created on the devices."""
-    size, sides = config.batch_size, config.data.image_size
-    height, width = (sides, sides) if isinstance(sides, int) else sides
+    size, (height, width) = config.batch_size, config.data.size
 
     def draw(key: jax.Array) -> dict:
         return {

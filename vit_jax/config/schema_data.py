@@ -130,3 +130,9 @@ class Data:
         "Seconds without progress of a worker after which a run ends; None for no limit.",
         above=0,
     )
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of `image_size`."""
+        sides = self.image_size
+        return (sides, sides) if isinstance(sides, int) else sides

@@ -164,10 +164,9 @@ def _data_rules(data: Data) -> Iterator[tuple[bool, str]]:
         data.eval_crops == 1 or data.eval_crop != "resize",
         f"data.eval_crops is {data.eval_crops}; that needs data.eval_crop='center'",
     )
-    sides = (data.eval_side or data.image_size, data.image_size)
-    side, size = ((each, each) if isinstance(each, int) else each for each in sides)
+    side = data.eval_side if isinstance(data.eval_side, tuple) else (data.eval_side,) * 2
     yield (
-        all(a >= b for a, b in zip(side, size)),
+        data.eval_side is None or all(a >= b for a, b in zip(side, data.size)),
         f"data.eval_side is {data.eval_side}; it must be at least image_size, {data.image_size}",
     )
     yield (

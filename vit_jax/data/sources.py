@@ -152,10 +152,8 @@ class FakeSource:
 def open_fake(data: Data, split: str) -> FakeSource:
     """Opens `data.num_examples` images of `data.num_classes` classes."""
     seed = _train_or_val(data, split)
-    size = data.image_size
-    size = (size, size) if isinstance(size, int) else size
     classes = tuple(f"class {k}" for k in range(data.num_classes))
-    return FakeSource(data.num_examples, size, classes, seed)
+    return FakeSource(data.num_examples, data.size, classes, seed)
 
 
 def open_packaged(read: Callable, data: Data, split: str) -> subsets.Subset:

@@ -144,8 +144,7 @@ def prepare_setup(
     config = _overridden(loaded, overrides, verb)
     mesh = mesh_lib.make_mesh()
     model, sharding = loaded.model, mesh_lib.replicated(mesh)
-    size = config.data.image_size
-    size = (size, size) if isinstance(size, int) else size
+    size = config.data.size
     if size == model.image_size:
         params = loaded.params()
     else:

@@ -18,12 +18,12 @@ def first_training_inputs(config: Config) -> list[tuple[str, np.ndarray]]:
       DataError: the data cannot be read.
       ConfigError: the config names a user-defined data set or step that is not trusted.
     """
-    data, size = config.data, config.data.image_size
+    data = config.data
     registry.require_trusted(registry.user_names(data, "config.data"))
     source = open_training(data)
     rows = loader.TrainRows(
         source,
-        TrainRecipe(data, (size, size) if isinstance(size, int) else size),
+        TrainRecipe(data, data.size),
         loader.make_sampler(source, config.seed, data.repeats),
         loader.HostShard.from_hosts(config.batch_size),
         config.seed,
