@@ -7,6 +7,7 @@ import pathlib
 import stat
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from tests.support.runs import ROOT
 from vit_jax import atomic_io
 from vit_jax.atomic_io import (
     add_path_to_errors,
+    describe_space,
     json_object,
     open_atomically,
     open_to_append,
@@ -307,3 +309,10 @@ def test_json_object_rejects_other_text_by_a_value_error(text, reason):
     with pytest.raises(ValueError, match=reason):
         json_object(text)
     assert json_object(b'{"a": 1}') == {"a": 1}
+
+
+def test_describe_space_says_that_no_files_are_left(tmp_path, monkeypatch):
+    """A disk can have free bytes and no free inodes."""
+    status = dict.fromkeys(("f_bavail", "f_bfree", "f_blocks", "f_files", "f_frsize"), 9)
+    monkeypatch.setattr(os, "statvfs", lambda _: types.SimpleNamespace(f_favail=0, **status))
+    assert describe_space(tmp_path / "x").endswith(" bytes free, no more files possible")

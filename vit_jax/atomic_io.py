@@ -61,7 +61,9 @@ def describe_space(path: pathlib.Path, num_bytes: int | None = None) -> str:
     """Returns the bytes that a file needs, if known, and those that are free in its folder."""
     needed = f"{num_bytes:,} bytes needed, " if num_bytes else ""
     folder = next(parent for parent in path.absolute().parents if parent.exists())
-    return f"{needed}{shutil.disk_usage(folder).free:,} bytes free"
+    status = os.statvfs(folder)
+    files = ", no more files possible" if status.f_files and not status.f_favail else ""
+    return f"{needed}{shutil.disk_usage(folder).free:,} bytes free{files}"
 
 
 def write_atomically(path: pathlib.Path, content: str | bytes) -> None:

@@ -116,7 +116,9 @@ def _exit(message: str, code: int, argv: list[str]) -> None:
 def _message(error: BaseException) -> str:
     message = str(error) or "interrupted"
     if isinstance(error, OSError):  # Disk full, permission denied, a file instead of a folder.
-        message = f"{error.filename or 'input or output'}: {error.strerror or error}."
+        is_no_folder = isinstance(error, FileExistsError)  # An existing folder is no error.
+        reason = "a file; expected a folder" if is_no_folder else error.strerror or error
+        message = f"{error.filename or 'input or output'}: {reason}."
     return " ".join([message, *getattr(error, "__notes__", ())])
 
 

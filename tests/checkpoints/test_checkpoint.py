@@ -215,6 +215,13 @@ def test_save_on_a_full_disk_raises_and_keeps_the_last_step(tmp_path, monkeypatc
     assert_bit_equal(checkpoint.restore(folder / "3", shapes(make_state())), make_state())
 
 
+def test_remove_unfinished_keeps_the_steps(tmp_path):
+    for name in ("checkpoints/3", "checkpoints/4.orbax-checkpoint-tmp", "best/2"):
+        (tmp_path / name / "state").mkdir(parents=True)
+    checkpoint.remove_unfinished(tmp_path)
+    assert sorted(tmp_path.glob("*/*")) == [tmp_path / "best/2", tmp_path / "checkpoints/3"]
+
+
 @pytest.mark.parametrize("linked", [3, 5])
 def test_checkpoints_keep_a_step_that_is_a_link_and_its_target(tmp_path, linked):
     folder, target = tmp_path / "c", tmp_path / "elsewhere"

@@ -388,6 +388,12 @@ def test_a_mistake_in_a_config_file_is_one_line_that_names_it(text, tmp_path):
     assert "\n" not in str(caught.value)
 
 
+def test_a_config_file_of_another_kind_is_an_error(tmp_path):
+    (tmp_path / "config.yaml").touch()
+    with pytest.raises(ConfigError, match=r"config\.yaml: expected a \.py file"):
+        load(str(tmp_path / "config.yaml"))
+
+
 def test_a_missing_config_file_is_answered_with_the_nearest():
     with pytest.raises(ConfigError, match=r"quikstart\.py: no such file\. Did .*/quickstart\.py\?"):
         load(f"{ROOT}/configs/quikstart.py:smoke")

@@ -12,6 +12,7 @@ import math
 import os
 import pathlib
 import re
+import shutil
 import sys
 
 import google_crc32c
@@ -48,6 +49,13 @@ class _KeepLinks:
     def should_preserve(self, checkpoints, *, context) -> list[bool]:
         del context
         return [(self.folder / str(each.step)).is_symlink() for each in checkpoints]
+
+
+def remove_unfinished(folder: pathlib.Path) -> None:
+    """Removes unfinished steps, which failed or killed processes have left, and may fill a disk."""
+    for name in (FOLDER, BEST):
+        for unfinished in (folder / name).glob(f"*{ocp.path.atomicity.TMP_DIR_SUFFIX}"):
+            shutil.rmtree(unfinished, ignore_errors=True)
 
 
 class Checkpoints:

@@ -12,7 +12,13 @@ import time
 from importlib import metadata
 
 from vit_jax import config as config_lib
-from vit_jax.atomic_io import json_object, open_to_append, to_json, write_atomically
+from vit_jax.atomic_io import (
+    add_path_to_errors,
+    json_object,
+    open_to_append,
+    to_json,
+    write_atomically,
+)
 from vit_jax.checkpoints import layout
 from vit_jax.config.schema import Config
 from vit_jax.distributed import multihost
@@ -22,8 +28,7 @@ CONFIG, SUMMARY, LOCK = "config.json", "summary.json", ".lock"
 SUMMARY_FIELDS = {"step": int, "metrics": dict, "flops": int | float, "seconds": dict}
 GRID = "grid"  # Folder of the runs of a sweep's grid.
 DIVERGED = "diverged.json"  # Written for a run whose loss became NaN or infinite.
-# Fields that may differ when a run is resumed. A checkpoint has fingerprints of names and labels,
-# by which a resumed run detects that `data.dir` contains other data.
+# Fields that may differ on a resume. Fingerprints in checkpoints detect other data in `data.dir`.
 MAY_CHANGE = (*config_lib.FREE_ON_RESUME, "data.dir")
 # Seconds to retry to lock: `check_not_in_use` of another process holds the lock for far less.
 LOCK_TIMEOUT = 0.5
@@ -326,7 +331,7 @@ class Lock:
 
     def __enter__(self):
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open_to_append(self.path, "a+")
+        self._file = open_to_append(self.path, "a+", buffering=1)
         deadline = time.monotonic() + LOCK_TIMEOUT
         while True:
             try:
@@ -337,9 +342,9 @@ class Lock:
                     self._file.close()
                     raise
                 time.sleep(0.05)
-        self._file.truncate(0)
-        self._file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        self._file.flush()
+        with add_path_to_errors(self.path):
+            self._file.truncate(0)
+            self._file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         return self
 
     def __exit__(self, *_):

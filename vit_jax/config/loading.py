@@ -104,6 +104,8 @@ def load(file_and_arg: str) -> ConfigDict:
     if path.endswith(".json"):
         return _load_json(path, arg)
     spec = importlib.util.spec_from_file_location("vit_jax_config_file", path)
+    if spec is None:
+        raise ConfigError(f"--config={path}: expected a .py file, or the config.json of a run.")
     module = importlib.util.module_from_spec(spec)
     try:
         with _neighbours(pathlib.Path(path).resolve().parent):

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import jax
 
 from vit_jax import config as config_lib
-from vit_jax.checkpoints import layout, workdir
+from vit_jax.checkpoints import checkpoint, layout, workdir
 from vit_jax.checkpoints.signals import SignalRecorder
 from vit_jax.config.schema import Config
 from vit_jax.distributed import mesh, multihost
@@ -43,6 +43,7 @@ def train_stage(stage: Stage, *, fallback: bool = False, profile: Window | None 
         summary = multihost.broadcast_from_process_0("summary", lambda: read_finished(stage))
         if summary is None:
             if multihost.is_process_0():
+                checkpoint.remove_unfinished(stage.folder)
                 workdir.write_json(stage.folder / workdir.CONFIG, config)
             with _memory_errors(stage):
                 summary = _run(stage, stop, fallback, profile)
