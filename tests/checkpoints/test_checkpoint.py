@@ -284,7 +284,7 @@ def test_best_weights_of_a_repeated_step_replace_those_of_later_steps(tmp_path, 
     [
         *((8, 6, None), (8, None, None), (6, 4, None), (5, 4, None)),
         (8, 4, "expects step 4"),
-        (8, 0, "has step 6; the checkpoint of step 8 expects step none"),
+        (8, 0, "has weights of step 6; the checkpoint of step 8 expects step none"),
     ],
 )
 def test_best_weights_must_be_those_that_the_checkpoint_names(
