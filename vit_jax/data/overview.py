@@ -17,7 +17,7 @@ def describe_splits(sources: Mapping[str, object]) -> list[str]:
     ]
     lines, unread = [], {}
     for source in sources.values():
-        for inner in _inner_sources(source):
+        for inner in inner_sources(source):
             lines += [note for note in getattr(inner, "notes", ()) if note not in lines]
             unread |= getattr(inner, "splits", {})
     for split in sources:
@@ -27,9 +27,9 @@ def describe_splits(sources: Mapping[str, object]) -> list[str]:
     return [f"data: {'; '.join(counts)}{unused}", *lines]
 
 
-def _inner_sources(source) -> Iterator[object]:
+def inner_sources(source) -> Iterator[object]:
     """Yields the sources that subsets and mixtures read from."""
     inner = getattr(source, "sources", None) or filter(None, [getattr(source, "source", None)])
     yield source
     for each in inner:
-        yield from _inner_sources(each)
+        yield from inner_sources(each)
