@@ -1,4 +1,4 @@
-"""Writing of files: complete or not at all, and never through links.
+"""Atomic writes: a file is complete or missing, and links are never followed.
 
 A file is written under a random name in its folder, `.vit_jax-HOST-RANDOM.tmp`, which is created
 exclusively and locked until a rename gives the file its name. The next write to the folder removes

@@ -23,7 +23,7 @@ def test_curves_equal_the_lines_of_metrics_jsonl(quickstart):
         "Learning rate": ["train/lr"],
         "Gradient norm": ["train/grad_norm"],
         "Images per second": ["train/img_per_sec"],
-        "Share of step time": ["train/data_wait", "train/device", "train/host"],
+        "Fraction of step time": ["train/data_wait", "train/device", "train/host"],
     }.items():
         assert sorted(charts[title]) == names
         for name in names:

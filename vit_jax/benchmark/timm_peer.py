@@ -1,4 +1,4 @@
-"""Times timm's Vision Transformer on PyTorch, for the verb `benchmark`.
+"""Times timm's Vision Transformer on PyTorch, for the command `benchmark`.
 
     PYTHON timm_peer.py CASE       (with TIMM_FUSED_ATTN=0 or 1)
 

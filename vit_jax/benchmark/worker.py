@@ -1,4 +1,4 @@
-"""Times our train step or forward pass in this process, for the verb `benchmark`.
+"""Times our train step or forward pass in this process, for the command `benchmark`.
 
     python -m vit_jax.benchmark.worker CASE
 

@@ -46,7 +46,7 @@ class Parser(argparse.ArgumentParser):
 def split_config_flags(argv: list[str]) -> tuple[list[str], str | None, dict[str, str]]:
     """Returns the other arguments, the FILE[:ARGS] of --config, and the --config.KEY=TEXT.
 
-    A leading `~` of any value becomes the home folder, which a shell leaves in `--flag=~/folder`.
+    A leading `~` of a value becomes the home directory: a shell does not expand `--flag=~/folder`.
     Raises ConfigError for a flag that is given twice, because only one could have an effect, and
     for an empty argument, such as that of a shell variable that is not set.
     """
@@ -74,7 +74,7 @@ def split_config_flags(argv: list[str]) -> tuple[list[str], str | None, dict[str
 
 
 def _checked(argument: str) -> str:
-    """Returns an argument with the home folder in place of a leading `~`; rejects an empty one."""
+    """Returns an argument with a leading `~` expanded; rejects an empty one."""
     flag, equals, value = (
         argument.partition("=") if argument.startswith("--") else ("", "", argument)
     )

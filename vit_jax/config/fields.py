@@ -42,7 +42,7 @@ def field(
         arguments of the entry that it chooses, checked against the entry's signature.
       is_traced: the value is an argument of the compiled train step, so that runs which differ
         in it alone share one program.
-      is_path: the value has paths, in which a leading `~` is the user's home folder.
+      is_path: the value has paths, in which a leading `~` is the home directory.
       **limits: arguments of `bounds`.
     """
     metadata = {"meaning": meaning, "table": table, "parser": parser}
@@ -51,7 +51,7 @@ def field(
 
 
 def expand_home(value):
-    """Returns a path, or a tuple of values, with the home folder in place of a leading `~`."""
+    """Returns a path, or a tuple of values, with the home directory in place of a leading `~`."""
     if isinstance(value, tuple):
         return tuple(map(expand_home, value))
     is_home = isinstance(value, str) and value.startswith("~")

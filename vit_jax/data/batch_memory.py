@@ -1,4 +1,4 @@
-"""Memory of batches: where the arrays of a batch lie, and when it can be used again."""
+"""Memory of batches: its layout, and when it can be reused."""
 
 import collections
 import dataclasses

@@ -17,7 +17,7 @@ PADDING = 4  # Pixels on each side (DeiT III, arXiv:2204.07118).
 
 
 class Crop(Protocol):
-    """The first step: chooses the part of an image that is resized to the model's size."""
+    """First step of an augmentation: selects the part of an image to resize."""
 
     def view(self, old: Size, new: Size, random: np.random.Generator) -> View:
         """Returns a view, of size `new`, of an image of size `old`."""

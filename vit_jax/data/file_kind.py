@@ -1,4 +1,4 @@
-"""Recognition of files by their first bytes, for messages about files that are not decoded."""
+"""Kinds of files by their first bytes, for errors about files that are not images."""
 
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".pjpeg", ".pjp", ".png", ".apng", ".webp")
 # Suffixes of images in formats that are not decoded.

@@ -114,7 +114,7 @@ class Listing:
       reads_tar: tar files count as folders, and images have sizes.
       skipped: files that are not images, or cannot be read.
       folders: paths of all folders, also of those without images; '' for the source itself.
-      broken_links: paths of links that lead nowhere and have no suffix of an image.
+      broken_links: paths of links to missing files or folders, without an image suffix.
     """
 
     source: str

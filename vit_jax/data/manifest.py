@@ -3,7 +3,7 @@
 manifest.jsonl   one line per image, in the order of the shards, split after split
 manifest.npy     start and label of each of these lines
 left_out.jsonl   one line per image that was left out, with the reason
-duplicates.jsonl one line per picture that several images have: path, split and class of each
+duplicates.jsonl one line per group of equal images: path, split and class of each
 classes.csv      numbers of images per class and split, and of those left out
 prepared.json    arguments of `prepare`, and the SHA-256 of manifest.jsonl
 """

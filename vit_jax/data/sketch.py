@@ -1,4 +1,4 @@
-"""Small description of a data set, which distinguishes a few missing files from other data."""
+"""Sketch of a data set, which distinguishes a few removed files from other data."""
 
 import os
 import zlib

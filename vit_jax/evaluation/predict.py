@@ -121,7 +121,7 @@ def predict_files(
 
     Args:
       images: image files, and folders that are searched for image files.
-      max_megapixels: size above which an image cannot be read.
+      max_megapixels: largest image to read, in millions of pixels.
     """
     predictor = Predictor(where, top=top, classes=classes)
     recipe = dataclasses.replace(predictor.recipe, max_megapixels=max_megapixels)

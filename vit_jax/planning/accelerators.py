@@ -33,7 +33,7 @@ class Accelerator:
 
     @property
     def usable(self) -> float:
-        """Bytes of memory that JAX takes: a part of that of a GPU, all of that of a TPU."""
+        """Bytes of memory that JAX preallocates: a fraction on a GPU, all on a TPU."""
         return self.memory * (gpu_share() if self.kind.startswith("NVIDIA") else 1.0)
 
     def flops(self, dtype: str) -> float:
@@ -191,6 +191,6 @@ def find_by_device_kind(device_kind: str) -> Accelerator | None:
 
 
 def gpu_share() -> float:
-    """Returns the part of a GPU's memory that JAX takes: XLA_PYTHON_CLIENT_MEM_FRACTION or 0.75."""
+    """Returns the fraction of a GPU's memory that JAX preallocates, 0.75 by default."""
     text = os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", "")
     return float(text) if re.fullmatch(r"0?\.\d+|1(\.0*)?", text) else GPU_SHARE

@@ -8,7 +8,7 @@ from vit_jax.text import format_bytes, markdown_table
 from vit_jax.training.memory import Memory
 
 MEMORY = [field.name for field in dataclasses.fields(Memory)]
-LARGEST_SHARE = 0.95  # Share of a GPU's memory that JAX can be given.
+LARGEST_SHARE = 0.95  # Largest fraction of a GPU's memory for JAX.
 
 
 def format_plans(plans: dict[str, dict], as_json: bool = False) -> str:
@@ -80,7 +80,7 @@ def _verdict(plan: dict, device: Accelerator) -> str:
 
 
 def _usable(memory: dict) -> str:
-    """Returns the memory that JAX takes, and its part of the device if that is not all."""
+    """Returns the memory that JAX preallocates, and its fraction of the device if not all."""
     part = memory["of"] / memory["of_device"]
     note = f", {100 * part:.0f} % of {format_bytes(memory['of_device'])}" if part < 1 else ""
     return f"{format_bytes(memory['of'])}{note}"

@@ -63,7 +63,7 @@ class Scenario:
         return memory.estimate(self.config, self.model, self.state, widened=widened)
 
     def fits(self) -> bool:
-        """Returns True if the peak memory fits what JAX takes of the device's memory."""
+        """Returns True if the peak memory fits the memory that JAX preallocates."""
         return self.memory().peak <= self.device.usable
 
     def collectives(self) -> list[Collective]:

@@ -1,4 +1,4 @@
-"""Images of a data set that have equal bytes: in one class, in several classes, and across splits.
+"""Exact duplicates (images with equal bytes) in one class, across classes and across splits.
 
 They are kept, and listed: an image in several classes has wrong labels, and one in several splits
 leaks from training into a score.

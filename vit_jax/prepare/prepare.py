@@ -56,7 +56,7 @@ def prepare_dataset(
       destination: folder to create, for `data.source=prepared` or TFDS.
       excluded: a folder, tar or prepared set of images whose near-duplicates are left out.
       workers: number of processes; 0 for one per core.
-      max_megapixels: size above which an image is left out.
+      max_megapixels: largest image to read, in millions of pixels.
 
     Raises:
       DataError: the source is not a data set.

@@ -34,7 +34,7 @@ CHARTS = (
     Chart("Learning rate", r"train/lr", smooths=False),
     Chart("Gradient norm", r"train/grad_norm"),
     Chart("Images per second", r"train/img_per_sec", "rate"),
-    Chart("Share of step time", r"train/(data_wait|device|host)", "share"),
+    Chart("Fraction of step time", r"train/(data_wait|device|host)", "share"),
 )
 
 

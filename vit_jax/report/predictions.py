@@ -51,7 +51,7 @@ class Predictions:
       split: name of the split.
       n: number of scored examples.
       size: number of examples of the split.
-      top1: share of correct predictions.
+      top1: fraction of correct predictions.
       incorrect: incorrect predictions with the highest probability, in descending order.
       correct: correct predictions with the lowest probability, in ascending order.
       classes: class names.

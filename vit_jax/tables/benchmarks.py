@@ -1,4 +1,4 @@
-"""Tables of measurements by the verb `benchmark`: this package beside a peer such as timm."""
+"""Tables of measurements by the command `benchmark`: this package beside a peer such as timm."""
 
 import json
 import pathlib

@@ -1,6 +1,6 @@
 """Losses of classification: one float32 value per example, whatever dtype the logits have.
 
-Labels are class numbers B, or targets B K: the share of each class in a mixed image.
+Labels are class numbers B, or targets B K: the weight of each class in a mixed image.
 """
 
 import dataclasses

@@ -1,6 +1,6 @@
 """Masked patch prediction (appendix B.1.2): corruption, targets, loss and scores.
 
-A share of the patches of an image is corrupted, and the model predicts their original content.
+A fraction of the patches of an image is corrupted, and the model predicts their original content.
 Shapes use the letters of `models/vit.py`, with O outputs and S colours per patch.
 """
 

@@ -127,7 +127,7 @@ def _peak(config: Config, model, mesh) -> Callable[[int], int]:
 
 
 def advice(config: Config, model, mesh, limit: int) -> str:
-    """Returns flags with which a step fits the memory, or ''."""
+    """Returns flags that make a step fit the memory, or ''."""
     for changes in _cheaper(config, model):
         changed = dataclasses.replace(config, model=dataclasses.replace(config.model, **changes))
         smaller = model.clone(config=changed.model) if changes else model
@@ -184,7 +184,7 @@ def _too_large(config: Config, needed: float, limit: int, flags: str = "") -> st
 
 
 def _least_bytes(config: Config, model, mesh) -> float:
-    """Returns bytes that a step needs on a device for sure: weights, gradients, images, inputs."""
+    """Returns the least bytes of a step on a device: weights, gradients, images, inputs."""
     examples = config.batch_size / mesh_lib.num_batch_shards(mesh)
     height, width = model.image_size
     images = 4 * 3 * height * width * examples

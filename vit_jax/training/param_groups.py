@@ -60,7 +60,7 @@ def _last_frozen_layer(freeze: str, num_layers: int) -> int:
 
 
 def check_groups(config: Optimizer, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Raises ConfigError for factors of no parameter, and if every parameter is frozen.
+    """Raises ConfigError for patterns that match no parameter, and if all are frozen.
 
     Args:
       config: the section of the optimizer.

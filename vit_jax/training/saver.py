@@ -34,7 +34,7 @@ class Saver:
         )
         self.best: checkpoint.BestWeights | None = None
         self.saved_step = 0
-        self._assumed: Sequence[str] = ()  # What the file of starting weights does not say.
+        self._assumed: Sequence[str] = ()  # Of the starting weights.
         self.num_bad_images = 0  # Unreadable images so far, in all processes.
         self.num_non_finite = 0  # Steps in a row, up to now, whose update was skipped.
 

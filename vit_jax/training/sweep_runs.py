@@ -149,7 +149,7 @@ def _val(summary: dict) -> dict:
 
 
 def combined(summaries: list[dict]) -> dict:
-    """Returns the mean of each score over runs with different seeds, and its deviation `_std`.
+    """Returns mean and standard deviation (`_std`) of each score over seeds.
 
     This is the sample standard deviation, with n - 1 in the denominator.
     """

@@ -79,9 +79,9 @@ class ConfigFile(NamedTuple):
     """Contents of a config.json.
 
     Attributes:
-      metadata: what it says about the model that the tensors do not.
+      metadata: options of the model that the tensors do not determine.
       kind: model_type (Hugging Face) or architecture (timm); '' without a file.
-      claims: what it says about the tensors: (name in the file, property, value).
+      claims: properties of the tensors: (name in the file, property, value).
     """
 
     metadata: WeightsMetadata = WeightsMetadata()

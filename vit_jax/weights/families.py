@@ -1,4 +1,4 @@
-"""Families of published weights: what their files do not say about their models.
+"""Families of published weights: options of their models that their files do not contain.
 
 A value that neither a file nor the user gives is taken from a family only if all published weights
 of the family have it. Everything taken is reported.
@@ -114,10 +114,10 @@ def complete(
 ) -> WeightsMetadata:
     """Returns metadata with the number of heads and the options that change outputs.
 
-    `assumed` of the result has all values that the file does not say.
+    `assumed` of the result lists all values that the file does not contain.
 
     Args:
-      metadata: what the user and the file say.
+      metadata: options from the user and the file.
       format, family: of the file.
       shapes: shape of the tensor by parameter name.
       model: metadata of the model that the weights are for.
@@ -160,7 +160,7 @@ def complete(
 
 
 def report(metadata: WeightsMetadata, where: str, is_published: bool) -> None:
-    """Prints what a file does not say and was assumed, in one line, on standard error.
+    """Prints the assumed options of a file in one line on standard error.
 
     Args:
       is_published: the file has a published name, so only what the model changes is an assumption.
@@ -176,7 +176,7 @@ def report(metadata: WeightsMetadata, where: str, is_published: bool) -> None:
 
 
 def grid_note(metadata: WeightsMetadata) -> str:
-    """Returns the assumption about the grid of positions if two grids fit, else ''."""
+    """Returns the assumption about the position grid if two grids fit, else ''."""
     note = metadata.assumption("image_size")
     return f" (assumed {note})" if "fits, too" in note else ""
 

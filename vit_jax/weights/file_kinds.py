@@ -1,4 +1,4 @@
-"""Kinds of files that are mistaken for weights, from their first bytes, and the remedies."""
+"""Kinds of files that are not weights, by their first bytes, and what to do."""
 
 import pathlib
 import re

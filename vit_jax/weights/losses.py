@@ -1,4 +1,4 @@
-"""Options that other code does not read from exported weights, or computes in another way."""
+"""Options that other code does not read from exported weights, or computes differently."""
 
 from vit_jax.models.registry import BitResNet, ViT
 from vit_jax.weights import formats

@@ -18,8 +18,8 @@ class WeightsMetadata:
 
     `image_size` is (height, width) in pixels. `crop`, `crop_fraction`, `crop_side` and `resample`
     are `eval_crop`, `crop_fraction`, `eval_side` and `resample` of `config.data`. `assumed` lists
-    values that the file does not say, each with its source. The other fields except `classes` are
-    options of `create_model`.
+    values that the file does not contain, each with its source. The other fields except `classes`
+    are options of `create_model`.
     """
 
     num_heads: int | None = None

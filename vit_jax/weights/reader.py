@@ -93,14 +93,14 @@ def open_weights_file(
 ) -> WeightsFile:
     """Returns the weights of a file or folder without reading array contents.
 
-    What the file does not say is taken, in this order, from a family of published weights, from
+    Missing options are taken, in this order, from a family of published weights, from
     `model`, and from the official code. `metadata.assumed` of the result has all that was taken.
 
     Args:
       path: a `.npz`, a `.safetensors`, or a folder with model.safetensors and config.json.
       model: metadata of the model that the weights are for; supplies the number of heads, the
         grid and options that change outputs.
-      given: what the user says about the file; replaces what the file says.
+      given: options from the user, which replace those of the file.
 
     Raises:
       CheckpointError: the format is unknown, or tensors do not belong to a supported model; all
