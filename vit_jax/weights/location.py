@@ -1,7 +1,7 @@
 """Location of weights: a path, a URL or a published name, as the argument WHERE of commands.
 
-Options of a weights file may follow after a colon, as in `small.safetensors:num_heads=6`. They give
-what the file does not.
+Options of a weights file may follow after a colon, as in `small.safetensors:num_heads=6`. They add
+options that the file does not contain.
 """
 
 import pathlib
