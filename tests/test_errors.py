@@ -28,3 +28,16 @@ def test_one_line_has_the_message_or_the_class(error, line):
 )
 def test_is_out_of_memory_knows_the_errors_of_python_and_xla(error, is_memory):
     assert errors.is_out_of_memory(error) == is_memory
+
+
+@pytest.mark.parametrize(
+    ("items", "options", "text"),
+    [
+        (["a"], {}, "a"),
+        (["a", "b"], {"most": 2}, "a; b"),
+        (["a", "b", "c"], {"most": 1}, "a; and 2 more"),
+        ([1, 2, 3], {"most": 2, "separator": ", "}, "1, 2 and 1 more"),
+    ],
+)
+def test_listed_counts_what_it_leaves_out(items, options, text):
+    assert errors.listed(items, **options) == text

@@ -1,7 +1,7 @@
 """Errors that a user can cause, each with the exit code of the command line."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class VitJaxError(Exception):
@@ -75,6 +75,13 @@ def one_line(error: object) -> str:
 def is_out_of_memory(error: BaseException) -> bool:
     """Returns True if Python or the devices of JAX ran out of memory."""
     return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
+
+
+def listed(items: Sequence[object], most: int = 20, separator: str = "; ") -> str:
+    """Returns items for a message: the first ones, and the number of the others."""
+    text = separator.join(map(str, items[:most]))
+    rest, joint = len(items) - most, "; and" if separator == "; " else " and"
+    return f"{text}{joint} {rest} more" if rest > 0 else text
 
 
 def shown(value: object, length: int = 80) -> str:

@@ -34,10 +34,8 @@ from vit_jax.checkpoints.layout import (
     read_manifest,
 )
 from vit_jax.distributed import multihost
-from vit_jax.errors import CheckpointError, one_line
+from vit_jax.errors import CheckpointError, listed, one_line
 from vit_jax.models import trees
-
-MAX_LISTED = 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -365,10 +363,7 @@ def check_leaves(stored: dict, expected: dict, where: str) -> None:
         if a != b:
             lines.append(f"{name}: checkpoint {_describe(a)}, model {_describe(b)}")
     if lines:
-        more = f"; and {len(lines) - MAX_LISTED} more" if len(lines) > MAX_LISTED else ""
-        raise CheckpointError(
-            f"{where} does not match the model: {'; '.join(lines[:MAX_LISTED])}{more}."
-        )
+        raise CheckpointError(f"{where} does not match the model: {listed(lines)}.")
 
 
 def _describe(shape_and_dtype) -> str:

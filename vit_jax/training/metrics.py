@@ -16,6 +16,7 @@ from vit_jax.atomic_io import add_path_to_errors, open_to_append, to_json, write
 from vit_jax.checkpoints.layout import DAMAGED
 from vit_jax.distributed import multihost
 from vit_jax.distributed.progress import Progress, format_duration
+from vit_jax.errors import listed
 
 FILE = "metrics.jsonl"
 
@@ -129,9 +130,13 @@ class MetricWriter:
             copy = self._path.parent / DAMAGED / FILE
             copy.parent.mkdir(exist_ok=True)
             write_atomically(copy, self._path.read_bytes())
-            notes.append(f"{_numbered(parsed.unreadable)} cannot be read; a copy is in {copy}")
+            notes.append(
+                f"line {listed(parsed.unreadable, 8, ', ')} cannot be read; a copy is in {copy}"
+            )
         if parsed.repeated:
-            notes.append(f"{_numbered(parsed.repeated)} repeats an earlier step; both are merged")
+            notes.append(
+                f"line {listed(parsed.repeated, 8, ', ')} repeats an earlier step; both are merged"
+            )
         before = Digest(**recorded or {})
         found = before.repeated(parsed.records)
         if found.lines != before.lines:
@@ -216,11 +221,6 @@ def _plain(value):
 
 def _line(record: dict) -> str:
     return to_json(record) + "\n"
-
-
-def _numbered(lines: list[int]) -> str:
-    shown = ", ".join(map(str, lines[:8]))
-    return f"line {shown}" + (f" and {len(lines) - 8} more" if len(lines) > 8 else "")
 
 
 def _tensorboard(folder: pathlib.Path, restored_step: int):

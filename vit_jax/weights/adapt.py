@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 import numpy as np
 
 from vit_jax.config.schema import Init
-from vit_jax.errors import CheckpointError
+from vit_jax.errors import CheckpointError, listed
 from vit_jax.weights.resize_grid import interpolation_matrix, resize_grid
 
 POSITIONS = r"Transformer/posembed_(?:input|\d+)/(pos|x|y)_embedding"
@@ -24,7 +24,6 @@ SCALED_LAYERS = {  # LayerScale of an encoder layer -> the dense layer before it
     "LayerScale_0": "MultiHeadDotProductAttention_0/out",
     "LayerScale_1": "MlpBlock_0/Dense_1",
 }
-MAX_LISTED = 20  # Differences listed in one message.
 
 Grid = tuple[int, int]  # Patches along height and width.
 Shapes = Mapping[str, tuple[int, ...]]  # Shape by parameter name.
@@ -145,9 +144,7 @@ def make_plan(
         *_unexpected(plan, source, target),
     ]
     if lines:
-        more = f"; and {len(lines) - MAX_LISTED} more" if len(lines) > MAX_LISTED else ""
-        listed = "; ".join(lines[:MAX_LISTED])
-        raise CheckpointError(f"{where} does not fit the model: {listed}{more}.")
+        raise CheckpointError(f"{where} does not fit the model: {listed(lines)}.")
     return plan
 
 

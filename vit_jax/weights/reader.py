@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 import numpy as np
 
 from vit_jax.data.labels import check_new_names
-from vit_jax.errors import CheckpointError
+from vit_jax.errors import CheckpointError, listed
 from vit_jax.weights import config_files, families, formats
 from vit_jax.weights import metadata as metadata_lib
 from vit_jax.weights.archive import READABLE, Archive, ArrayInfo
@@ -26,7 +26,6 @@ from vit_jax.weights.tensor_layouts import (
 )
 from vit_jax.weights.weights_folder import ShardedArchive, open_weights
 
-MAX_LISTED = 20  # Names listed in one message.
 MAX_LAYERS = 256
 MAX_PATCHES = 2**14  # Patches of an image; twice the side of any published model.
 STACKED = "Transformer/encoderblock/"  # Prefix of big_vision's scanned layers.
@@ -159,9 +158,9 @@ def _detect_format(path: pathlib.Path, names: Collection[str]) -> tuple[Format, 
             f"{', '.join(list(names)[:3]) or 'none'}."
         )
     if len(prefixes := {prefix: None for _, prefix in detected}) > 1:
-        listed = " and ".join(f"{prefix}*" for prefix in list(prefixes)[:MAX_LISTED])
+        names = listed([f"{prefix}*" for prefix in prefixes], separator=" and ")
         raise CheckpointError(
-            f"{path}: the tensors are of several models, {listed}; keep those of one."
+            f"{path}: the tensors are of several models, {names}; keep those of one."
         )
     return detected[0]
 
@@ -234,8 +233,7 @@ def _match_rows(
 
 def _raise_if_any(path: pathlib.Path, errors: list[str]) -> None:
     if errors:
-        more = f"; and {len(errors) - MAX_LISTED} more" if len(errors) > MAX_LISTED else ""
-        raise CheckpointError(f"{path}: {'; '.join(errors[:MAX_LISTED])}{more}.")
+        raise CheckpointError(f"{path}: {listed(errors)}.")
 
 
 def _find_grid(

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from vit_jax.atomic_io import to_json, write_atomically
-from vit_jax.errors import ConfigError
+from vit_jax.errors import ConfigError, listed
 from vit_jax.models.pixel_stats import PIXEL_STATS
 from vit_jax.models.registry import BitResNet, ViT
 from vit_jax.weights import formats, image_processor
@@ -59,11 +59,8 @@ def plan_export(
     format = formats.FORMATS[name]
     rows, unknown = formats.rows_of_params(format, shapes)
     if unknown:
-        more = f" and {len(unknown) - MAX_LISTED} more" if len(unknown) > MAX_LISTED else ""
-        raise ConfigError(
-            f"the format {format.name} does not support the parameters "
-            f"{', '.join(unknown[:MAX_LISTED])}{more}."
-        )
+        names = listed(unknown, MAX_LISTED, ", ")
+        raise ConfigError(f"the format {format.name} does not support the parameters {names}.")
     folds_cls = file_format == "safetensors" and {"registers", CLS, POSITIONS} <= set(shapes)
     named_rows = {}
     for row in rows:
@@ -189,7 +186,7 @@ def write(
         notes.append(f"class names are too long for {path.name}; they are in {classes_path.name}")
     unofficial = [name for name in params if any(part in name for part in UNOFFICIAL)]
     if plan.file_format == "npz" and unofficial:
-        notes.append(f"the official code does not support {', '.join(unofficial[:MAX_LISTED])}")
+        notes.append(f"the official code does not support {listed(unofficial, MAX_LISTED, ', ')}")
     write_atomically(card_path(path), card)
     return notes
 
