@@ -1,10 +1,15 @@
-"""Checks of a stage against its model and length, before a workdir exists."""
+"""Checks of a stage against its model, length and data, before a workdir exists."""
+
+import pathlib
 
 import jax
 import jax.numpy as jnp
 
 from vit_jax.config import registry
 from vit_jax.config.schema import Config
+from vit_jax.data.image_folder import FolderSource
+from vit_jax.data.overview import inner_sources
+from vit_jax.data.sources import Source
 from vit_jax.errors import ConfigError, VitJaxError, one_line
 from vit_jax.models.registry import make_init, param_shapes
 from vit_jax.tasks import registry as task_registry
@@ -61,3 +66,16 @@ def _trace(config: Config, model, total_steps: int) -> None:
         )
     tx = make_optimizer(config.optimizer, config.optimizer.lr)
     jax.eval_shape(tx.init, params)
+
+
+def check_outside_data(folder: pathlib.Path, config: Config, train_source: Source) -> None:
+    """Raises ConfigError for a workdir inside a folder of classes: it would become a class."""
+    if config.data.source != "folder":
+        return
+    own = (folder.resolve(), *folder.resolve().parents)
+    for source in inner_sources(train_source):
+        if isinstance(source, FolderSource) and pathlib.Path(source.root).resolve() in own:
+            raise ConfigError(
+                f"workdir {folder} is inside {source.root}, whose folders are classes; choose a "
+                "folder outside the data."
+            )

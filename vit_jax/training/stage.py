@@ -10,9 +10,8 @@ import jax
 from vit_jax.checkpoints import layout
 from vit_jax.config.schema import Config, Init
 from vit_jax.config.validate import import_user_code
-from vit_jax.data.image_folder import FolderSource
 from vit_jax.data.labels import match_classes, relabelled, same_form
-from vit_jax.data.overview import describe_splits, inner_sources
+from vit_jax.data.overview import describe_splits
 from vit_jax.data.preprocess import TrainRecipe
 from vit_jax.data.sketch import count_removed, make_sketch
 from vit_jax.data.sources import Source, find_kind, open_both, open_split
@@ -22,7 +21,7 @@ from vit_jax.tasks import registry as task_registry
 from vit_jax.text import print_line
 from vit_jax.training import auto
 from vit_jax.training import build as build_lib
-from vit_jax.training.checks import check_stage
+from vit_jax.training.checks import check_outside_data, check_stage
 from vit_jax.weights import adapt, load, metadata
 from vit_jax.weights.finite import require_finite_params
 
@@ -143,7 +142,7 @@ def prepare_stage(
     alike = (e for e in earlier.values() if (e.config.data, e.config.fewshot) == wanted)
     same = next(alike, None)  # Its data is open already.
     train_source, val_source = (same.train_source, same.val_source) if same else _open_data(config)
-    _check_outside_data(folder, config, train_source)
+    check_outside_data(folder, config, train_source)
     model = task_registry.build_model(config, num_classes=len(train_source.classes))
     checkpoints = folder / layout.FOLDER
     if checkpoints.exists() and not checkpoints.is_dir():
@@ -186,19 +185,6 @@ def _open_data(config: Config) -> tuple:
         owner = f"data.val_split={val_split}"
         val_source = relabelled(val_source, train_source.classes, owner=owner)
     return train_source, val_source
-
-
-def _check_outside_data(folder: pathlib.Path, config: Config, train_source: Source) -> None:
-    """Raises ConfigError for a workdir inside a folder of classes: it would become a class."""
-    if config.data.source != "folder":
-        return
-    own = (folder.resolve(), *folder.resolve().parents)
-    for source in inner_sources(train_source):
-        if isinstance(source, FolderSource) and pathlib.Path(source.root).resolve() in own:
-            raise ConfigError(
-                f"workdir {folder} is inside {source.root}, whose folders are classes; choose a "
-                "folder outside the data."
-            )
 
 
 def _open_fewshot(config: Config) -> dict[str, tuple]:
