@@ -177,6 +177,7 @@ UNKNOWN = [
     ("mesh.zzzzzz", "1", "config.mesh has no field 'zzzzzz'. It has data, fsdp, tensor."),
     ("seed.deep", "1", "config.seed has no field 'deep'."),
     ("model", "vit", "--config.model is a section; set one of its fields: ['drop_path', "),
+    ("stages", "None", "--config.stages is a section; this config has none"),
     ("", "1", "config has no field ''."),
 ]
 

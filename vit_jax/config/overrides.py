@@ -107,7 +107,8 @@ def override(config: ConfigDict, key: str, value: object) -> None:
         parent[last] = ConfigDict(value, type_safe=False)
         return
     if isinstance(old, ConfigDict):
-        raise ConfigError(f"--config.{key} is a section; set one of its fields: {sorted(old)}.")
+        fields = f"set one of its fields: {sorted(old)}" if old else "this config has none"
+        raise ConfigError(f"--config.{key} is a section; {fields}.")
     try:
         parent[last] = value
         if last in DURATIONS and value is not None:  # One length takes the place of another.
