@@ -3,20 +3,19 @@
   python -m vit_jax.main --config=configs/finetune.py:data=DIR,init=imagenet21k/ViT-B_16 \\
     --workdir=RUN
 
-DIR holds `train/<class>/*.jpg` and, if you have it, `val/<class>/*.jpg`; without `val/` a
-tenth of the images is kept for it. DIR may also be a folder that `prepare` wrote. `init` is a
-published name, a file or folder of weights, or a workdir of yours, whose model is taken unless
-`model` names another one. Without `init` the model starts from random weights; images of up to 96
-pixels then get the small model and the settings of configs/cifar10.py, with about 8 x 8 patches.
-Other arguments: size and patch (pixels), steps, lr, and `smoke` for a two-minute trial of a tiny
-model.
+DIR contains `train/<class>/*.jpg` and, optionally, `val/<class>/*.jpg`; without `val/`, a tenth
+of the images is held out. DIR can also be a folder that `prepare` wrote. `init` is a published
+name, a file or folder of weights, or a workdir; `model` is by default the model of `init`. Without
+`init`, the weights are random, and images of up to 96 pixels use a small model with about 8 x 8
+patches and the settings of configs/cifar10.py. Other arguments: `size` and `patch` in pixels,
+`steps`, `lr`, and `smoke`, a trial of a tiny model in two minutes.
 
-Numbers of micro-batches and the dtype of accelerators are chosen when the run starts.
+The number of micro-batches and the dtype are chosen when the run starts.
 """
 
 from vit_jax.config import base_config, find_source, parse_arg, smoke
 
-SMALL = 96  # Pixels up to which a model without `init` is that of small images.
+SMALL = 96  # Largest image side in pixels of the small model.
 
 
 def get_config(arg: str | None = None):

@@ -1,4 +1,4 @@
-"""Pre-trains on 4,000 MNIST images, then transfers to scanned digits with 5 labels a class.
+"""Pre-trains on 4,000 MNIST images, then transfers to scanned digits with 5 labels per class.
 
   python -m vit_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
 

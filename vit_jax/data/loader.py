@@ -25,7 +25,7 @@ PADDING_ID = -1
 HOST_ONLY = ("id", "bad")  # Columns that no device needs.
 MAX_BAD_RUN = 100  # Unreadable images in a row that are skipped.
 REMEDY = (
-    "--config.data.on_bad_image=skip skips unreadable images, and the command `prepare` lists them."
+    "To skip unreadable images, use --config.data.on_bad_image=skip; `prepare` lists all of them."
 )
 # Grain shuffles by walking the cycle of a cipher, without memory, but over at least 2^16
 # positions: an index among 50 takes 0.6 ms. Smaller sets are permuted as a whole, once an epoch.
