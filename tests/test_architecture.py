@@ -7,7 +7,7 @@ import re
 import pytest
 
 from tests.support.runs import ROOT
-from tools import files_to_edit
+from tools import files_to_edit, planted_bugs
 
 PACKAGE = ROOT / "vit_jax"
 ORDER = (  # A module imports from its own package and from those before it.
@@ -207,6 +207,12 @@ def test_config_files_import_the_config_package_only():
 def test_an_addition_edits_no_more_files_than_allowed(kind):
     word, allowed = files_to_edit.KINDS[kind]
     assert 1 <= len(files_to_edit.files_naming(word)) <= allowed
+
+
+@pytest.mark.parametrize("bug", planted_bugs.read_bugs(), ids=lambda bug: f"{bug.path}: {bug.old}")
+def test_planted_bugs_replace_code_that_occurs_once(bug):
+    assert (PACKAGE / bug.path).read_text(encoding="utf-8").count(bug.old) == 1
+    assert all((ROOT / "tests" / name).is_file() for name in bug.tests.split())
 
 
 PRINTING = ("text.py", "benchmark/worker.py", "benchmark/timm_peer.py")  # The last two: JSON.

@@ -7,18 +7,6 @@ import numpy as np
 
 from vit_jax.config.schema import Model
 
-POSITIONS = {
-    "learned": "one vector for each position in the sequence (1-D, the paper's default)",
-    "learned_2d": "one half for the row and one for the column, concatenated",
-    "relative": "one key for each relative offset, in the attention of every layer",
-    "sincos": "fixed sines and cosines of row and column (arXiv:2205.01580)",
-    "none": "no position information",
-}
-PLACES = {
-    "stem": "added once, before the first layer",
-    "layers": "added before every layer, with separate embeddings",
-    "shared": "added before every layer, with the same embedding",
-}
 TEMPERATURE = 10_000.0  # Of sincos.
 
 
