@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from vit_jax.data import packaged
-from vit_jax.data.decode import Encoded
+from vit_jax.data.decode import as_image
 from vit_jax.errors import ConfigError, DataError, nearest
 from vit_jax.evaluation import setup
 from vit_jax.figures import attention as attention_lib
@@ -126,7 +126,7 @@ def _load_inputs(
         images = _split_images(prepared)
         inputs = FigureInputs(where, prepared.model, prepared.params, None, images)
     else:
-        photos = [_read_image(file) for file in files] or packaged.photos()
+        photos = [as_image(file) for file in files] or packaged.photos()
         images = np.stack([loaded.recipe(photo) for photo in photos])
         inputs = FigureInputs(where, loaded.model, *_params_and_read_layers(loaded), images)
     require_finite_params(inputs.params, where)
@@ -140,13 +140,6 @@ def _split_images(prepared: setup.EvaluationSetup) -> np.ndarray:
         raise DataError("the split is empty; choose another by --config.data.split.")
     indices = np.unique(np.linspace(0, len(source) - 1, NUM_IMAGES).astype(int))
     return np.stack([prepared.recipe(source[int(i)]["image"]) for i in indices])
-
-
-def _read_image(file: str) -> Encoded:
-    try:
-        return Encoded(pathlib.Path(file).read_bytes(), file)
-    except OSError as error:
-        raise DataError(f"{file}: {error.strerror}.") from error
 
 
 def _params_and_read_layers(loaded: load.LoadedModel) -> tuple[dict, ReadLayers | None]:
