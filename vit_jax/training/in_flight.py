@@ -88,6 +88,6 @@ class StepsInFlight:
         if count >= MAX_NON_FINITE:
             raise NonFiniteError(
                 f"loss, gradients or updates were not finite in {count} steps in a row, "
-                f"{step - count + 1} to {step}. Use a lower optimizer.lr or a longer warm-up. To start "
-                f"from these weights, use another workdir with init.path={self._stage.folder}."
+                f"{step - count + 1} to {step}. Use a lower optimizer.lr or a longer warm-up. To "
+                f"start from these weights, set init.path={self._stage.folder} in another workdir."
             )
