@@ -94,3 +94,20 @@ def test_page_reloads_itself_only_while_a_run_is_running(tmp_path):
         path.write_text(compare.render_comparison_page("runs", runs, path, refresh=30))
         (main,) = (attributes for tag, attributes in Page(path).tags if tag == "main")
         assert main.get("data-refresh") == refresh
+
+
+def test_seeds_are_compared_by_their_mean(tmp_path):
+    runs = [run("a", 0.5), run("b", 0.9, seed=1), run("c", 0.8, lr=0.2)]
+    runs.append(run("d", 0.7, seed=1, lr=0.2))
+    path = tmp_path / "comparison.html"
+    path.write_text(compare.render_comparison_page("runs", runs, path))
+    text = Page(path).text
+    seeds = text.index("Seeds", text.index("differ only in their seed"))
+    assert " best " not in text[text.index("compute") : seeds], "b has the best single score"
+    assert "best" in text[text.index("lr=0.2", seeds) : text.index("lr=0.2", seeds) + 20]
+
+
+def test_differing_fields_follow_the_name_of_the_run(page):
+    header = page.text[page.text.index("Click a heading") :]
+    assert header.index("lr") < header.index("state")
+    assert "null" not in page.text[: page.text.index("Curves")]

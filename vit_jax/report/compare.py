@@ -21,7 +21,8 @@ SCORED_DATA = ("source", "dataset", "dir", "mix", "val_split", "val_fraction", "
 MAX_COLUMNS = 12  # Differing fields as columns of the table of runs.
 RUNS_NOTE = (
     "Click a heading to sort, and a coloured square to hide a run in all plots. `best` is the "
-    "best score of the runs with the same metric and the same data."
+    "best score by the same metric on the same data; runs that differ only in their seed are "
+    "compared by their mean, in the second table."
 )
 SEEDS_NOTE = (
     "Runs that differ only in their seed: mean and sample standard deviation of their scores."
@@ -42,6 +43,10 @@ class Seeds:
     metric: str
     scores: dict[str, float]
 
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.scores.values())
+
 
 def render_comparison_page(
     title: str, runs: Sequence[RunRecord], page: pathlib.Path, refresh: int | None = None
@@ -58,6 +63,7 @@ def render_comparison_page(
     configs = {name: config_lib.to_dict({"": run.config}) for name, run in runs_by_name.items()}
     fields = _differing_fields(list(configs.values()))
     groups = group_by_seed(runs_by_name, configs, fields)
+    best = best_runs(runs_by_name, groups)
     seeds_of = {name: group.title for group in groups for name in group.scores}
     axes = [
         {"label": name, **curves_lib.run_axes(run, seeds_of.get(name))}
@@ -68,10 +74,12 @@ def render_comparison_page(
     parts = [
         html.element("h1", title),
         html.element("p", f"{len(runs)} runs", class_="lead"),
-        html.section("Runs", _runs_table(runs_by_name, configs, fields, page), note=RUNS_NOTE),
+        html.section(
+            "Runs", _runs_table(runs_by_name, configs, fields, page, best), note=RUNS_NOTE
+        ),
     ]
     if groups:
-        parts.append(html.section("Seeds", _seeds_table(groups), note=SEEDS_NOTE))
+        parts.append(html.section("Seeds", _seeds_table(groups, best), note=SEEDS_NOTE))
     return html.document(
         title,
         *parts,
@@ -95,17 +103,22 @@ def _runs_table(
     configs: Mapping[str, dict],
     fields: Sequence[str],
     page: pathlib.Path,
+    best: set[str],
 ) -> html.Html:
-    best, columns = best_runs(runs), fields[:MAX_COLUMNS]
-    rows = []
+    columns, rows = fields[:MAX_COLUMNS], []
     for place, (name, run) in enumerate(runs.items()):
         swatch = html.element("button", class_="swatch", data_run=str(place), title="hide this run")
-        badge = [html.element("span", "best", class_="state finished")] if name in best else []
+        badge = _best_badge(name, best)
         link = html.element("span", swatch, _link(name, run, page), *badge, class_="run")
         values = (_field_cell(config_value(configs[name], field)) for field in columns)
-        rows.append((link, state_badge(run), *_cells(run), *values))
-    header = (*HEADER, *(html.element("span", _short(f, fields), title=f) for f in columns))
+        rows.append((link, *values, state_badge(run), *_cells(run)))
+    titles = (html.element("span", _short(f, fields), title=f) for f in columns)
+    header = (HEADER[0], *titles, *HEADER[1:])
     return html.table(rows, header, class_="sortable")
+
+
+def _best_badge(name: str, best: set[str]) -> list[html.Html]:
+    return [html.element("span", "best", class_="state finished")] if name in best else []
 
 
 def _link(name: str, run: RunRecord, page: pathlib.Path) -> html.Html:
@@ -136,15 +149,26 @@ def format_score(metric: str, value: float) -> str:
     return f"{100 * value:.2f} %" if metric.endswith("top1") else f"{value:.4f}"
 
 
-def best_runs(runs: Mapping[str, RunRecord]) -> set[str]:
-    """Returns the names of runs with the best score of several by one metric on the same data."""
-    groups: dict[tuple, dict[str, float]] = collections.defaultdict(dict)
+def best_runs(runs: Mapping[str, RunRecord], groups: Sequence[Seeds] = ()) -> set[str]:
+    """Returns the names with the best score of several by one metric on the same data.
+
+    A name is that of a run, or for runs that differ only in their seed, which are compared by their
+    mean, the names of all of them joined (see `_group_name`).
+    """
+    compared: dict[tuple, dict[str, float]] = collections.defaultdict(dict)
+    group_of = {name: group for group in groups for name in group.scores}
     for name, run in runs.items():
         if found := run.main_score():
             metric, score = found
+            if group := group_of.get(name):
+                name, score = _group_name(group), group.mean
             data = tuple(repr(getattr(run.config.data, field)) for field in SCORED_DATA)
-            groups[(metric, *data)][name] = score if metric.endswith("top1") else -score
-    return {max(scores, key=scores.get) for scores in groups.values() if len(scores) > 1}
+            compared[(metric, *data)][name] = score if metric.endswith("top1") else -score
+    return {max(scores, key=scores.get) for scores in compared.values() if len(scores) > 1}
+
+
+def _group_name(group: Seeds) -> str:
+    return "\n".join(group.scores)
 
 
 def group_by_seed(
@@ -169,13 +193,16 @@ def group_by_seed(
     ]
 
 
-def _seeds_table(groups: Sequence[Seeds]) -> html.Html:
+def _seeds_table(groups: Sequence[Seeds], best: set[str]) -> html.Html:
     rows = []
     for group in groups:
         scores = list(group.scores.values())
-        figures = (statistics.fmean(scores), statistics.stdev(scores), min(scores), max(scores))
+        figures = (group.mean, statistics.stdev(scores), min(scores), max(scores))
         cells = (html.Cell(format_score(group.metric, value), value) for value in figures)
-        rows.append((group.title, len(scores), group.metric, *cells))
+        title = html.element(
+            "span", group.title, *_best_badge(_group_name(group), best), class_="run"
+        )
+        rows.append((title, len(scores), group.metric, *cells))
     header = ("runs", "seeds", "metric", "mean", "deviation", "lowest", "highest")
     return html.table(rows, header, class_="sortable")
 
@@ -193,11 +220,15 @@ def _short(field: str, fields: Sequence[str]) -> str:
 
 
 def _field_cell(value: object) -> object:
+    if value is None:
+        return ""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return html.Cell(to_json(value), value) if is_number else _text(value)
 
 
 def _text(value: object) -> str:
+    if value is None:
+        return "none"
     return value if isinstance(value, str) and value else to_json(value)
 
 
