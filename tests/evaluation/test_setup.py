@@ -109,3 +109,21 @@ def test_open_scored_rejects_the_size_of_a_training_subset(folder):
     data = Data(source="folder", dir=str(folder))
     with pytest.raises(ConfigError, match=r"--config\.data\.per_class has no effect on val, which"):
         num_scored(setup_for(data, trained_on=None, per_class=1))
+
+
+def test_result_path_keeps_results_of_another_checkpoint(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    setup = setup_for(Data(source="folder", dir=str(folder)), trained_on=None)
+    setup.loaded.folder = None  # A file of weights.
+    path = setup.result_path(None, "eval-a/b.json")
+    assert str(path) == "eval-a_b.json"
+    path.write_text('{"checkpoint": "run/checkpoints/1"}')
+    assert setup.result_path(None, path.name) == path
+    path.write_text('{"checkpoint": "other.npz"}')
+    with pytest.raises(
+        ConfigError, match=r"eval-a_b\.json has the results of other\.npz; set --out"
+    ):
+        setup.result_path(None, path.name)
+    assert setup.result_path("scores", path.name).parent.name == "scores"
+    setup.loaded.folder = tmp_path  # Runs replace their own results.
+    assert setup.result_path(None, path.name) == tmp_path / path.name

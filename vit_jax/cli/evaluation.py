@@ -19,7 +19,10 @@ PROTOCOLS = {  # Protocol -> its flags.
 def add_evaluate_flags(parser) -> None:
     arguments.add_where(parser)
     parser.add_argument(
-        "--out", metavar="DIR", help="folder for the results (default: the folder of the run)"
+        "--out",
+        metavar="DIR",
+        help="folder for the results (default: the folder of the run; for a file of weights, the "
+        "current folder)",
     )
     parser.add_argument(
         "--config.data.KEY",
@@ -93,7 +96,7 @@ def run_evaluate(args, file: str | None, overrides: dict[str, str]) -> int:
     prepared = setup.prepare_setup(where, overrides)
     if args.protocol == "classification":
         prepared.loaded.require_head()
-        folder = prepared.folder(args.out)
+        folder = prepared.result_path(args.out, f"eval-{prepared.split()}.json").parent
         scores = evaluate.score_split(prepared, **options, progress=progress)
         path, *tables = scores.write(folder)
         progress.print_line(f"wrote {path}" + (" and three tables beside it" if tables else ""))

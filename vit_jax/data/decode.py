@@ -120,6 +120,12 @@ def as_image(image: str | os.PathLike | Image.Image | np.ndarray) -> Encoded | n
     return array
 
 
+def is_one_image(value: object) -> bool:
+    """Returns True for a path, a PIL image or an array with three axes; a list has several."""
+    is_array = isinstance(value, np.ndarray) and value.ndim == 3
+    return is_array or isinstance(value, str | os.PathLike | Image.Image)
+
+
 def encode(pixels: np.ndarray, kind: str = "png") -> bytes:
     """Encodes H W 3 uint8, or H W 4, as the bytes of a 'png' or a 'jpeg' file."""
     file = io.BytesIO()

@@ -14,7 +14,8 @@ from vit_jax.distributed.progress import Progress
 from vit_jax.errors import ConfigError
 from vit_jax.evaluation import scoring, setup
 from vit_jax.evaluation.features import make_extractor
-from vit_jax.evaluation.predict import image_batches
+from vit_jax.evaluation.predict import image_batches, list_images
+from vit_jax.models.registry import ViT
 from vit_jax.text import print_line
 from vit_jax.weights import load
 from vit_jax.weights.finite import require_finite
@@ -23,34 +24,53 @@ NPZ, RECORDS = ".npz", ".array_record"
 
 
 def extract_features(
-    where: str | pathlib.Path, images: Sequence, layers: Sequence[int | str] = ("pre_logits",)
+    where: str | pathlib.Path,
+    images: Sequence | str | pathlib.Path,
+    layers: Sequence[int | str] = ("pre_logits",),
 ) -> dict[int | str, np.ndarray]:
     """Returns features of images, one float32 array for each layer.
 
     Args:
       where: a workdir, checkpoint, file of weights or published name.
-      images: paths, PIL images, or arrays H W 3 uint8, of any size.
+      images: as in `predict`.
       layers: numbers l of the tokens z_l after layer l (equation 3), 1 to L, B T D each; or
         names of `features.LAYERS`: 'pre_logits', the input of the head, B D; the encoder's
         output as 'tokens' B T D, class 'token' B D, or 'mean' of the patches B D.
+
+    The T tokens are the class token, if any, the registers, then the patches row by row. The
+    command `features` counts layers from 0: its `block_0` is layer 1 here.
 
     Raises ConfigError for a layer that the model does not have, DataError for an image that
     cannot be read, CheckpointError for features that are not finite.
     """
     loaded = load.load(where)
     params = jax.device_put(loaded.params())
-    names = {layer: f"block_{layer - 1}" if isinstance(layer, int) else layer for layer in layers}
+    names = {layer: _layer_name(loaded.model, layer) for layer in layers}
     extractors = {
         layer: jax.jit(make_extractor(loaded.model, name)) for layer, name in names.items()
     }
     batches: dict[int | str, list] = {layer: [] for layer in layers}
-    for pixels, count in image_batches(images, loaded.recipe):
+    for pixels, count in image_batches(list_images(images), loaded.recipe):
         for layer, extract in extractors.items():
             features = extract(params, {"image": pixels})["features"]
             features = np.asarray(features, np.float32)[:count]
             require_finite({layer: features}, params, loaded.weights.where)
             batches[layer].append(features)
     return {layer: np.concatenate(parts) for layer, parts in batches.items()}
+
+
+def _layer_name(model, layer: int | str) -> str:
+    """Returns the name of a layer; raises ConfigError for a number that the model does not have."""
+    if not isinstance(layer, int):
+        return layer
+    num_layers = model.size.num_layers if isinstance(model, ViT) else 0
+    if not 1 <= layer <= num_layers:
+        raise ConfigError(
+            f"layers has {layer}; expected a number from 1 to {num_layers}, or a name."
+            if num_layers
+            else f"layers has {layer}; a ResNet has 'pre_logits' only."
+        )
+    return f"block_{layer - 1}"
 
 
 def write_features(
@@ -64,7 +84,8 @@ def write_features(
 ) -> str:
     """Writes the features of every example of a split; returns the closing line.
 
-    An `.npz` holds `features` (N D, or N T D for tokens), `labels` N, `names` N and `classes`.
+    An `.npz` holds `features` (N D, or N T D for tokens), `labels` N, `names` N and `classes`, and
+    the texts `checkpoint`, `layer` and `split`.
     An `.array_record`, for features larger than memory, holds the raw bytes of example i as
     record i; FILE.json beside it has shape, dtype, labels, names and classes.
 

@@ -1,6 +1,8 @@
 """Class predictions for images."""
 
 import dataclasses
+import itertools
+import os
 import pathlib
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -10,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_jax.config.schema import Data
+from vit_jax.data import decode
 from vit_jax.data.class_folders import no_images
-from vit_jax.data.decode import as_image
 from vit_jax.data.listing import Listing
 from vit_jax.data.preprocess import EvalRecipe
 from vit_jax.errors import ConfigError, DataError
@@ -31,7 +33,7 @@ class Prediction(NamedTuple):
 
 def predict(
     where: str | pathlib.Path,
-    images: Sequence,
+    images: Sequence | str | pathlib.Path,
     *,
     top: int = 5,
     classes: Sequence[str] | None = None,
@@ -40,7 +42,8 @@ def predict(
 
     Args:
       where: a workdir, checkpoint, file of weights or published name.
-      images: paths, PIL images, or arrays H W 3 uint8, of any size.
+      images: paths, PIL images, or arrays H W 3 uint8, of any size; or one of these. A folder is
+        replaced by the image files in it, sorted by name.
       top: number of classes for each image; at most the number of classes of the model.
       classes: class names in the order of the head, instead of those of the weights.
 
@@ -49,7 +52,7 @@ def predict(
     predictor = Predictor(where, top=top, classes=classes)
     return [
         predictions
-        for pixels, count in image_batches(images, predictor.recipe)
+        for pixels, count in image_batches(list_images(images), predictor.recipe)
         for predictions in predictor(pixels)[:count]
     ]
 
@@ -91,6 +94,16 @@ class Predictor:
         ]
 
 
+def list_images(images: Sequence | str | pathlib.Path) -> list:
+    """Returns a list of images for one image or several, with the files of each folder."""
+    if decode.is_one_image(images):
+        images = [images]
+    files = (
+        _image_files([each]) if isinstance(each, str | os.PathLike) else [each] for each in images
+    )
+    return list(itertools.chain.from_iterable(files))
+
+
 def image_batches(images: Sequence, recipe: EvalRecipe) -> Iterator[tuple[np.ndarray, int]]:
     """Yields preprocessed images B H W 3 and how many of them are not padding.
 
@@ -98,7 +111,7 @@ def image_batches(images: Sequence, recipe: EvalRecipe) -> Iterator[tuple[np.nda
     """
     size = min(BATCH_SIZE, len(images))
     for first in range(0, len(images), size or 1):
-        pixels = [recipe(as_image(image)) for image in images[first : first + size]]
+        pixels = [recipe(decode.as_image(image)) for image in images[first : first + size]]
         yield _padded(pixels, size), len(pixels)
 
 
@@ -138,7 +151,7 @@ def predict_files(
 
 def _read(path: pathlib.Path, recipe: EvalRecipe) -> np.ndarray | None:
     try:
-        return recipe(as_image(path))
+        return recipe(decode.as_image(path))
     except DataError as error:
         warn(error)
         return None
@@ -151,7 +164,7 @@ def _image_files(images: Sequence[str]) -> Iterator[pathlib.Path]:
         if not path.is_dir():
             yield path  # A missing file is reported when it is read.
             continue
-        listing = Listing(name)
+        listing = Listing(str(path))
         files = sorted(pathlib.Path(image.container) for image in listing.images())
         skipped = listing.skipped.describe()
         if not files:

@@ -42,7 +42,7 @@ def evaluate_features(
             f"data.split is {data.split!r} and data.val_split is {data.val_split!r}; expected two "
             "splits, one to fit on and one to score."
         )
-    folder = prepared.folder(out)
+    path = prepared.result_path(out, f"{protocol}-{data.val_split}.json")
     train = prepared.open(data.split)
     test = relabelled(prepared.open(data.val_split), train.classes)
     for line in describe_splits({data.split: train, data.val_split: test}):
@@ -64,7 +64,6 @@ def evaluate_features(
         "split": data.val_split,
         "size": len(test),
     }
-    path = folder / f"{protocol}-{data.val_split.replace('/', '_')}.json"
     workdir.write_json(path, settings | report)
     if progress:
         progress.print_line(f"wrote {path}")

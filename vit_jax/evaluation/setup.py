@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import jax
 
 from vit_jax import config as config_lib
-from vit_jax.checkpoints import layout
+from vit_jax.checkpoints import layout, workdir
 from vit_jax.config import conditions, registry
 from vit_jax.config.schema import Config, Init, Task
 from vit_jax.data.preprocess import EvalRecipe
@@ -123,11 +123,22 @@ class EvaluationSetup:
                 return open_split(whole, "val")
             raise
 
-    def folder(self, out: str | pathlib.Path | None) -> pathlib.Path:
-        """Returns the folder for results: `out`, the folder of the run, or the working folder."""
+    def result_path(self, out: str | pathlib.Path | None, name: str) -> pathlib.Path:
+        """Returns the path of a file of results: in `out`, the folder of the run, or here.
+
+        Raises ConfigError if the working folder has results of another checkpoint by this name.
+        """
         folder = pathlib.Path(out) if out else self.loaded.folder or pathlib.Path()
         folder.mkdir(parents=True, exist_ok=True)
-        return folder
+        path = folder / name.replace("/", "_")
+        if not (out or self.loaded.folder):
+            other = (workdir.read_json(path) or {}).get("checkpoint")
+            if other not in (None, self.loaded.weights.where):
+                raise ConfigError(
+                    f"{path} has the results of {other}; set --out to another folder for those of "
+                    f"{self.loaded.weights.where}."
+                )
+        return path
 
 
 def prepare_setup(

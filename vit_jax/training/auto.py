@@ -97,7 +97,8 @@ def with_accumulate(config: Config, model, mesh) -> tuple[Config, str]:
         if found is None:
             raise ConfigError(_too_large(config, peak(_divisors(config, mesh)[-1]), limit))
         note = f"accumulate={found}, {config.model.dtype}: a step needs about "
-        note += f"{format_bytes(peak(found))} (a device has {format_bytes(limit)})"
+        note += f"{format_bytes(peak(found))} of memory ({USABLE:.0%} of the {format_bytes(limit)} "
+        note += "of a device may be used)"
         return dataclasses.replace(config, accumulate=found), note
     needed = peak(config.accumulate)
     if needed > 2 * limit:  # The estimate is not that wrong.
