@@ -68,6 +68,18 @@ def test_a_new_run_begins_with_an_empty_file(tmp_path):
     assert lines(tmp_path) == []
 
 
+def test_records_without_a_checkpoint_are_removed_with_a_note(tmp_path):
+    writer = MetricWriter(tmp_path)
+    assert writer.notes == []
+    writer.write(7, {"train/loss": 1.0})
+    writer.close()
+    again = MetricWriter(tmp_path)
+    again.close()
+    assert metrics.read(tmp_path) == []
+    (note,) = again.notes
+    assert "no checkpoint was found, so the records up to step 7 are removed" in note
+
+
 def test_the_line_of_the_restored_step_takes_the_evaluation_still_to_come(tmp_path):
     write(tmp_path, 5, 10)
     writer = MetricWriter(tmp_path, restored_step=10)

@@ -120,6 +120,12 @@ class MetricWriter:
         self._is_on_disk, self._is_changed = True, False
         self._on_board = set(self._open_record)  # Names in the open record that are shown.
         self.notes = self._describe_damage(parsed, recorded)
+        if restored_step == 0 and len(parsed.records) > len(kept):
+            last = parsed.records[-1]["step"]
+            self.notes.append(
+                f"{self._path}: no checkpoint was found, so the records up to step {last} are "
+                "removed; the run starts from the beginning."
+            )
         self._put(kept)
         self._board = _tensorboard(folder, restored_step)
 
