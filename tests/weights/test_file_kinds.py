@@ -113,9 +113,9 @@ def test_pickle_remedy_names_the_files(tmp_path):
         (["pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin"], PICKLE),
         (
             ["vit.safetensors", "pytorch_model.bin"],
-            "contains vit.safetensors; name the file",
+            "contains vit.safetensors; give the file",
         ),
-        (["a.npz", "b.npz"], "contains a.npz, b.npz; name the file"),
+        (["a.npz", "b.npz"], "contains a.npz, b.npz; give the file"),
         (["tf_model.h5"], "contains no checkpoint; it contains config.json, tf_model.h5"),
     ],
 )
