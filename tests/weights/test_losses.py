@@ -60,9 +60,9 @@ def test_timm_reads_none_of_the_preprocessing():
     for text in (
         "gelu is erf, these weights need tanh; give it to the model",
         "norm_eps is 1e-06, these weights need 1e-12; give it to the model",
-        "pixel_stats=half is not in the file",
-        "resample=bicubic is not in the file",
-        "the crop timm is not in the file",
+        "pixel_stats=half is not in the file; the code of the model card sets it",
+        "resample=bicubic is not in the file; the code of the model card sets it",
+        "the crop timm is not in the file; the code of the model card sets it",
     ):
         assert f"timm: {text}" in found
     assert len(found) == 5

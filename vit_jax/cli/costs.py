@@ -7,7 +7,7 @@ from vit_jax import config as config_lib
 from vit_jax.cli import arguments
 from vit_jax.cli.parser import Verb
 from vit_jax.errors import ConfigError
-from vit_jax.planning.accelerators import ACCELERATORS
+from vit_jax.planning.accelerators import ACCELERATORS, GiB
 from vit_jax.text import print_text, warn
 
 FIELDS = {  # Flag of `benchmark` -> the config field that it sets.
@@ -16,6 +16,13 @@ FIELDS = {  # Flag of `benchmark` -> the config field that it sets.
     "remat": "model.remat",
     "kernels": "model.kernels",
 }
+
+
+def _memory_sizes() -> str:
+    """Returns the accelerators with their memory as vendors state it, in GiB or GB."""
+    units = {name: 1e9 if each.memory % GiB else GiB for name, each in ACCELERATORS.items()}
+    sizes = (f"{name} ({ACCELERATORS[name].memory / unit:.0f} GB)" for name, unit in units.items())
+    return ", ".join(sizes)
 
 
 def add_plan_flags(parser) -> None:
@@ -39,7 +46,7 @@ def add_plan_flags(parser) -> None:
     parser.add_argument(
         "--accelerator",
         metavar="NAME",
-        help=f"{', '.join(ACCELERATORS)} (default: that of this machine, or h100)",
+        help=f"with its memory: {_memory_sizes()} (default: that of this machine, or h100)",
     )
     parser.add_argument(
         "--mfu",

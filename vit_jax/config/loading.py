@@ -100,7 +100,10 @@ def load(file_and_arg: str) -> ConfigDict:
     path, _, arg = (file_and_arg, "", "") if is_whole else file_and_arg.partition(":")
     if not pathlib.Path(path).is_file():
         files = sorted(str(p) for p in pathlib.Path(path).parent.glob("*.py"))
-        raise ConfigError(f"--config={path}: no such file.{nearest(path, files)}")
+        hint = nearest(path, files)
+        if path.startswith("configs/") and not pathlib.Path("configs").exists():
+            hint = " The folder configs/ is in the repository of vit_jax; give the whole path."
+        raise ConfigError(f"--config={path}: no such file.{hint}")
     if path.endswith(".json"):
         return _load_json(path, arg)
     spec = importlib.util.spec_from_file_location("vit_jax_config_file", path)

@@ -26,7 +26,8 @@ def check_stage(config: Config, model, total_steps: int) -> None:
         if getattr(config.optimizer, field) > total_steps:
             raise ConfigError(
                 f"config.optimizer.{field} is {getattr(config.optimizer, field)}; "
-                f"it must be at most the {total_steps} steps of the run."
+                f"it must be at most the {total_steps} steps of the run. Change both, or give the "
+                "length as an argument of the config file, if it has one (FILE:steps=N)."
             )
     optimizer = config.optimizer
     if optimizer.freeze or optimizer.lr_factors or optimizer.decay_factors:

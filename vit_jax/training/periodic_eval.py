@@ -68,13 +68,19 @@ class Evaluation:
         return metrics
 
     def format(self, step: int, metrics: dict) -> str:
-        """Returns the line of an evaluation: accuracies, loss on `val`, and numbers of examples."""
+        """Returns the line of an evaluation: accuracies, loss, and numbers of examples.
+
+        Scores on examples that are held out of training (`data.dev`) are called `dev/...`.
+        """
         scores = {
             name: value
             for name, value in metrics.items()
             if name in ("val/top1", "val/loss") or name.endswith("shot")
         }
-        text = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
+        val = "val/" if self.stage.config.data.dev is None else "dev/"
+        text = "  ".join(
+            f"{name.replace('val/', val, 1)} {value:.4f}" for name, value in scores.items()
+        )
         counts = [value for name, value in metrics.items() if name.endswith(("/n", "_n"))]
         sizes = (
             [len(self.stage.val_source)]

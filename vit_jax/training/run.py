@@ -12,7 +12,12 @@ from vit_jax.training.profiler import Window
 
 
 class Summary(dict):
-    """Contents of the `summary.json` of a finished run."""
+    """Contents of the `summary.json` of a finished run: a dict, with its workdir.
+
+    Keys of a run are `step`, `metrics`, `num_examples`, `parameters`, `flops`, `seconds`,
+    `devices`, `versions` and `git_revision`. A config with stages has `metrics` and `stages`; a
+    sweep has `metrics`, `num_examples`, `best`, `runs`, and with seeds in its grid `means`.
+    """
 
     def __init__(self, values: dict, workdir: pathlib.Path):
         super().__init__(values)

@@ -8,6 +8,7 @@ from vit_jax.weights.metadata import WeightsMetadata
 
 TIMM = {name: getattr(formats.FORMATS[formats.TIMM], name) for name in ("gelu", "norm_eps")}
 READERS = {"npz": "the official code", "safetensors": "timm", "huggingface": "transformers"}
+CARD = "the code of the model card sets it"
 EXACT_CROPS = {  # Crops that the code of a format computes to the pixel.
     "npz": ("resize",),
     "safetensors": ("resize", "timm", "timm_squash"),
@@ -50,7 +51,7 @@ def _options(file_format: str, model: ViT | BitResNet) -> list[str]:
         if getattr(model.config, name) != default
     ]
     if file_format == "safetensors":
-        lines.append(f"pixel_stats={model.config.pixel_stats} is not in the file")
+        lines.append(f"pixel_stats={model.config.pixel_stats} is not in the file; {CARD}")
         if isinstance(model, ViT) and model.stem:
             lines.append("epsilon of GroupNorm is 1e-05, these weights need 1e-06")
     return lines
@@ -63,7 +64,9 @@ def _resampling(file_format: str, metadata: WeightsMetadata) -> list[str]:
         return [] if is_kept else [f"images are resized by tf_bilinear, not by {resample}"]
     if resample not in PIL_RESAMPLES.values():
         return [f"resample={resample} does not exist; antialias (Pillow's bilinear) replaces it"]
-    return [f"resample={resample} is not in the file"] if file_format == "safetensors" else []
+    return (
+        [f"resample={resample} is not in the file; {CARD}"] if file_format == "safetensors" else []
+    )
 
 
 def _crop(file_format: str, model: ViT | BitResNet, metadata: WeightsMetadata) -> list[str]:
@@ -79,5 +82,5 @@ def _crop(file_format: str, model: ViT | BitResNet, metadata: WeightsMetadata) -
     if crop not in EXACT_CROPS[file_format]:
         lines.append(f"the crop {crop} is rounded in another way, by up to a pixel")
     if file_format == "safetensors":
-        lines.append(f"the crop {crop} is not in the file")
+        lines.append(f"the crop {crop} is not in the file; {CARD}")
     return lines

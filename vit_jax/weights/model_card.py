@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from vit_jax.models.pixel_stats import PIXEL_STATS
 from vit_jax.models.registry import BitResNet, ViT
+from vit_jax.models.titles import title_of
 from vit_jax.text import escape_markdown
 from vit_jax.weights import download, snippets
 from vit_jax.weights.metadata import WeightsMetadata
@@ -52,7 +53,7 @@ def model_card(
     return f"""{CARD_START}
 tags: [image-classification, vision-transformer]
 ---
-# {model.config.name}
+# {title_of(model.config, model.image_size)}
 
 | | |
 |---|---|
