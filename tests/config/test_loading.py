@@ -400,6 +400,15 @@ def test_a_missing_config_file_is_answered_with_the_nearest():
         load(f"{ROOT}/configs/quikstart.py:smoke")
 
 
+def test_load_names_the_repository_for_its_configs_in_another_folder(tmp_path, monkeypatch):
+    (tmp_path / "finetune.py").touch()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        ConfigError, match=r"finetune\.py: no such file\. The folder configs/ is in"
+    ):
+        load("configs/finetune.py:smoke")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -1,13 +1,16 @@
 """Evaluation during training: each has its schedule, and none of them changes training."""
 
 import json
+import types
 
 import numpy as np
 import pytest
 
 from tests.support.runs import final_state, records
 from vit_jax import main
+from vit_jax.config.schema import Config, Data
 from vit_jax.errors import ConfigError
+from vit_jax.training.periodic_eval import Evaluation
 
 pytestmark = pytest.mark.slow  # Training runs, some in processes of their own.
 
@@ -118,3 +121,11 @@ def test_fewshot_sets_with_the_same_name_are_rejected(photo_folder, tmp_path):
     rule = FewShot(every=1, source="folder", sets=places)
     with pytest.raises(ConfigError, match="two sets with the name photos"):
         stage._open_fewshot(Config(steps=1, data=Data(), fewshot=rule))
+
+
+@pytest.mark.parametrize(("dev", "name"), [(None, "val/top1"), (0.1, "dev/top1")])
+def test_format_calls_held_out_training_examples_dev(dev, name):
+    config = Config(steps=2, data=Data(source="digits", dev=dev))
+    stage = types.SimpleNamespace(config=config, total_steps=2, val_source=range(9))
+    line = Evaluation.format(types.SimpleNamespace(stage=stage), 2, {"val/top1": 0.5, "val/n": 9})
+    assert line == f"step 2/2  {name} 0.5000  n=9/9"

@@ -82,3 +82,9 @@ def test_card_lists_losses_assumptions_and_code():
     assert "from transformers import AutoImageProcessor" in text
     assert "timm.models.VisionTransformer(" in card("safetensors")
     assert "Differences" not in card()
+
+
+def test_title_names_the_shape_that_differs_from_the_name():
+    text = card()
+    assert "# ViT-2x32/4\n" in text
+    assert "| Model | ViT-2x32/4 (changed from vit_ti16) |" in text

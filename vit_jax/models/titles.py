@@ -31,8 +31,17 @@ def title_of(section: Model, image_size: int | tuple[int, int]) -> str:
     return title
 
 
+def described(section: Model, image_size: int | tuple[int, int]) -> str:
+    """Returns the name of a `config.model` section, with the title if its shape is changed."""
+    title = title_of(section, image_size)
+    is_changed = title != model_title(section.name)
+    return f"{title} (changed from {section.name})" if is_changed else section.name
+
+
 def shape_of(section: Model, image_size: int | tuple[int, int]) -> Shape | None:
-    model = build(section, num_classes=1, image_size=image_size)
+    # The class of the MLP has no effect on the shape, and may be code of the user.
+    plain = dataclasses.replace(section, mlp="mlp")
+    model = build(plain, num_classes=1, image_size=image_size)
     if not isinstance(model, ViT):
         return None
     size = model.size

@@ -11,6 +11,7 @@ from vit_jax import config as config_lib
 from vit_jax.atomic_io import to_json
 from vit_jax.checkpoints import workdir
 from vit_jax.distributed.progress import format_duration
+from vit_jax.models import titles
 from vit_jax.report import curves
 from vit_jax.report import sections as html
 from vit_jax.report.inputs import first_training_inputs
@@ -63,6 +64,7 @@ def config_value(config: dict, name: str) -> object:
 
 def _header(run: RunRecord) -> html.Html:
     data = run.config.data
+    model = titles.described(run.config.model, data.size)
     source = " ".join(filter(None, (data.source, data.dataset, data.dir)))
     cards = (
         html.element("div", html.element("b", value), html.element("span", name), class_="card")
@@ -71,7 +73,7 @@ def _header(run: RunRecord) -> html.Html:
     return html.element(
         "header",
         html.element("h1", run.title, state_badge(run)),
-        html.element("p", f"{run.config.model.name} on {source}, {data.split}", class_="lead"),
+        html.element("p", f"{model} on {source}, {data.split}", class_="lead"),
         html.element("div", *cards, class_="cards"),
     )
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from vit_jax.models.pixel_stats import PIXEL_STATS
 from vit_jax.models.registry import BitResNet, ViT
-from vit_jax.models.titles import title_of
+from vit_jax.models.titles import described, title_of
 from vit_jax.text import escape_markdown
 from vit_jax.weights import download, snippets
 from vit_jax.weights.metadata import WeightsMetadata
@@ -72,7 +72,7 @@ def _rows(model: ViT | BitResNet, metadata: WeightsMetadata, num_params: int) ->
         side = metadata.crop_side or f"its side / {metadata.crop_fraction:g}"
         crop = f"centre crop after resizing to {side}, rounded as in {metadata.crop}"
     rows = [
-        ("Model", f"`{config.name}`"),
+        ("Model", described(config, model.image_size)),
         ("Parameters", f"{num_params:,}"),
         ("Input", f"{height}x{width} RGB: {crop} ({metadata.resample or 'antialias'})"),
         ("Pixels in [0, 1]", f"mean {mean}, standard deviation {std}"),
