@@ -15,7 +15,7 @@ from PIL import Image
 from tests.support.config_mistakes import CONFIG_MISTAKES, TINY
 from tests.support.runs import ROOT, run_main
 from vit_jax import main
-from vit_jax.errors import VitJaxError
+from vit_jax.errors import ConfigError, Note, VitJaxError
 
 
 @pytest.fixture(scope="module")
@@ -398,3 +398,10 @@ def test_a_ctrl_c_that_python_ignores_is_repeated():
     with pytest.raises(KeyboardInterrupt):
         main.repeat_interrupt(types.SimpleNamespace(exc_type=KeyboardInterrupt))
         time.sleep(5)
+
+
+def test_an_error_ends_with_the_notes_of_this_package_alone():
+    error = ConfigError("steps is 0.")
+    error.add_note("--------------------\nFor simplicity, a library has removed its frames.")
+    error.add_note(Note("Step 3 is saved."))
+    assert main._message(error) == "steps is 0. Step 3 is saved."

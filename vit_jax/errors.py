@@ -4,6 +4,10 @@ import difflib
 from collections.abc import Iterable, Sequence
 
 
+class Note(str):
+    """Note on an error (`add_note`) that the command line prints; those of libraries are not."""
+
+
 class VitJaxError(Exception):
     """Base class of errors shown to the user as one line.
 
@@ -61,6 +65,11 @@ class Interrupted(VitJaxError):
         self.exit_code = 128 + signal_number
 
 
+def notes_of(error: BaseException) -> list[Note]:
+    """Returns the notes on an error that are this package's own."""
+    return [note for note in getattr(error, "__notes__", ()) if isinstance(note, Note)]
+
+
 def nearest(name: str, names: Iterable[str]) -> str:
     """Returns a hint such as ' Did you mean steps?', or '' if no name is similar."""
     matches = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
@@ -70,6 +79,11 @@ def nearest(name: str, names: Iterable[str]) -> str:
 def one_line(error: object) -> str:
     """Returns the message of an error in one line of limited length; its class if it is empty."""
     return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def raised(error: BaseException) -> str:
+    """Returns the class and the first line of the message of an error of the user's code."""
+    return f"{type(error).__name__}: {one_line(str(error).strip().partition(chr(10))[0])}"
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -82,6 +96,13 @@ def listed(items: Sequence[object], most: int = 20, separator: str = "; ") -> st
     text = separator.join(map(str, items[:most]))
     rest, joint = len(items) - most, "; and" if separator == "; " else " and"
     return f"{text}{joint} {rest} more" if rest > 0 else text
+
+
+def form(value: object) -> str:
+    """Returns dtype and shape of an array, such as float32 (2, 3); the type of anything else."""
+    if hasattr(value, "dtype") and hasattr(value, "shape"):
+        return f"{value.dtype} {tuple(value.shape)}"
+    return type(value).__name__
 
 
 def shown(value: object, length: int = 80) -> str:

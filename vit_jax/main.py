@@ -16,6 +16,7 @@ from vit_jax.errors import (
     VitJaxError,
     is_out_of_memory,
     nearest,
+    notes_of,
 )
 from vit_jax.text import STDOUT, open_standard_streams, warn, write
 
@@ -119,7 +120,7 @@ def _message(error: BaseException) -> str:
         is_no_folder = isinstance(error, FileExistsError)  # An existing folder is no error.
         reason = "a file; expected a folder" if is_no_folder else error.strerror or error
         message = f"{error.filename or 'input or output'}: {reason}."
-    return " ".join([message, *getattr(error, "__notes__", ())])
+    return " ".join([message, *notes_of(error)])
 
 
 def _device_problem(error: Exception) -> str:

@@ -10,7 +10,15 @@ from vit_jax.checkpoints import checkpoint, layout, workdir
 from vit_jax.checkpoints.signals import SignalRecorder
 from vit_jax.config.schema import Config
 from vit_jax.distributed import mesh, multihost
-from vit_jax.errors import CheckpointError, Interrupted, NonFiniteError, is_out_of_memory, one_line
+from vit_jax.errors import (
+    CheckpointError,
+    Interrupted,
+    NonFiniteError,
+    Note,
+    is_out_of_memory,
+    notes_of,
+    one_line,
+)
 from vit_jax.models import trees
 from vit_jax.training import auto, build, schedules
 from vit_jax.training.batches import TrainBatches
@@ -67,7 +75,7 @@ def _memory_errors(stage: Stage) -> Iterator[None]:
         is_new = not layout.list_steps(stage.folder / layout.FOLDER)
         parts = (stage.config, stage.model, stage.mesh)
         found = auto.out_of_memory(*parts, is_new, one_line(error))
-        for note in getattr(error, "__notes__", ()):
+        for note in notes_of(error):
             found.add_note(note)
         raise found from error
 
@@ -178,9 +186,9 @@ def _save_after_error(
         in_flight.settle_after_error()
         saver.save_last(step, state)
     except Exception as failure:
-        error.add_note(f"Step {step} could not be saved ({failure}).")
+        error.add_note(Note(f"Step {step} could not be saved ({failure})."))
     else:
-        error.add_note(f"Step {step} is saved.")
+        error.add_note(Note(f"Step {step} is saved."))
 
 
 def _evaluate(
