@@ -116,6 +116,10 @@ class Inverted:
         return -image
 
 
+def itself(image, random):
+    return image
+
+
 class WrongPixels(Inverted):
     pixels = "int8"
 
@@ -133,6 +137,7 @@ OWN_WRONG = {
     f"resize|{HERE}:blur": f"a step is '{HERE}:blur', which cannot be imported",
     f"resize|{HERE}:ownstep(-1)": f"{HERE}:ownstep(-1): size is negative.",
     f"resize|{HERE}:ownstep": f"{HERE}:ownstep: ownstep() missing 1 required positional argument",
+    f"resize|{HERE}:itself": "'random'; name a function that returns the step.",
     "resize|math:sqrt(4)": "math:sqrt(4) is a float; expected a step, which is called with an",
     f"resize|{HERE}:WrongPixels": "has pixels='int8'; expected 'uint8', 'float32' or 'any'.",
     f"resize|{HERE}:OwnCrop": "expected one crop, as the first step",

@@ -294,7 +294,9 @@ def _make(call: _Call, where: str) -> Crop | Step:
     try:
         step = entry(*call.args, **call.kwargs)
     except Exception as error:  # A step of the user can raise anything.
-        raise ConfigError(f"{where}: {call}: {one_line(error)}.") from error
+        is_step = registry.is_user_defined(call.name) and isinstance(error, TypeError)
+        hint = "; name a function that returns the step" if is_step else ""
+        raise ConfigError(f"{where}: {call}: {one_line(error)}{hint}.") from error
     if not (callable(step) or hasattr(step, "view")):
         raise ConfigError(
             f"{where}: {call} is a {type(step).__name__}; expected a step, which is called with an "

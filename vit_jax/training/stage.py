@@ -15,6 +15,7 @@ from vit_jax.data.overview import describe_splits
 from vit_jax.data.preprocess import TrainRecipe
 from vit_jax.data.sketch import count_removed, make_sketch
 from vit_jax.data.sources import Source, find_kind, open_both, open_split
+from vit_jax.data.step_checks import check_user_steps
 from vit_jax.errors import CheckpointError, ConfigError, DataError
 from vit_jax.models.registry import ViT, build, param_shapes
 from vit_jax.tasks import registry as task_registry
@@ -138,6 +139,7 @@ def prepare_stage(
     model = task_registry.build_model(config, num_classes=1)
     config, note = auto.with_accumulate(config, model, mesh)
     train_recipe = TrainRecipe(config.data, model.image_size)
+    check_user_steps(config.data.augment, model.image_size)
     wanted = (config.data, config.fewshot)
     alike = (e for e in earlier.values() if (e.config.data, e.config.fewshot) == wanted)
     same = next(alike, None)  # Its data is open already.
