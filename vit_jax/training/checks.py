@@ -10,8 +10,9 @@ from vit_jax.config.schema import Config
 from vit_jax.data.image_folder import FolderSource
 from vit_jax.data.overview import inner_sources
 from vit_jax.data.sources import Source
-from vit_jax.errors import ConfigError, VitJaxError, one_line
+from vit_jax.errors import ConfigError, VitJaxError, form, raised
 from vit_jax.models.registry import make_init, param_shapes
+from vit_jax.tasks import losses
 from vit_jax.tasks import registry as task_registry
 from vit_jax.training import memory, schedules
 from vit_jax.training.optimizer import make_optimizer
@@ -40,8 +41,8 @@ def check_stage(config: Config, model, total_steps: int) -> None:
     except VitJaxError:
         raise
     except Exception as error:  # User-defined objects can raise anything.
-        reason = f"{type(error).__name__}: {one_line(error)}"
-        raise ConfigError(f"{', '.join(names)} cannot be used for training: {reason}") from error
+        places = ", ".join(names)
+        raise ConfigError(f"{places} cannot be used for training: {raised(error)}") from error
 
 
 def _trace(config: Config, model, total_steps: int) -> None:
@@ -58,6 +59,8 @@ def _trace(config: Config, model, total_steps: int) -> None:
     if config.task.teacher:
         logits = (EXAMPLES_TRACED, model.num_classes)
         batch["teacher"] = jax.ShapeDtypeStruct(logits, jnp.float32)
+    if task_registry.find_task(config.task).has_classes:
+        _check_losses(config, model)
     objective = task_registry.make_task(config.task, model)
     loss, _ = jax.eval_shape(objective.loss, params, batch, jax.random.key(0))
     if loss.shape:
@@ -65,6 +68,8 @@ def _trace(config: Config, model, total_steps: int) -> None:
             f"config.task.name={config.task.name!r} has a loss of shape {loss.shape}; expected "
             "one number."
         )
+    if registry.is_user_defined(config.task.name):
+        _check_scores(config, objective, params, batch)
     tx = make_optimizer(config.optimizer, config.optimizer.lr)
     jax.eval_shape(tx.init, params)
 
@@ -80,3 +85,49 @@ def check_outside_data(folder: pathlib.Path, config: Config, train_source: Sourc
                 f"workdir {folder} is inside {source.root}, whose folders are classes; choose a "
                 "folder outside the data."
             )
+
+
+def _check_scores(config: Config, objective, params, batch: dict) -> None:
+    """Traces the scores of a user-defined task, which evaluation computes."""
+    batch = {name: batch[name] for name in ("image", "label", "mask")}
+    batch["number"] = batch["label"]
+    for name, score in jax.eval_shape(objective.score, params, batch).items():
+        if score.shape[:1] != (EXAMPLES_TRACED,):
+            raise ConfigError(
+                f"config.task.name={config.task.name!r}: score {name!r} is {form(score)} for "
+                f"{EXAMPLES_TRACED} examples; expected one row per example."
+            )
+
+
+def _check_losses(config: Config, model) -> None:
+    """Traces user-defined losses alone: training and evaluation need a value for each example."""
+    task, data, K = config.task, config.data, model.num_classes
+    B = EXAMPLES_TRACED + (K == EXAMPLES_TRACED)  # A loss per class has another shape.
+    logits = jax.ShapeDtypeStruct((B, K), jnp.float32)
+    numbers = jax.ShapeDtypeStruct((B,), jnp.int32)
+    has_targets = data.mixup or data.cutmix or task.label_smoothing
+    if registry.is_user_defined(task.loss):
+        function = losses.find_loss(task.loss).function
+        for labels in (numbers, logits)[: 1 + bool(has_targets)]:
+            _check_loss(f"config.task.loss={task.loss!r}", function, logits, labels)
+    if task.teacher and registry.is_user_defined(task.distill):
+        function = registry.find(losses.DISTILLATIONS, task.distill, "config.task.distill")
+
+        def distill(logits, teacher):
+            return function(logits, teacher, task.temperature)
+
+        _check_loss(f"config.task.distill={task.distill!r}", distill, logits, logits)
+
+
+def _check_loss(place: str, function, logits, labels) -> None:
+    """Raises ConfigError unless a loss maps logits B K and its second argument to floats B."""
+    try:
+        found = jax.eval_shape(function, logits, labels)
+    except Exception as error:  # A loss of the user can raise anything.
+        raise ConfigError(f"{place} cannot be used for training: {raised(error)}") from error
+    shape, dtype = getattr(found, "shape", None), getattr(found, "dtype", None)
+    if shape != labels.shape[:1] or not jnp.issubdtype(dtype, jnp.floating):
+        raise ConfigError(
+            f"{place} returned {form(found)} for logits {logits.shape} and labels {labels.shape}; "
+            f"it must return one float per example, float32 {labels.shape[:1]}."
+        )
