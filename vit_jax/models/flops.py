@@ -61,7 +61,7 @@ def _vit_macs(model: ViT) -> int:
 def _mlp_macs(config: Model, D: int) -> int:
     """Returns the multiply-accumulates of one MLP for one token: the elements of its kernels."""
     mlp = make_mlp(config, "mlp")
-    params = jax.eval_shape(lambda: mlp.init(jax.random.key(0), jnp.zeros((1, 1, D))))
+    params = jax.eval_shape(lambda: mlp.init(jax.random.key(0), jnp.zeros((1, 1, D)), None))
     return sum(math.prod(array.shape) for array in jax.tree.leaves(params) if array.ndim > 1)
 
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from vit_jax.config import registry
 from vit_jax.config.schema import Model
+from vit_jax.errors import ConfigError, form, raised
 from vit_jax.models import cpu_ops
 from vit_jax.models.position import RelativeKeys
 from vit_jax.models.sizes import size_of
@@ -101,7 +102,12 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two dense layers with a GELU between them, each followed by dropout."""
+    """Two dense layers with a GELU between them, each followed by dropout.
+
+    A row of `MLPS`. As every MLP of an encoder, it is created as `Mlp(config, name=...)`, and
+    called with the tokens z B T D and a key; a key of None switches its noise off. It returns the
+    shape and the dtype of z. Its width is `size_of(config).mlp_size`.
+    """
 
     config: Model
 
@@ -138,12 +144,42 @@ class SwiGlu(nn.Module):
 MLPS = {
     "mlp": Mlp,
     "swiglu": SwiGlu,
-}  # Values of `model.mlp`: modules (z B T D, key or None) -> B T D.
+}  # Values of `model.mlp`: Flax modules (config, name=) called with (z B T D, key or None).
 
 
 def make_mlp(config: Model, name: str) -> nn.Module:
     """Returns the MLP of a config under that name."""
     return registry.find(MLPS, config.mlp, "model.mlp")(config, name=name)
+
+
+def check_mlp(config: Model) -> None:
+    """Raises ConfigError for a user-defined MLP that cannot take the place of `Mlp`.
+
+    Traces it with a key and without, if this process may import it.
+    """
+    if not registry.is_user_defined(config.mlp) or registry.chosen(config, "mlp") is None:
+        return
+    z = jax.ShapeDtypeStruct((2, 3, size_of(config).hidden_size), config.dtype)
+
+    def outputs(z: jax.Array, key: jax.Array) -> list:
+        mlp = make_mlp(config, "mlp")
+        params = mlp.init(key, z, None).get("params", {})
+        return [mlp.apply({"params": params}, z, each) for each in (None, key)]
+
+    where = f"model.mlp={config.mlp!r}"
+    try:
+        results = jax.eval_shape(outputs, z, jax.random.key(0))
+    except Exception as error:  # A module of the user can raise anything.
+        raise ConfigError(
+            f"{where}, called with (z B T D, key or None), raised "
+            f"{raised(error)}; expected an output like z, {form(z)}."
+        ) from error
+    for y in results:
+        if getattr(y, "shape", None) != z.shape or jnp.promote_types(y.dtype, z.dtype) != z.dtype:
+            raise ConfigError(
+                f"{where} returned {form(y)} for {form(z)}; it must return the shape and the dtype "
+                "of z, for example by .astype(z.dtype)."
+            )
 
 
 class LayerScale(nn.Module):

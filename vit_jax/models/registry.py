@@ -15,6 +15,7 @@ from vit_jax.config.values import check_section
 from vit_jax.errors import ConfigError
 from vit_jax.models import trees
 from vit_jax.models.bit_resnet import BitResNet
+from vit_jax.models.layers import check_mlp
 from vit_jax.models.sizes import PARAMETERS, BitShape, shape_of
 from vit_jax.models.vit import ViT
 
@@ -74,6 +75,7 @@ def build(config: Model, *, num_classes: int, image_size: int | tuple[int, int])
         return BitResNet(config, num_classes, size)
     model = ViT(config, num_classes, size)
     _check_vit(model)
+    check_mlp(config)
     _check_sides(size, model.patch_pixels)
     return model
 

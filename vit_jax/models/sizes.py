@@ -130,7 +130,10 @@ def _suggestion(name: str) -> str:
 
 
 def size_of(config: Model) -> Size:
-    """Returns depth, widths and heads of the Vision Transformer that a section names."""
+    """Returns num_layers, hidden_size, mlp_size and num_heads of the model that a section names.
+
+    Fields of the section that are None have the values of the model's name.
+    """
     return shape_of(config).size
 
 
