@@ -19,6 +19,7 @@ from vit_jax.weights.infer_model import infer_model_options
 from vit_jax.weights.metadata import WeightsMetadata
 from vit_jax.weights.reader import open_weights_file
 
+OWN_MLP = "vit_jax.models.layers:Mlp"  # As a user-defined object, whose parameters are known.
 TINY = {"num_layers": 1, "hidden_size": 8, "mlp_size": 16, "num_heads": 2, "num_classes": 3}
 
 
@@ -298,6 +299,8 @@ def test_class_names_that_do_not_fit_are_written_beside_the_file(tmp_path, file_
         ("safetensors", {"pos_embed": "sincos"}, "pos_embed='sincos'"),
         ("safetensors", {"pos_embed_at": "shared"}, "pos_embed_at='shared'"),
         ("safetensors", {"qk_norm": True}, "qk_norm"),
+        ("safetensors", {"mlp": OWN_MLP}, f"timm does not support mlp={OWN_MLP!r}"),
+        ("huggingface", {"mlp": OWN_MLP}, f"Hugging Face does not support mlp={OWN_MLP!r}"),
         ("huggingface", {"pool": "gap"}, "pool='gap' for this model, only pool='token'"),
         ("huggingface", {"pool": "map"}, "pool='map'"),
         (

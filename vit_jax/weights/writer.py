@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from vit_jax.atomic_io import to_json, write_atomically
+from vit_jax.config import registry
 from vit_jax.errors import ConfigError, listed
 from vit_jax.models.pixel_stats import PIXEL_STATS
 from vit_jax.models.registry import BitResNet, ViT
@@ -101,6 +102,7 @@ def _check_timm_support(model: ViT) -> None:
         (config.pos_embed not in ("learned", "none"), f"pos_embed={config.pos_embed!r}"),
         (config.pos_embed_at != "stem", f"pos_embed_at={config.pos_embed_at!r}"),
         (config.qk_norm, "qk_norm without bias"),
+        (registry.is_user_defined(config.mlp), f"mlp={config.mlp!r}"),
     ):
         if is_unsupported:
             raise ConfigError(f"timm does not support {option}.")
@@ -113,6 +115,7 @@ def _check_huggingface_support(model: ViT) -> None:
     for is_unsupported, option in (
         (model.stem is not None, "a ResNet before the encoder"),
         (config.qk_norm, "qk_norm"),
+        (registry.is_user_defined(config.mlp), f"mlp={config.mlp!r}"),
         (config.pos_embed != "learned", f"pos_embed={config.pos_embed!r}"),
         (config.pos_embed_at != "stem", f"pos_embed_at={config.pos_embed_at!r}"),
         (config.registers and not is_dino, "registers without layer_scale"),
