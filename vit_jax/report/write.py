@@ -86,7 +86,7 @@ def _write_pages(
         )
     errors = []
     for number, run in enumerate(outdated, 1):
-        show(f"{number}/{len(outdated)}  {run.folder}")
+        show(f"page {number}/{len(outdated)}: {run.folder}")
         file = target if is_single_run else run.folder / REPORT_FILE
         try:
             file.parent.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,7 @@ KINDS = (  # Pattern of the first bytes, suffix, and description of such files.
     (rb"PK\x03\x04.{26}[^/]{0,200}/data\.pkl", PICKLE, ""),
     (rb"PK\x03\x04.{26}.{0,200}\.npy", NPZ, "is an .npz file; give it this suffix"),
     (rb"PK\x03\x04", ZIP, "is a zip file; unpack it"),
-    (rb"\Z", "", "is empty"),
+    (rb"\Z", "", "is empty; copy or download the file again"),
     (rb"version https://git-lfs\.", "", "is a Git LFS pointer, not the file; run `git lfs pull`"),
     (rb"\s*<(!doctype|html|\?xml)", "", "is a web page, not weights; download the file again"),
     (rb"\s*[{\[]", "", "is a JSON file, not weights"),
