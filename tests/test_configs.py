@@ -339,13 +339,6 @@ def test_small_images_without_weights_start_with_small_patches():
 
 
 TRIALS = [row for row in ROWS if re.search(r"[:,]smoke$", row)]
-COVERING = (  # These use all kinds of training: labels, patches, a teacher, a sweep, GSAM.
-    "finetune.py:smoke",
-    "masked_patches.py:smoke",
-    "distill.py:model=vit_s16,smoke",
-    "transfer.py:polyak,smoke",
-    "sam.py:rule=gsam,model=vit_b32,smoke",
-)
 
 
 @pytest.fixture
@@ -359,14 +352,9 @@ def quick_compiling(monkeypatch):
     jax.config.update("jax_disable_most_optimizations", False)
 
 
+@pytest.mark.stress
 @pytest.mark.usefixtures("quick_compiling")
-@pytest.mark.parametrize(
-    "row",
-    [
-        pytest.param(row, marks=pytest.mark.slow if row in COVERING else pytest.mark.stress)
-        for row in TRIALS
-    ],
-)
+@pytest.mark.parametrize("row", TRIALS)
 def test_a_trial_takes_two_steps(row, tmp_path):
     config = config_lib.load(f"{ROOT}/configs/{row}")
     for stage in [config.stages[name] for name in config.stages] or [config]:

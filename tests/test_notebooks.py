@@ -119,7 +119,7 @@ def columns(table: str) -> dict[str, list[str]]:
     return {name: list(values) for name, *values in zip(rows[0], *rows[2:], strict=True)}
 
 
-@pytest.mark.slow
+@pytest.mark.stress
 def test_quickstart_evaluation_repeats_the_accuracy_of_training(execute):
     notebook = execute("01_quickstart")
     text = printed(notebook)
@@ -129,7 +129,7 @@ def test_quickstart_evaluation_repeats_the_accuracy_of_training(execute):
     assert len(re.findall(r"digit\d\.png\t\d\t", text)) == 6
 
 
-@pytest.mark.slow
+@pytest.mark.stress
 def test_finetune_notebook_counts_the_wrong_predictions_of_the_evaluation(execute):
     notebook = execute("02_finetune_your_images")
     text = printed(notebook)
@@ -141,7 +141,7 @@ def test_finetune_notebook_counts_the_wrong_predictions_of_the_evaluation(execut
     assert len(displayed(notebook, "image/png")) == 3
 
 
-@pytest.mark.slow
+@pytest.mark.stress
 def test_inside_notebook_plots_all_figures_and_the_attention_of_each_layer(execute):
     notebook = execute("03_inside_the_transformer")
     text = printed(notebook)
@@ -150,7 +150,7 @@ def test_inside_notebook_plots_all_figures_and_the_attention_of_each_layer(execu
     assert len(displayed(notebook, "image/png")) == 8
 
 
-@pytest.mark.slow
+@pytest.mark.stress
 def test_tables_notebook_counts_and_plans_the_compute_of_the_paper(execute):
     notebook = execute("04_scaling_tables")
     tables = displayed(notebook, "text/markdown")
@@ -165,7 +165,7 @@ def test_tables_notebook_counts_and_plans_the_compute_of_the_paper(execute):
     assert len(displayed(notebook, "image/png")) == 2
 
 
-@pytest.mark.slow
+@pytest.mark.stress
 def test_fewshot_notebook_scores_all_digits_by_each_protocol(execute):
     notebook = execute("05_fewshot_and_probes")
     text = printed(notebook)
@@ -176,7 +176,7 @@ def test_fewshot_notebook_scores_all_digits_by_each_protocol(execute):
     assert len(displayed(notebook, "image/png")) == 2
 
 
-@pytest.mark.slow
+@pytest.mark.stress
 def test_conversion_notebook_restores_all_arrays_bit_for_bit(execute):
     text = printed(execute("06_from_pytorch_and_back"))
     comparisons = re.findall(r"(\d+)/(\d+) arrays equal, logits equal: (\w+)", text)
@@ -185,7 +185,7 @@ def test_conversion_notebook_restores_all_arrays_bit_for_bit(execute):
     assert "rejected: " in text
 
 
-@pytest.mark.slow
+@pytest.mark.stress
 def test_step_by_step_notebook_computes_the_logits_of_the_model(execute):
     text = printed(execute("07_vit_step_by_step"))
     assert "A B h T T: (2, 4, 17, 17)" in text

@@ -49,7 +49,7 @@ def measured(tmp_path_factory):
     return done, [json.loads(line) for line in out.read_text().splitlines()]
 
 
-@pytest.mark.slow
+@pytest.mark.stress
 def test_benchmark_writes_a_line_for_every_measurement(measured):
     _, records = measured
     assert len(records) == 2
@@ -68,14 +68,14 @@ def test_benchmark_writes_a_line_for_every_measurement(measured):
         assert record["versions"]["jax"] == jax.__version__
 
 
-@pytest.mark.slow
+@pytest.mark.stress
 def test_benchmark_compiles_in_the_first_round_and_uses_the_cache_later(measured):
     _, records = measured
     assert [record["cache"] for record in records] == ["cold", "warm"]
     assert records[1]["compile_seconds"] < records[0]["compile_seconds"]
 
 
-@pytest.mark.slow
+@pytest.mark.stress
 def test_benchmark_prints_progress_to_stderr_and_the_table_to_stdout(measured):
     done, records = measured
     table = json.loads(done.out)
@@ -97,7 +97,7 @@ def test_case_flops_are_those_of_its_matrix_products():
     assert inference.record()["step_flops"] == 2 * macs * 4
 
 
-@pytest.mark.slow
+@pytest.mark.stress
 def test_worker_measures_all_devices_of_a_mesh():
     (case,) = tiny_cases(mode="inference", batch=8, fields={"mesh.data": "4", "mesh.fsdp": "2"})
     result = worker.measure(**vit_jax_runners(case, {}, False)[0].arguments, started=0.0)
@@ -274,7 +274,7 @@ def test_benchmark_rejects_invalid_flags_in_one_line(arguments, message, tmp_pat
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.slow
+@pytest.mark.stress
 def test_runner_measure_rejects_a_batch_that_cannot_be_split_evenly(tmp_path):
     (case,) = tiny_cases(batch=3)
     with pytest.raises(ConfigError, match="batch_size 3 is not divisible by 8 devices"):

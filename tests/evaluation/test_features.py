@@ -63,7 +63,7 @@ def test_layers_are_those_of_the_model(scan):
 
 
 @pytest.mark.parametrize("options", [{}, {"pre_logits": True}, {"pool": "gap"}, {"pool": "map"}])
-@pytest.mark.slow
+@pytest.mark.stress
 def test_pre_logits_times_the_head_are_the_logits(options):
     model, params = vit(**options)
     head = params["head"]
@@ -71,7 +71,7 @@ def test_pre_logits_times_the_head_are_the_logits(options):
     np.testing.assert_allclose(logits, model.apply({"params": params}, IMAGES), atol=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.stress
 def test_a_resnet_gives_what_its_head_is_given():
     model = create_model("bit_r26x1", num_classes=5, image_size=32)
     images = np.zeros((2, 32, 32, 3), np.float32)

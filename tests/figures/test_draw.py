@@ -14,7 +14,7 @@ from vit_jax.figures import draw as draw_lib
 from vit_jax.models import trees
 from vit_jax.weights import load
 
-pytestmark = pytest.mark.slow  # Trains or runs models for seconds.
+pytestmark = pytest.mark.stress  # Trains or runs models for seconds.
 
 ALL = {"figure6", "figure7", "figure10", "figure11", "figure14", "heads", "patches"}
 

@@ -109,7 +109,7 @@ def test_the_formula_gives_the_published_numbers():
 
 
 @pytest.mark.parametrize(("name", "L"), [("vit_l16", 24), ("r50_b16", 12)])
-@pytest.mark.slow
+@pytest.mark.stress
 def test_all_layers_of_a_model_are_alike_and_as_many_as_its_size_says(name, L):
     blocks = [{} for _ in range(L)]
     for array, shape in whole(name).items():
@@ -134,7 +134,7 @@ def test_a_vision_transformer_has_the_parameters_of_its_row(name):
 
 
 @pytest.mark.parametrize("name", VITS)
-@pytest.mark.slow
+@pytest.mark.stress
 def test_a_vision_transformer_of_another_size_or_head_has_those_of_the_formula(name):
     L, D, M, _, P = VITS[name]
     larger, head = 518 if P == 14 else 384, {"num_classes": 21843}
@@ -146,7 +146,7 @@ def test_a_vision_transformer_of_another_size_or_head_has_those_of_the_formula(n
 
 
 @pytest.mark.parametrize("name", HYBRIDS)
-@pytest.mark.slow
+@pytest.mark.stress
 def test_a_hybrid_has_the_published_parameters(name):
     at_224, at_384, resnet, classes = HYBRIDS[name]
     shapes = whole(name, num_layers=1)
@@ -161,7 +161,7 @@ def test_a_hybrid_has_the_published_parameters(name):
 
 
 @pytest.mark.parametrize("name", BITS)
-@pytest.mark.slow
+@pytest.mark.stress
 def test_a_bit_resnet_has_the_published_parameters(name):
     shapes = whole(name)
     assert count(shapes) == BITS[name] == PARAMETERS[name]

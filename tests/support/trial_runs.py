@@ -115,9 +115,10 @@ def train(arguments: list[str], workdir: str) -> None:
 def trial_workdir(arguments: tuple[str, ...]) -> pathlib.Path:
     """Returns the workdir of a trial of a training command without --workdir."""
     file = next(text for text in arguments if text.startswith("--config=")).partition("=")[2]
-    file = re.sub(r",(init|steps|size)=[^,]*", "", file)  # A trial has its own.
-    if not file.endswith("smoke"):
-        file += ",smoke" if ":" in file else ":smoke"
+    name, _, config_arguments = file.partition(":")
+    kept = re.sub(r"\b(init|steps|size|dir)=[^,]*", "", config_arguments)  # A trial has its own.
+    kept = [text for text in kept.split(",") if text not in ("", "smoke")]
+    file = f"{name}:{','.join([*kept, 'smoke'])}"
     rest = [text for text in arguments if not text.startswith("--config=")]
     stages = [f"stages.{stage}." for stage in config_lib.load(file).stages] or [""]
     trial = [f"--config.{stage}{field}" for stage in stages for field in TRIAL]

@@ -61,7 +61,7 @@ def losses_on(sizes, **options) -> np.ndarray:
 
 
 @pytest.mark.parametrize("sizes", MESHES[1:], ids=lambda sizes: "x".join(map(str, sizes)))
-@pytest.mark.slow
+@pytest.mark.stress
 def test_fifty_steps_have_the_same_losses_on_every_mesh(sizes):
     alone = losses_on(MESHES[0])
     assert alone[-1] < alone[0] - 0.1, "nothing was learnt"
@@ -74,7 +74,7 @@ def test_fifty_scanned_and_recomputed_steps_have_the_same_losses():
     np.testing.assert_allclose(scanned, losses_on(MESHES[0]), rtol=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.stress
 def test_an_eighth_of_the_bytes_lies_on_each_of_eight_fsdp_devices():
     _, abstract_state, _, _ = step_on((1, 8, 1), create_model("vit_s16"))
     for part in (abstract_state.params, abstract_state.opt_state):
@@ -110,7 +110,7 @@ def test_data_parallel_steps_gather_nothing_and_reduce_each_gradient_once():
 
 
 @pytest.mark.parametrize("scan", [False, True], ids=["unrolled", "scanned"])
-@pytest.mark.slow
+@pytest.mark.stress
 def test_fsdp_steps_gather_parameters_and_never_examples(scan):
     params = trees.flatten(jax.eval_shape(make_init(small()), jax.random.key(0)))
     shapes = {tuple(n for n in leaf.shape if n > 1) for leaf in params.values()}

@@ -54,7 +54,7 @@ def test_a_large_parameter_that_fsdp_cannot_split_is_named(tmp_path, capsys):
     assert told in capsys.readouterr().out  # 516 is no multiple of 8.
 
 
-@pytest.mark.slow
+@pytest.mark.stress
 def test_the_best_weights_are_kept_told_and_used(tmp_path):
     # A rate that rises until it breaks what was learnt: the best is not the last.
     harm = ["optimizer.name=adamw", "optimizer.lr=5", "optimizer.warmup_steps=24"]
@@ -72,7 +72,7 @@ def test_the_best_weights_are_kept_told_and_used(tmp_path):
     assert report["top1"] == told[best]["val/top1"]
 
 
-@pytest.mark.slow
+@pytest.mark.stress
 def test_best_weights_that_a_kill_has_lost_are_saved_again(tmp_path):
     flags = ["steps=8", "checkpoint_every=8", "eval_every=8", "select=best"]
     summary, whole = run(tmp_path, *flags), final_state(tmp_path)
@@ -85,13 +85,13 @@ def test_best_weights_that_a_kill_has_lost_are_saved_again(tmp_path):
     assert final_state(tmp_path) == whole
 
 
-@pytest.mark.slow
+@pytest.mark.stress
 def test_the_best_needs_something_to_judge_by(tmp_path):
     with pytest.raises(ConfigError, match="select is 'best', but eval_every is None"):
         main.run(tiny_flags(tmp_path, "select=best", "eval_every=None"))
 
 
-@pytest.mark.slow
+@pytest.mark.stress
 def test_a_student_learns_from_a_teacher_of_its_own_classes(tmp_path):
     run(tmp_path / "teacher", "steps=40", "optimizer.lr=0.05")
     teacher = f"task.teacher={tmp_path / 'teacher'}"

@@ -48,7 +48,7 @@ print((peak[0] - start) / os.path.getsize(path))
 """
 
 
-@pytest.mark.slow
+@pytest.mark.stress
 def test_load_params_takes_at_most_half_more_memory_than_the_file(tmp_path):
     model = create_model("vit_s16", **OPTIONS)
     params = {name: np.ones(shape, np.float32) for name, shape in param_shapes(model).items()}

@@ -13,7 +13,7 @@ from tests.support.golden_outputs import CASES, GOLDEN, params_of, photo_pixels
 from vit_jax import create_model
 from vit_jax.models import trees
 
-pytestmark = pytest.mark.slow  # Trains or runs models for seconds.
+pytestmark = pytest.mark.stress  # Trains or runs models for seconds.
 
 
 @pytest.mark.parametrize("title", CASES)
