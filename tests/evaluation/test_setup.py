@@ -119,6 +119,8 @@ def test_result_path_keeps_results_of_another_checkpoint(folder, tmp_path, monke
     assert str(path) == "eval-a_b.json"
     path.write_text('{"checkpoint": "run/checkpoints/1"}')
     assert setup.result_path(None, path.name) == path
+    path.write_text(f'{{"checkpoint": "{tmp_path}/run/checkpoints/1"}}')
+    assert setup.result_path(None, path.name) == path
     path.write_text('{"checkpoint": "other.npz"}')
     with pytest.raises(
         ConfigError, match=r"eval-a_b\.json has the results of other\.npz; set --out"

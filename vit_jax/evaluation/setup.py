@@ -132,11 +132,12 @@ class EvaluationSetup:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / name.replace("/", "_")
         if not (out or self.loaded.folder):
-            other = (workdir.read_json(path) or {}).get("checkpoint")
-            if other not in (None, self.loaded.weights.where):
+            where = self.loaded.weights.where
+            other = (workdir.read_json(path) or {}).get("checkpoint", where)
+            if os.path.abspath(other) != os.path.abspath(where):
                 raise ConfigError(
                     f"{path} has the results of {other}; set --out to another folder for those of "
-                    f"{self.loaded.weights.where}."
+                    f"{where}."
                 )
         return path
 
