@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -395,9 +396,14 @@ def test_a_system_without_file_locks_is_reported_in_one_line():
 
 def test_a_ctrl_c_that_python_ignores_is_repeated():
     """As in a callback of the garbage collector, in which JAX spends much of the start."""
-    with pytest.raises(KeyboardInterrupt):
-        main.repeat_interrupt(types.SimpleNamespace(exc_type=KeyboardInterrupt))
-        time.sleep(5)
+    # The shell ignores SIGINT in processes that it starts in the background.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            main.repeat_interrupt(types.SimpleNamespace(exc_type=KeyboardInterrupt))
+            time.sleep(5)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_an_error_ends_with_the_notes_of_this_package_alone():

@@ -6,6 +6,15 @@ import pytest
 from vit_jax.checkpoints.signals import SignalRecorder
 
 
+@pytest.fixture
+def sighup_not_ignored():
+    """Restores the default of a process that was not started by `nohup`."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("sighup_not_ignored")
 @pytest.mark.parametrize("number", SignalRecorder.SIGNALS)
 def test_signal_recorder_keeps_the_first_signal(number):
     """A terminal that is closed sends SIGHUP more than once."""

@@ -174,7 +174,7 @@ def test_unreadable_image_is_reported_with_its_file(workers, tmp_path):
     with pytest.raises(DataError) as caught:
         train_batches(source, 2, 0, 2, workers=workers)
     assert re.fullmatch(
-        r"/\S*/b/0\.png: unreadable image \(.*\)\. --config\.data\.on_bad_image=skip .*`prepare`.*",
+        r"/\S*/b/0\.png: unreadable image \(.*\)\..*--config\.data\.on_bad_image=skip; `prepare`.*",
         str(caught.value),
     )
     if not workers:
