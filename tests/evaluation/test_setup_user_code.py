@@ -51,7 +51,7 @@ NEED_THE_MODEL = (
     "features --checkpoint=RUN --out=OUT.npz",
     "predict --checkpoint=RUN IMAGE",
     "figures --checkpoint=RUN --out=OUT",
-    "convert RUN OUT.safetensors",
+    "convert RUN OUT-weights.npz",
 )
 OTHERS = ("inspect RUN", "tables table2 RUN", "report RUN")
 

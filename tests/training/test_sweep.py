@@ -119,7 +119,7 @@ def test_processes_leave_each_other_the_runs_they_work_at(file, whole, tmp_path,
     with workdir.Lock(tmp_path / "grid/lr=0.01"):
         assert main.run([*flags, "--shard=1/3"]) == 0
     out = capsys.readouterr().out
-    steps = [line.split()[0] for line in out.splitlines() if "step 12/12  val" in line]
+    steps = [line.split()[0] for line in out.splitlines() if "step 12/12  dev" in line]
     assert steps == ["lr=0.001", "lr=0.0001"], "first the share of process 1, from 0"
     assert "done: the remaining runs are in progress in other processes" in out
     assert main.run([*flags, "--shard=2/3"]) == 0
