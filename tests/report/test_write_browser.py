@@ -125,7 +125,9 @@ def test_comparison_changes_its_axis_smoothing_and_curves(browser, seeds, width,
         browser.find_element(By.CSS_SELECTOR, f".controls {element}")
         for element in ("select", "label:nth-of-type(3) input", "label:nth-of-type(4) input")
     )
-    before = browser.find_element(By.CSS_SELECTOR, ".plot canvas").screenshot_as_png
+    canvas = browser.find_element(By.CSS_SELECTOR, ".plot canvas")
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", canvas)
+    before = canvas.screenshot_as_png
     for option in ("epoch", "time"):
         Select(select).select_by_visible_text(option)
         label = browser.find_element(By.CSS_SELECTOR, ".u-series th").text
@@ -134,7 +136,9 @@ def test_comparison_changes_its_axis_smoothing_and_curves(browser, seeds, width,
     mean.click()
     labels = [each.text for each in browser.find_elements(By.CSS_SELECTOR, ".plot .u-series th")]
     assert any("(mean of 2)" in label for label in labels)
-    assert browser.find_element(By.CSS_SELECTOR, ".plot canvas").screenshot_as_png != before
+    canvas = browser.find_element(By.CSS_SELECTOR, ".plot canvas")
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", canvas)
+    assert canvas.screenshot_as_png != before
     show(browser, seeds, width, scheme)  # The settings outlast a reload.
     assert browser.find_element(By.CSS_SELECTOR, ".controls select").get_property("value") == "time"
     assert browser.execute_script("return document.documentElement.scrollWidth") == width
