@@ -395,7 +395,7 @@ def test_a_system_without_file_locks_is_reported_in_one_line():
 
 
 def test_a_ctrl_c_that_python_ignores_is_repeated():
-    """As in a callback of the garbage collector, in which JAX spends much of the start."""
+    """Python ignores exceptions in callbacks of the garbage collector, such as those of JAX."""
     # The shell ignores SIGINT in processes that it starts in the background.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:

@@ -25,7 +25,7 @@ def test_signal_recorder_keeps_the_first_signal(number):
 
 
 def test_signal_recorder_keeps_sighup_ignored():
-    """As `nohup` does."""
+    """`nohup` ignores SIGHUP."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with SignalRecorder() as recorder:

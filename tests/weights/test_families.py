@@ -1,4 +1,4 @@
-"""What files do not say: taken from a family of published weights or a model, or asked for."""
+"""Options that files lack: taken from a published family or the model, or requested."""
 
 import numpy as np
 import pytest
