@@ -18,7 +18,7 @@ from vit_jax import main
 from vit_jax.checkpoints import layout
 from vit_jax.data.sources import FakeSource
 from vit_jax.errors import ConfigError, DataError, Interrupted, NonFiniteError, StalledError
-from vit_jax.training import metrics
+from vit_jax.training import metrics, saver
 
 
 def steps(folder: pathlib.Path) -> list[int]:
@@ -44,6 +44,18 @@ def write_images(root: pathlib.Path, bad: str) -> pathlib.Path:
 def folder_flags(folder: pathlib.Path, photos: pathlib.Path, *overrides: str) -> list[str]:
     of_folder = ("data.source=folder", f"data.dir={photos}", "log_every=1", "batch_size=8")
     return tiny_flags(folder, *of_folder, "checkpoint_every=1000", *overrides)
+
+
+def test_each_checkpoint_is_on_disk_before_the_next_step(tmp_path, monkeypatch):
+    found, save = [], saver.Saver.save
+
+    def save_and_look(self, step, state):
+        save(self, step, state)
+        found.append((step, steps(tmp_path / "run")[-1:]))
+
+    monkeypatch.setattr(saver.Saver, "save", save_and_look)
+    assert main.run(tiny_flags(tmp_path / "run", "steps=6", "checkpoint_every=2")) == 0
+    assert found == [(2, [2]), (4, [4]), (6, [6])]
 
 
 def test_a_bad_image_of_val_loses_no_step_and_can_be_skipped(tmp_path, capsys):

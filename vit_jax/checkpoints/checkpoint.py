@@ -57,7 +57,7 @@ def remove_unfinished(folder: pathlib.Path) -> None:
 
 
 class Checkpoints:
-    """Checkpoints of one run, written in the background."""
+    """Checkpoints of one run, written by background threads; `wait` waits for them."""
 
     def __init__(self, folder: pathlib.Path, keep_last: int = 2, keep_every: int | None = None):
         policies = [preservation_policy.LatestN(keep_last), _KeepLinks(folder)]

@@ -32,6 +32,7 @@ FREE_ON_RESUME = (
     "mesh",
     "log_every",
     "checkpoint_every",
+    "checkpoint_async",
     "keep_last",
     "keep_every",
     "data.workers",

@@ -328,6 +328,11 @@ class Config:
     checkpoint_every: int = field(
         1000, "Steps between checkpoints; the last step is always saved.", least=1
     )
+    checkpoint_async: bool = field(
+        False,
+        "Continue to train while a checkpoint is written; a kill in this time also loses these "
+        "steps.",
+    )
     keep_last: int = field(2, "Number of newest checkpoints to keep.", least=1)
     keep_every: int | None = field(
         None, "Also keep the checkpoints at multiples of this number of steps.", least=1

@@ -127,9 +127,15 @@ class Saver:
         return step == self._stage.total_steps or step % self._stage.config.checkpoint_every == 0
 
     def save(self, step: int, state: TrainState) -> None:
-        """Starts to write a checkpoint, after the lines of metrics that belong to it."""
+        """Writes a checkpoint, after the lines of metrics that belong to it.
+
+        With `checkpoint_async`, this returns when the arrays are copied, before they are on disk.
+        """
         self._log.sync()
         self._write(step, state)
+        if not self._stage.config.checkpoint_async:
+            self._checkpoints.wait()
+            self._log.clock.lap("save")
 
     def save_last(self, step: int, state: TrainState) -> None:
         """Writes a checkpoint of the step at which the run ends, if it has none yet.
