@@ -99,6 +99,20 @@ def nadamw_by_hand(config, decay, b1=0.9, b2=0.999):
         yield dict(params)
 
 
+def nadamw_algoperf_by_hand(config, decay, b1=0.9, b2=0.999):
+    """The NAdamW of AlgoPerf: moment and gradient are corrected by the same 1 - b1^t."""
+    params = {name: p.copy() for name, p in START.items()}
+    m, v = zeros(), zeros()
+    for t, (grads, rate) in enumerate(zip(GRADIENTS, rates_of(config)), start=1):
+        for name, g in clipped(grads, config.clip_norm).items():
+            m[name] = b1 * m[name] + (1 - b1) * g
+            v[name] = b2 * v[name] + (1 - b2) * g**2
+            ahead = (b1 * m[name] + (1 - b1) * g) / (1 - b1**t)
+            step = ahead / (np.sqrt(v[name] / (1 - b2**t)) + 1e-8)
+            params[name] = params[name] - rate * (step + decay * params[name])
+        yield dict(params)
+
+
 def newton_schulz(matrix):
     """Five steps of the quintic iteration of Jordan (2024)."""
     x = matrix / np.linalg.norm(matrix)
@@ -207,6 +221,8 @@ RULES = [  # Name, options and the same rule in numpy.
     ("adamw", {"b1": 0.8, "b2": 0.99}, adamw_by_hand),
     ("nadamw", {}, nadamw_by_hand),
     ("nadamw", {"b1": 0.8, "b2": 0.99}, nadamw_by_hand),
+    ("nadamw_algoperf", {}, nadamw_algoperf_by_hand),
+    ("nadamw_algoperf", {"b1": 0.89, "b2": 0.9978}, nadamw_algoperf_by_hand),
     ("muon", {}, muon_by_hand),
     ("muon", {"beta": 0.9, "nesterov": False, "consistent_rms": 0.5}, muon_by_hand),
     ("schedule_free_adamw", {}, schedule_free_adamw_by_hand),
@@ -238,6 +254,13 @@ def test_optimizer_follows_its_paper_for_100_steps(name, options, by_hand, confi
 
 def test_every_optimizer_is_compared_with_numpy():
     assert {name for name, _, _ in RULES} == set(OPTIMIZERS)
+
+
+def test_nadamw_algoperf_moves_by_one_and_b1_rates_first():
+    (first,), _ = trace(with_options(CONSTANT, "nadamw_algoperf", b1=0.89), GRADIENTS[:1])
+    for name, start in START.items():
+        moved = np.sign(GRADIENTS[0][name]) * RATE * 1.89
+        np.testing.assert_allclose(first[name], start - moved, rtol=1e-5, atol=1e-6)
 
 
 def test_lamb_moves_undecayed_parameters_as_adam():

@@ -89,6 +89,31 @@ def nadamw(
     return optax.scale_by_adam(b1, b2, eps, mu_dtype=mu_dtype, nesterov=True)
 
 
+def nadamw_algoperf(
+    b1: DecayRate = 0.9, b2: DecayRate = 0.999, eps: Epsilon = 1e-8
+) -> optax.GradientTransformation:
+    """AdamW with Nesterov momentum as in AlgoPerf's baselines: all bias is corrected by 1 - b1^t.
+
+    In `nadamw`, the moment is corrected by 1 - b1^(t + 1) instead.
+    """
+
+    def init(params):
+        mu, nu = (optax.tree.zeros_like(params) for _ in range(2))
+        return optax.ScaleByAdamState(jnp.zeros([], jnp.int32), mu, nu)
+
+    def update(grads, state, params=None):
+        del params
+        count = optax.safe_increment(state.count)
+        mu = optax.tree.update_moment(grads, state.mu, b1, 1)
+        nu = optax.tree.update_moment(grads, state.nu, b2, 2)
+        ahead = optax.tree.bias_correction(optax.tree.update_moment(grads, mu, b1, 1), b1, count)
+        squares = optax.tree.bias_correction(nu, b2, count)
+        updates = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + eps), ahead, squares)
+        return updates, optax.ScaleByAdamState(count, mu, nu)
+
+    return optax.GradientTransformation(init, update)
+
+
 def lion(
     b1: DecayRate = 0.9, b2: DecayRate = 0.99, mu_dtype: FloatDtype = "float32"
 ) -> optax.GradientTransformation:
@@ -215,6 +240,7 @@ def lamb(
 OPTIMIZERS: Mapping[str, OptimizerEntry] = {
     "adamw": adamw,
     "nadamw": nadamw,
+    "nadamw_algoperf": nadamw_algoperf,
     "muon": muon,
     "schedule_free_adamw": schedule_free_adamw,
     "sgd": sgd,
