@@ -61,6 +61,7 @@ WITHOUT_EFFECT = [
     ),
     ({"data.subset_seed": 3}, "data.subset_seed", "data.per_class, fraction, count or dev"),
     ({"data.max_bad": 0.5}, "data.max_bad", "data.on_bad_image='skip'"),
+    ({"data.mixup_shift": 1}, "data.mixup_shift", "data.mixup or data.cutmix"),
     ({"data.crop_fraction": 0.9}, "data.crop_fraction", "data.eval_crop='center'"),
     ({"data.eval_side": 256}, "data.eval_side", "data.eval_crop='center' or 'huggingface'"),
     (

@@ -29,6 +29,7 @@ def generator(seed: int) -> np.random.Generator:
 STEPS = [
     "flip",
     "randaug(2,10)",
+    "randaug_algoperf(2,10)",
     "randaug_increasing(2,9,std=0.5,prob=0.5)",
     "three_augment",
     "color_jitter(0.3)",

@@ -48,6 +48,16 @@ def test_mixup_blends_an_image_and_its_partner_by_lambda():
     )
 
 
+@pytest.mark.parametrize("shift", [1, 3])
+def test_mixup_shift_is_the_distance_to_the_partner(shift):
+    batch, data = numbered_batch(num_classes=8), Data(mixup=0.8, mixup_shift=shift)
+    mixed = make_mixer(data, num_classes=8)(batch, jax.random.key(0))
+    (ratio, *_) = own_shares(mixed["targets"], batch["label"])
+    for name, values in (("image", batch["image"]), ("targets", np.eye(8))):
+        expected = ratio * values + (1 - ratio) * np.roll(values, shift, axis=0)
+        np.testing.assert_allclose(mixed[name], expected, atol=2e-6)
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_cutmix_pastes_a_box_of_the_partner_and_counts_its_pixels(seed):
     batch = numbered_batch(side=12)

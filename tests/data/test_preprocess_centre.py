@@ -85,6 +85,23 @@ def test_center_rounds_both_sides():
         np.testing.assert_allclose(found, cut(small, 33, 2, 28), atol=1e-3)
 
 
+@pytest.mark.parametrize("shape", [*SHAPES, (57, 57), (1, 1)])
+def test_algoperf_cuts_the_centre_before_resizing(images, shape):
+    image = np.random.default_rng(0).integers(0, 256, (*shape, 3)).astype(np.uint8)
+    side = max(1, int(224 / 256 * min(shape)))
+    top, left = ((part - side + 1) // 2 for part in shape)
+    part = Image.fromarray(image[top : top + side, left : left + side])
+    found = grey_levels(image, eval_crop="algoperf", resample="bicubic")
+    np.testing.assert_allclose(found, part.resize((56, 56), PILLOW["bicubic"]), atol=1e-3)
+
+
+def test_algoperf_cuts_the_largest_part_of_a_target_that_is_not_square():
+    image = np.random.default_rng(0).integers(0, 256, (96, 200, 3)).astype(np.uint8)
+    part = Image.fromarray(image[6:90, 37:163])  # 7/8 of 96 and of 144 = 96 * 60 / 40.
+    found = grey_levels(image, (40, 60), eval_crop="algoperf", resample="bicubic")
+    np.testing.assert_allclose(found, part.resize((60, 40), PILLOW["bicubic"]), atol=1e-3)
+
+
 def test_eval_resample_changes_evaluation_alone(photos):
     data = Data(eval_crop="center", resample="tf_bilinear", eval_resample="bicubic")
     assert EvalRecipe.from_data(data, (32, 32)).resample == "bicubic"

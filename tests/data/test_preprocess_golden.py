@@ -7,7 +7,8 @@ image = np.random.default_rng(0).integers(70, 186, (6, 9, 3)).astype(np.uint8)
 golden = {"image": image}
 for size in [(3, 4), (4, 14), (9, 5)]:
     for method, antialias in [
-        ("bilinear", False), ("bilinear", True), ("bicubic", True), ("area", False)
+        *(("bilinear", False), ("bilinear", True)),
+        *(("bicubic", False), ("bicubic", True), ("area", False)),
     ]:
         name = f"{method} {antialias} {size[0]} {size[1]}"
         golden[name] = tf.image.resize(image, size, method, antialias=antialias)
@@ -52,6 +53,15 @@ def test_resize_tf_bilinear_equals_tensorflow(size):
     assert resized.dtype == np.float32
     # float32 of values to 255 has steps of 1.5e-5; TensorFlow adds in another order.
     np.testing.assert_allclose(resized, golden("bilinear", False, size), rtol=0, atol=3.1e-5)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("decoder", ["pillow", "simplejpeg"])
+def test_resize_tf_bicubic_equals_tensorflow(decoder, size):
+    recipe = EvalRecipe.from_data(Data(resample="tf_bicubic", decoder=decoder), size)
+    resized = (recipe(GOLDEN["image"]) + 1) * 127.5
+    # An exact distance in place of one rounded to 1/1024 would differ by up to 0.06.
+    np.testing.assert_allclose(resized, golden("bicubic", False, size), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -116,6 +116,20 @@ def test_train_recipe_truncates_to_uint8_for_uint8_steps_alone(photo, step):
     assert is_whole == (step == "three_augment")
 
 
+def test_train_recipe_clips_before_uint8_steps_alone():
+    """A bicubic resize leaves [0, 255] at an edge; uint8 would wrap around."""
+    image = np.repeat(np.array([0] * 6 + [255] * 6, np.uint8)[None, :, None], 12, 0).repeat(3, 2)
+    plain, clipped = (
+        TrainRecipe(Data(augment=text, resample="tf_bicubic"), (18, 18))(
+            image, np.random.default_rng(0)
+        )
+        for text in ("resize", "resize|color_jitter(0)")
+    )
+    assert plain.min() < -1.05
+    assert plain.max() > 1.05
+    np.testing.assert_allclose(clipped, np.clip(plain, -1, 1), atol=1.01 / 127.5)  # Cut off.
+
+
 def test_train_recipe_of_deit_keeps_its_pixels(photos):
     """SHA-256 of 40 images, from the version whose augmentations were separate fields."""
     data = config.check(config.load(f"{ROOT}/configs/deit.py"))[""].data

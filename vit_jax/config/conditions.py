@@ -102,6 +102,11 @@ CONDITIONS = (
         "data.fast_crop", lambda c: _reads(c.data, "dir") or c.data.mix, "a data.source with files"
     ),
     Condition(
+        "data.mixup_shift",
+        lambda c: bool(c.data.mixup or c.data.cutmix),
+        "data.mixup or data.cutmix",
+    ),
+    Condition(
         "data.crop_fraction",
         lambda c: c.data.eval_crop != "resize" and c.data.eval_side is None,
         "data.eval_crop='center' or another centre crop, and data.eval_side=None",

@@ -4,7 +4,10 @@ import dataclasses
 
 from vit_jax.config.fields import field
 
-RESAMPLES = ("antialias", "bicubic", "tf_bilinear", "tf_bilinear_uint8", "tf_area_uint8")
+RESAMPLES = (
+    *("antialias", "bicubic"),
+    *("tf_bilinear", "tf_bicubic", "tf_bilinear_uint8", "tf_area_uint8"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,12 +96,18 @@ class Data:
         "Alpha of CutMix (arXiv:1905.04899); with mixup, each is used in half of the steps.",
         least=0,
     )
+    mixup_shift: int | None = field(
+        None,
+        "Distance in the batch from an example to its partner in mixup and CutMix; None for half "
+        "of the batch, which separates the copies of `repeats`.",
+        least=1,
+    )
     eval_crop: str = field(
         "resize",
         "Evaluation crop: the whole image, stretched (resize, official code), or a centre crop "
-        "with the rounding of big_vision (center), timm, timm with crop_mode='squash', or Hugging "
-        "Face.",
-        choices=("resize", "center", "timm", "timm_squash", "huggingface"),
+        "with the rounding of big_vision (center), timm, timm with crop_mode='squash', Hugging "
+        "Face, or AlgoPerf.",
+        choices=("resize", "center", "timm", "timm_squash", "huggingface", "algoperf"),
     )
     crop_fraction: float = field(
         0.875, "Ratio of the centre crop to the resized short side.", above=0, most=1
@@ -118,7 +127,8 @@ class Data:
     resample: str = field(
         "antialias",
         "Filter that resizes images: Pillow's bilinear (antialias) or bicubic, TensorFlow's "
-        "bilinear (official code), or TensorFlow's bilinear or area, truncated (big_vision).",
+        "bilinear (official code) or bicubic (AlgoPerf) without antialiasing, or TensorFlow's "
+        "bilinear or area, truncated (big_vision).",
         choices=RESAMPLES,
     )
     eval_resample: str | None = field(

@@ -23,8 +23,20 @@ from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from vit_jax.config import registry
 from vit_jax.config.fields import bounds
 from vit_jax.config.values import check_kwargs
-from vit_jax.data.crops import Crop, InceptionCrop, PadCrop, RandomCrop, RandomResizedCrop, Resize
-from vit_jax.data.randaugment import IncreasingRandAugment, PublishedRandAugment
+from vit_jax.data.crops import (
+    AlgoPerfCrop,
+    Crop,
+    InceptionCrop,
+    PadCrop,
+    RandomCrop,
+    RandomResizedCrop,
+    Resize,
+)
+from vit_jax.data.randaugment import (
+    AlgoPerfRandAugment,
+    IncreasingRandAugment,
+    PublishedRandAugment,
+)
 from vit_jax.errors import ConfigError, one_line
 
 FIELD = "config.data.augment"
@@ -164,9 +176,11 @@ AUGMENTATIONS: dict[str, Callable[..., Crop | Step]] = {
     "resize": Resize,
     "random_crop": RandomCrop,
     "pad_crop": PadCrop,
+    "algoperf_crop": AlgoPerfCrop,
     "flip": Flip,
     "randaug": PublishedRandAugment,
     "randaug_increasing": IncreasingRandAugment,
+    "randaug_algoperf": AlgoPerfRandAugment,
     "three_augment": ThreeAugment,
     "color_jitter": ColorJitter,
     "erase": Erase,

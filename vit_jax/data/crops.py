@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Protocol
 import numpy as np
 
 from vit_jax.config.fields import bounds
-from vit_jax.data.view import Box, Size, View, box_view, window_view
+from vit_jax.data.view import Box, Size, View, box_view, crop_view, window_view
 
 TENSORFLOW_ASPECTS = (0.75, 1.33)  # Default of `tf.image.sample_distorted_bounding_box`.
 TORCHVISION_ASPECTS = (3 / 4, 4 / 3)  # Default of `torchvision.transforms.RandomResizedCrop`.
@@ -24,17 +24,24 @@ class Crop(Protocol):
 
 
 def inception_box(
-    height: int, width: int, area: tuple[float, float], random: np.random.Generator
+    height: int,
+    width: int,
+    area: tuple[float, float],
+    random: np.random.Generator,
+    *,
+    aspects: tuple[float, float] = TENSORFLOW_ASPECTS,
+    covered: float = 0.0,
+    attempts: int = 100,
 ) -> Box:
     """Returns a box drawn as by `tf.image.sample_distorted_bounding_box`.
 
     Aspect and height are uniform, so small areas are more frequent than large ones. As in
-    TensorFlow, a box smaller than the image never touches its last row or column. After 100 boxes
-    that do not fit, it is the whole image.
+    TensorFlow, a box smaller than the image never touches its last row or column. After `attempts`
+    boxes that do not fit, or whose area is below `covered`, it is the whole image.
     """
     least_area, most_area = (fraction * height * width for fraction in area)
-    for _ in range(100):
-        aspect = random.uniform(*TENSORFLOW_ASPECTS)
+    for _ in range(attempts):
+        aspect = random.uniform(*aspects)
         most = round(math.sqrt(most_area / aspect))
         if round(most * aspect) > width:
             most = math.floor((width + 0.5) / aspect)
@@ -47,7 +54,8 @@ def inception_box(
         w = round(h * aspect)
         if 0 < h <= height and 0 < w <= width and least_area <= h * w <= most_area:
             top, left = random.integers(max(height - h, 1)), random.integers(max(width - w, 1))
-            return int(top), int(left), h, w
+            if h * w >= covered * height * width:
+                return int(top), int(left), h, w
     return 0, 0, height, width
 
 
@@ -102,6 +110,22 @@ class RandomResizedCrop(InceptionCrop):
 
     min_area: Annotated[float, bounds(above=0, most=1)] = 0.08
     draw: ClassVar[Callable[..., Box]] = staticmethod(random_resized_box)
+
+
+@dataclasses.dataclass(frozen=True)
+class AlgoPerfCrop:
+    """Crops a random box as the ImageNet workloads of AlgoPerf do.
+
+    TensorFlow draws ten boxes of 0.08 to 1 of the area, and rejects those below 0.1. If no box
+    fits, or if it is the whole image, the crop is that of evaluation.
+    """
+
+    def view(self, old: Size, new: Size, random: np.random.Generator) -> View:
+        aspects, area = TORCHVISION_ASPECTS, (0.08, 1.0)
+        box = inception_box(*old, area, random, aspects=aspects, covered=0.1, attempts=10)
+        if box == (0, 0, *old):
+            return crop_view("algoperf", old, new, RANDOM_CROP, None, (0.5, 0.5))
+        return box_view(box, new)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,17 +13,19 @@ class Mixer:
     """Maps (batch, key) to a batch with mixed `image` and `targets`.
 
     Example i is mixed with example i + B/2 (mod B) of the global batch, because repeated
-    augmentation puts copies of an image side by side. One lambda of Beta(alpha, alpha), and one
-    box, apply to the whole batch.
+    augmentation puts copies of an image side by side; or with example i - shift. One lambda of
+    Beta(alpha, alpha), and one box, apply to the whole batch.
 
     Args:
       mixup: alpha of mixup (arXiv:1710.09412); 0 for none.
       cutmix: alpha of CutMix (arXiv:1905.04899); with both, a fair coin chooses for each step.
+      shift: distance to the partner; None for half of the batch.
     """
 
     mixup: float
     cutmix: float
     num_classes: int
+    shift: int | None = None
 
     def __call__(self, batch: dict, key: jax.Array) -> dict:
         """Returns the mixed batch.
@@ -41,18 +43,19 @@ class Mixer:
         weights = own[None, :, :, None].astype(images.dtype)
         ratio = jnp.mean(own)  # For CutMix the exact area: boxes end at the border.
         return batch | {
-            "image": weights * images + (1 - weights) * _partners(images),
-            "targets": ratio * targets + (1 - ratio) * _partners(targets),
+            "image": weights * images + (1 - weights) * self._partners(images),
+            "targets": ratio * targets + (1 - ratio) * self._partners(targets),
         }
+
+    def _partners(self, x: jax.Array) -> jax.Array:
+        return jnp.roll(x, self.shift or -(x.shape[0] // 2), axis=0)
 
 
 def make_mixer(data: Data, num_classes: int) -> Mixer | None:
     """Returns the mixer of a config's data section; None if nothing is mixed."""
-    return Mixer(data.mixup, data.cutmix, num_classes) if data.mixup or data.cutmix else None
-
-
-def _partners(x: jax.Array) -> jax.Array:
-    return jnp.roll(x, -(x.shape[0] // 2), axis=0)
+    if not (data.mixup or data.cutmix):
+        return None
+    return Mixer(data.mixup, data.cutmix, num_classes, data.mixup_shift)
 
 
 def _own_weights(mixup: float, cutmix: float, size: tuple[int, int], key: jax.Array) -> jax.Array:

@@ -1,8 +1,9 @@
 """RandAugment (arXiv:1909.13719): a few operations, drawn at random, on one H W 3 uint8 image.
 
-There are two kinds: PublishedRandAugment, which made the published numbers of AugReg
-(arXiv:2106.10270) and of the plain ViT-S/16 (76.5 %, arXiv:2205.01580), quirks included; and
-IncreasingRandAugment, whose severities increase with the magnitude, as in DeiT and timm.
+There are three kinds: PublishedRandAugment, which made the published numbers of AugReg
+(arXiv:2106.10270) and of the plain ViT-S/16 (76.5 %, arXiv:2205.01580), quirks included;
+AlgoPerfRandAugment, which differs from it in one operation; and IncreasingRandAugment, whose
+severities increase with the magnitude, as in DeiT and timm.
 """
 
 import dataclasses
@@ -43,8 +44,12 @@ class PublishedRandAugment:
     layers: Annotated[int, bounds(least=1)]
     magnitude: Annotated[float, bounds(least=0)]
 
+    def operations(self) -> dict[str, Callable]:
+        """Returns the operations by name."""
+        return PUBLISHED
+
     def __call__(self, image: np.ndarray, random: np.random.Generator) -> np.ndarray:
-        operations = tuple(PUBLISHED.values())
+        operations = tuple(self.operations().values())
         for _ in range(self.layers):
             operation = operations[random.integers(len(operations))]
             image = operation(image, self.magnitude / FULL_MAGNITUDE, random)
@@ -206,6 +211,29 @@ PUBLISHED = {
     "Cutout": _cutout,
     "SolarizeAdd": lambda image, level, random: _solarize_add(image, int(level * 110)),
 }
+
+
+# RandAugment of AlgoPerf.
+#
+# From the ImageNet workloads of mlcommons/algorithmic-efficiency, a fork of the same code. Contrast
+# blends from a grey that is meant to be the mean, and is the sum of the histogram, the number of
+# pixels, over 256: 196 for any image of 224x224.
+
+
+@dataclasses.dataclass(frozen=True)
+class AlgoPerfRandAugment(PublishedRandAugment):
+    """Applies `layers` operations of ALGOPERF, drawn uniformly, all with the same magnitude."""
+
+    def operations(self) -> dict[str, Callable]:
+        return ALGOPERF
+
+
+def _histogram_grey(image: np.ndarray) -> np.ndarray:
+    height, width, _ = image.shape
+    return np.array(min(height * width // 256, 255), np.uint8)
+
+
+ALGOPERF = PUBLISHED | {"Contrast": _enhance(_histogram_grey)}
 
 
 # RandAugment with increasing severities.

@@ -48,6 +48,7 @@ def crop_view(
     """Returns a window of size `new` of the image resized by a rule of `config.data.eval_crop`.
 
     The rules are those of the code bases that they are named after; 'center' is big_vision's.
+    'algoperf' cuts the window out of the image itself, then resizes it.
 
     Args:
       old: size of the image.
@@ -56,6 +57,11 @@ def crop_view(
         `fraction`.
       position: of the window, down and across: 0, 0.5 for the centre, or 1.
     """
+    if rule == "algoperf":
+        k = 0 if old[0] * new[1] <= old[1] * new[0] else 1  # The axis that limits the window.
+        cut = tuple(max(1, int(fraction * (old[k] * part // new[k]))) for part in new)
+        offsets = (math.floor(u * (a - b) + 0.5) for u, a, b in zip(position, old, cut))
+        return box_view((*offsets, *cut), new)
     centre = round if rule.startswith("timm") else math.floor  # timm rounds halves to even.
     target = tuple(math.floor(part / fraction) for part in new) if side is None else side
     if rule == "timm_squash" or isinstance(side, tuple):
