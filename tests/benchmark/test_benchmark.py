@@ -6,25 +6,16 @@ import sys
 import jax
 import pytest
 
+from tests.support.benchmark_cases import SHAPE, tiny_cases
 from tests.support.runs import run_main
 from vit_jax import main
 from vit_jax.benchmark import benchmark, worker
-from vit_jax.benchmark.runners import TUNED, Runner, Timm, vit_jax_runners
+from vit_jax.benchmark.runners import TUNED, Runner, vit_jax_runners
 from vit_jax.errors import ConfigError, VitJaxError
 from vit_jax.tables import benchmarks
 
-SHAPE = {"num_layers": "1", "hidden_size": "32", "mlp_size": "64", "num_heads": "2"}
-FIELDS = {"data.image_size": "32"} | {f"model.{name}": size for name, size in SHAPE.items()}
-NAMED_SIZE = dict.fromkeys(FIELDS, "None") | {"data.image_size": "32"}  # Size of the model name.
 TINY = ("--model=vit_ti16", "--image_size=32", "--batch=4", "--steps=2", "--warmup=1")
 TINY += ("--dtype=float32", *(f"--config.model.{name}={size}" for name, size in SHAPE.items()))
-
-
-def tiny_cases(**changes) -> list[benchmark.Case]:
-    fields = FIELDS | changes.pop("fields", {})
-    arguments = {"suite": None, "model": "vit_ti16", "batch": 4, "dtype": "float32"}
-    arguments |= {"mode": "training", "warmup": 1, "steps": 2, "fields": fields}
-    return benchmark.make_cases(**arguments | changes)
 
 
 def error_of(*arguments) -> VitJaxError:
@@ -124,6 +115,18 @@ def test_make_cases_of_a_suite_returns_the_published_table():
     assert {(case.warmup, case.steps) for case in cases} == {(5, 15)}
 
 
+def test_make_cases_of_a_suite_selects_models():
+    cases = benchmark.make_cases(
+        suite="peers", model="vit_s16,vit_l16", batch=None, dtype="float32", mode="training",
+        warmup=None, steps=3, fields={},
+    )  # fmt: skip
+    assert [(c.config.model.name, c.config.batch_size) for c in cases] == [
+        ("vit_s16", 16),
+        ("vit_l16", 4),
+    ]
+    assert {(case.warmup, case.steps) for case in cases} == {(10, 3)}
+
+
 def test_vit_jax_runners_with_tuned_adds_a_runner_with_more_variables():
     (case,) = tiny_cases()
     plain, tuned = vit_jax_runners(case, {"A": "1"}, tuned=True)
@@ -157,25 +160,31 @@ def fake_runner(name: str, **fields) -> Runner:
 
 
 class FakePeer:
-    """Peer with given runners."""
+    """Peer with given runners, or with an error."""
 
-    def __init__(self, *runners: Runner):
-        self._runners = runners
+    def __init__(self, *runners: Runner, name="timm", is_required=True, error=""):
+        self._runners, self.name, self.is_required = runners, name, is_required
+        self._error = error
 
     def check(self, cases) -> None:
         assert cases
+        if self._error:
+            raise ConfigError(self._error)
 
     def runners(self, case, platform: str, num_devices: int):
         assert (platform, num_devices) == ("cpu", 1)
         return self._runners
 
 
-def time_with_fakes(monkeypatch, path, own: Runner, *peers: Runner) -> tuple[list[dict], list[str]]:
+def time_with_fakes(monkeypatch, path, own: Runner, *peers) -> tuple[list[dict], list[str]]:
+    """Times a case with peers, or with one peer that has the given runners."""
     lines: list[str] = []
+    if not any(isinstance(peer, FakePeer) for peer in peers):
+        peers = (FakePeer(*peers),)
     monkeypatch.setattr(benchmark, "vit_jax_runners", lambda *_, **__: [own])
     records = benchmark.time_cases(
         tiny_cases(), rounds=2, env={}, tuned=False, largest_batch=False,
-        peer=FakePeer(*peers), out=str(path), print_line=lines.append,
+        peers=peers, out=str(path), print_line=lines.append,
     )  # fmt: skip
     assert [json.loads(line) for line in path.read_text().splitlines()] == records
     return records, lines
@@ -193,7 +202,8 @@ def test_time_cases_alternates_between_runners(monkeypatch, tmp_path):
 def test_time_cases_skips_a_peer_that_runs_out_of_memory(monkeypatch, tmp_path):
     full = fake_runner("timm fused", error="out of memory")
     records, lines = time_with_fakes(monkeypatch, tmp_path / "a", fake_runner("vit_jax"), full)
-    assert [record["contestant"] for record in records] == ["vit_jax"] * 2
+    assert [record["contestant"] for record in records] == ["vit_jax", "timm fused", "vit_jax"]
+    assert records[1]["error"] == "out of memory"
     assert lines[2].endswith("timm fused      out of memory")
     with pytest.raises(ConfigError, match="batch 4: out of memory; use a smaller --batch"):
         time_with_fakes(monkeypatch, tmp_path / "b", fake_runner("vit_jax", error="out of memory"))
@@ -209,20 +219,23 @@ def test_time_cases_rejects_a_peer_of_another_size(monkeypatch, tmp_path):
         )
 
 
-def test_timm_runners_follow_the_platform_of_vit_jax():
-    (case,) = tiny_cases()
-    fused, explicit = Timm("python", None).runners(case, "cpu", 8)
-    assert (fused.env, explicit.env) == ({"TIMM_FUSED_ATTN": "1"}, {"TIMM_FUSED_ATTN": "0"})
-    on_gpu = Timm("python", None).runners(case, "gpu", 1)
-    assert [runner.arguments["compiled"] for runner in on_gpu] == [False, False, True]
-    assert len(Timm("python", False).runners(case, "gpu", 1)) == 2
-    with pytest.raises(ConfigError, match="runs on one GPU, but vit_jax ran on 8"):
-        Timm("python", None).runners(case, "gpu", 8)
-    with pytest.raises(ConfigError, match="supports CPUs and CUDA GPUs, not tpu"):
-        Timm("python", None).runners(case, "tpu", 8)
-    (hybrid,) = tiny_cases(model="r_ti16", fields=NAMED_SIZE)
-    with pytest.raises(ConfigError, match="supports plain ViTs only, not r_ti16"):
-        Timm("python", None).model_arguments(hybrid)
+def test_time_cases_records_the_failures_of_peers_that_are_not_required(monkeypatch, tmp_path):
+    failing = Runner("b", (sys.executable, "-c", "1 / 0"), {}, {})
+    peers = (
+        FakePeer(name="a", is_required=False, error="no package a"),
+        FakePeer(failing, name="b", is_required=False),
+        FakePeer(fake_runner("c", parameters=8), name="c", is_required=False),
+    )
+    records, lines = time_with_fakes(monkeypatch, tmp_path / "a", fake_runner("vit_jax"), *peers)
+    names = [record["contestant"] for record in records]
+    assert names == ["a", "vit_jax", "b", "c", "vit_jax", "c"]
+    assert records[0]["error"] == "no package a"
+    assert records[2]["error"].startswith("b failed with exit code 1: ZeroDivisionError")
+    assert (records[3]["parameters"], records[1]["parameters"]) == (8, 7)
+    assert lines[0] == "a is skipped: no package a"
+    with pytest.raises(ConfigError, match="no package a"):  # No peer is left.
+        time_with_fakes(monkeypatch, tmp_path / "b", fake_runner("vit_jax"), peers[0])
+    assert not (tmp_path / "b").exists()
 
 
 def test_runner_measure_reports_a_failing_command():
@@ -262,7 +275,10 @@ def test_runner_measure_reports_a_failing_command():
             "is not in --suite=cpu; choose from vit_ti16, vit_s16",
         ),
         (["--out=no/such/folder.jsonl"], "--out=no/such/folder.jsonl cannot be written"),
+        (["--suite=peers", "--model=vit_ti16,vit_b32"], "--model=vit_b32 is not in --suite=peers"),
         (["--peer=timm", "--peer_python=/no/python"], "--peer_python=/no/python: No such file"),
+        (["--suite=peers", "--peer_python=/no/python"], "--peer_python=/no/python: No such file"),
+        (["--peer=tim"], "--peer=tim is unknown; choose from"),
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
 )
@@ -281,15 +297,6 @@ def test_runner_measure_rejects_a_batch_that_cannot_be_split_evenly(tmp_path):
         vit_jax_runners(case, {"JAX_NUM_CPU_DEVICES": "8"}, False)[0].measure(str(tmp_path))
 
 
-def test_timm_check_of_an_interpreter_without_timm_says_how_to_install_it(tmp_path):
-    python = tmp_path / "python"
-    python.write_text("#!/bin/sh\necho torch timm\n")
-    python.chmod(0o755)
-    error = error_of("--peer=timm", f"--peer_python={python}", f"--out={tmp_path / 'o'}")
-    assert error.exit_code == 2
-    assert f"{python} has no torch and no timm: pip install torch timm, or give" in str(error)
-
-
 def test_benchmark_help_shows_the_defaults():
     text = run_main("benchmark", "--help").out
     suite = benchmark.SUITES["cpu"].protocol
@@ -297,35 +304,6 @@ def test_benchmark_help_shows_the_defaults():
         assert f"(default {value}; {suite[name]} in the" in " ".join(text.split())
     assert f"(default {benchmark.BATCH})" in text
     assert benchmark.MODEL in text
-
-
-@pytest.mark.parity
-@pytest.mark.parametrize(
-    ("name", "timm_name"),
-    [
-        ("vit_ti16", "vit_tiny_patch16_224"),
-        ("vit_s16", "vit_small_patch16_224"),
-        ("vit_b16", "vit_base_patch16_224"),
-        ("vit_l16", "vit_large_patch16_224"),
-        ("vit_so400m14", "vit_so400m_patch14_siglip_224"),
-    ],
-)
-def test_timm_peer_builds_the_named_timm_model(name, timm_name):
-    import torch
-
-    from vit_jax.benchmark import timm_peer
-
-    timm = timm_peer.import_timm()
-    (case,) = tiny_cases(model=name, fields=NAMED_SIZE | {"data.image_size": "224"})
-    with torch.device("meta"):  # Shapes without values.
-        peer = timm_peer.build_model(Timm(sys.executable, None).model_arguments(case))
-        named = timm.create_model(timm_name, num_classes=1000)
-    if "siglip" in timm_name:  # Its pooling differs; only its blocks are compared.
-        peer, named = peer.blocks, named.blocks
-    assert str(peer) == str(named)
-    assert {k: v.shape for k, v in peer.state_dict().items()} == {
-        k: v.shape for k, v in named.state_dict().items()
-    }
 
 
 @pytest.mark.parity

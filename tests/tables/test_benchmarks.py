@@ -86,7 +86,28 @@ def test_read_records_rejects_other_files(tmp_path):
         benchmarks.read_records(
             write_records(tmp_path / "a", make_record("vit_jax", [1.0]), {"step": 1})
         )
-    with pytest.raises(DataError, match="contains no records"):
+    with pytest.raises(DataError, match="contains no measurements"):
         benchmarks.read_records(write_records(tmp_path / "b"))
     with pytest.raises(ConfigError, match="cannot be read"):
         benchmarks.read_records(str(tmp_path / "c"))
+
+
+def test_format_files_lists_failures_and_other_sizes_of_peers(tmp_path, capsys):
+    file = write_records(
+        tmp_path / "peers.jsonl",
+        {"run": "2026-01-01", "contestant": "absent", "error": "No module named 'absent'"},
+        make_record("vit_jax", [2.0], parameters=7000, versions={"jax": "1", "flax": "9"}),
+        make_record("timm", [1.0], parameters=7000, versions={"timm": "2"}),
+        make_record("other", [1.0], parameters=6500, versions={"other": "3"}),
+        *[make_record("large", [1.0], error="out of memory") | {"round": n} for n in range(2)],
+    )
+    assert main.run(["tables", "benchmark", file]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "- absent: not measured: No module named 'absent'" in lines
+    assert lines.count("- large, vit_s16 float32 training: not measured: out of memory") == 1
+    assert "- parameters of vit_s16: vit_jax 7,000, other 6,500" in lines
+    assert "- versions: jax 1, timm 2, other 3" in lines
+    assert not any("large" in line for line in lines if line.startswith("|"))
+    assert main.run(["tables", "benchmark", file, "--json"]) == 0
+    tables = json.loads(capsys.readouterr().out)
+    assert [record["contestant"] for record in tables["failed"]] == ["absent", "large", "large"]

@@ -1,4 +1,4 @@
-"""Timing of training and inference, and of a peer in the same run.
+"""Timing of training and inference, and of peers in the same run.
 
 The protocol is that of timm's benchmark.py: warm-up steps, then timed steps, on random images that
 are already on the devices; every step waits for the devices. Training uses AdamW, softmax
@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 from vit_jax import atomic_io
 from vit_jax import config as config_lib
-from vit_jax.benchmark.runners import OUT_OF_MEMORY, Case, Runner, Timm, vit_jax_runners
+from vit_jax.benchmark.peers import Peer
+from vit_jax.benchmark.runners import Case, Runner, vit_jax_runners
 from vit_jax.errors import ConfigError, nearest
 
 MODES, DTYPES = ("training", "inference"), ("float32", "bfloat16")
@@ -34,6 +35,7 @@ class Suite:
 
 SUITES = {
     "cpu": Suite({"vit_ti16": 16, "vit_s16": 16, "vit_b16": 8}, {"warmup": 5, "steps": 15}),
+    "peers": Suite({"vit_ti16": 16, "vit_s16": 16, "vit_b16": 8, "vit_l16": 4}, PROTOCOL),
 }
 
 
@@ -52,7 +54,8 @@ def make_cases(
 
     Args:
       suite: name in SUITES, or None.
-      model, batch: model name and batch size; None for those of the suite, or MODEL and BATCH.
+      model, batch: model name and batch size; None for those of the suite, or MODEL and BATCH. With
+        a suite, `model` may be several names of the suite with commas.
       dtype, mode: one of DTYPES and MODES, or "both".
       warmup, steps: numbers of untimed and timed steps; None for those of the suite, or PROTOCOL.
       fields: {config field: text}, as in `--config.KEY=VALUE`.
@@ -70,12 +73,14 @@ def make_cases(
             raise ConfigError(
                 f"--batch={batch} cannot be combined with --suite={suite}, which sets batch sizes."
             )
-        if model is not None and model not in batches:
-            raise ConfigError(
-                f"--model={model} is not in --suite={suite}; choose from {', '.join(batches)}."
-                f"{nearest(model, batches)}"
-            )
-        batches = {name: size for name, size in batches.items() if model in (None, name)}
+        chosen = list(batches) if model is None else model.split(",")
+        for name in chosen:
+            if name not in batches:
+                raise ConfigError(
+                    f"--model={name} is not in --suite={suite}; choose from {', '.join(batches)}."
+                    f"{nearest(name, batches)}"
+                )
+        batches = {name: size for name, size in batches.items() if name in chosen}
     warmup = protocol["warmup"] if warmup is None else warmup
     steps = protocol["steps"] if steps is None else steps
     for flag, value in (("warmup", warmup), ("steps", steps)):
@@ -120,13 +125,14 @@ def time_cases(
     env: dict[str, str],
     tuned: bool,
     largest_batch: bool,
-    peer: Timm | None,
+    peers: Sequence[Peer],
     out: str,
     print_line: Callable[[str], None],
 ) -> list[dict]:
     """Times cases and returns a record of every measurement.
 
-    Each record is also appended to the file `out` as a line of JSON.
+    A peer that fails and is not required has a record with the field "error". Each record is also
+    appended to the file `out` as a line of JSON.
 
     Args:
       cases: what to time.
@@ -134,7 +140,7 @@ def time_cases(
       env: environment variables of the vit_jax processes.
       tuned: time vit_jax a second time, with the variables TUNED.
       largest_batch: replace the batch size of each case by the largest that fits.
-      peer: peer to time as well, or None.
+      peers: peers to time as well.
       out: path of the results file.
       print_line: prints a line of progress.
 
@@ -146,24 +152,44 @@ def time_cases(
         raise ConfigError(f"--rounds is {rounds}; it must be at least 1.")
     if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
         raise ConfigError(f"--out={out} cannot be written; expected a file in an existing folder.")
-    if peer is not None:
-        peer.check(cases)
     run = {"run": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")}
     records = []
+
+    def add(record: dict) -> None:
+        records.append(run | record)
+        with (
+            atomic_io.add_path_to_errors(path),
+            atomic_io.open_to_append(path, encoding="utf-8") as file,
+        ):
+            file.write(atomic_io.to_json(records[-1]) + "\n")
+
+    errors = _check_peers(peers, cases)
+    for name, error in errors.items():
+        print_line(f"{name} is skipped: {error}")
+        add({"contestant": name, "error": error})
+    peers = [peer for peer in peers if peer.name not in errors]
     # Empty, so that the first compilation is cold.
     with atomic_io.temporary_folder(pathlib.Path(tempfile.gettempdir())) as caches:
         for number, case in enumerate(cases, 1):
             if largest_batch:
                 case = _with_largest_batch(case, env, str(caches))
             print_line(f"[{number}/{len(cases)}] {case.title}")
-            for record in _time_case(case, rounds, env, tuned, peer, str(caches), print_line):
-                records.append(run | record)
-                with (
-                    atomic_io.add_path_to_errors(path),
-                    atomic_io.open_to_append(path, encoding="utf-8") as file,
-                ):
-                    file.write(atomic_io.to_json(records[-1]) + "\n")
+            for record in _time_case(case, rounds, env, tuned, peers, str(caches), print_line):
+                add(record)
     return records
+
+
+def _check_peers(peers: Sequence[Peer], cases: Sequence[Case]) -> dict[str, str]:
+    """Returns peer -> error of the peers that cannot run; raises it if no other can, either."""
+    errors = {}
+    for peer in peers:
+        try:
+            peer.check(cases)
+        except ConfigError as error:
+            errors[peer.name] = str(error)
+            if peer.is_required or len(errors) == len(peers):
+                raise
+    return errors
 
 
 def _time_case(
@@ -171,50 +197,71 @@ def _time_case(
     rounds: int,
     env: dict[str, str],
     tuned: bool,
-    peer: Timm | None,
+    peers: Sequence[Peer],
     caches: str,
     print_line: Callable[[str], None],
 ) -> Iterator[dict]:
-    """Yields a record of each measurement; vit_jax and the peer alternate."""
+    """Yields a record of each measurement; vit_jax and the peers take turns."""
+    failed = set()
     for number in range(1, rounds + 1):
+        where = (f"round {number}/{rounds}", caches, print_line)
         for runner in vit_jax_runners(case, env, tuned):
-            record = _measure(case, runner, f"round {number}/{rounds}", caches, print_line)
-            if record is None:
+            record = _measure(case, runner, *where)
+            if "error" in record:
                 raise ConfigError(
                     f"{case.title}: out of memory; use a smaller --batch, or --largest_batch to "
                     "find the largest that fits."
                 )
             yield record
         machine = (record["platform"], record["num_devices"])
-        for runner in peer.runners(case, *machine) if peer else ():
-            peer_record = _measure(case, runner, f"round {number}/{rounds}", caches, print_line)
-            if peer_record is None:
-                continue
-            if peer_record["parameters"] != record["parameters"]:
-                raise ConfigError(
-                    f"{runner.name} has {peer_record['parameters']:,} parameters, but "
-                    f"{case.config.model.name} has {record['parameters']:,}; the two models "
-                    "cannot be compared."
-                )
-            yield peer_record
+        for peer in peers:
+            for runner in peer.runners(case, *machine):
+                if runner.name in failed:
+                    continue
+                peer_record = _measure(case, runner, *where, may_fail=not peer.is_required)
+                if "error" in peer_record:
+                    failed.add(runner.name)
+                elif peer.is_required and peer_record["parameters"] != record["parameters"]:
+                    raise ConfigError(
+                        f"{runner.name} has {peer_record['parameters']:,} parameters, but "
+                        f"{case.config.model.name} has {record['parameters']:,}; the two models "
+                        "cannot be compared."
+                    )
+                yield peer_record
 
 
 def _measure(
-    case: Case, runner: Runner, round_name: str, caches: str, print_line: Callable[[str], None]
-) -> dict | None:
-    """Returns the record of one measurement, or None if it ran out of memory."""
-    result = runner.measure(caches)
+    case: Case,
+    runner: Runner,
+    round_name: str,
+    caches: str,
+    print_line: Callable[[str], None],
+    may_fail: bool = False,
+) -> dict:
+    """Returns the record of one measurement, which has the field "error" if it failed.
+
+    Running out of memory is such a failure; others raise ConfigError unless `may_fail`.
+    """
+    record = {
+        **case.record(),
+        "contestant": runner.name,  # Key of the file format.
+        "env": runner.env,
+    }
+    try:
+        result = runner.measure(caches)
+    except ConfigError as error:
+        if not may_fail:
+            raise
+        result = {"error": str(error)}
     prefix = f"    {round_name}  {runner.name:14}"
     if "error" in result:
-        print_line(f"{prefix}  {OUT_OF_MEMORY}")
-        return None
+        print_line(f"{prefix}  {result['error']}")
+        return record | result
     seconds = result["step_seconds"]
     img_per_sec = case.config.batch_size / statistics.median(seconds)
     print_line(f"{prefix} {img_per_sec:10,.2f} img/s")
     return {
-        **case.record(),
-        "contestant": runner.name,  # Key of the file format.
-        "env": runner.env,
+        **record,
         "img_per_sec": round(img_per_sec, 3),
         "img_per_sec_best": round(case.config.batch_size / min(seconds), 3),
         **result,

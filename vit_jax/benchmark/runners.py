@@ -1,4 +1,4 @@
-"""Benchmark cases, and the runners that time them: vit_jax and timm, each in its own process."""
+"""Benchmark cases, and the runners that time them: vit_jax and peers, each in its own process."""
 
 import dataclasses
 import json
@@ -7,7 +7,6 @@ import pathlib
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 
 from vit_jax import config as config_lib
 from vit_jax.atomic_io import to_json
@@ -27,7 +26,6 @@ TUNED = {
 }
 OURS = "vit_jax"
 OUT_OF_MEMORY = "out of memory"
-TIMM_PEER = pathlib.Path(__file__).parent / "timm_peer.py"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,8 +107,14 @@ class Runner:
             raise RuntimeError(
                 f"{self.name} failed with exit code {done.returncode}:\n{done.stderr}"
             )
-        last = [line for line in done.stderr.splitlines() if line.strip()][-1:]
-        raise ConfigError(f"{self.name} failed with exit code {done.returncode}: {' '.join(last)}")
+        raise ConfigError(
+            f"{self.name} failed with exit code {done.returncode}: {last_line(done.stderr)}"
+        )
+
+
+def last_line(text: str) -> str:
+    """Returns the last line that is not blank, such as the error of a traceback; "" if none is."""
+    return ([line.strip() for line in text.splitlines() if line.strip()] or [""])[-1]
 
 
 def vit_jax_runners(case: Case, env: dict[str, str], tuned: bool, **arguments) -> list[Runner]:
@@ -127,85 +131,3 @@ def vit_jax_runners(case: Case, env: dict[str, str], tuned: bool, **arguments) -
         Runner(name, (sys.executable, "-c", code), arguments, variables)
         for name, variables in envs.items()
     ]
-
-
-@dataclasses.dataclass(frozen=True)
-class Timm:
-    """timm on PyTorch, run by a Python interpreter that has both packages."""
-
-    python: str  # Path of the interpreter.
-    compiled: bool | None  # Time torch.compile as well; None for only on CUDA.
-
-    def check(self, cases: Sequence[Case]) -> None:
-        """Raises ConfigError if timm is not installed or has no equivalent of a model."""
-        code = "import importlib.util as u; print(*[n for n in {} if u.find_spec(n) is None])"
-        command = [self.python, "-c", code.format(("torch", "timm"))]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True)
-        except OSError as error:
-            raise ConfigError(f"--peer_python={self.python}: {error.strerror}.") from error
-        if done.returncode or done.stdout.strip():
-            raise ConfigError(
-                f"--peer=timm needs torch and timm, and {self.python} has no "
-                f"{' and no '.join(done.stdout.split()) or 'working Python'}: pip install torch "
-                "timm, or give an interpreter that has them with --peer_python=PATH."
-            )
-        for case in cases:
-            self.model_arguments(case)
-
-    def model_arguments(self, case: Case) -> dict:
-        """Returns the arguments of timm's VisionTransformer for the model of a case."""
-        model = case.model
-        if not isinstance(model, ViT) or model.stem is not None:
-            raise ConfigError(
-                f"--peer=timm supports plain ViTs only, not {case.config.model.name}; omit --peer."
-            )
-        size = model.size
-        return {
-            "img_size": model.image_size,
-            "patch_size": model.patch_size,
-            "num_classes": model.num_classes,
-            "embed_dim": size.hidden_size,
-            "depth": size.num_layers,
-            "num_heads": size.num_heads,
-            # timm rounds the product down; half a unit more gives our size.
-            "mlp_ratio": (size.mlp_size + 0.5) / size.hidden_size,
-        }
-
-    def runners(self, case: Case, platform: str, num_devices: int) -> list[Runner]:
-        """Returns runners of timm's two attention implementations and of the compiled model.
-
-        Args:
-          case: the case to time.
-          platform: platform that vit_jax ran on, such as "cpu".
-          num_devices: number of devices that vit_jax ran on.
-        """
-        if platform not in ("cpu", "gpu"):
-            raise ConfigError(
-                f"--peer=timm supports CPUs and CUDA GPUs, not {platform}; omit --peer."
-            )
-        if platform == "gpu" and num_devices > 1:
-            raise ConfigError(
-                f"--peer=timm runs on one GPU, but vit_jax ran on {num_devices}; set "
-                "CUDA_VISIBLE_DEVICES=0 to use one GPU for both."
-            )
-        optimizer = case.config.optimizer
-        arguments = {
-            "mode": case.mode,
-            "platform": platform,
-            "dtype": case.config.model.dtype,
-            "batch": case.config.batch_size,
-            "shape": self.model_arguments(case),
-            "lr": optimizer.lr,
-            "weight_decay": optimizer.weight_decay,
-            "warmup": case.warmup,
-            "steps": case.steps,
-        }
-        variants = [("timm fused", "1", False), ("timm explicit", "0", False)]
-        if self.compiled or (self.compiled is None and platform == "gpu"):
-            variants.append(("timm compiled", "1", True))
-        command = (self.python, str(TIMM_PEER))
-        return [
-            Runner(name, command, arguments | {"compiled": compiled}, {"TIMM_FUSED_ATTN": fused})
-            for name, fused, compiled in variants
-        ]

@@ -111,12 +111,17 @@ def add_benchmark_flags(parser) -> None:
 
 def _add_case_flags(parser) -> None:
     """Adds what is timed: the model, its input and the form of its computation."""
-    parser.add_argument("--model", metavar="NAME", help="model (default vit_b16)")
+    parser.add_argument(
+        "--model",
+        metavar="NAME",
+        help="model (default vit_b16); with --suite, one or more of its models with commas",
+    )
     parser.add_argument("--batch", type=int, metavar="N", help="batch size (default 16)")
     parser.add_argument(
         "--suite",
-        choices=("cpu",),
-        help="time the models of the CPU table in docs/results.md",
+        choices=("cpu", "peers"),
+        help="cpu: time the models of the CPU table in docs/results.md beside timm; peers: time "
+        "Ti, S, B and L/16 beside all peers that --peer_python can run",
     )
     for flag, noun, choices in (
         ("--dtype", "dtype of the computation", ("float32", "bfloat16", "both")),
@@ -179,19 +184,23 @@ def _add_measurement_flags(parser) -> None:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="environment variable of the vit_jax processes, not of timm; may be repeated",
+        help="environment variable of the vit_jax processes, not of peers; may be repeated",
     )
     parser.add_argument(
         "--tuned",
         action="store_true",
         help="time twice: with default settings, and with glibc's malloc set to keep freed memory",
     )
-    parser.add_argument("--peer", choices=("timm",), help="time timm in the same run")
+    parser.add_argument(
+        "--peer",
+        metavar="NAME,...",
+        help="time other packages in the same run: timm, or any NAME_peer.py in benchmarks/peers/",
+    )
     parser.add_argument(
         "--peer_python",
         default=sys.executable,
         metavar="PATH",
-        help="Python interpreter with torch and timm (default: this one)",
+        help="Python interpreter with the packages of the peers (default: this one)",
     )
     parser.add_argument(
         "--compile_peer",
@@ -206,7 +215,6 @@ def run_benchmark(args, file: str | None, overrides: dict[str, str]) -> int:
             "benchmark does not accept --config=FILE; --config.KEY=VALUE sets a field."
         )
     from vit_jax.benchmark.benchmark import make_cases, time_cases
-    from vit_jax.benchmark.runners import Timm
     from vit_jax.tables import benchmarks
 
     cases = make_cases(
@@ -223,14 +231,24 @@ def run_benchmark(args, file: str | None, overrides: dict[str, str]) -> int:
         cases,
         rounds=args.rounds,
         env=dict(args.env),
-        tuned=args.tuned or bool(args.suite),
+        tuned=args.tuned or args.suite == "cpu",
         largest_batch=args.largest_batch,
-        peer=Timm(args.peer_python, args.compile_peer) if args.peer or args.suite else None,
+        peers=_peers(args),
         out=args.out,
         print_line=warn,
     )
     print_text(benchmarks.format_records(records, args.json))
     return 0
+
+
+def _peers(args) -> list:
+    """Returns the peers of --peer, or those of the suite."""
+    from vit_jax.benchmark.peers import find_peers
+
+    if not (args.peer or args.suite):
+        return []
+    names = args.peer or {"cpu": "timm", "peers": ""}[args.suite]
+    return find_peers(names.split(",") if names else (), args.peer_python, args.compile_peer)
 
 
 def _fields(args) -> dict[str, str]:

@@ -30,12 +30,16 @@ def read_records(file: str) -> list[dict]:
     for number, line in enumerate(lines, 1):
         try:
             record = json.loads(line)
-            record["contestant"], record["step_seconds"][0], [record[name] for name in CELL_FIELDS]
+            record["run"], record["contestant"]
+            if "error" not in record:
+                record["step_seconds"][0], [record[name] for name in CELL_FIELDS]
         except (ValueError, TypeError, KeyError, IndexError) as error:
             raise DataError(f"{file}, line {number}: not a record of `benchmark`.") from error
         records.append(record)
-    if not records:
-        raise DataError(f"{file} contains no records; run `benchmark --out={file}` to add some.")
+    if all("error" in record for record in records):
+        raise DataError(
+            f"{file} contains no measurements; run `benchmark --out={file}` to add some."
+        )
     return records
 
 
@@ -45,11 +49,13 @@ def format_files(files: Sequence[str], as_json: bool = False) -> str:
 
 
 def format_records(records: Sequence[dict], as_json: bool = False) -> str:
-    """Returns the comparison with a peer, if there is one, and all measurements."""
+    """Returns the comparison with peers, if there are any, and all measurements and failures."""
     measured = summarize_records(records)
     compared = compare_with_peers(measured)
     if as_json:
-        return to_json({"comparison": compared, "measured": measured}, indent=2)
+        failed = [record for record in records if "error" in record]
+        tables = {"comparison": compared, "measured": measured, "failed": failed}
+        return to_json(tables, indent=2)
     parts = [_caption(records)]
     if compared:
         parts.append(_format_rows(compared, _cell_columns(compared)))
@@ -61,11 +67,14 @@ def summarize_records(records: Iterable[dict]) -> list[dict]:
     """Returns a row per cell and runner over all rounds; the first columns are CELL_FIELDS.
 
     "img/s" is the speed of the median step and "best" that of the fastest. "MFU %" is relative to
-    the highest peak FLOP/s measured in the run, so that all runners share one peak.
+    the highest peak FLOP/s measured in the run, so that all runners share one peak. Failures have
+    no row.
     """
     groups: dict[tuple, list[dict]] = {}
     peaks: dict[tuple, float] = {}
     for record in records:
+        if "error" in record:
+            continue
         groups.setdefault((*_cell(record), record["contestant"]), []).append(record)
         key = record["run"], record["dtype"]
         peaks[key] = max(peaks.get(key, 0), record.get("peak_flops") or 0)
@@ -169,19 +178,23 @@ def _format_rows(rows: Sequence[dict], columns: Sequence[str]) -> str:
 
 
 def _caption(records: Sequence[dict]) -> str:
-    """Returns a Markdown list of devices, versions and settings of the measurements."""
+    """Returns a Markdown list of devices, versions, settings, sizes of peers, and failures."""
+    failures = dict.fromkeys(_failure(record) for record in records if "error" in record)
+    records = [record for record in records if "error" not in record]
 
     def distinct(name: str) -> str:
         values = dict.fromkeys(str(record.get(name) or "") for record in records)
         return ", ".join(filter(None, values))
 
+    ours = [record for record in records if record["contestant"].startswith(OURS)]
+    peers = [record for record in records if record not in ours]
+    packages = dict.fromkeys(["python", "jax", *(n for r in peers for n in r["versions"])])
     versions = {
         f"{package} {record['versions'][package]}": None
-        for package in ("python", "jax", "torch", "timm")
+        for package in packages
         for record in records
         if package in record["versions"]
     }
-    ours = [record for record in records if record["contestant"].startswith(OURS)]
     steps = dict.fromkeys(f"{len(r['step_seconds'])} after {r['warmup']} warm-up" for r in records)
     entries = {
         "run": distinct("run"),
@@ -194,7 +207,26 @@ def _caption(records: Sequence[dict]) -> str:
         "peak for MFU": distinct("peak_flops_of"),
         "memory": f"peak of the {distinct('peak_of')}",
         "compile, first step": "seconds with an empty cache / with the persistent cache",
+        **_other_sizes(ours, peers),
     }
     for record in records:
         entries.setdefault(record["contestant"], _environment(record))
-    return "\n".join(f"- {name}: {text}" for name, text in entries.items() if text)
+    lines = [f"- {name}: {text}" for name, text in entries.items() if text]
+    return "\n".join([*lines, *failures])
+
+
+def _other_sizes(ours: Sequence[dict], peers: Sequence[dict]) -> dict[str, str]:
+    """Returns model -> parameters of the peers whose number of parameters differs from ours."""
+    expected = {record["model"]: record.get("parameters") for record in ours}
+    sizes: dict[str, dict[str, None]] = {}
+    for record in peers:
+        name, count = record["model"], record.get("parameters")
+        if expected.get(name) and count != expected[name]:
+            sizes.setdefault(name, {f"{OURS} {expected[name]:,}": None})
+            sizes[name][f"{record['contestant']} {count:,}"] = None
+    return {f"parameters of {name}": ", ".join(counts) for name, counts in sizes.items()}
+
+
+def _failure(record: dict) -> str:
+    case = " ".join(str(record[name]) for name in ("model", "dtype", "mode") if name in record)
+    return f"- {record['contestant']}{case and f', {case}'}: not measured: {record['error']}"
