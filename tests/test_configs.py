@@ -221,6 +221,18 @@ NUMBERS = {  # Recipes beside the paper's tables: what must hold in which stage.
             **ADAPTED,
         }
     },
+    "algoperf.py": {
+        "": {
+            "steps": 186_666,
+            "optimizer.name": "nadamw_algoperf",
+            "optimizer.warmup_steps": 9_333,
+            "data.augment": "algoperf_crop|flip|randaug_algoperf(2,10)",
+            "data.mixup": 0.2,
+            "data.mixup_shift": 1,
+            "task.label_smoothing": 0.2,
+            "model.pixel_stats": "imagenet",
+        }
+    },
     "deit.py:model=vit_b16": {
         "": {
             "optimizer.lr": 1e-3,
@@ -305,6 +317,7 @@ WRONG = {
     "pretrain.py:data=jfk": "data is 'jfk'; choose from jft, imagenet21k, imagenet.",
     "transfer.py:dataset=cifar": "dataset is 'cifar'; choose from imagenet2012, cifar100, cifar10",
     "transfer.py:model=vit_s16": "model is 'vit_s16'; give init=WHERE, or one of vit_b16",
+    "algoperf.py:pool=token": "pool is 'token'; choose from gap, map.",
     "augreg.py:aug=heavy": "aug is 'heavy'; choose from none, light1, light2, medium1",
     "positions.py:kind=none,at=layers": "at is 'layers'; none has stem.",
     "vtab.py:task=clevr": "task is 'clevr'; choose from caltech101, cifar100, dtd, flowers",

@@ -108,7 +108,8 @@ def add_tables_flags(parser) -> None:
         "name",
         metavar="NAME",
         help="table1 to table9, figure2, figure3, figure4, figure5, figure8, figure9, figure12, "
-        "communication (bytes exchanged between devices), or benchmark (files of benchmark --out)",
+        "algoperf (the published band of AlgoPerf's ImageNet-ViT), communication (bytes exchanged "
+        "between devices), or benchmark (files of benchmark --out)",
     )
     parser.add_argument(
         "files", nargs="*", metavar="INPUT", help="workdirs, or files written by `benchmark --out`"

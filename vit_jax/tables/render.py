@@ -6,7 +6,7 @@ from vit_jax.atomic_io import to_json
 from vit_jax.errors import ConfigError, nearest
 from vit_jax.models.flops import training_flops
 from vit_jax.models.registry import create_model
-from vit_jax.tables import benchmarks, communication, paper_tables, results, vtab
+from vit_jax.tables import algoperf, benchmarks, communication, paper_tables, results, vtab
 from vit_jax.tables.charts import CHARTS
 from vit_jax.tables.paper import JFT_CLASSES, JFT_EXAMPLES, TABLE_6
 from vit_jax.tables.studies import STUDIES
@@ -31,12 +31,12 @@ def table(
       ConfigError: there is no such table, or it takes no files or has no plot.
     """
     figures = CHARTS | STUDIES
-    names = (*TABLES, *figures, "benchmark", "communication")
+    names = (*TABLES, *figures, "algoperf", "benchmark", "communication")
     if name not in names:
         raise ConfigError(
             f"no table {name!r}; choose from {', '.join(names)}.{nearest(name, names)}"
         )
-    if files and name not in ("benchmark", *paper_tables.CELLS, *figures, "table9"):
+    if files and name not in ("algoperf", "benchmark", *paper_tables.CELLS, *figures, "table9"):
         raise ConfigError(f"tables {name} takes no files or workdirs, found {files[0]}.")
     if name == "benchmark" and not files:
         raise ConfigError("tables benchmark needs a FILE that `benchmark --out` wrote.")
@@ -49,6 +49,8 @@ def table(
         if out:
             plot(rows, out)
         return to_json(rows, indent=2) if as_json else markdown_table(_format_numbers(rows))
+    if name == "algoperf":
+        return algoperf.format_band(files, as_json)
     if name == "benchmark":
         return benchmarks.format_files(files, as_json)
     if name == "communication":
