@@ -62,6 +62,17 @@ def test_plan_text_has_memory_and_result(config_file, capsys):
     assert "8 H100 SXM, mesh data:8,fsdp:1,tensor:1" in text
 
 
+def test_plan_with_memory_gb_fits_the_run_into_this_memory(config_file, capsys):
+    flags = (f"--config={config_file}", "--devices=1", "--accelerator=v4", "--largest_batch")
+    found = json.loads(run_plan(capsys, *flags, "--memory_gb=0.5", "--json"))
+    assert found["memory"]["of"] == 500_000_000  # A TPU: all of it.
+    assert found["memory"]["peak"] <= 500_000_000
+    assert found["largest_batch"] < json.loads(run_plan(capsys, *flags, "--json"))["largest_batch"]
+    text = run_plan(capsys, f"--config={config_file}", "--devices=1", "--memory_gb=16")
+    assert "of 12.00 GB, 75 % of 16.00 GB" in text  # JAX takes three quarters of a GPU.
+    assert "devices of 16 GB, with the speed of H100 SXM, mesh" in text
+
+
 def test_plan_counts_recomputation_as_hardware_flops_only(config_file, capsys):
     flags = (f"--config={config_file}", "--devices=1", "--json", "--config.model.remat=full")
     found = json.loads(run_plan(capsys, *flags))["flops"]
@@ -97,6 +108,8 @@ def test_plan_rejects_a_batch_that_cannot_be_split_evenly(config_file, capsys):
     [
         (["--accelerator=h101"], "Did you mean h100"),
         (["--mfu=40"], "not a number above 0"),
+        (["--memory_gb=0"], "'0' is not a positive number"),
+        (["--memory_gb=16GB"], "'16GB' is not a positive number"),
         (["--devices=0"], "not a whole number of at least 1"),
         (["--devices=4", "--mesh=fsdp:3"], "does not fit 4 devices"),
         (["--devices=128", "--compile"], "--compile supports at most 64 devices, not 128"),

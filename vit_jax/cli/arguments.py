@@ -67,6 +67,15 @@ def positive_ints(text: str) -> tuple[int, ...]:
     return tuple(positive_int(part) for part in text.split(","))
 
 
+def positive_float(text: str) -> float:
+    """Parses a positive number, such as 16 or 0.5."""
+    try:
+        (number,) = positive_floats(text)
+    except (ValueError, argparse.ArgumentTypeError):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number") from None
+    return number
+
+
 def positive_floats(text: str) -> tuple[float, ...]:
     """Parses positive numbers, such as 0.1,1e-3."""
     try:

@@ -49,6 +49,12 @@ def add_plan_flags(parser) -> None:
         help=f"with its memory: {_memory_sizes()} (default: that of this machine, or h100)",
     )
     parser.add_argument(
+        "--memory_gb",
+        type=arguments.positive_float,
+        metavar="GB",
+        help="memory of a device that is not listed, in 10^9 bytes; speeds are of --accelerator",
+    )
+    parser.add_argument(
         "--mfu",
         type=arguments.number_up_to(1),
         metavar="FRACTION",
@@ -91,6 +97,7 @@ def run_plan(args, file: str | None, overrides: dict[str, str]) -> int:
             file=file,
             num_devices=args.devices,
             accelerator=args.accelerator,
+            memory_gb=args.memory_gb,
             mfu=args.mfu or MFU,
             num_classes=args.num_classes,
             num_examples=args.num_examples,

@@ -36,6 +36,11 @@ class Accelerator:
         """Bytes of memory that JAX preallocates: a fraction on a GPU, all on a TPU."""
         return self.memory * (gpu_share() if self.kind.startswith("NVIDIA") else 1.0)
 
+    def with_memory(self, memory: float) -> "Accelerator":
+        """Returns a device with the same speeds and other bytes of memory."""
+        title = f"devices of {memory / 1e9:g} GB, with the speed of {self.title}"
+        return dataclasses.replace(self, title=title, memory=memory)
+
     def flops(self, dtype: str) -> float:
         """Returns the peak FLOP/s of matrix products in a `config.model.dtype`."""
         return self.bf16_flops if dtype == "bfloat16" else self.float32_flops

@@ -37,6 +37,7 @@ def plan_run(
     file: str = "",
     num_devices: int | None = None,
     accelerator: str | None = None,
+    memory_gb: float | None = None,
     mfu: float = MFU,
     num_classes: int | None = None,
     num_examples: int | None = None,
@@ -51,6 +52,7 @@ def plan_run(
       file: FILE:ARGS of the config, whose `data=` may name a known data set.
       num_devices: number of devices; None for those of the mesh, or those of this machine.
       accelerator: name in ACCELERATORS; None for that of this machine, or else an H100.
+      memory_gb: memory of a device in 10^9 bytes; None for that of the accelerator.
       mfu: model FLOPs utilization to compute the time with.
       num_classes: number of classes; None to infer it, see `infer_data_size`.
       num_examples: number of training examples; None to infer it.
@@ -67,6 +69,8 @@ def plan_run(
     config = auto.with_model(config)
     data = infer_data_size(config, file, num_classes, num_examples)
     name, device = _find_accelerator(accelerator)
+    if memory_gb is not None:
+        device = device.with_memory(memory_gb * 1e9)
     num_devices = num_devices or _num_devices(config.mesh)
     scenario = _with_accumulate(Scenario(config, device, num_devices, data["num_classes"]))
     max_batch = largest_batch(scenario)
@@ -88,6 +92,7 @@ def plan_run(
         "mesh": dict(scenario.mesh.shape),
         "devices": num_devices,
         "accelerator": name,
+        "device": device.title,
         "data": data,
         "accumulate": scenario.config.accumulate,
         "memory": {

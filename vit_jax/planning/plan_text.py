@@ -3,7 +3,6 @@
 import dataclasses
 
 from vit_jax.atomic_io import to_json
-from vit_jax.planning.accelerators import ACCELERATORS, Accelerator
 from vit_jax.text import format_bytes, markdown_table
 from vit_jax.training.memory import Memory
 
@@ -24,7 +23,7 @@ def format_plans(plans: dict[str, dict], as_json: bool = False) -> str:
 
 
 def _format_plan(stage: str, plan: dict) -> str:
-    device, memory, time = ACCELERATORS[plan["accelerator"]], plan["memory"], plan["time"]
+    memory, time = plan["memory"], plan["time"]
     flops, communication = plan["flops"], plan["communication"]
     mesh = ",".join(f"{axis}:{size}" for axis, size in plan["mesh"].items())
     data = "{num_examples:,} examples, {num_classes:,} classes ({from})".format(**plan["data"])
@@ -34,13 +33,13 @@ def _format_plan(stage: str, plan: dict) -> str:
         (f"stage {stage}" if stage else "model", plan["model"]),
         ("parameters", f"{plan['parameters']:,}"),
         ("data", data),
-        ("devices", f"{plan['devices']} {device.title}, mesh {mesh}"),
+        ("devices", f"{plan['devices']} {plan['device']}, mesh {mesh}"),
         ("batch", f"{plan['batch_size']:,} in {plan['dtype']}"),
         ("accumulate", f"{plan['accumulate']:,}"),
         ("", ""),
         ("peak memory per device", f"{format_bytes(memory['peak'])} of {_usable(memory)}"),
         *((f"  {name}", format_bytes(memory[name])) for name in MEMORY),
-        ("  result", _verdict(plan, device)),
+        ("  result", _verdict(plan)),
         *(("  not sharded by fsdp", name) for name in plan["whole_though_fsdp"]),
         ("largest batch", f"{batch:,}" if batch else "none fits"),
         ("", ""),
@@ -65,13 +64,13 @@ def _format_plan(stage: str, plan: dict) -> str:
     return "\n".join(lines)
 
 
-def _verdict(plan: dict, device: Accelerator) -> str:
+def _verdict(plan: dict) -> str:
     peak, usable = plan["memory"]["peak"], plan["memory"]["of"]
     if plan["fits"]:
         return f"fits, {100 * (1 - peak / usable):.0f} % free"
     flags = " ".join(f"--config.{change}" for change in plan["changes"])
     share = ""
-    if usable < peak <= LARGEST_SHARE * device.memory:
+    if usable < peak <= LARGEST_SHARE * plan["memory"]["of_device"]:
         share = f"; or XLA_PYTHON_CLIENT_MEM_FRACTION={LARGEST_SHARE}"
     if plan["fits_then"]:
         return f"does not fit; {flags} needs {format_bytes(plan['peak_then'])}{share}"
