@@ -26,8 +26,12 @@ def test_summary_of_a_sweep_prints_the_best_values_and_the_deviation_over_seeds(
     values = {
         "runs": [{}] * 5,
         "best": {"optimizer.lr": 0.003},
+        "dev": {"top1": 0.85, "top1_std": 0.02, "n": 40},
         "metrics": {"val/top1": 0.9, "val/top1_std": 0.01, "val/n": 359},
         "num_examples": {"val": 359},
     }
-    line = "runs=5 optimizer.lr=0.003 val/top1=0.9000 std=0.0100 n=359/359"
+    line = (
+        "runs=5 optimizer.lr=0.003 dev/top1=0.8500 dev/top1_std=0.0200 "
+        "val/top1=0.9000 std=0.0100 n=359/359"
+    )
     assert str(Summary(values, tmp_path)) == line

@@ -16,7 +16,8 @@ class Summary(dict):
 
     Keys of a run are `step`, `metrics`, `num_examples`, `parameters`, `flops`, `seconds`,
     `devices`, `versions` and `git_revision`. A config with stages has `metrics` and `stages`; a
-    sweep has `metrics`, `num_examples`, `best`, `runs`, and with seeds in its grid `means`.
+    sweep has `metrics`, `num_examples`, `runs`, and with a grid `best`, the selected values,
+    and `dev`, their scores on the examples held out; with seeds in the grid also `means`.
     """
 
     def __init__(self, values: dict, workdir: pathlib.Path):
@@ -45,6 +46,9 @@ class Summary(dict):
         line = f"steps={self['step']}" if "step" in self else f"runs={len(self['runs'])}"
         for name, value in self.get("best", {}).items():
             line += f" {name}={value}"
+        for name in ("top1", "top1_std"):
+            if name in self.get("dev", {}):
+                line += f" dev/{name}={self['dev'][name]:.4f}"
         if "val/top1" in self.metrics:
             line += f" val/top1={self.metrics['val/top1']:.4f}"
         if "val/top1_std" in self.metrics:

@@ -179,6 +179,7 @@ class Sweep:
             "num_examples": next(iter(finals.values()))["num_examples"],
             "best": values,
             "runs": table,
+            **({"dev": sweep_runs.dev_scores(means[chosen])} if self.grid else {}),
             **({"means": mean_rows} if mean_rows else {}),
         }
         if multihost.is_process_0():

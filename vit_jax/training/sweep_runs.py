@@ -148,6 +148,11 @@ def _val(summary: dict) -> dict:
     return {name[4:]: value for name, value in found.items() if name.startswith("val/")}
 
 
+def dev_scores(summary: dict) -> dict:
+    """Returns the scores of a combination on `dev`: `top1`, `loss`, `n`, and `_std` over seeds."""
+    return _val(summary)
+
+
 def combined(summaries: list[dict]) -> dict:
     """Returns mean and standard deviation (`_std`) of each score over seeds.
 
