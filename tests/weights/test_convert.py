@@ -186,7 +186,9 @@ def table_of(out):
     """Source, destination, shape and change of each row of the table."""
     rows = [line.split(None, 3) for line in out]
     assert rows[0] == ["source", "destination", "shape", "change"]
-    return [row for row in rows[1:] if len(row) == 4 and re.fullmatch(r"[\dx]+|-", row[2])]
+    return [
+        row for row in rows[1:] if len(row) == 4 and re.fullmatch(r"[\dx]+(->[\dx]+)?|-", row[2])
+    ]
 
 
 def test_table_lists_the_change_of_every_tensor(tmp_path, capsys):
@@ -199,9 +201,19 @@ def test_table_lists_the_change_of_every_tensor(tmp_path, capsys):
     changes = {(row[0], row[1].rpartition("/")[2]): row[3] for row in rows}
     assert changes["mask_token", "-"] == "ignored: not a parameter of the model"
     assert changes["pos_embed", "pos_embedding"] == "renamed, resized"
-    assert changes["blocks.0.mlp.fc2.weight", "kernel"] == "renamed, LayerScale folded in"
+    assert (
+        changes["blocks.0.mlp.fc2.weight", "kernel"] == "renamed, transposed, LayerScale folded in"
+    )
     assert changes["blocks.0.ls1.gamma", "-"] == "folded"
+    assert changes["blocks.0.attn.qkv.weight", "kernel"] == "renamed, split"
     assert changes["head.weight", "-"] == "dropped"
+    written = np.load(tmp_path / "x.npz")
+    for source, destination, shape, _ in rows:
+        before, _, after = shape.partition("->")
+        if destination == "-":
+            continue
+        assert before == "x".join(map(str, stored[source].shape))
+        assert (after or before) == "x".join(map(str, written[destination].shape))
     assert changes["blocks.0.norm1.bias", "bias"] == "renamed"
     assert "position embeddings resized from 2x2 to 3x3" in out
     assert "features_difference=" in out[-1]
