@@ -9,7 +9,7 @@ import pytest
 from tests.support.tiny_flags import tiny_flags
 from vit_jax import main
 from vit_jax.config import registry
-from vit_jax.errors import VitJaxError
+from vit_jax.errors import ConfigError
 
 pytestmark = pytest.mark.slow  # Trains or runs models for seconds.
 
@@ -81,7 +81,7 @@ def test_commands_import_only_packages_that_are_trusted(own_run, photo_folder, m
         return main.run(re.sub("|".join(words), lambda match: words[match[0]], command).split())
 
     def assert_refused(command: str, names: str, packages: str) -> None:
-        with pytest.raises(VitJaxError) as caught:
+        with pytest.raises(ConfigError) as caught:
             run(command)
         assert f"{names}: not part of vit_jax." in str(caught.value)
         assert str(caught.value).endswith(f"set VIT_JAX_TRUSTED={packages}.")

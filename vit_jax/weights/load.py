@@ -171,11 +171,11 @@ def _without_masked_patch_params(weights: LazyWeights) -> LazyWeights:
 def _read_config(step_folder: pathlib.Path, meta: dict) -> Config:
     try:
         config = config_lib.from_dict(meta["config"])[""]
-        registry.require_trusted(
-            (("config.model.mlp", config.model.mlp), ("config.task.name", config.task.name))
-        )
     except (ConfigError, KeyError) as error:
         raise CheckpointError(f"{step_folder}: its config cannot be used: {error}") from error
+    registry.require_trusted(
+        (("config.model.mlp", config.model.mlp), ("config.task.name", config.task.name))
+    )
     return config
 
 
