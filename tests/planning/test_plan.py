@@ -70,7 +70,7 @@ def test_plan_with_memory_gb_fits_the_run_into_this_memory(config_file, capsys):
     assert found["largest_batch"] < json.loads(run_plan(capsys, *flags, "--json"))["largest_batch"]
     text = run_plan(capsys, f"--config={config_file}", "--devices=1", "--memory_gb=16")
     assert "of 12.00 GB, 75 % of 16.00 GB" in text  # JAX takes three quarters of a GPU.
-    assert "devices of 16 GB, with the speed of H100 SXM, mesh" in text
+    assert "device(s) of 16 GB with the speed of H100 SXM, mesh" in text
 
 
 def test_plan_counts_recomputation_as_hardware_flops_only(config_file, capsys):

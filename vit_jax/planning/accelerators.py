@@ -38,7 +38,7 @@ class Accelerator:
 
     def with_memory(self, memory: float) -> "Accelerator":
         """Returns a device with the same speeds and other bytes of memory."""
-        title = f"devices of {memory / 1e9:g} GB, with the speed of {self.title}"
+        title = f"device(s) of {memory / 1e9:g} GB with the speed of {self.title}"
         return dataclasses.replace(self, title=title, memory=memory)
 
     def flops(self, dtype: str) -> float:
