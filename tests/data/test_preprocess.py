@@ -156,6 +156,13 @@ def test_preprocess_returns_a_batch_for_images_of_any_size(photos):
     np.testing.assert_array_equal(vit_jax.preprocess(np.stack(images[2:]), model), batch[2:])
 
 
+def test_preprocess_reads_paths_and_pil_images(photo, tmp_path):
+    model = vit_jax.create_model("vit_ti16", image_size=32, num_classes=2)
+    Image.fromarray(photo).save(tmp_path / "photo.png")
+    batch = vit_jax.preprocess([tmp_path / "photo.png", Image.fromarray(photo), photo], model)
+    np.testing.assert_array_equal(batch, np.stack([batch[2]] * 3))
+
+
 def test_preprocess_rejects_images_that_are_not_uint8():
     model = vit_jax.create_model("vit_ti16", image_size=32, num_classes=2)
     with pytest.raises(ValueError, match="uint8"):

@@ -285,19 +285,22 @@ class EvalRecipe:
 
 
 def preprocess(images, model, recipe: EvalRecipe | None = None) -> np.ndarray:
-    """Turns images B H W 3 uint8, or a list of H W 3 of any size, into B h w 3 for the model.
+    """Turns images B H W 3 uint8, or a list of any sizes, into B h w 3 for the model.
 
-    The default recipe is the official one: the whole image resized, pixels in [-1, 1].
-    Raises ValueError for anything but uint8 colour images.
+    A list has arrays H W 3 uint8, paths or PIL images. The default recipe is the official one: the
+    whole image resized, pixels in [-1, 1]. Raises ValueError for any other array, DataError for a
+    file that cannot be read.
     """
     if recipe is None:
         official = Data(eval_crop="resize", resample="tf_bilinear")
         recipe = EvalRecipe.from_data(official, model.image_size)
-    arrays = [np.asarray(image) for image in images]
-    for array in arrays:
+    for image in images:
+        if decode.is_one_image(image) and not isinstance(image, np.ndarray):
+            continue  # A path or a PIL image.
+        array = np.asarray(image)
         if array.dtype != np.uint8 or array.ndim != 3 or array.shape[-1] != 3:
             raise ValueError(
                 f"an image is {array.shape} {array.dtype}; preprocess takes a batch, or a list, of "
-                "H W 3 uint8."
+                "H W 3 uint8, paths or PIL images."
             )
-    return np.stack([recipe(array) for array in arrays])
+    return np.stack([recipe(decode.as_image(image)) for image in images])
