@@ -15,7 +15,7 @@ PROGRAM = (
 )
 # A command ends at a shell operator, at the end of a quoted string or at the end of the line.
 ARGUMENTS = r'(?: (?:[^"]|"[^"]*")*?)?'
-COMMAND = re.compile(rf'(?<![\w/-])({PROGRAM}{ARGUMENTS})(?= && | ?; | \| | &$|"$|$)')
+COMMAND = re.compile(rf'(?<![\w/-])({PROGRAM}{ARGUMENTS})(?= && | ?; | \| | > | &$|"$|$)')
 
 
 @dataclasses.dataclass(frozen=True)
