@@ -212,7 +212,7 @@ EVALUATE = Verb(
 )
 FEATURES = Verb(
     "features",
-    "write the features of every example of a split",
+    "write the features of every example of a split; of image files, in Python: extract_features",
     "--checkpoint=runs/quickstart/pretrain --out=val.npz --config.data.split=val",
     add_features_flags,
     run_features,
