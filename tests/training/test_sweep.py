@@ -61,6 +61,9 @@ def test_a_sweep_tells_every_run_and_the_mean_of_its_seeds(whole):
     assert found["metrics"]["val/top1"] == sum(scores) / 2
     best = max(rows[:3], key=lambda row: float(row[7]))
     assert best[1] == f"lr={found['best']['optimizer.lr']}"
+    trial = json.loads((whole / "grid" / best[1] / "summary.json").read_text())
+    assert found["dev"] == {name: trial["metrics"][f"val/{name}"] for name in found["dev"]}
+    assert found["dev"]["n"] == 40
 
 
 @pytest.mark.slow
