@@ -20,18 +20,20 @@ def main(build_model: Callable, *packages: str) -> None:
     protocol.main(__import__(__name__), build_model, "jax", *packages)
 
 
-def platform() -> str:
-    return jax.default_backend()
+def has_platform(platform: str) -> bool:
+    """Returns whether JAX runs on a platform; for "cpu", it will not use a GPU."""
+    if platform == "cpu":
+        jax.config.update("jax_platforms", platform)
+    return jax.default_backend() == platform
 
 
 def device_name() -> str:
     return jax.devices()[0].device_kind
 
 
-def peak_memory() -> dict | None:
-    """Returns the peak bytes of the accelerator, or None on a CPU."""
-    stats = jax.devices()[0].memory_stats()
-    return {"peak_bytes": stats["peak_bytes_in_use"], "peak_of": "device"} if stats else None
+def peak_bytes() -> int:
+    """Returns the peak bytes of the GPU."""
+    return jax.devices()[0].memory_stats()["peak_bytes_in_use"]
 
 
 def cast(tree, dtype: str):

@@ -24,7 +24,7 @@ from collections.abc import Callable
 
 SMALL_CASE = {
     "mode": "training",
-    "platform": "",
+    "platform": "cpu",
     "dtype": "float32",
     "batch": 2,
     "shape": {
@@ -52,11 +52,10 @@ def main(library, build_model: Callable, *packages: str) -> None:
       build_model: function of the adapter, as `library.make_step` expects it.
       *packages: distributions whose versions are reported.
     """
-    case = SMALL_CASE | {"platform": library.platform(), "started": time.time()}
-    if sys.argv[1:]:
-        case = json.loads(sys.argv[1])
-    if case["platform"] != library.platform():
-        result = {"error": f"{sys.executable} runs on {library.platform()}, not {case['platform']}"}
+    case = json.loads(sys.argv[1]) if sys.argv[1:] else SMALL_CASE | {"started": time.time()}
+    if not library.has_platform(case["platform"]):
+        packages = " and ".join(packages)
+        result = {"error": f"{packages} of {sys.executable} find no {case['platform']}."}
     else:
         try:
             versions = {"python": platform.python_version()}
@@ -89,16 +88,19 @@ def measure(case: dict, library, build_model: Callable) -> dict:
         "start_seconds": start_seconds,
         "compile_seconds": first - statistics.median(seconds) if compiles else None,
         "cache": "",
-        **(library.peak_memory() or {"peak_bytes": peak_bytes(), "peak_of": "process"}),
+        **peak_memory(case["platform"], library),
         "parameters": parameters,
-        "device": library.device_name(),
+        "device": "cpu" if case["platform"] == "cpu" else library.device_name(),
     }
 
 
-def peak_bytes() -> int:
-    """Returns the peak memory of this process."""
+def peak_memory(platform: str, library) -> dict:
+    """Returns the peak bytes of the GPU, or of the whole process on a CPU."""
+    if platform != "cpu":
+        return {"peak_bytes": library.peak_bytes(), "peak_of": "device"}
     try:
         status = pathlib.Path("/proc/self/status").read_text(encoding="utf-8")
-        return 1024 * int(status.partition("VmHWM:")[2].split()[0])
+        peak = 1024 * int(status.partition("VmHWM:")[2].split()[0])
     except OSError:  # macOS, where ru_maxrss is in bytes.
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {"peak_bytes": peak, "peak_of": "process"}

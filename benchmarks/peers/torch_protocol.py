@@ -14,19 +14,17 @@ def main(build_model: Callable, *packages: str) -> None:
     protocol.main(__import__(__name__), build_model, "torch", *packages)
 
 
-def platform() -> str:
-    return "gpu" if torch.cuda.is_available() else "cpu"
+def has_platform(platform: str) -> bool:
+    return platform == "cpu" or torch.cuda.is_available()
 
 
 def device_name() -> str:
-    return torch.cuda.get_device_name() if platform() == "gpu" else "cpu"
+    return torch.cuda.get_device_name()
 
 
-def peak_memory() -> dict | None:
-    """Returns the peak bytes of tensors on the GPU, or None on a CPU."""
-    if platform() == "cpu":
-        return None
-    return {"peak_bytes": torch.cuda.max_memory_allocated(), "peak_of": "device"}
+def peak_bytes() -> int:
+    """Returns the peak bytes of tensors on the GPU."""
+    return torch.cuda.max_memory_allocated()
 
 
 def make_step(case: dict, build_model: Callable) -> tuple[Callable[[], None], int]:

@@ -1,6 +1,8 @@
 """Peers of the benchmark: how adapters are found and run, and the models that they build."""
 
+import json
 import sys
+import time
 
 import pytest
 
@@ -83,6 +85,59 @@ def test_check_of_an_interpreter_without_the_packages_names_what_is_missing(tmp_
         "benchmarks/peers/timm_peer.py imports, or give an interpreter that has them with "
         "--peer_python=PATH."
     )
+
+
+class FakeLibrary:
+    """Stands for torch_protocol or jax_protocol, with a step that counts its calls."""
+
+    ALWAYS_COMPILES, OUT_OF_MEMORY = True, ("no room",)
+
+    def __init__(self, error: str = ""):
+        self.calls, self.error = 0, error
+
+    def has_platform(self, platform: str) -> bool:
+        return platform == "cpu"
+
+    def make_step(self, case: dict, build_model):
+        def step() -> None:
+            self.calls += 1
+            if self.error:
+                raise RuntimeError(self.error)
+
+        return step, build_model(case["shape"])
+
+
+def run_protocol(monkeypatch, capsys, library: FakeLibrary, **changes) -> dict:
+    monkeypatch.syspath_prepend(ROOT / peers.FOLDER)
+    import protocol
+
+    case = protocol.SMALL_CASE | {"started": time.time(), "warmup": 3, "steps": 2} | changes
+    monkeypatch.setattr(sys, "argv", ["adapter", json.dumps(case)])
+    protocol.main(library, lambda shape: shape["hidden_size"], "pytest")
+    return json.loads(capsys.readouterr().out)
+
+
+def test_protocol_prints_the_record_of_the_timed_steps(monkeypatch, capsys):
+    library = FakeLibrary()
+    record = run_protocol(monkeypatch, capsys, library)
+    assert library.calls == 3 + 2
+    assert len(record["step_seconds"]) == 2
+    assert record["parameters"] == 64
+    assert record["versions"]["pytest"] == pytest.__version__
+    assert record["peak_of"] == "process"
+    assert set(record) == {
+        "step_seconds", "start_seconds", "compile_seconds", "cache", "peak_bytes", "peak_of",
+        "parameters", "device", "versions",
+    }  # fmt: skip
+
+
+def test_protocol_reports_a_missing_platform_and_a_lack_of_memory(monkeypatch, capsys):
+    record = run_protocol(monkeypatch, capsys, FakeLibrary(), platform="gpu")
+    assert record == {"error": f"pytest of {sys.executable} find no gpu."}
+    record = run_protocol(monkeypatch, capsys, FakeLibrary("there is no room"))
+    assert record == {"error": "out of memory"}
+    with pytest.raises(RuntimeError, match="another error"):
+        run_protocol(monkeypatch, capsys, FakeLibrary("another error"))
 
 
 @pytest.mark.parity
