@@ -164,6 +164,7 @@ class FakePeer:
 
     def __init__(self, *runners: Runner, name="timm", is_required=True, error=""):
         self._runners, self.name, self.is_required = runners, name, is_required
+        self.must_match = is_required
         self._error = error
 
     def check(self, cases) -> None:

@@ -24,6 +24,9 @@ def test_find_peers_without_names_returns_all_adapters_none_of_them_required():
     assert tuple(peer.name for peer in found) == ADAPTERS
     assert not any(peer.is_required for peer in found)
     assert timm().is_required
+    assert [
+        peer.name for peer in peers.find_peers(ADAPTERS, "python", None) if peer.must_match
+    ] == [name for name in ADAPTERS if name != "vit_pytorch"]
 
 
 def test_find_adapters_looks_in_the_clone_and_in_the_current_folder(monkeypatch, tmp_path):

@@ -221,7 +221,7 @@ def _time_case(
                 peer_record = _measure(case, runner, *where, may_fail=not peer.is_required)
                 if "error" in peer_record:
                     failed.add(runner.name)
-                elif peer.is_required and peer_record["parameters"] != record["parameters"]:
+                elif peer.must_match and peer_record["parameters"] != record["parameters"]:
                     raise ConfigError(
                         f"{runner.name} has {peer_record['parameters']:,} parameters, but "
                         f"{case.config.model.name} has {record['parameters']:,}; the two models "

@@ -21,6 +21,7 @@ VARIANTS = {
         "timm explicit": {"TIMM_FUSED_ATTN": "0"},
     },
 }
+OTHER_MODELS = ("vit_pytorch",)  # Their numbers of parameters differ from those of vit_jax.
 COMPILED = {"timm": {"timm compiled": {"TIMM_FUSED_ATTN": "1"}}}  # With torch.compile.
 
 
@@ -71,6 +72,11 @@ class Peer:
     python: str
     compiled: bool | None = None
     is_required: bool = True  # A failure ends the command; otherwise it is a record.
+
+    @property
+    def must_match(self) -> bool:
+        """Another number of parameters than that of vit_jax is an error."""
+        return self.is_required and self.name not in OTHER_MODELS
 
     def check(self, cases: Sequence[Case]) -> None:
         """Raises ConfigError if the adapter cannot run or has no equivalent of a model."""
