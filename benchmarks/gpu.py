@@ -300,7 +300,7 @@ def train_from_files(part: Part, photos: pathlib.Path, model: str) -> dict:
 
 def measure_step(part: Part, case: Case) -> dict:
     """Returns MFU and memory of a train step, timed by the worker of `benchmark`."""
-    (runner,) = vit_jax_runners(case, {}, tuned=False)
+    (runner,) = vit_jax_runners(case, {}, untuned=False)
     result = runner.measure(str(part.folder / "caches"))
     if "error" in result:
         return result

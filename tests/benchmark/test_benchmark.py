@@ -10,7 +10,7 @@ from tests.support.benchmark_cases import SHAPE, tiny_cases
 from tests.support.runs import run_main
 from vit_jax import main
 from vit_jax.benchmark import benchmark, worker
-from vit_jax.benchmark.runners import TUNED, Runner, vit_jax_runners
+from vit_jax.benchmark.runners import UNTUNED, Runner, vit_jax_runners
 from vit_jax.errors import ConfigError, VitJaxError
 from vit_jax.tables import benchmarks
 
@@ -127,12 +127,12 @@ def test_make_cases_of_a_suite_selects_models():
     assert {(case.warmup, case.steps) for case in cases} == {(10, 3)}
 
 
-def test_vit_jax_runners_with_tuned_adds_a_runner_with_more_variables():
+def test_vit_jax_runners_with_untuned_adds_a_runner_with_more_variables():
     (case,) = tiny_cases()
-    plain, tuned = vit_jax_runners(case, {"A": "1"}, tuned=True)
+    plain, untuned = vit_jax_runners(case, {"A": "1"}, untuned=True)
     assert (plain.name, plain.env) == ("vit_jax", {"A": "1"})
-    assert (tuned.name, tuned.env) == ("vit_jax tuned", {"A": "1"} | TUNED)
-    assert plain.arguments == tuned.arguments
+    assert (untuned.name, untuned.env) == ("vit_jax untuned", {"A": "1"} | UNTUNED)
+    assert plain.arguments == untuned.arguments
 
 
 def test_largest_that_fits_doubles_and_bisects():
@@ -184,7 +184,7 @@ def time_with_fakes(monkeypatch, path, own: Runner, *peers) -> tuple[list[dict],
         peers = (FakePeer(*peers),)
     monkeypatch.setattr(benchmark, "vit_jax_runners", lambda *_, **__: [own])
     records = benchmark.time_cases(
-        tiny_cases(), rounds=2, env={}, tuned=False, largest_batch=False,
+        tiny_cases(), rounds=2, env={}, untuned=False, largest_batch=False,
         peers=peers, out=str(path), print_line=lines.append,
     )  # fmt: skip
     assert [json.loads(line) for line in path.read_text().splitlines()] == records

@@ -123,7 +123,7 @@ def time_cases(
     *,
     rounds: int,
     env: dict[str, str],
-    tuned: bool,
+    untuned: bool,
     largest_batch: bool,
     peers: Sequence[Peer],
     out: str,
@@ -138,7 +138,7 @@ def time_cases(
       cases: what to time.
       rounds: number of repetitions.
       env: environment variables of the vit_jax processes.
-      tuned: time vit_jax a second time, with the variables TUNED.
+      untuned: time vit_jax a second time, with the variables UNTUNED.
       largest_batch: replace the batch size of each case by the largest that fits.
       peers: peers to time as well.
       out: path of the results file.
@@ -174,7 +174,7 @@ def time_cases(
             if largest_batch:
                 case = _with_largest_batch(case, env, str(caches))
             print_line(f"[{number}/{len(cases)}] {case.title}")
-            for record in _time_case(case, rounds, env, tuned, peers, str(caches), print_line):
+            for record in _time_case(case, rounds, env, untuned, peers, str(caches), print_line):
                 add(record)
     return records
 
@@ -196,7 +196,7 @@ def _time_case(
     case: Case,
     rounds: int,
     env: dict[str, str],
-    tuned: bool,
+    untuned: bool,
     peers: Sequence[Peer],
     caches: str,
     print_line: Callable[[str], None],
@@ -205,7 +205,7 @@ def _time_case(
     failed = set()
     for number in range(1, rounds + 1):
         where = (f"round {number}/{rounds}", caches, print_line)
-        for runner in vit_jax_runners(case, env, tuned):
+        for runner in vit_jax_runners(case, env, untuned):
             record = _measure(case, runner, *where)
             if "error" in record:
                 raise ConfigError(
@@ -269,7 +269,7 @@ def _measure(
 
 
 def _with_largest_batch(case: Case, env: dict[str, str], caches: str) -> Case:
-    (runner,) = vit_jax_runners(case, env, tuned=False, largest_batch=True)
+    (runner,) = vit_jax_runners(case, env, untuned=False, largest_batch=True)
     batch_size = runner.measure(caches)["largest_batch"]
     config = dataclasses.replace(case.config, batch_size=batch_size)
     return dataclasses.replace(case, config=config, options=(*case.options, "largest_batch"))

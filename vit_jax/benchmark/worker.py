@@ -26,7 +26,7 @@ from vit_jax.checkpoints import workdir
 from vit_jax.config.schema import Config
 from vit_jax.config.validate import import_user_code
 from vit_jax.distributed import mesh as mesh_lib
-from vit_jax.distributed.compilation_cache import keep_compiled_programs
+from vit_jax.distributed.process import prepare_process
 from vit_jax.errors import ConfigError, VitJaxError, is_out_of_memory
 from vit_jax.models import trees
 from vit_jax.models.registry import make_init
@@ -61,7 +61,7 @@ def measure(
     Raises:
       ConfigError: the config cannot run on this machine.
     """
-    keep_compiled_programs()
+    prepare_process()
     checked = import_user_code(config_lib.from_dict(config)[""])
     if largest_batch:
         return {"largest_batch": _find_largest_batch(mode, checked)}

@@ -194,9 +194,9 @@ def _add_measurement_flags(parser) -> None:
         help="environment variable of the vit_jax processes, not of peers; may be repeated",
     )
     parser.add_argument(
-        "--tuned",
+        "--untuned",
         action="store_true",
-        help="time twice: with default settings, and with glibc's malloc set to keep freed memory",
+        help="time vit_jax also with the defaults of JAX and glibc for dispatch and freed memory",
     )
     parser.add_argument(
         "--peer",
@@ -238,7 +238,7 @@ def run_benchmark(args, file: str | None, overrides: dict[str, str]) -> int:
         cases,
         rounds=args.rounds,
         env=dict(args.env),
-        tuned=args.tuned or args.suite == "cpu",
+        untuned=args.untuned,
         largest_batch=args.largest_batch,
         peers=_peers(args),
         out=args.out,

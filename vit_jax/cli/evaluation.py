@@ -87,11 +87,11 @@ def run_evaluate(args, file: str | None, overrides: dict[str, str]) -> int:
     where = arguments.where(args)
     arguments.refuse_config("evaluate", file)
     options = protocol_options(args)
-    from vit_jax.distributed.compilation_cache import keep_compiled_programs
+    from vit_jax.distributed.process import prepare_process
     from vit_jax.distributed.progress import Progress
     from vit_jax.evaluation import evaluate, protocols, setup
 
-    keep_compiled_programs()
+    prepare_process()
     progress = Progress(seconds_between=10)
     prepared = setup.prepare_setup(where, overrides)
     if args.protocol == "classification":
@@ -145,11 +145,11 @@ def add_features_flags(parser) -> None:
 def run_features(args, file: str | None, overrides: dict[str, str]) -> int:
     where = arguments.where(args)
     arguments.refuse_config("features", file)
-    from vit_jax.distributed.compilation_cache import keep_compiled_programs
+    from vit_jax.distributed.process import prepare_process
     from vit_jax.distributed.progress import Progress
     from vit_jax.evaluation.extract import write_features
 
-    keep_compiled_programs()
+    prepare_process()
     line = write_features(
         where,
         overrides,
@@ -179,10 +179,10 @@ def run_predict(args, file: str | None, overrides: dict[str, str]) -> int:
     if args.top < 1:
         raise ConfigError(f"--top is {args.top}; expected at least 1.")
     from vit_jax.data.labels import read_names
-    from vit_jax.distributed.compilation_cache import keep_compiled_programs
+    from vit_jax.distributed.process import prepare_process
     from vit_jax.evaluation.predict import predict_files
 
-    keep_compiled_programs()
+    prepare_process()
     classes = tuple(read_names(args.classes, "--classes")) if args.classes else None
     options = {"top": args.top, "classes": classes, "max_megapixels": args.max_megapixels}
     num_unreadable = 0

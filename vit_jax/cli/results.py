@@ -33,11 +33,11 @@ def add_report_flags(parser) -> None:
 
 def run_report(args, file: str | None, overrides: dict[str, str]) -> int:
     arguments.refuse_config("report", file, overrides)
-    from vit_jax.distributed.compilation_cache import keep_compiled_programs
+    from vit_jax.distributed.process import prepare_process
     from vit_jax.distributed.progress import Progress
     from vit_jax.report import write
 
-    keep_compiled_programs()
+    prepare_process()
     show = Progress(seconds_between=10).show
     line = write.write_reports(
         args.workdirs, args.out, with_model=not args.no_model, refresh=args.refresh, show=show
@@ -85,10 +85,10 @@ def add_figures_flags(parser) -> None:
 def run_figures(args, file: str | None, overrides: dict[str, str]) -> int:
     where = arguments.where(args)
     arguments.refuse_config("figures", file)
-    from vit_jax.distributed.compilation_cache import keep_compiled_programs
+    from vit_jax.distributed.process import prepare_process
     from vit_jax.figures.draw import draw_figures
 
-    keep_compiled_programs()
+    prepare_process()
     line = draw_figures(
         where,
         args.out,

@@ -64,17 +64,16 @@ def run(args, file: str | None, overrides: dict[str, str]) -> int:
         arguments.check_weights_file(stage.get("init", {}).get("path") or None)
     stages = config_lib.resolve(config, overrides, is_stored=file is None)
     workdir.check_not_in_use(folder)
-    from vit_jax.distributed import cluster, multihost
+    from vit_jax.distributed import cluster, multihost, process
 
+    process.prepare_process()
     options = cluster.detect_cluster(args.coordinator, args.num_processes, args.process_id)
     multihost.initialize(options, args.host_timeout or multihost.TIMEOUT)
-    from vit_jax.distributed.compilation_cache import keep_compiled_programs
     from vit_jax.report import write
     from vit_jax.training import run as run_lib
     from vit_jax.training import sweep
     from vit_jax.training.profiler import Window
 
-    keep_compiled_programs()
     summary = run_lib.train(
         stages,
         folder,

@@ -49,10 +49,10 @@ def add_convert_flags(parser) -> None:
 def run_convert(args, file: str | None, overrides: dict[str, str]) -> int:
     arguments.check_weights_file(args.source)
     arguments.refuse_config("convert", file, overrides)
-    from vit_jax.distributed.compilation_cache import keep_compiled_programs
+    from vit_jax.distributed.process import prepare_process
     from vit_jax.weights.convert import convert
 
-    keep_compiled_programs()
+    prepare_process()
     line = convert(
         args.source,
         args.destination,

@@ -12,6 +12,8 @@ import time
 import zlib
 from typing import NamedTuple
 
+import jax
+
 from vit_jax.atomic_io import add_path_to_errors, open_to_append, to_json, write_atomically
 from vit_jax.checkpoints.layout import DAMAGED
 from vit_jax.distributed import multihost
@@ -296,13 +298,22 @@ class TrainingLog:
         waited = self.clock.lap(book)
         self._waited += waited if book == "train" else 0.0
 
+    def dispatched(self, output: jax.Array, book: str) -> None:
+        """Adds the time of the call that started a step to `book`.
+
+        A CPU may finish the step before the call returns: `output` is then ready, and the call was
+        a wait for the device.
+        """
+        seconds = self.clock.lap(book)
+        self._waited += seconds if book == "train" and output.is_ready() else 0.0
+
     def log(self, step: int, values: dict, is_timed: bool = True) -> None:
         """Records the metrics of a training step, and how the time since the last record was spent.
 
         A step with `is_timed` False, the first one, was compiled: it has no speed.
 
         `train/data_wait` is the fraction of the time in which the loop waited for a batch,
-        `train/device` the fraction in which it waited for the oldest step in flight, and
+        `train/device` the fraction in which it waited for a step in flight, and
         `train/host` the rest: Python code that dispatches batches and steps. They sum to 1.
         Devices work at the same time as the host: a small `device` means that the host or the
         data is the bottleneck, not that the devices are idle.

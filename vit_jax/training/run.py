@@ -7,6 +7,7 @@ from vit_jax import config as config_lib
 from vit_jax.checkpoints import workdir as workdir_lib
 from vit_jax.config.fields import expand_home
 from vit_jax.config.schema import Config
+from vit_jax.distributed.process import prepare_process
 from vit_jax.training import sweep
 from vit_jax.training.profiler import Window
 
@@ -82,6 +83,7 @@ def train(
     sweep. Raises a `vit_jax.errors.VitJaxError` in one line; Interrupted after a signal, with
     the last finished step saved.
     """
+    prepare_process()
     folder = pathlib.Path(expand_home(str(workdir)))
     workdir_lib.require_utf8(folder)
     stages = config_lib.resolve(config, overrides)

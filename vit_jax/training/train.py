@@ -126,6 +126,8 @@ def _run(stage: Stage, stop: StopSignal, fallback: bool, profile: Window | None)
                     in_flight.settle_all()
                     profiler.start()
                 gathered = multihost.allgather(stop.number, batch["bad"].sum())
+                book = "start" if step + 1 == first else "train"  # Compilation is no training.
+                log.clock.lap(book)
                 with profiler.step(step + 1):
                     state, metrics = programs.train_step(
                         state,
@@ -134,15 +136,15 @@ def _run(stage: Stage, stop: StopSignal, fallback: bool, profile: Window | None)
                         hyperparams(step),
                         teacher_params,
                     )
+                log.dispatched(metrics["loss"], book)
                 step += 1
                 in_flight.add(step, metrics, batch["id"], gathered)
-                if step == first:  # Compilation is not training time.
-                    in_flight.settle_all(book="start")
-                    log.clock.lap("start")
+                if step == first:
+                    in_flight.settle_all(book)
                     log.start_interval(step)
                 else:
                     in_flight.settle_oldest()
-                log.clock.lap("train")
+                log.clock.lap(book)
                 if profiler.ends_with(step):
                     in_flight.settle_all()  # The trace contains all work of these steps.
                     if profiler.stop():
