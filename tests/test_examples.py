@@ -5,6 +5,7 @@ import importlib.util
 import numpy as np
 import pytest
 
+import vit_jax
 from tests.support.runs import ROOT
 
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
@@ -18,8 +19,9 @@ def load_example(name: str):
 
 
 @pytest.mark.slow
-def test_custom_loop_learns_digits():
-    assert load_example("custom_loop").main(steps=60) > 0.4
+def test_custom_loop_learns_digits_and_saves_the_model(tmp_path):
+    assert load_example("custom_loop").main(steps=60, out=tmp_path / "digits.npz") > 0.4
+    assert vit_jax.load(tmp_path / "digits.npz").classes == tuple("0123456789")
 
 
 @pytest.mark.slow

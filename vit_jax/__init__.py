@@ -12,6 +12,7 @@ if typing.TYPE_CHECKING:
     from vit_jax.training.run import train
     from vit_jax.weights.load import load_params
     from vit_jax.weights.pretrained import load
+    from vit_jax.weights.save import save_params
 
 __version__ = "0.1.0"
 
@@ -24,6 +25,7 @@ _MODULES = {  # Public name -> the module that defines it.
     "load_params": "vit_jax.weights.load",
     "predict": "vit_jax.evaluation.predict",
     "preprocess": "vit_jax.data.preprocess",
+    "save_params": "vit_jax.weights.save",
     "train": "vit_jax.training.run",
 }
 __all__ = [
@@ -35,6 +37,7 @@ __all__ = [
     "load_params",
     "predict",
     "preprocess",
+    "save_params",
     "train",
 ]
 

@@ -13,7 +13,7 @@ from tests.support.runs import ROOT
 from vit_jax import main
 from vit_jax.errors import CheckpointError, ConfigError
 from vit_jax.models.registry import param_shapes
-from vit_jax.weights import convert, load, writer
+from vit_jax.weights import convert, load, save, writer
 
 MODEL = vit_jax.create_model(
     *("vit_b4",), image_size=8, num_layers=1, hidden_size=8, mlp_size=16, num_heads=2, num_classes=3
@@ -56,7 +56,7 @@ def test_files_are_aside_until_they_are_read_back(source, folder, monkeypatch, f
         raise CheckpointError(f"{path}: stop.")
 
     monkeypatch.setattr(convert, "_photo_outputs", lambda *_: {"features": np.ones(1)})
-    monkeypatch.setattr(convert, "_verify_params", verify)
+    monkeypatch.setattr(save, "verify_params", verify)
     destination = folder / DESTINATIONS[file_format]
     with pytest.raises(CheckpointError, match=f"^{destination}: stop.$"):
         run_convert(source, destination, file_format)
@@ -131,10 +131,9 @@ def test_full_disk_during_a_conversion_names_the_destination(source, folder, mon
 
 KILLED = """
 import os, signal, sys
-from vit_jax.weights import convert
-step, *arguments = sys.argv[1:]
-kill = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL)
-setattr(convert, step, kill)
+from vit_jax.weights import convert, save
+arguments = sys.argv[1:]
+save.verify_params = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL)
 convert.convert(*arguments[:2], file_format=arguments[2])
 """
 
@@ -143,7 +142,7 @@ convert.convert(*arguments[:2], file_format=arguments[2])
 @pytest.mark.parametrize("file_format", DESTINATIONS)
 def test_killed_conversion_can_be_repeated(source, folder, file_format):
     destination = folder / DESTINATIONS[file_format]
-    command = [sys.executable, "-c", KILLED, "_verify_params", source, destination, file_format]
+    command = [sys.executable, "-c", KILLED, source, destination, file_format]
     process = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True)
     assert process.returncode == -9, process.stderr
     assert all(name.startswith(".vit_jax-") for name in os.listdir(folder))

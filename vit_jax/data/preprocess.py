@@ -258,6 +258,11 @@ class EvalRecipe:
             data.eval_side,
         )
 
+    @classmethod
+    def official(cls, size: Size) -> "EvalRecipe":
+        """Returns the recipe of the official code: the whole image resized."""
+        return cls.from_data(Data(eval_crop="resize", resample="tf_bilinear"), size)
+
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the result."""
@@ -292,8 +297,7 @@ def preprocess(images, model, recipe: EvalRecipe | None = None) -> np.ndarray:
     file that cannot be read.
     """
     if recipe is None:
-        official = Data(eval_crop="resize", resample="tf_bilinear")
-        recipe = EvalRecipe.from_data(official, model.image_size)
+        recipe = EvalRecipe.official(model.image_size)
     for image in images:
         if decode.is_one_image(image) and not isinstance(image, np.ndarray):
             continue  # A path or a PIL image.

@@ -1,18 +1,14 @@
 """Converts weights between formats, accounts for every tensor, and verifies the outputs."""
 
-import contextlib
 import dataclasses
-import io
 import os
 import pathlib
 import re
-from collections.abc import Iterator
 
 import jax
 import numpy as np
 
 from vit_jax import config as config_lib
-from vit_jax.atomic_io import write_aside
 from vit_jax.checkpoints import checkpoint, layout
 from vit_jax.config.schema import Data, Init
 from vit_jax.data import packaged
@@ -21,19 +17,16 @@ from vit_jax.errors import CheckpointError, ConfigError
 from vit_jax.models import trees
 from vit_jax.models.registry import BitResNet, ViT, build, create_model, param_shapes
 from vit_jax.text import print_line
-from vit_jax.weights import download, load, writer
-from vit_jax.weights import metadata as metadata_lib
+from vit_jax.weights import download, load, save, writer
 from vit_jax.weights.finite import require_finite, require_finite_params
 from vit_jax.weights.losses import list_losses
 from vit_jax.weights.metadata import WeightsMetadata
-from vit_jax.weights.model_card import CARD_START, model_card
+from vit_jax.weights.model_card import model_card
 from vit_jax.weights.snippets import timm_constructor
-from vit_jax.weights.tensor_layouts import CLS, POSITIONS
 from vit_jax.weights.tensor_table import tensor_table
 
 ORBAX = "orbax"
 FILE_FORMATS = (*writer.FILE_FORMATS, ORBAX)
-SUFFIXES = {"npz": ".npz", "safetensors": ".safetensors"}  # The other formats are folders.
 TOLERANCE = 1e-5  # Largest difference of outputs, relative to the largest output.
 FOLDED_TOLERANCE = 2e-4  # The same where LayerScale is folded, which rounds the kernels.
 
@@ -108,9 +101,9 @@ def convert(
     photo = {f"{kind} of a photo": array for kind, array in outputs.items()}
     require_finite(photo, params, source)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _aside(path) as new:
+    with save.aside(path) as new:
         notes = _write(new, model, params, metadata, export, card)
-        _check_class_names_beside(path, new, overwrite)
+        save.check_class_names_beside(path, new, overwrite)
         tolerance = FOLDED_TOLERANCE if plan.folded else TOLERANCE
         compared = _verify(new, params, outputs, export, tolerance)
     notes += [f"different in {line}" for line in losses]
@@ -124,30 +117,11 @@ def convert(
     )
 
 
-@contextlib.contextmanager
-def _aside(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Yields where to write; errors in the block name `path`."""
-    with write_aside(path, is_folder=path.suffix not in SUFFIXES.values()) as new:
-        try:
-            yield new
-        except CheckpointError as error:
-            raise CheckpointError(str(error).replace(str(new), str(path))) from error
-
-
 def _target_metadata(loaded: load.LoadedModel, model: ViT | BitResNet) -> WeightsMetadata:
     """Metadata of the new file: model options, class names and preprocessing."""
     keeps_names = loaded.has_class_names and model.num_classes
-    recipe = loaded.recipe
-    return metadata_lib.from_model(model).with_defaults(
-        WeightsMetadata(
-            classes=loaded.classes if keeps_names else None,
-            crop=recipe.crop,
-            crop_fraction=recipe.crop_fraction,
-            crop_side=recipe.side,
-            resample=recipe.resample,
-            assumed=loaded.weights.metadata.assumed,
-        )
-    )
+    classes = loaded.classes if keeps_names else None
+    return save.metadata_of(model, loaded.recipe, classes, loaded.weights.metadata.assumed)
 
 
 def _write(
@@ -173,30 +147,10 @@ def _verify(
     tolerance: float,
 ) -> list[str]:
     """Reads the new file, and compares outputs and parameters; returns `_verify_outputs`."""
-    with contextlib.redirect_stderr(io.StringIO()):  # What is assumed has been printed.
-        written = load.load(str(path))
+    written = save.read_back(path)
     compared = _verify_outputs(path, written, outputs, tolerance)
-    _verify_params(path, written, params, export)
+    save.verify_params(path, written, trees.flatten(params), export)
     return compared
-
-
-def _verify_params(
-    path: pathlib.Path,
-    written: load.LoadedModel,
-    params: dict,
-    export: writer.ExportPlan | None,
-) -> None:
-    """Raises CheckpointError unless what was written has the bits of the parameters.
-
-    Outputs alone would not show the layers behind a head or a LayerScale of zeros.
-    """
-    expected, arrays = trees.flatten(params), trees.flatten(written.params())
-    changed = {CLS, POSITIONS} if export and export.folds_cls else set()
-    for name, array in expected.items():
-        if name not in changed and not np.array_equal(arrays[name], array, equal_nan=True):
-            raise CheckpointError(
-                f"{path}: {name} has other values when it is read back. No file was created."
-            )
 
 
 def _verify_outputs(
@@ -227,15 +181,15 @@ def _verify_outputs(
 
 def _check_file_format(file_format: str | None, path: pathlib.Path) -> str:
     """The file format; raises ConfigError if it does not fit the suffix of the destination."""
-    by_suffix = {suffix: name for name, suffix in SUFFIXES.items()}.get(path.suffix)
+    by_suffix = {suffix: name for name, suffix in save.SUFFIXES.items()}.get(path.suffix)
     if not (file_format or by_suffix) and re.fullmatch(r"\.[a-z_]{2,}", path.suffix):
         raise ConfigError(
             f"{path}: unknown suffix {path.suffix}; expected .npz or .safetensors. For a folder "
             "of this name give --format=huggingface or --format=orbax."
         )
     file_format = file_format or by_suffix or "huggingface"
-    if by_suffix != (file_format if file_format in SUFFIXES else None):
-        suffix = SUFFIXES.get(file_format)
+    if by_suffix != (file_format if file_format in save.SUFFIXES else None):
+        suffix = save.SUFFIXES.get(file_format)
         expected = f"a file that ends in {suffix}" if suffix else "a folder"
         raise ConfigError(f"{path}: --format={file_format} needs {expected} as the destination.")
     return file_format
@@ -250,29 +204,10 @@ def _check_destination(path: pathlib.Path, destination: str, overwrite: bool) ->
     """Raises ConfigError if writing would replace something that it may not replace."""
     if download.is_url(destination) or not path.name:
         raise ConfigError(f"{destination} is not the name of a new local file or folder.")
-    if path.suffix in SUFFIXES.values():
-        card = writer.card_path(path)
-        if path.is_dir():
-            raise ConfigError(f"{path} is a folder; expected a file.")
-        if path.exists() and not overwrite:
-            raise ConfigError(f"{path} exists; name a new file, or give --overwrite.")
-        if card.exists() and not card.read_text(encoding="utf-8", errors="replace").startswith(
-            CARD_START
-        ):
-            raise ConfigError(
-                f"{card} exists and would be overwritten by the model card; rename it."
-            )
+    if path.suffix in save.SUFFIXES.values():
+        save.check_file(path, overwrite)
     elif path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise ConfigError(f"{path} exists; name a new folder.")
-
-
-def _check_class_names_beside(path: pathlib.Path, new: pathlib.Path, overwrite: bool) -> None:
-    """Raises ConfigError if a file beside `path` would be overwritten or give wrong class names."""
-    old, names = (file.with_suffix(writer.CLASSES_SUFFIX) for file in (path, new))
-    if path.suffix in SUFFIXES.values() and old.exists() and not (overwrite and names.exists()):
-        raise ConfigError(
-            f"{old} exists: its lines would name the classes of {path.name}; remove it."
-        )
 
 
 def _build_target(

@@ -20,7 +20,7 @@ def model_card(
     *,
     file_format: str,
     name: str,
-    source: str,
+    source: str = "",
     num_params: int,
     losses: Sequence[str] = (),
 ) -> str:
@@ -31,11 +31,14 @@ def model_card(
       metadata: class names and preprocessing.
       file_format: one of `writer.FILE_FORMATS`.
       name: name of the file or folder.
-      source: location that the weights were read from, as the user gave it.
+      source: location that the weights were converted from, as the user gave it, if any.
       num_params: number of parameters.
       losses: what other code does not get from the file, one line each.
     """
-    table = "\n".join(f"| {key} | {value} |" for key, value in _rows(model, metadata, num_params))
+    rows = _rows(model, metadata, num_params)
+    if source:
+        rows.append(("Converted from", escape_markdown(_public_source(source))))
+    table = "\n".join(f"| {key} | {value} |" for key, value in rows)
     classes = ""
     if metadata.classes:
         shown = ", ".join(map(escape_markdown, metadata.classes[:MAX_CLASSES]))
@@ -58,7 +61,6 @@ tags: [image-classification, vision-transformer]
 | | |
 |---|---|
 {table}
-| Converted from | {escape_markdown(_public_source(source))} |
 {assumed}{classes}
 {blocks}{differences}"""
 
