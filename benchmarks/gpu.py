@@ -235,29 +235,23 @@ def kill_and_resume(part: Part, fields: dict) -> dict:
 
     def start(workdir: pathlib.Path) -> subprocess.Popen:
         arguments = to_json({"workdir": str(workdir), "fields": fields})
-        return subprocess.Popen(
-            [*job_command("train"), arguments],
-            env=os.environ | environment,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        command = [*job_command("train"), arguments]
+        with open(f"{workdir}.log", "w", encoding="utf-8") as log:
+            return subprocess.Popen(command, env=os.environ | environment, stdout=log, stderr=log)
 
-    def finish(process: subprocess.Popen) -> None:
-        _, errors = process.communicate()
-        if process.returncode:
-            raise RuntimeError(errors)
+    def train_to_the_end(workdir: pathlib.Path) -> None:
+        if start(workdir).wait():
+            raise RuntimeError(pathlib.Path(f"{workdir}.log").read_text(encoding="utf-8"))
 
-    finish(start(folders[0]))
+    train_to_the_end(folders[0])
     process = start(folders[1])
     while process.poll() is None and not layout.list_steps(folders[1] / layout.FOLDER):
         time.sleep(0.01)
     process.kill()
-    process.communicate()
-    if process.returncode == 0:
+    if process.wait() >= 0:
         raise RuntimeError("the run ended before it was killed")
     saved = max(layout.list_steps(folders[1] / layout.FOLDER))
-    finish(start(folders[1]))
+    train_to_the_end(folders[1])
     losses = [[line.get("train/loss") for line in metrics.read(folder)] for folder in folders]
     return {
         "killed_after_step": saved,
