@@ -1,4 +1,4 @@
-"""Arguments of config files: commas and home folders in paths, and empty values."""
+"""Arguments of config files: commas and home folders in paths, weights options, empty values."""
 
 import pytest
 
@@ -28,6 +28,15 @@ def test_parse_arg_prefers_an_argument_after_a_path_that_exists(tmp_path):
 def test_parse_arg_rejects_an_unknown_word_after_a_path(tmp_path):
     with pytest.raises(ConfigError, match=r"argument 'quic' is not one of .*Did you mean quick\?$"):
         parse_arg(f"data={tmp_path},quic", **DEFAULTS)
+
+
+def test_parse_arg_keeps_the_options_of_weights_together():
+    options = "vit.safetensors:num_heads=2,pixel_stats=half,image_size=8x8"
+    arg = parse_arg(f"weights={options},count=7,quick,data=x:classes=n.txt,gelu=erf", **DEFAULTS)
+    assert arg.weights == options
+    assert (arg.count, arg.quick, arg.data) == (7, True, "x:classes=n.txt,gelu=erf")
+    with pytest.raises(ConfigError, match="argument 'gelu' is not one of"):
+        parse_arg("weights=vit.safetensors,gelu=erf", **DEFAULTS)
 
 
 @pytest.mark.parametrize("arg", ["data=", "data=,quick", "quick,weights=", "count="])

@@ -116,7 +116,8 @@ def trial_workdir(arguments: tuple[str, ...]) -> pathlib.Path:
     """Returns the workdir of a trial of a training command without --workdir."""
     file = next(text for text in arguments if text.startswith("--config=")).partition("=")[2]
     name, _, config_arguments = file.partition(":")
-    kept = re.sub(r"\b(init|steps|size|dir)=[^,]*", "", config_arguments)  # A trial has its own.
+    # A trial has its own.
+    kept = re.sub(r"\b(init|pixel_stats|steps|size|dir)=[^,]*", "", config_arguments)
     kept = [text for text in kept.split(",") if text not in ("", "smoke")]
     file = f"{name}:{','.join([*kept, 'smoke'])}"
     rest = [text for text in arguments if not text.startswith("--config=")]

@@ -78,7 +78,7 @@ def test_load_asks_for_what_nothing_gives(tmp_path):
         CheckpointError, match=r"cannot infer num_heads .* and pixel_stats"
     ) as caught:
         load.load(path)
-    assert str(caught.value).endswith(f"as in {path}:num_heads=6,pixel_stats=imagenet.")
+    assert str(caught.value).endswith(f"as in {path}:num_heads=1,pixel_stats=imagenet.")
     with pytest.raises(CheckpointError, match="cannot infer pixel_stats"):
         load.load(f"{path}:num_heads=2,image_size=8x12")
     loaded = load.load(f"{path}:num_heads=4,pixel_stats=imagenet,image_size=8x12,norm_eps=1e-5")
@@ -167,3 +167,9 @@ def test_classes_after_a_colon_name_the_outputs(tmp_path):
     (tmp_path / "names.txt").write_text("ant\nbee\ncat\n")
     loaded = load.load(f"{path}:classes={tmp_path / 'names.txt'}")
     assert (loaded.classes, loaded.has_class_names) == (("ant", "bee", "cat"), True)
+
+
+@pytest.mark.parametrize(("width", "heads"), [(8, 1), (384, 6), (200, 4), (1152, 18), (7, 1)])
+def test_ask_suggests_a_divisor_of_the_width(width, heads):
+    shapes = {"Transformer/encoder_norm/scale": (width,)}
+    assert str(families.ask("x", ["num_heads"], shapes)).endswith(f"as in x:num_heads={heads}.")

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 from collections.abc import Collection, Iterator, Mapping
 
 from ml_collections.config_dict import ConfigDict
@@ -12,6 +13,7 @@ from vit_jax.errors import ConfigError, nearest
 
 # Arguments of config files whose fields `trial.smoke` replaces.
 REPLACED_BY_SMOKE = {"init", "teacher", "size", "patch", "steps", "epochs", "batch", "dir"}
+WITH_OPTION = r"\w+=.+:[a-z_]+=[^,:]*"  # `init=vit.safetensors:num_heads=6`.
 
 
 def parse_arg(
@@ -22,7 +24,8 @@ def parse_arg(
 ) -> ConfigDict:
     """Returns the arguments `key=value,word` after `FILE:`; a word alone means `word=True`.
 
-    A value may contain commas if it is the path of a file or folder that exists.
+    A value may contain commas if it is the path of a file or folder that exists, or if it ends in
+    options of weights, such as `vit.safetensors:num_heads=6,gelu=erf`.
 
     Args:
       arg: the text after `FILE:`.
@@ -72,7 +75,7 @@ def parse_arg(
 
 
 def _split(arg: str, known: Collection[str]) -> Iterator[str]:
-    """Yields the parts between commas, except the commas in the path of an existing file."""
+    """Yields the parts between commas other than those in existing paths and weights options."""
     parts = arg.split(",")
     while parts:
         length = 1
@@ -80,9 +83,18 @@ def _split(arg: str, known: Collection[str]) -> Iterator[str]:
             is_argument = parts[length].partition("=")[0] in known and _exists(parts[:length])
             if _exists(parts[:end]) and not is_argument:
                 length = end
+        if re.fullmatch(WITH_OPTION, ",".join(parts[:length]), re.DOTALL):
+            while length < len(parts) and _is_option(parts[length], known):
+                length += 1
         if item := ",".join(parts[:length]):
             yield item
         parts = parts[length:]
+
+
+def _is_option(part: str, known: Collection[str]) -> bool:
+    """Returns True for `name=value` whose name is not an argument of the config."""
+    name, equals, _ = part.partition("=")
+    return bool(equals) and name not in known
 
 
 def _exists(parts: list[str]) -> bool:

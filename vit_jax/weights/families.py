@@ -196,13 +196,18 @@ def _evaluation(format: Format, where: str) -> dict:
 def ask(where: str, unknown: Sequence[str], shapes: Mapping[str, tuple]) -> CheckpointError:
     """Returns the error that asks the user for options of a file."""
     width = shapes.get("Transformer/encoder_norm/scale", (0,))[-1]
-    heads = "6 heads in DeiT, 12 in MoCo v3" if width == 384 else "of no published model"
+    known = "6 heads in DeiT, 12 in MoCo v3" if width == 384 else "any divisor of it"
     texts = {
-        "num_heads": f"num_heads for width {width} ({heads})",
+        "num_heads": f"num_heads for width {width} ({known})",
         "pixel_stats": "pixel_stats (half in AugReg, imagenet in DeiT, DINO, MAE and MoCo v3)",
     }
     listed = " and ".join(texts[name] for name in unknown)
-    examples = {"num_heads": "6", "pixel_stats": "imagenet"}
+    divisors = [h for h in range(1, width + 1) if width % h == 0]
+    usual = width / 64  # Heads of most models have 64 dimensions.
+    examples = {
+        "num_heads": str(min(divisors, key=lambda h: abs(h - usual), default=1)),
+        "pixel_stats": "imagenet",
+    }
     example = ",".join(f"{name}={examples[name]}" for name in unknown)
     return CheckpointError(
         f"{where}: cannot infer {listed}; neither the file nor a config.json beside it gives this. "
