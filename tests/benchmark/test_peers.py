@@ -1,5 +1,6 @@
 """Peers of the benchmark: how adapters are found and run, and the models that they build."""
 
+import dataclasses
 import json
 import sys
 import time
@@ -88,6 +89,8 @@ def test_check_of_an_interpreter_without_the_packages_names_what_is_missing(tmp_
         "benchmarks/peers/timm_peer.py imports, or give an interpreter that has them with "
         "--peer_python=PATH."
     )
+    with pytest.raises(ConfigError, match=r"No module named 'torch'$"):  # In the suite.
+        dataclasses.replace(peer, is_required=False).check(tiny_cases())
 
 
 class FakeLibrary:

@@ -87,11 +87,13 @@ class Peer:
         except OSError as error:
             raise ConfigError(f"--peer_python={self.python}: {error.strerror}.") from error
         if done.returncode:
-            raise ConfigError(
-                f"--peer={self.name} does not run in {self.python}: {last_line(done.stderr)}; "
-                f"install the packages that {FOLDER}/{self.adapter.name} imports, or give an "
-                "interpreter that has them with --peer_python=PATH."
-            )
+            reason = f"--peer={self.name} does not run in {self.python}: {last_line(done.stderr)}"
+            if self.is_required:
+                reason += (
+                    f"; install the packages that {FOLDER}/{self.adapter.name} imports, or give an "
+                    "interpreter that has them with --peer_python=PATH."
+                )
+            raise ConfigError(reason)
 
     def shape(self, case: Case) -> dict:
         """Returns the shape of the model of a case; the keys are those of benchmarks/peers/."""
