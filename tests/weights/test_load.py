@@ -98,7 +98,7 @@ def test_load_params_needs_the_permission_of_each_change(tmp_path, changes, perm
     others = dict.fromkeys(permissions - {permission}, True)
     message = error_of(vit_jax.load_params, path, wanted, **others, allow_numerics=True)
     assert text in message
-    assert f"init.{permission}=True permits" in message
+    assert f"({permission}=True permits" in message
     loaded = flat(path, wanted, **{permission: True})
     assert {name: array.shape for name, array in loaded.items()} == param_shapes(wanted)
     stored = some_arrays(tiny())
@@ -114,7 +114,7 @@ def test_load_params_needs_the_permission_of_each_change(tmp_path, changes, perm
     [
         (
             {"gelu": "erf"},
-            "'tanh' in the weights and 'erf' in the model (set model.gelu='tanh'",
+            "'tanh' in the weights and 'erf' in the model (create_model(..., gelu='tanh')",
         ),
         ({"norm_eps": 1e-5}, "norm_eps is 1e-06 in the weights and 1e-05 in the model"),
         ({"pixel_stats": "clip"}, "pixel_stats is 'half' in the weights and 'clip' in the model"),
@@ -130,7 +130,11 @@ def test_load_params_rejects_other_numerics_than_the_files(tmp_path, suffix, cha
     path, other = with_metadata(tmp_path / f"x{suffix}", tiny()), tiny(**changes)
     message = error_of(vit_jax.load_params, path, other)
     assert text in message
-    assert "init.allow_numerics=True permits it" in message
+    name = next(iter(changes))
+    assert f"in the model (create_model(..., {name}=" in message
+    assert "), or allow_numerics=True permits it" in message
+    with pytest.raises(CheckpointError, match=rf"\(set model.{name}=.*or init.allow_numerics=True"):
+        load.plan_adaptation(load.open_weights(path), other, load.Init())
     assert text in error_of(
         vit_jax.load_params, path, other, new_head=True, resize=True, drop_token=True
     )

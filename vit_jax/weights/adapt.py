@@ -20,6 +20,7 @@ MASKED_PATCH_PARAMS = ("mask_token", "patch_head/kernel", "patch_head/bias")
 TASK_PARAMS = (*HEAD, *MASKED_PATCH_PARAMS)
 PRE_LOGITS = ("pre_logits/kernel", "pre_logits/bias")
 CLS = "cls"
+CONFIG_SECTION = "init."  # Section of the config with the permitted changes.
 SCALED_LAYERS = {  # LayerScale of an encoder layer -> the dense layer before it.
     "LayerScale_0": "MultiHeadDotProductAttention_0/out",
     "LayerScale_1": "MlpBlock_0/Dense_1",
@@ -91,6 +92,7 @@ def make_plan(
     grid_note: str = "",
     where: str,
     differences: Sequence[str] = (),
+    section: str = CONFIG_SECTION,
 ) -> AdaptPlan:
     """Returns how parameters of shapes `source` become parameters of shapes `target`.
 
@@ -108,6 +110,7 @@ def make_plan(
       grid_note: an assumption about `old_grid`, for messages.
       where: source of the parameters, for messages.
       differences: further differences, reported with those found here.
+      section: text before the names of permissions in messages; '' if they are arguments.
 
     Raises:
       CheckpointError: parameters are missing, unexpected or of another shape; all differences
@@ -139,9 +142,9 @@ def make_plan(
     )
     lines = [
         *differences,
-        *_missing_or_misshapen(plan, source, target, permissions.resize),
+        *_missing_or_misshapen(plan, source, target, permissions.resize, section),
         *_misshapen_scales(plan, source, target),
-        *_unexpected(plan, source, target),
+        *_unexpected(plan, source, target, section),
     ]
     if lines:
         raise CheckpointError(f"{where} does not fit the model: {listed(lines)}.")
@@ -149,12 +152,12 @@ def make_plan(
 
 
 def _missing_or_misshapen(
-    plan: AdaptPlan, source: Shapes, target: Shapes, may_resize: bool
+    plan: AdaptPlan, source: Shapes, target: Shapes, may_resize: bool, section: str
 ) -> Iterator[str]:
     for name in target:
         if name in plan.new_shapes:
             continue
-        hint = " (init.new_head=True permits a new one)" if name in TASK_PARAMS else ""
+        hint = f" ({section}new_head=True permits a new one)" if name in TASK_PARAMS else ""
         if name not in source:
             yield f"{name} is missing in the weights{hint}"
         elif _changes_grid(plan, name, source[name], target[name]):
@@ -162,7 +165,7 @@ def _missing_or_misshapen(
                 old, new = map(_format_grid, (plan.old_grid, plan.new_grid))
                 yield (
                     f"the position grid is {old} in the weights and {new} in the model "
-                    f"(init.resize=True permits resizing){plan.grid_note}"
+                    f"({section}resize=True permits resizing){plan.grid_note}"
                 )
         elif _shape_without_cls(plan, name, source[name]) != tuple(target[name]):
             yield (
@@ -178,9 +181,9 @@ def _misshapen_scales(plan: AdaptPlan, source: Shapes, target: Shapes) -> Iterat
             yield f"{scale} is {tuple(source[scale])} and cannot be folded into {name}, {shape}"
 
 
-def _unexpected(plan: AdaptPlan, source: Shapes, target: Shapes) -> Iterator[str]:
-    permitted_by = dict.fromkeys(TASK_PARAMS + PRE_LOGITS, "init.new_head=True")
-    permitted_by |= {CLS: "init.drop_token=True"}
+def _unexpected(plan: AdaptPlan, source: Shapes, target: Shapes, section: str) -> Iterator[str]:
+    permitted_by = dict.fromkeys(TASK_PARAMS + PRE_LOGITS, f"{section}new_head=True")
+    permitted_by |= {CLS: f"{section}drop_token=True"}
     for name in source:
         if name not in target and name not in plan.dropped:
             hint = f" ({permitted_by[name]} permits dropping it)" if name in permitted_by else ""

@@ -317,7 +317,7 @@ def load_params(
     permissions = Init(
         new_head=new_head, resize=resize, drop_token=drop_token, allow_numerics=allow_numerics
     )
-    plan = plan_adaptation(weights, model, permissions)
+    plan = plan_adaptation(weights, model, permissions, section="")
     for note in plan.notes:
         print_line(f"{path}: {note}")
     return read_params(weights, plan, shardings)
@@ -328,6 +328,7 @@ def plan_adaptation(
     model: Model,
     permissions: Init,
     head_rows: tuple[int, ...] | None = None,
+    section: str = adapt.CONFIG_SECTION,
 ) -> adapt.AdaptPlan:
     """Returns how weights become parameters of a model.
 
@@ -337,11 +338,12 @@ def plan_adaptation(
       permissions: permitted changes: the fields `new_head`, `resize`, `drop_token` and
         `allow_numerics`.
       head_rows: output of the weights for each class of the model; None if they are the same.
+      section: as in `adapt.make_plan`.
 
     Raises:
       CheckpointError: the weights do not fit the model; all differences are listed in one line.
     """
-    is_any_allowed = permissions.allow_numerics
+    differences = _numeric_differences(weights, model, section)
     return adapt.make_plan(
         weights.shapes,
         param_shapes(model),
@@ -352,20 +354,23 @@ def plan_adaptation(
         head_rows=head_rows,
         grid_note=families.grid_note(weights.metadata),
         where=weights.where,
-        differences=() if is_any_allowed else _numeric_differences(weights.metadata, model),
+        differences=() if permissions.allow_numerics else differences,
+        section=section,
     )
 
 
-def _numeric_differences(metadata: WeightsMetadata, model: Model) -> list[str]:
-    model_metadata, lines = metadata_lib.from_model(model), []
+def _numeric_differences(weights: LazyWeights, model: Model, section: str) -> list[str]:
+    metadata, model_metadata, lines = weights.metadata, metadata_lib.from_model(model), []
     for name in NUMERICS:
         source, target = getattr(metadata, name), getattr(model_metadata, name)
         if source is not None and target is not None and source != target:
             note = metadata.assumption(name)
             assumed = f", assumed {note.partition(' ')[2]}," if note else ""
+            value = f"{name}={source!r}"
+            remedy = f"set model.{value}" if section else f"create_model(..., {value})"
             lines.append(
-                f"{name} is {source!r} in the weights{assumed} and {target!r} in the model (set "
-                f"model.{name}={source!r}, or init.allow_numerics=True permits it)"
+                f"{name} is {source!r} in the weights{assumed} and {target!r} in the model "
+                f"({remedy}, or {section}allow_numerics=True permits it)"
             )
     return lines
 
