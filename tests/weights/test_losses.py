@@ -39,7 +39,10 @@ def test_npz_has_one_line_for_each_loss(options, metadata, expected):
     [
         ({}, {}, []),
         ({"gelu": "tanh", "norm_eps": 1e-3, "pixel_stats": "clip"}, {}, []),  # In its files.
-        ({}, {"resample": "tf_area_uint8"}, ["resample=tf_area_uint8 does not exist"]),
+        (
+            *({}, {"resample": "tf_area_uint8"}),
+            ["changes scores: train with --config.data.resample=antialias"],
+        ),
         ({}, {"crop": "huggingface", "crop_side": 9}, []),
         ({}, {"crop": "timm", "crop_fraction": 0.9}, ["rounded in another way, by up to a pixel"]),
         ({"image_size": (8, 12)}, {"crop": "center"}, ["stretched to 8x12, without the crop"]),

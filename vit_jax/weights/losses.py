@@ -63,7 +63,10 @@ def _resampling(file_format: str, metadata: WeightsMetadata) -> list[str]:
         is_kept = resample == OFFICIAL_EVALUATION["resample"]
         return [] if is_kept else [f"images are resized by tf_bilinear, not by {resample}"]
     if resample not in PIL_RESAMPLES.values():
-        return [f"resample={resample} does not exist; antialias (Pillow's bilinear) replaces it"]
+        return [
+            f"resample={resample} does not exist; antialias (Pillow's bilinear) replaces it, which "
+            "changes scores: train with --config.data.resample=antialias"
+        ]
     return (
         [f"resample={resample} is not in the file; {CARD}"] if file_format == "safetensors" else []
     )
