@@ -53,12 +53,15 @@ def table(folder: pathlib.Path) -> str:
 @pytest.mark.slow
 def test_a_sweep_tells_every_run_and_the_mean_of_its_seeds(whole):
     rows = [line.split() for line in table(whole).splitlines()[2:]]
+    mean = rows.pop()
     assert [row[1] for row in rows] == ["lr=0.0001", "lr=0.001", "lr=0.01", "seed_0", "seed_1"]
     assert [row[5] for row in rows] == ["40"] * 3 + ["359"] * 2, "a fifth of 200; all of val"
     found = json.loads((whole / "summary.json").read_text())
     singles = [json.loads((whole / f"seed_{i}/summary.json").read_text()) for i in (0, 1)]
     scores = [single["metrics"]["val/top1"] for single in singles]
     assert found["metrics"]["val/top1"] == sum(scores) / 2
+    assert mean[1:4] == ["seed_0", "to", "seed_1"]
+    assert f"| {sum(scores) / 2:.4f} +- " in table(whole)
     best = max(rows[:3], key=lambda row: float(row[7]))
     assert best[1] == f"lr={found['best']['optimizer.lr']}"
     trial = json.loads((whole / "grid" / best[1] / "summary.json").read_text())

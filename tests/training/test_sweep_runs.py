@@ -49,11 +49,11 @@ def test_grid_with_seeds_selects_the_combination_with_the_best_mean():
     means = sweep_runs.mean_over_seeds(grid, found)
     assert list(means) == ["lr=0.003", "lr=0.01"]
     assert sweep_runs.best(means) == "lr=0.003", "0.6 is more than 0.5, though 0.9 is the best run"
-    rows = sweep_runs.mean_rows(grid, means, "lr=0.003")
+    rows = sweep_runs.mean_rows(grid, means, "lr=0.003", {"seed_0": scored(0.5)})
     assert [row["run"] for row in rows] == ["lr=0.003", "lr=0.01"]
     assert [row["top1"] for row in rows] == ["0.6000 +- 0.1414", "0.5000 +- 0.5657"]
     assert [row[""] for row in rows] == ["best", ""]
-    assert not sweep_runs.mean_rows(sweep_runs.grid(config_of()), means, "lr=0.003")
+    assert not sweep_runs.mean_rows(sweep_runs.grid(config_of()), means, "lr=0.003", {})
     diverged = found | {"lr=0.003,seed=7": None}
     assert sweep_runs.best(sweep_runs.mean_over_seeds(grid, diverged)) == "lr=0.01"
     assert sweep_runs.finals(config_of(), {"optimizer.lr": 0.003})["seed_5"].seed == 5
@@ -148,6 +148,8 @@ def test_the_runs_of_a_sweep_are_counted():
 def test_the_best_is_the_first_of_the_highest_accuracy_and_never_one_that_diverged():
     found = {"a": None, "b": scored(0.5), "c": scored(0.75), "d": scored(0.75)}
     assert sweep_runs.best(found) == "c"
+    found["d"]["metrics"]["val/loss"] -= 0.1
+    assert sweep_runs.best(found) == "d", "of equal accuracies, the smaller loss"
     losses = {name: {"metrics": {"val/loss": loss}} for name, loss in (("a", 2.0), ("b", 1.0))}
     assert sweep_runs.best(losses) == "b", "where there is no accuracy, the smaller loss"
 
@@ -160,6 +162,13 @@ def test_seeds_tell_their_mean_and_the_deviation_of_a_sample():
     np.testing.assert_allclose(found["val/top1_std"], np.std(values, ddof=1))
     assert "train/loss" not in found
     assert set(sweep_runs.combined([scored(0.5)])) == {"val/top1", "val/loss", "val/n"}
+
+
+def test_seeds_of_final_runs_have_a_row_with_mean_and_deviation():
+    finals = {f"seed_{seed}": scored(score) for seed, score in ((3, 0.5), (4, 0.7), (5, 0.9))}
+    [row] = sweep_runs.mean_rows({}, {}, "", finals)
+    assert (row["run"], row["scored on"]) == ("seed_3 to seed_5", "val, mean")
+    assert row["top1"] == "0.7000 +- 0.2000"
 
 
 def test_a_grid_of_more_runs_than_can_be_trained_is_refused():

@@ -173,7 +173,7 @@ class Sweep:
                     "which has the best hyperparameters of the grid."
                 )
         table = sweep_runs.rows(grid, chosen, finals)
-        mean_rows = sweep_runs.mean_rows(self.grid, means, chosen)
+        mean_rows = sweep_runs.mean_rows(self.grid, means, chosen, finals)
         summary = {
             "metrics": sweep_runs.combined(list(finals.values())),
             "num_examples": next(iter(finals.values()))["num_examples"],

@@ -137,9 +137,12 @@ def is_finite(summary: dict) -> bool:
 
 
 def best(summaries: dict[str, dict | None]) -> str:
-    """Returns the name with the best score, the first of equals; None has diverged."""
-    scores = {name: selection_score(_val(found)) for name, found in summaries.items() if found}
-    return max(scores, key=scores.get)
+    """Returns the name with the best score; of equals, the lowest loss, then the first.
+
+    A summary that is None has diverged.
+    """
+    found = {name: _val(summary) for name, summary in summaries.items() if summary}
+    return max(found, key=lambda name: (selection_score(found[name]), -found[name].get("loss", 0)))
 
 
 def _val(summary: dict) -> dict:
@@ -172,10 +175,17 @@ def rows(grid: dict[str, dict | None], chosen: str, finals: dict[str, dict]) -> 
     return [*_rows(grid, "dev", chosen), *_rows(finals, "val", "")]
 
 
-def mean_rows(grid: dict[str, GridRun], means: dict[str, dict | None], chosen: str) -> list[dict]:
-    """Returns the rows of combinations with several seeds; none for a grid without seeds."""
+def mean_rows(
+    grid: dict[str, GridRun], means: dict[str, dict | None], chosen: str, finals: dict[str, dict]
+) -> list[dict]:
+    """Returns the rows of means over several seeds: combinations of the grid, and final runs."""
     has_seeds = any("seed" in run.values for run in grid.values())
-    return _rows(means, "dev, mean", chosen) if has_seeds else []
+    rows = _rows(means, "dev, mean", chosen) if has_seeds else []
+    if len(finals) > 1:
+        first, *_, last = finals
+        mean = {"metrics": combined(list(finals.values()))}
+        rows += _rows({f"{first} to {last}": mean}, "val, mean", "")
+    return rows
 
 
 def _rows(summaries: dict[str, dict | None], split: str, chosen: str) -> list[dict]:
