@@ -1,12 +1,13 @@
 """Text that people and spreadsheets read: lines of output, Markdown tables and CSV tables.
 
 Names of files and classes come from outside. Everything that is printed passes through
-`print_line`, `print_text` or `warn`, which escape control characters.
+`print_line`, `print_text`, `warn` or `warn_once`, which escape control characters.
 """
 
 import codecs
 import contextlib
 import csv
+import functools
 import html
 import io
 import os
@@ -66,6 +67,12 @@ def warn(line: object) -> None:
     """Prints one line on standard error, if it can be written."""
     with contextlib.suppress(OSError):
         print(printable(line), file=sys.stderr, flush=True)
+
+
+@functools.cache
+def warn_once(line: object) -> None:
+    """Prints one line as `warn`, if this process has not printed it before."""
+    warn(line)
 
 
 def write(stream, text: str) -> None:

@@ -34,13 +34,16 @@ def test_report_adds_the_sections_that_need_the_model(reported):
     assert len(page.html) < 3_000_000
 
 
-def test_page_with_missing_data_has_all_other_sections(quickstart, tmp_path):
+def test_page_with_missing_data_has_all_other_sections(quickstart, tmp_path, capsys):
     folder = shutil.copytree(quickstart / "finetune", tmp_path / "run")
     change_config(folder, "data", source="folder", dir=str(tmp_path / "missing"))
     assert main.run(["report", "--no_model", str(folder)]) == 0
     page = Page(folder / "report.html")
     assert "missing" in page.text
     assert "Unavailable: " in page.text
+    error = capsys.readouterr().err
+    assert error.startswith("report: the section Inputs is unavailable: ")
+    assert str(tmp_path / "missing") in error
     assert "Loss" in page.charts()
 
 

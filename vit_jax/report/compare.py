@@ -20,9 +20,9 @@ HEADER = ("run", "state", "model", "score", "metric", "step", "images/s", "time"
 SCORED_DATA = ("source", "dataset", "dir", "mix", "val_split", "val_fraction", "dev")
 MAX_COLUMNS = 12  # Differing fields as columns of the table of runs.
 RUNS_NOTE = (
-    "Click a heading to sort, and a coloured square to hide a run in all plots. `best` is the "
-    "best score by the same metric on the same data; runs that differ only in their seed are "
-    "compared by their mean, in the second table."
+    "Click a heading to sort, and a coloured square to hide a run in all plots. The run "
+    "marked best has the best score by the same metric on the same data; runs that differ only in "
+    "their seed are compared by their mean, in the second table."
 )
 SEEDS_NOTE = (
     "Runs that differ only in their seed: mean and sample standard deviation of their scores."

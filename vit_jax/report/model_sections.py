@@ -27,7 +27,7 @@ def model_sections(run: RunRecord) -> list[html.Html]:
     try:
         run_setup = setup.prepare_setup(str(run.folder), {}, "report")
     except html.SECTION_ERRORS as error:
-        return [html.section("Model outputs", note=f"Unavailable: {error}")]
+        return [html.unavailable("Model outputs", error)]
     parts = []
     if run_setup.model.num_classes:
         parts.append(html.section_or_error("Predictions", lambda: _predictions(run_setup)))

@@ -12,6 +12,7 @@ from vit_jax.atomic_io import to_json
 from vit_jax.data import decode
 from vit_jax.data.preprocess import resize
 from vit_jax.errors import VitJaxError
+from vit_jax.text import warn_once
 
 ASSETS = pathlib.Path(__file__).parent
 MAX_IMAGE_SIZE = 160  # Pixels of the longer side.
@@ -93,7 +94,13 @@ def section_or_error(title: str, content: Callable[[], Sequence], note: str = ""
     try:
         return section(title, *content(), note=note)
     except SECTION_ERRORS as error:
-        return section(title, note=f"Unavailable: {error}")
+        return unavailable(title, error)
+
+
+def unavailable(title: str, error: BaseException) -> Html:
+    """Returns a section with the reason why it is unavailable, which is printed, too."""
+    warn_once(f"report: the section {title} is unavailable: {str(error).strip()}")
+    return section(title, note=f"Unavailable: {error}")
 
 
 def image_figure(pixels: np.ndarray, caption: object = "", alt: str = "", class_: str = "") -> Html:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from vit_jax.distributed import multihost
 from vit_jax.errors import CheckpointError
 from vit_jax.models.sizes import SIZES
-from vit_jax.text import warn
+from vit_jax.text import warn_once
 from vit_jax.weights import formats, image_processor
 from vit_jax.weights.formats import Format
 from vit_jax.weights.metadata import WeightsMetadata
@@ -160,7 +160,7 @@ def complete(
 
 
 def report(metadata: WeightsMetadata, where: str, is_published: bool) -> None:
-    """Prints the assumed options of a file in one line on standard error.
+    """Prints the assumed options of a file in one line on standard error, once for each file.
 
     Args:
       is_published: the file has a published name, so only what the model changes is an assumption.
@@ -172,7 +172,7 @@ def report(metadata: WeightsMetadata, where: str, is_published: bool) -> None:
             values_of.setdefault(source, []).append(value)
     if values_of and multihost.is_process_0():
         listed = "; ".join(f"{', '.join(values)} {source}" for source, values in values_of.items())
-        warn(f"{where}: assumed {listed}.")
+        warn_once(f"{where}: assumed {listed}.")
 
 
 def grid_note(metadata: WeightsMetadata) -> str:
