@@ -6,7 +6,8 @@ from vit_jax.config.schema import Config, Data
 from vit_jax.data.image_folder import folder_source
 from vit_jax.data.subsets import Subset
 from vit_jax.errors import ConfigError
-from vit_jax.training.checks import check_outside_data
+from vit_jax.training.checks import check_outside_data, unusual_sizes
+from vit_jax.weights.metadata import UNKNOWN, WeightsMetadata
 
 
 def test_check_outside_data_refuses_a_workdir_among_the_classes(tmp_path):
@@ -21,3 +22,16 @@ def test_check_outside_data_refuses_a_workdir_among_the_classes(tmp_path):
         check_outside_data(folder, Config(data=Data(source="csv")), source)
     for folder in (tmp_path / "data" / "run", tmp_path / "data" / "train2"):
         check_outside_data(folder, config, source)
+
+
+def test_unusual_sizes_name_a_smaller_batch_and_image():
+    config = Config(batch_size=512, data=Data(image_size=384))
+    small = WeightsMetadata(image_size=(32, 32))
+    batch, image = unusual_sizes(config, 48, small)
+    assert batch.startswith("batch_size=512 is larger than the training set, 48 images: ")
+    assert "--config.batch_size=32 is faster" in batch
+    assert image.startswith("images of 384x384 are more than 4 times those of the starting")
+    assert "weights, 32x32: size=32 as an argument" in image
+    assert unusual_sizes(config, 512, WeightsMetadata(image_size=(96, 64))) == []
+    [batch] = unusual_sizes(config, 511, UNKNOWN)
+    assert "--config.batch_size=256 is" in batch

@@ -17,8 +17,10 @@ from vit_jax.tasks import registry as task_registry
 from vit_jax.training import memory, schedules
 from vit_jax.training.optimizer import make_optimizer
 from vit_jax.training.param_groups import check_groups
+from vit_jax.weights.metadata import WeightsMetadata
 
 EXAMPLES_TRACED = 4  # Batch of the trace of user-defined objects.
+LARGE_SIDE = 4  # Images with a side more than this many times that of the starting weights.
 
 
 def check_stage(config: Config, model, total_steps: int) -> None:
@@ -85,6 +87,30 @@ def check_outside_data(folder: pathlib.Path, config: Config, train_source: Sourc
                 f"workdir {folder} is inside {source.root}, whose folders are classes; choose a "
                 "folder outside the data."
             )
+
+
+def unusual_sizes(config: Config, num_examples: int, start: WeightsMetadata) -> list[str]:
+    """Returns notes on a batch or images much larger than the training data or starting weights.
+
+    Args:
+      num_examples: size of the training set.
+      start: metadata of the starting weights.
+    """
+    notes, batch_size, (height, width) = [], config.batch_size, config.data.size
+    if batch_size > num_examples:
+        smaller = 1 << (num_examples.bit_length() - 1)
+        notes.append(
+            f"batch_size={batch_size} is larger than the training set, {num_examples} images: each "
+            f"step has more than an epoch; --config.batch_size={smaller} is faster"
+        )
+    if start.image_size and max(height, width) > LARGE_SIDE * max(start.image_size):
+        side = max(start.image_size)
+        notes.append(
+            f"images of {height}x{width} are more than {LARGE_SIDE} times those of the starting "
+            f"weights, {start.image_size[0]}x{start.image_size[1]}: size={side} as an argument of "
+            f"the config file, or --config.data.image_size={side}, is faster"
+        )
+    return notes
 
 
 def _check_scores(config: Config, objective, params, batch: dict) -> None:

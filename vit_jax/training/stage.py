@@ -22,7 +22,7 @@ from vit_jax.tasks import registry as task_registry
 from vit_jax.text import print_line
 from vit_jax.training import auto
 from vit_jax.training import build as build_lib
-from vit_jax.training.checks import check_outside_data, check_stage
+from vit_jax.training.checks import check_outside_data, check_stage, unusual_sizes
 from vit_jax.weights import adapt, load, metadata
 from vit_jax.weights.finite import require_finite_params
 
@@ -59,7 +59,7 @@ class Stage:
     start_from: load.LazyWeights | None
     plan: adapt.AdaptPlan | None
     teacher: Teacher | None
-    note: str = ""  # On the memory of a step, for the user.
+    notes: tuple[str, ...] = ()  # On memory and unusual sizes, for the user.
 
     @functools.cached_property
     def fingerprints(self) -> dict[str, int]:
@@ -155,8 +155,11 @@ def prepare_stage(
         found, model, config.init, _head_rows(config, found, model, train_source.classes)
     )
     total_steps = build_lib.num_steps(config, len(train_source))
+    notes = [note] if note else []
     if is_new:
         check_stage(config, model, total_steps)
+        start = found.metadata if found else metadata.UNKNOWN
+        notes += unusual_sizes(config, len(train_source), start)
     return Stage(
         name=name,
         config=config,
@@ -171,7 +174,7 @@ def prepare_stage(
         start_from=found,
         plan=plan,
         teacher=_teacher(config, earlier, train_source.classes),
-        note=note,
+        notes=tuple(notes),
     )
 
 

@@ -105,8 +105,8 @@ def _run(stage: Stage, stop: StopSignal, fallback: bool, profile: Window | None)
         for line in stage.describe_data():
             log.say(line)
         step, state = saver.restore(init_key, fallback)
-        if stage.note:
-            log.say(stage.note)
+        for note in stage.notes:
+            log.say(note)
         log.say(_parameters(config, programs.abstract_state.params))
         for name in mesh.unsharded_parameters(programs.abstract_state.params):
             log.say(f"{name} is not sharded: mesh.fsdp divides none of its axes")
