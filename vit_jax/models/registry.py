@@ -156,11 +156,9 @@ def _check_sides(image_size: tuple[int, int], patch: int) -> None:
 
 
 @functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=4)
 def make_init(model: ViT | BitResNet) -> Callable[[jax.Array], dict]:
-    """Returns `init(key) -> params`, for `jax.jit` or `jax.eval_shape`.
-
-    Tracing a model takes seconds; shapes and values share one traced `init`.
-    """
+    """Returns `init(key) -> params`, for `jax.jit` or `jax.eval_shape`; a model is traced once."""
 
     def init(key: jax.Array) -> dict:
         return model.init(key, jnp.zeros((1, *model.image_size, 3)))["params"]

@@ -8,6 +8,7 @@ Letters of shapes, used in comments, einsum strings and unpacking:
 Submodules have the names of the published checkpoints.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 
 import flax.linen as nn
@@ -18,7 +19,15 @@ from jax.sharding import PartitionSpec
 
 from vit_jax.config.schema import Model
 from vit_jax.models import cpu_ops, resnet_stem
-from vit_jax.models.layers import Attention, Block, dropout, kernel_init, layer_norm, make_mlp
+from vit_jax.models.layers import (
+    WEIGHTS,
+    Attention,
+    Block,
+    dropout,
+    kernel_init,
+    layer_norm,
+    make_mlp,
+)
 from vit_jax.models.pixel_stats import check_images, normalize
 from vit_jax.models.position import PositionEmbedding
 from vit_jax.models.sizes import Size, VitShape, shape_of, size_of
@@ -76,6 +85,19 @@ class PatchEmbedding(nn.Module):
         return cpu_ops.choose(self.config.kernels).dense(patches, E, bias)
 
 
+@functools.lru_cache(maxsize=16)
+def make_apply_layer(config: Model, uses_remat: bool) -> Callable:
+    """Returns `apply(params, z, drop_rate, key) -> z` of a layer, traced once for all layers."""
+    block = Block(config, parent=None)
+
+    def apply(params: dict, z: jax.Array, drop_rate: float, key: jax.Array | None) -> jax.Array:
+        return block.apply({"params": params}, z, drop_rate, key)
+
+    if uses_remat:
+        apply = jax.checkpoint(apply, policy=REMAT_POLICIES[config.remat], static_argnums=2)
+    return jax.jit(apply, static_argnums=2)
+
+
 class Encoder(nn.Module):
     """Position embeddings, the layers, and the LayerNorm of equation 4.
 
@@ -117,17 +139,21 @@ class Encoder(nn.Module):
 
     def loop(self, z: jax.Array, rates, keys, add_positions: Callable, layers: Sequence[int]):
         """Applies the layers one after the other; returns z_L and the z_l of `layers`."""
-        layer = Block
-        if self.uses_remat:
-            layer = nn.remat(Block, policy=REMAT_POLICIES[self.config.remat])
+        apply_layer = make_apply_layer(self.config, self.uses_remat)
+        only_reads = not any(map(self.is_mutable_collection, ("params", "intermediates", WEIGHTS)))
         outputs = {}
         for i, (rate, key) in enumerate(zip(rates, keys, strict=True)):
             if i and self.config.pos_embed_at == "shared":
                 z = add_positions(z)
             elif i and self.config.pos_embed_at == "layers":
                 z = self.positions(f"posembed_{i}")(z)
-            block = layer(self.config, name=f"encoderblock_{i}")
-            z = shard_over_batch(block(z, float(rate), key))
+            name = f"encoderblock_{i}"
+            if only_reads:
+                with jax.named_scope(name):
+                    z = apply_layer(self.variables["params"][name], z, float(rate), key)
+            else:
+                z = Block(self.config, name=name)(z, float(rate), key)
+            z = shard_over_batch(z)
             outputs[i + 1] = z
         return z, [outputs[i] for i in layers]
 
