@@ -1,8 +1,10 @@
 """Which configs share a compiled program."""
 
+import jax
 import pytest
 
-from vit_jax import config
+from tests.support.tiny_flags import tiny_flags
+from vit_jax import config, main
 from vit_jax.config.schema import Config, Model
 from vit_jax.errors import ConfigError
 from vit_jax.tasks import registry as task_registry
@@ -48,3 +50,19 @@ def test_num_steps_refuses_more_than_can_be_counted():
         build.num_steps(config, 1000)
     with pytest.raises(ConfigError, match=r"config\.examples"):
         build.num_steps(Config(examples=10**12, batch_size=1), 1000)
+
+
+@pytest.mark.parametrize("overrides", [(), ("data.mixup=0.2", "mesh.fsdp=2")])
+def test_a_run_compiles_its_train_step_once(tmp_path, overrides):
+    names = []
+
+    def listen(event: str, seconds: float, fun_name: str = "", **_) -> None:
+        if event.endswith("backend_compile_duration"):
+            names.append(fun_name)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        assert main.run(tiny_flags(tmp_path / "run", *overrides)) == 0
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    assert names.count("jit(train_step)") == 1

@@ -69,7 +69,6 @@ def run(args, file: str | None, overrides: dict[str, str]) -> int:
     process.prepare_process()
     options = cluster.detect_cluster(args.coordinator, args.num_processes, args.process_id)
     multihost.initialize(options, args.host_timeout or multihost.TIMEOUT)
-    from vit_jax.report import write
     from vit_jax.training import run as run_lib
     from vit_jax.training import sweep
     from vit_jax.training.profiler import Window
@@ -86,6 +85,8 @@ def run(args, file: str | None, overrides: dict[str, str]) -> int:
         print_line(closing_line(summary, folder))
     multihost.shutdown()
     if is_process_0:  # The other processes need not wait for the report.
+        from vit_jax.report import write
+
         write.write_reports_after_training(folder)
     return 0
 

@@ -57,6 +57,7 @@ class Programs:
     abstract_state: TrainState  # Shapes, dtypes and shardings.
     init_state: Callable  # (key, params or None) -> TrainState
     train_step: Callable  # (state, batch, key, hyperparams, teacher_params) -> (state, metrics)
+    compile_step: Callable  # (prepared batch, key, hyperparams), shapes or arrays -> None
     score: Callable  # (params, batch) -> per-example arrays, replicated on every host
     extract: Callable | None  # Frozen features in the same form, or None.
 
@@ -88,6 +89,12 @@ def _programs(
             mesh,
             lambda state, batch, key, hyperparams, teacher_params=None: step(
                 state, prepare(batch, key, state.step, teacher_params), key, hyperparams
+            ),
+        ),
+        compile_step=_on(
+            mesh,
+            lambda batch, key, hyperparams: (
+                step.lower(abstract_state, batch, key, hyperparams).compile() and None
             ),
         ),
         score=_on(mesh, make_score(model, mesh, task)),

@@ -1,5 +1,6 @@
 """Trains one stage: restore, read batches, step, log, save, evaluate."""
 
+import concurrent.futures
 import contextlib
 from collections.abc import Iterator
 
@@ -20,7 +21,7 @@ from vit_jax.errors import (
     one_line,
 )
 from vit_jax.models import trees
-from vit_jax.training import auto, build, schedules
+from vit_jax.training import auto, build, memory, schedules
 from vit_jax.training.batches import TrainBatches
 from vit_jax.training.in_flight import StepsInFlight
 from vit_jax.training.metrics import TrainingLog
@@ -102,6 +103,7 @@ def _run(stage: Stage, stop: StopSignal, fallback: bool, profile: Window | None)
     with contextlib.ExitStack() as stack:
         for close in (saver.close, log.close, profiler.stop):  # Called in reverse order.
             stack.callback(close)
+        compiled = _start_to_compile(stage, programs, noise_key, hyperparams(0), stack)
         for line in stage.describe_data():
             log.say(line)
         step, state = saver.restore(init_key, fallback)
@@ -112,6 +114,7 @@ def _run(stage: Stage, stop: StopSignal, fallback: bool, profile: Window | None)
             log.say(f"{name} is not sharded: mesh.fsdp divides none of its axes")
         teacher_params = teacher and jax.device_put(teacher.params(), mesh.replicated(stage.mesh))
         first = step + 1
+        concurrent.futures.wait(compiled)  # A failure is repeated, and raised, by the first step.
         log.clock.lap("start")
         if profiler.is_past(first):
             log.say(f"no trace: the run resumes at step {first}, after the first step to trace")
@@ -167,6 +170,18 @@ def _run(stage: Stage, stop: StopSignal, fallback: bool, profile: Window | None)
                 stop.received,
             )
         return _write_summary(stage, programs, step, log, saver)
+
+
+def _start_to_compile(
+    stage: Stage, programs: build.Programs, key: jax.Array, hyperparams: dict, stack
+) -> list[concurrent.futures.Future]:
+    """Compiles the train step in a thread, while the state is initialised or restored."""
+    if stage.teacher or jax.process_count() > 1:
+        return []
+    size, sharding = stage.config.batch_size, programs.batch_sharding
+    batch = memory.abstract_batch(stage.config, stage.model, size, sharding)
+    executor = stack.enter_context(concurrent.futures.ThreadPoolExecutor(1))
+    return [executor.submit(programs.compile_step, batch, key, hyperparams)]
 
 
 def _parameters(config: Config, params) -> str:
