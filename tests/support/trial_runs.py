@@ -4,6 +4,7 @@ import functools
 import pathlib
 import re
 import shutil
+import sys
 import tarfile
 import tempfile
 
@@ -56,6 +57,9 @@ def working_folder(tmp_path, monkeypatch, photos, photo_folder):
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
+    for name, module in list(sys.modules.items()):  # Pages write packages of the same name.
+        if str(getattr(module, "__file__", None)).startswith(str(tmp_path)):
+            del sys.modules[name]
 
 
 @pytest.fixture

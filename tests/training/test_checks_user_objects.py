@@ -1,6 +1,7 @@
 """Checks of user-defined objects before a run starts: what they return, in one line."""
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from tests.support.tiny import tiny
@@ -8,6 +9,7 @@ from vit_jax import config as config_lib
 from vit_jax.config import registry
 from vit_jax.config.schema import Config
 from vit_jax.errors import ConfigError
+from vit_jax.tasks import losses
 from vit_jax.tasks.classification import Classification
 from vit_jax.tasks.losses import smooth_labels, soft_distillation, softmax_cross_entropy
 from vit_jax.training.checks import check_stage
@@ -37,6 +39,10 @@ def per_class(logits, labels):
 
 def hits(logits, labels):
     return logits.argmax(-1) == labels
+
+
+def scaled(logits, labels, factor=1.0):
+    return factor * softmax_cross_entropy(logits, labels)
 
 
 def per_column(logits, labels):
@@ -89,8 +95,23 @@ def test_a_loss_gets_targets_only_where_images_are_mixed_or_labels_smoothed():
     check(**{"task.loss": f"{HERE}:right", "data.mixup": 0.2})
     check(**{"task.loss": f"{HERE}:of_numbers"})
     for field in ("data.mixup", "task.label_smoothing"):
-        with pytest.raises(ConfigError, match="of_numbers' cannot be used for training"):
+        with pytest.raises(ConfigError, match="of_numbers' cannot be used for training") as caught:
             check(**{"task.loss": f"{HERE}:of_numbers", field: 0.1})
+        assert str(caught.value).endswith(f"; labels are (B, K) because of {field}.")
+
+
+def test_options_of_a_loss_are_given_in_parentheses():
+    check(**{"task.loss": f"{HERE}:scaled(factor=0.5)"})
+    loss = losses.find_loss(f"{HERE}:scaled(factor=0.5)").function
+    logits, labels = np.zeros((2, 4), np.float32), np.array([1, 3])
+    np.testing.assert_allclose(loss(logits, labels), 0.5 * np.log([4, 4]), rtol=1e-6)
+    with pytest.raises(ConfigError, match=r"scaled\(q=1\)' cannot be .* keyword argument 'q'"):
+        check(**{"task.loss": f"{HERE}:scaled(q=1)"})
+    for text in ("scaled(0.5)", "scaled(factor=half)", "scaled(", "scaled(*(1,))"):
+        with pytest.raises(ConfigError, match=r"package\.module:name\(q=0\.3\), with"):
+            check(**{"task.loss": f"{HERE}:{text}"})
+    with pytest.raises(ConfigError, match=r"MeanScore\(a=1\)'; this field takes no options"):
+        check(**{"task.name": f"{HERE}:MeanScore(a=1)"})
 
 
 def test_a_distillation_must_return_a_value_per_example():

@@ -9,16 +9,20 @@ with it everything that uses a config, imports a user-defined object only if its
 trusted. Training first imports what its config names (`validate.import_user_code`).
 """
 
+import ast
 import dataclasses
+import functools
 import importlib
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple
 
 from vit_jax.errors import ConfigError, nearest, one_line, shown
 
 TRUSTED = "VIT_JAX_TRUSTED"  # Environment variable: packages that stored configs may import.
 USER_NAME = r"\w+(?:\.\w+)*:\w+"
+CALL = r"([\w.]+(?::\w+)?)\s*(\(.*\))?"
 
 _trusted: set[str] = set()  # Names of user-defined objects that this process may import.
 
@@ -39,8 +43,32 @@ class Table(dict):
         self.row, self.attributes = row, attributes
 
 
+class Call(NamedTuple):
+    """A name, and the arguments in parentheses after it."""
+
+    name: str
+    args: tuple
+    kwargs: dict
+
+
+def parse_call(text: str) -> Call | None:
+    """Returns the call of `name` or `name(arguments)`; None unless all arguments are literals.
+
+    Nothing is evaluated.
+    """
+    match = re.fullmatch(CALL, text)
+    try:
+        call = ast.parse("call" + (match[2] or "()"), mode="eval").body
+        kwargs = {each.arg: ast.literal_eval(each.value) for each in call.keywords}
+        if isinstance(call.func, ast.Name) and None not in kwargs:
+            return Call(match[1], tuple(map(ast.literal_eval, call.args)), kwargs)
+    except (TypeError, AttributeError, SyntaxError, ValueError, RecursionError, MemoryError):
+        pass  # No match, no call, or other values than literals.
+    return None
+
+
 def is_user_defined(name: object) -> bool:
-    """Returns True for `package.module:name`, False for a row of a table."""
+    """Returns True for `package.module:name(...)`, False for a row of a table."""
     return isinstance(name, str) and ":" in name
 
 
@@ -50,8 +78,15 @@ def load_object(path: str) -> object:
     return getattr(importlib.import_module(module), name)
 
 
+def _path(name: str) -> str:
+    """Returns `package.module:name` without options."""
+    return name.partition("(")[0].strip()
+
+
 def find(table: Mapping[str, object], name: str, field: str) -> object:
     """Returns the entry `name` of a table, or the object that `package.module:name` names.
+
+    Options of the object may follow, as in `package.module:name(q=0.3)`.
 
     Raises ConfigError, beginning with `field`, for a name that is neither, and for a user-defined
     object that is not trusted.
@@ -61,10 +96,14 @@ def find(table: Mapping[str, object], name: str, field: str) -> object:
         return table[name]
     require_trusted([(field, name)])
     import_objects([(field, name)])
-    found, row = load_object(name), getattr(table, "row", None)
-    if row and isinstance(found, row):
+    path, _, options = parse_call(name)
+    found, row = load_object(path), getattr(table, "row", None)
+    if row and isinstance(found, row) and not options:
         return found
     _check_form(found, table, f"{field} is {name!r}")
+    if options and getattr(table, "attributes", ()):
+        raise ConfigError(f"{field} is {name!r}; this field takes no options: {path} alone.")
+    found = functools.partial(found, **options) if options else found
     return row(found) if row else found
 
 
@@ -90,8 +129,10 @@ def check_name(table: Mapping[str, object], name: str, field: str) -> None:
             f"{field} is {name!r}; expected one of {choices}, or package.module:name."
             f"{nearest(name, table)}"
         )
-    if not re.fullmatch(USER_NAME, name, re.ASCII):
-        raise ConfigError(f"{field} is {name!r}; expected package.module:name.")
+    call = parse_call(name)
+    if call is None or call.args or not re.fullmatch(USER_NAME, call.name, re.ASCII):
+        form = "(q=0.3), with options that are literals" if "(" in name else ""
+        raise ConfigError(f"{field} is {name!r}; expected package.module:name{form}.")
 
 
 def chosen(section, name: str) -> object | None:
@@ -103,7 +144,7 @@ def chosen(section, name: str) -> object | None:
 
 def chosen_by(field: dataclasses.Field, value: str, place: str) -> object | None:
     """Returns what the value of a field names, or None for an object that is not imported yet."""
-    if is_user_defined(value) and value not in _trusted:
+    if is_user_defined(value) and _path(value) not in _trusted:
         return None
     return find(load_object(field.metadata["table"]), value, place)
 
@@ -142,13 +183,13 @@ def import_objects(names: Iterable[tuple[str, str]]) -> None:
         if not is_user_defined(name):
             continue
         try:
-            load_object(name)
+            load_object(_path(name))
         except (Exception, SystemExit) as error:  # A module of the user can raise anything.
             reason = f"{type(error).__name__}: {one_line(error)}"
             raise ConfigError(
                 f"{place} is {name!r}, which cannot be imported: {reason}."
             ) from error
-        _trusted.add(name)
+        _trusted.add(_path(name))
 
 
 def trusted_names() -> frozenset[str]:
@@ -172,7 +213,7 @@ def require_trusted(names: Iterable[tuple[str, str]]) -> None:
         (place, name)
         for place, name in names
         if is_user_defined(name)
-        and name not in _trusted
+        and _path(name) not in _trusted
         and re.split("[.:]", name)[0] not in trusted
     ]
     if missing:

@@ -8,12 +8,10 @@ A step is a row of AUGMENTATIONS, or `package.module:name` of the user, with lit
 new step needs a class with the methods of `Step` or `Crop`, and a row of the table.
 """
 
-import ast
 import dataclasses
 import functools
 import inspect
 import math
-import re
 from collections.abc import Callable
 from typing import Annotated, ClassVar, NamedTuple, Protocol
 
@@ -227,12 +225,8 @@ def user_steps(text: str) -> list[str]:
     return [step.strip() for step in text.split("|") if ":" in step.partition("(")[0]]
 
 
-class _Call(NamedTuple):
+class _Call(registry.Call):
     """One step as written."""
-
-    name: str
-    args: tuple
-    kwargs: dict
 
     def __str__(self):
         values = [repr(value) for value in self.args]
@@ -249,14 +243,8 @@ def _calls(text: str, where: str) -> list[_Call]:
 
 def _call(step: str, where: str) -> _Call:
     """Parses `name` or `name(arguments)` without evaluating it."""
-    match = re.fullmatch(r"([\w.]+(?::\w+)?)\s*(\(.*\))?", step)
-    try:
-        call = ast.parse("step" + (match[2] or "()"), mode="eval").body
-        kwargs = {each.arg: ast.literal_eval(each.value) for each in call.keywords}
-        if isinstance(call.func, ast.Name) and None not in kwargs:
-            return _Call(match[1], tuple(map(ast.literal_eval, call.args)), kwargs)
-    except (TypeError, AttributeError, SyntaxError, ValueError, RecursionError, MemoryError):
-        pass  # No match, no call, or other values than literals.
+    if call := registry.parse_call(step):
+        return _Call(*call)
     raise ConfigError(
         f"{where} has the step {step!r}; expected a name, or a name and arguments that are "
         "literals: flip, erase(0.25) or my_package.my_module:my_step(size=3)."

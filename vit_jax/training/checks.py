@@ -131,11 +131,16 @@ def _check_losses(config: Config, model) -> None:
     B = EXAMPLES_TRACED + (K == EXAMPLES_TRACED)  # A loss per class has another shape.
     logits = jax.ShapeDtypeStruct((B, K), jnp.float32)
     numbers = jax.ShapeDtypeStruct((B,), jnp.int32)
-    has_targets = data.mixup or data.cutmix or task.label_smoothing
+    mixing = {"data.mixup": data.mixup, "data.cutmix": data.cutmix}
+    mixing |= {"task.label_smoothing": task.label_smoothing}
+    causes = [name for name, value in mixing.items() if value]
+    reason = f"; labels are (B, K) because of {' and '.join(causes)}"
     if registry.is_user_defined(task.loss):
         function = losses.find_loss(task.loss).function
-        for labels in (numbers, logits)[: 1 + bool(has_targets)]:
-            _check_loss(f"config.task.loss={task.loss!r}", function, logits, labels)
+        place = f"config.task.loss={task.loss!r}"
+        _check_loss(place, function, logits, numbers)
+        if causes:
+            _check_loss(place, function, logits, logits, reason)
     if task.teacher and registry.is_user_defined(task.distill):
         function = registry.find(losses.DISTILLATIONS, task.distill, "config.task.distill")
 
@@ -145,15 +150,16 @@ def _check_losses(config: Config, model) -> None:
         _check_loss(f"config.task.distill={task.distill!r}", distill, logits, logits)
 
 
-def _check_loss(place: str, function, logits, labels) -> None:
+def _check_loss(place: str, function, logits, labels, reason: str = "") -> None:
     """Raises ConfigError unless a loss maps logits B K and its second argument to floats B."""
     try:
         found = jax.eval_shape(function, logits, labels)
     except Exception as error:  # A loss of the user can raise anything.
-        raise ConfigError(f"{place} cannot be used for training: {raised(error)}") from error
+        problem = raised(error).rstrip(".") + reason
+        raise ConfigError(f"{place} cannot be used for training: {problem}.") from error
     shape, dtype = getattr(found, "shape", None), getattr(found, "dtype", None)
     if shape != labels.shape[:1] or not jnp.issubdtype(dtype, jnp.floating):
         raise ConfigError(
             f"{place} returned {form(found)} for logits {logits.shape} and labels {labels.shape}; "
-            f"it must return one float per example, float32 {labels.shape[:1]}."
+            f"it must return one float per example, float32 {labels.shape[:1]}{reason}."
         )
