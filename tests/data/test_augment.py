@@ -8,6 +8,7 @@ from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 from vit_jax.data.augment import (
     AUGMENTATIONS,
+    Affine,
     ColorJitter,
     Erase,
     Flip,
@@ -34,6 +35,7 @@ STEPS = [
     "three_augment",
     "color_jitter(0.3)",
     "color_jitter(0.3,hue=0.1)",
+    "affine(15,0.1,0.15,10)",
     "erase(0.5)",
 ]
 
@@ -109,6 +111,31 @@ def test_three_augment_blurs_by_a_radius_of_a_tenth_to_two(photo):
             )
     assert 0.1 <= min(radii) < 0.3
     assert 1.8 < max(radii) <= 2
+
+
+def test_affine_moves_a_spot_by_rotation_shear_scale_and_shift():
+    y, x = np.mgrid[:41, :61] + 0.5
+    old = np.array([36.5, 15.5])  # x, y of the spot; the centre is (30.5, 20.5).
+    spot = 255 * np.exp(-((x - old[0]) ** 2 + (y - old[1]) ** 2) / 8)
+    image = np.repeat(spot[..., None], 3, axis=-1).astype(np.uint8)
+    for seed in range(5):
+        turn, right, down, growth, slant = generator(seed).uniform(-1, 1, 5)
+        angle, slope = np.radians(40 * turn), np.tan(np.radians(20 * slant))
+        rotation = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+        matrix = (1 + 0.3 * growth) * np.array(rotation) @ [[1, slope], [0, 1]]
+        centre = np.array([30.5, 20.5])
+        new = centre + (0.1 * right * 61, 0.1 * down * 41) + matrix @ (old - centre)
+        moved = Affine(40, 0.1, 0.3, 20)(image, generator(seed))[..., 0].astype(float)
+        found = [(moved * x).sum() / moved.sum(), (moved * y).sum() / moved.sum()]
+        np.testing.assert_allclose(found, new, atol=0.1)
+
+
+def test_affine_is_the_identity_without_changes_and_black_outside(photo):
+    np.testing.assert_array_equal(Affine(0)(photo, generator(0)), photo)
+    white = np.full((20, 20, 3), 255, np.uint8)
+    for seed in range(5):
+        shifted = Affine(0, 1.0)(white, generator(seed))[..., 0]
+        assert (shifted.min(), shifted.max()) == (0, 255)
 
 
 def test_color_jitter_applies_the_drawn_factors_in_the_drawn_order(photo):

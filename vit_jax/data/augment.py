@@ -138,6 +138,40 @@ def _shift_hue(picture: Image.Image, shift: float) -> Image.Image:
 
 
 @dataclasses.dataclass(frozen=True)
+class Affine:
+    """Rotates, scales, shears and shifts about the centre, bilinearly; what comes in is black.
+
+    As RandomAffine of torchvision, with one draw, uniform, for each change.
+
+    Args:
+      degrees: largest rotation, to either side.
+      shift: largest shift along each axis, as a fraction of the side.
+      scale: the size is multiplied by a factor of 1 +- this.
+      shear: largest angle of the shear along the rows, in degrees, to either side.
+    """
+
+    degrees: Annotated[float, bounds(least=0, most=180)]
+    shift: Annotated[float, bounds(least=0, most=1)] = 0.0
+    scale: Annotated[float, bounds(least=0, most=0.99)] = 0.0
+    shear: Annotated[float, bounds(least=0, most=89)] = 0.0
+
+    def __call__(self, image: np.ndarray, random: np.random.Generator) -> np.ndarray:
+        turn, right, down, growth, slant = random.uniform(-1, 1, 5).tolist()
+        height, width, _ = image.shape
+        angle, slope = math.radians(turn * self.degrees), math.tan(math.radians(slant * self.shear))
+        cos, sin, size = math.cos(angle), math.sin(angle), 1 + growth * self.scale
+        # From pixels of the result to those of the image: the inverse of rotation times shear.
+        a, b = (cos + slope * sin) / size, (sin - slope * cos) / size
+        c, d = -sin / size, cos / size
+        x = width * (0.5 + right * self.shift)  # Where the centre goes.
+        y = height * (0.5 + down * self.shift)
+        matrix = (a, b, width / 2 - a * x - b * y, c, d, height / 2 - c * x - d * y)
+        picture = Image.fromarray(image)
+        method = Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR
+        return np.asarray(picture.transform(picture.size, *method))
+
+
+@dataclasses.dataclass(frozen=True)
 class Erase:
     """Replaces a random rectangle by noise (random erasing, arXiv:1708.04896).
 
@@ -181,6 +215,7 @@ AUGMENTATIONS: dict[str, Callable[..., Crop | Step]] = {
     "randaug_algoperf": AlgoPerfRandAugment,
     "three_augment": ThreeAugment,
     "color_jitter": ColorJitter,
+    "affine": Affine,
     "erase": Erase,
 }
 
