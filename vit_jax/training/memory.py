@@ -129,8 +129,8 @@ def estimate(config: Config, model, state: TrainState, *, widened: bool = False)
 
 
 def state_shapes(config: Config, model) -> TrainState:
-    """Returns ShapeDtypeStructs of the state without shardings; traces only one of the layers."""
-    params = _param_shapes(model)
+    """Returns ShapeDtypeStructs of the state without shardings."""
+    params = _init_shapes(model)
     tx = make_optimizer(config.optimizer, config.optimizer.lr)
     opt_state = jax.eval_shape(tx.init, params)
     step = jax.ShapeDtypeStruct((), jnp.int32)
@@ -141,17 +141,6 @@ def add_shardings(shapes: TrainState, mesh) -> TrainState:
     """Returns ShapeDtypeStructs with the shardings of `mesh.tree_shardings`."""
     shardings = mesh_lib.tree_shardings(shapes, mesh)
     return jax.tree.map(lambda leaf, each: leaf.update(sharding=each), shapes, shardings)
-
-
-def _param_shapes(model) -> dict:
-    model = with_scan(model)
-    if not isinstance(model, ViT) or not model.config.scan:
-        return jax.eval_shape(make_init(model), jax.random.key(0))
-    one = model.clone(config=dataclasses.replace(model.config, num_layers=1))
-    params = jax.eval_shape(make_init(one), jax.random.key(0))
-    layer = params["Transformer"]["encoderblock_0"]
-    layers = {f"encoderblock_{i}": layer for i in range(model.size.num_layers)}
-    return params | {"Transformer": params["Transformer"] | layers}
 
 
 def abstract_batch(config: Config, model, num_examples: int, sharding=None) -> dict:
@@ -197,14 +186,10 @@ def _stacked_bytes(model, params: dict) -> int:
 
 
 def _init_shapes(model) -> dict:
-    """Returns the shapes of the parameters, which do not depend on dtype and remat."""
+    """Returns the shapes of the parameters; models that differ in the fields below share them."""
     if isinstance(model, ViT):
-        model = model.clone(config=dataclasses.replace(model.config, dtype="float32", remat="none"))
-    return _traced_shapes(model)
-
-
-@functools.lru_cache(maxsize=4)
-def _traced_shapes(model) -> dict:
+        same = {"dtype": "float32", "remat": "none", "scan": False, "kernels": "auto"}
+        model = model.clone(config=dataclasses.replace(model.config, **same))
     return jax.eval_shape(make_init(model), jax.random.key(0))
 
 
