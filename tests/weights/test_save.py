@@ -58,6 +58,24 @@ def test_saved_file_is_read_without_assumptions(tmp_path, capsys, suffix, option
     np.testing.assert_array_equal(loaded.model.apply({"params": loaded.params}, batch), logits)
 
 
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
+def test_saved_bit_model_is_read_without_assumptions(tmp_path, capsys, suffix):
+    model = vit_jax.create_model("bit_r26x1", num_classes=2, image_size=16)
+    save.save_params(tmp_path / f"bit{suffix}", model, trees.unflatten(params_of(model)))
+    assert vit_jax.load(tmp_path / f"bit{suffix}").model.image_size == (16, 16)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_parameters_of_a_short_dtype_are_saved_as_float32(tmp_path, dtype):
+    model, path = tiny(), tmp_path / "own.npz"
+    arrays = {name: jax.numpy.asarray(a, dtype) for name, a in params_of(model).items()}
+    save.save_params(path, model, trees.unflatten(arrays))
+    for name, array in trees.flatten(load.load(path).params()).items():
+        assert array.dtype == np.float32
+        np.testing.assert_array_equal(array, arrays[name].astype(np.float32))
+
+
 def test_preprocessing_of_a_recipe_is_saved(tmp_path):
     model = tiny(image_size=8)
     recipe = EvalRecipe.from_data(
@@ -97,6 +115,8 @@ def test_errors_name_the_file_and_what_is_expected(tmp_path):
         save.save_params(tmp_path / "own.npz", model, {"params": params})
     with pytest.raises(CheckpointError, match=r"head/bias is \(3,\), expected \(4,\); head/kernel"):
         save.save_params(tmp_path / "own.npz", tiny(num_classes=4), params)
+    with pytest.raises(ConfigError, match=r"own\.safetensors: timm .*omits.*Save it as own\.npz\."):
+        save.save_params(tmp_path / "own.safetensors", tiny(pre_logits=True), params)
     (tmp_path / "own.npz.md").write_text("My notes.")
     with pytest.raises(ConfigError, match=r"own\.npz\.md exists and would be overwritten"):
         save.save_params(tmp_path / "own.npz", model, params)

@@ -144,13 +144,15 @@ def complete(
             metadata = metadata.assuming(
                 OFFICIAL_CODE if is_usual else "the model", **{name: value}
             )
+    has_layers = any("/encoderblock_" in name for name in shapes)
     if is_official:
-        metadata = metadata.assuming(OFFICIAL_CODE, **OFFICIAL)
+        options = OFFICIAL if has_layers else {"pixel_stats": OFFICIAL["pixel_stats"]}
+        metadata = metadata.assuming(OFFICIAL_CODE, **options)
     if model is None and not metadata.crop:
         is_usual = is_official and not format.evaluation.crop
         source = OFFICIAL_CODE if is_usual else format.name
         metadata = metadata.assuming(source, **_evaluation(format, where))
-    if CLS in shapes or any("/encoderblock_" in name for name in shapes):
+    if CLS in shapes or has_layers:
         if metadata.num_heads is None and (found := num_heads(shapes, family)):
             metadata = metadata.assuming(found[1], num_heads=found[0])
         if metadata.num_heads is None:

@@ -41,7 +41,7 @@ def save_params(
     Args:
       path: file that ends in `.npz` (names of the official code) or `.safetensors` (timm's names).
       model: the model of the parameters.
-      params: nested dictionaries of arrays.
+      params: nested dictionaries of arrays, which are stored in float32.
       classes: class names in the order of the outputs.
       recipe: preprocessing of the images, such as `load(...).recipe`. The default is that of
         `preprocess`.
@@ -60,10 +60,10 @@ def save_params(
         raise ConfigError(
             f"{path}: found {len(classes)} class names for a head of {model.num_classes} classes."
         )
-    arrays = {name: np.asarray(array) for name, array in trees.flatten(params).items()}
+    plan = _plan(path, file_format, model)
+    arrays = {name: np.asarray(array, np.float32) for name, array in trees.flatten(params).items()}
     _check_shapes(arrays, param_shapes(model), path)
     require_finite_params(arrays, str(path))
-    plan = writer.plan_export(file_format, model, param_shapes(model))
     metadata = metadata_of(model, recipe or EvalRecipe.official(model.image_size), classes)
     count = trees.count(arrays)
     card = model_card(model, metadata, file_format=file_format, name=path.name, num_params=count)
@@ -74,6 +74,19 @@ def save_params(
         verify_params(new, read_back(new), arrays, plan)
     for note in notes:
         print_line(f"{path}: {note}")
+
+
+def _plan(path: pathlib.Path, file_format: str, model: ViT | BitResNet) -> writer.ExportPlan:
+    """Returns the plan of the stored tensors; the error of a model that only .npz has says so."""
+    shapes = param_shapes(model)
+    try:
+        return writer.plan_export(file_format, model, shapes)
+    except ConfigError as error:
+        hint = ""
+        with contextlib.suppress(ConfigError):
+            writer.plan_export("npz", model, shapes)
+            hint = f" Save it as {path.with_suffix('.npz').name}."
+        raise ConfigError(f"{path}: {error}{hint}") from error
 
 
 def _check_shapes(arrays: Mapping, shapes: Mapping[str, tuple], path: pathlib.Path) -> None:
