@@ -10,7 +10,7 @@ from vit_jax.data.preprocess import EvalRecipe
 from vit_jax.errors import CheckpointError, ConfigError
 from vit_jax.models import trees
 from vit_jax.models.registry import param_shapes
-from vit_jax.weights import load, save
+from vit_jax.weights import load, save, writer
 
 NAMES = ("cat", "dog", "Österreich")
 SIZE = {"num_layers": 1, "hidden_size": 8, "mlp_size": 16, "num_heads": 2}
@@ -52,10 +52,9 @@ def test_saved_file_is_read_without_assumptions(tmp_path, capsys, suffix, option
     assert loaded.model.image_size == (8, 12)
     assert loaded.classes == (names or ())
     images = np.random.default_rng(1).integers(0, 256, (2, 30, 20, 3), np.uint8)
-    batch = vit_jax.preprocess(images, model)
-    np.testing.assert_array_equal(loaded.preprocess(images), batch)
-    logits = model.apply({"params": trees.unflatten(arrays)}, batch)
-    np.testing.assert_array_equal(loaded.model.apply({"params": loaded.params}, batch), logits)
+    np.testing.assert_array_equal(loaded.preprocess(images), vit_jax.preprocess(images, model))
+    for name, array in trees.flatten(loaded.params).items():
+        np.testing.assert_array_equal(array, arrays[name], err_msg=name)
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
@@ -121,3 +120,21 @@ def test_errors_name_the_file_and_what_is_expected(tmp_path):
     with pytest.raises(ConfigError, match=r"own\.npz\.md exists and would be overwritten"):
         save.save_params(tmp_path / "own.npz", model, params)
     assert [file.name for file in tmp_path.iterdir()] == ["own.npz.md"]
+
+
+def test_file_that_reads_back_with_other_values_is_not_kept(tmp_path, monkeypatch):
+    def export_tensors(plan, params):
+        yield from ((name, array * 2) for name, array in original(plan, params))
+
+    original, model = writer.export_tensors, tiny()
+    monkeypatch.setattr(writer, "export_tensors", export_tensors)
+    with pytest.raises(CheckpointError, match=r"own\.npz: \S+ has other values when it is read"):
+        save.save_params(tmp_path / "own.npz", model, trees.unflatten(params_of(model)))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_class_names_of_an_older_file_are_refused(tmp_path):
+    model, names = tiny(), tmp_path / "own.classes.txt"
+    names.write_text("a\nb\nc\n")
+    with pytest.raises(ConfigError, match=r"own\.classes\.txt exists: its lines would name"):
+        save.save_params(tmp_path / "own.npz", model, trees.unflatten(params_of(model)))
