@@ -22,7 +22,7 @@ import tempfile
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-TARGETS = {"mnist5k": 0.97, "digits": 0.97}  # Mean top-1 of the seeds.
+TARGETS = {"mnist5k": 0.97, "digits": 0.98}  # Mean top-1 of the seeds.
 SEEDS = range(5)
 
 
