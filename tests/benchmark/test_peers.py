@@ -96,7 +96,7 @@ def test_check_of_an_interpreter_without_the_packages_names_what_is_missing(tmp_
 class FakeLibrary:
     """Stands for torch_protocol or jax_protocol, with a step that counts its calls."""
 
-    ALWAYS_COMPILES, OUT_OF_MEMORY = True, ("no room",)
+    ALWAYS_COMPILES, OUT_OF_MEMORY = True, ("memory is full",)
 
     def __init__(self, error: str = ""):
         self.calls, self.error = 0, error
@@ -140,7 +140,7 @@ def test_protocol_prints_the_record_of_the_timed_steps(monkeypatch, capsys):
 def test_protocol_reports_a_missing_platform_and_a_lack_of_memory(monkeypatch, capsys):
     record = run_protocol(monkeypatch, capsys, FakeLibrary(), platform="gpu")
     assert record == {"error": f"pytest of {sys.executable} find no gpu."}
-    record = run_protocol(monkeypatch, capsys, FakeLibrary("there is no room"))
+    record = run_protocol(monkeypatch, capsys, FakeLibrary("the memory is full"))
     assert record == {"error": "out of memory"}
     with pytest.raises(RuntimeError, match="another error"):
         run_protocol(monkeypatch, capsys, FakeLibrary("another error"))

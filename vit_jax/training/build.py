@@ -81,6 +81,10 @@ def _programs(
         objective.loss, optimizer, abstract_state, batches, accumulate=accumulate
     )
     prepare = _make_prepare(mix, teacher, batches)
+
+    def compile_step(batch: dict, key: jax.Array, hyperparams: dict) -> None:
+        step.lower(abstract_state, batch, key, hyperparams).compile()
+
     return Programs(
         batch_sharding=batches,
         abstract_state=abstract_state,
@@ -91,12 +95,7 @@ def _programs(
                 state, prepare(batch, key, state.step, teacher_params), key, hyperparams
             ),
         ),
-        compile_step=_on(
-            mesh,
-            lambda batch, key, hyperparams: (
-                step.lower(abstract_state, batch, key, hyperparams).compile() and None
-            ),
-        ),
+        compile_step=_on(mesh, compile_step),
         score=_on(mesh, make_score(model, mesh, task)),
         extract=_on(mesh, make_extract(model, mesh)) if objective.has_classes else None,
     )
