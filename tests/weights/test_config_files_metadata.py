@@ -6,7 +6,7 @@ import pytest
 
 from tests.support import peer_weights
 from vit_jax.errors import CheckpointError, VitJaxError
-from vit_jax.weights import config_files, load
+from vit_jax.weights import config_huggingface, config_timm, load
 from vit_jax.weights.infer_model import infer_model_options
 from vit_jax.weights.metadata import WeightsMetadata
 from vit_jax.weights.reader import open_weights_file
@@ -40,11 +40,11 @@ TIMM = {
 
 
 def from_huggingface(config=None, processor=None):
-    return config_files.from_huggingface(VIT | (config or {}), processor or {}, "folder")
+    return config_huggingface.from_huggingface(VIT | (config or {}), processor or {}, "folder")
 
 
 def from_timm(**changes):
-    return config_files.from_timm(
+    return config_timm.from_timm(
         TIMM | {"pretrained_cfg": TIMM["pretrained_cfg"] | changes}, "folder"
     )
 
@@ -72,7 +72,7 @@ def error_of(function, *args, **kwargs):
 def test_from_huggingface_uses_its_default_epsilon(config, eps):
     fields = from_huggingface(config)
     assert (fields.norm_eps, fields.gelu, fields.image_size) == (eps, "erf", (224, 224))
-    assert config_files.from_huggingface({"model_type": "vit"}, {}, "folder").num_heads == 12
+    assert config_huggingface.from_huggingface({"model_type": "vit"}, {}, "folder").num_heads == 12
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def test_from_huggingface_leaves_statistics_that_are_null_unknown():
 
 def test_from_huggingface_takes_a_resnets_image_size_from_its_preprocessing():
     crop = {"do_center_crop": True, "crop_size": {"height": 448, "width": 320}, "size": 448}
-    fields = config_files.from_huggingface({"model_type": "bit"}, PROCESSOR | crop, "folder")
+    fields = config_huggingface.from_huggingface({"model_type": "bit"}, PROCESSOR | crop, "folder")
     assert (fields.image_size, fields.norm_eps, fields.gelu) == ((448, 320), None, None)
 
 
@@ -221,7 +221,7 @@ def test_config_with_unsupported_pixel_statistics_is_rejected(changes):
     ],
 )
 def test_from_timm_rejects_models_that_tensors_do_not_tell_apart(name):
-    message = error_of(config_files.from_timm, TIMM | {"architecture": name}, "folder")
+    message = error_of(config_timm.from_timm, TIMM | {"architecture": name}, "folder")
     assert name in message
 
 
@@ -260,7 +260,7 @@ def test_from_timm_reads_pixels_crop_and_resampling():
     ],
 )
 def test_from_timm_reads_model_arguments(arguments, expected):
-    fields = config_files.from_timm(TIMM | {"model_args": arguments}, "folder").known_fields()
+    fields = config_timm.from_timm(TIMM | {"model_args": arguments}, "folder").known_fields()
     assert {name: fields[name] for name in expected} == expected
 
 
@@ -278,7 +278,7 @@ def test_from_timm_reads_model_arguments(arguments, expected):
     ids=str,
 )
 def test_from_timm_rejects_unsupported_models(config):
-    error_of(config_files.from_timm, TIMM | config, "folder")
+    error_of(config_timm.from_timm, TIMM | config, "folder")
 
 
 def test_load_rejects_gap_pooling_with_a_class_token(tmp_path):

@@ -9,7 +9,7 @@ import functools
 import re
 from collections.abc import Iterable
 
-from vit_jax.weights import names_flax, names_torch
+from vit_jax.weights import names_flax, names_huggingface, names_timm, names_torch
 from vit_jax.weights.metadata import BIG_VISION_EVALUATION, UNKNOWN, WeightsMetadata
 from vit_jax.weights.tensor_layouts import Row
 
@@ -77,14 +77,14 @@ def _flax_formats() -> list[Format]:
 
 def _timm_formats() -> list[Format]:
     options = {"is_torch": True, "ignored": "mask_token", "gelu": "erf", "norm_eps": 1e-6}
-    vit, rename = names_torch.timm_vit(), names_torch.rename
+    vit, rename = names_timm.timm_vit(), names_torch.rename
     stem_without_units = rename(vit, ("backbone.stem.", "backbone."))
     dino = rename(vit, ("reg_token", "register_tokens"))
     return [
         Format(TIMM_STEM, "patch_embed.backbone.conv.weight", stem_without_units, **options),
         Format(DINO, "register_tokens", dino, **options),
         Format(TIMM, "patch_embed.proj.weight", vit, **options),
-        Format(TIMM_BIT, "stem.conv.weight", names_torch.timm_bit(), is_torch=True),
+        Format(TIMM_BIT, "stem.conv.weight", names_timm.timm_bit(), is_torch=True),
     ]
 
 
@@ -99,11 +99,11 @@ def _huggingface_formats() -> list[Format]:
     formats = []
     for version, suffix in ((4, ""), (5, ", version 5")):
         vit_key, dino_key = key_tensors[version]
-        rows = names_torch.huggingface_vit(version)
+        rows = names_huggingface.huggingface_vit(version)
         formats.append(Format(HF_VIT + suffix, vit_key, rows, **vit))
-        rows = names_torch.huggingface_dino(version)
+        rows = names_huggingface.huggingface_dino(version)
         formats.append(Format(HF_DINO + suffix, dino_key, rows, **dino))
-    bit = names_torch.huggingface_bit()
+    bit = names_huggingface.huggingface_bit()
     options = {"prefixes": ("bit.", ""), "is_torch": True}
     return [*formats, Format(HF_BIT, "embedder.convolution.weight", bit, **options)]
 

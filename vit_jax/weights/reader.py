@@ -10,7 +10,7 @@ import numpy as np
 
 from vit_jax.data.labels import check_new_names
 from vit_jax.errors import CheckpointError, listed
-from vit_jax.weights import config_files, families, formats
+from vit_jax.weights import config_files, families, formats, tensor_properties
 from vit_jax.weights import metadata as metadata_lib
 from vit_jax.weights.archive import READABLE, Archive, ArrayInfo
 from vit_jax.weights.formats import Format
@@ -134,7 +134,7 @@ def open_weights_file(
         str(path),
     )
     shapes = _shapes_of_params(archive.path, rows, arrays, metadata.num_heads or 1)
-    config_files.check_claims(config, shapes, str(archive.path.parent))
+    tensor_properties.check_claims(config.claims, shapes, str(archive.path.parent))
     if metadata.pool == "gap" and CLS in shapes:
         raise CheckpointError(f"{archive.path}: pool='gap' with a class token is not supported.")
     grid, pads_cls = None, False

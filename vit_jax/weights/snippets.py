@@ -6,7 +6,7 @@ import math
 from vit_jax.models.pixel_stats import PIXEL_STATS
 from vit_jax.models.registry import BitResNet, ViT
 from vit_jax.weights import formats
-from vit_jax.weights.config_files import TIMM_POOLS
+from vit_jax.weights.config_timm import TIMM_POOLS
 from vit_jax.weights.image_processor import TIMM_RESAMPLES
 from vit_jax.weights.metadata import WeightsMetadata
 

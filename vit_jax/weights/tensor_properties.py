@@ -1,0 +1,86 @@
+"""Properties of a model that its tensors give, and their comparison with a config.json."""
+
+import math
+from collections.abc import Mapping
+
+from vit_jax.errors import CheckpointError
+from vit_jax.models.pixel_stats import PIXEL_STATS
+from vit_jax.weights.tensor_layouts import num_layers
+
+BLOCK = "Transformer/encoderblock_0"
+BIAS = "bias of queries, keys and values"
+
+# What a config.json says of the tensors: (name in the file, property, value) each.
+Claims = tuple[tuple[str, str, object], ...]
+
+
+def check_claims(claims: Claims, shapes: Mapping[str, tuple], where: str) -> None:
+    """Raises CheckpointError if config.json contradicts the tensors; lists all contradictions.
+
+    Args:
+      claims: contents of the file.
+      shapes: shape by parameter name.
+      where: the folder, for the message.
+    """
+    actual = _properties(shapes)
+    problems = [
+        f"{name} is {value!r:.80}, the tensors have {what} {actual[what]:g}"
+        for name, what, value in claims
+        if what in actual and not _agrees(what, value, actual)
+    ]
+    if problems:
+        raise CheckpointError(
+            f"{where}: config.json contradicts the tensors: {'; '.join(problems)}."
+        )
+
+
+def _agrees(what: str, value: object, actual: Mapping[str, float]) -> bool:
+    if what == "patch side" and isinstance(value, list) and len(value) == 2:
+        value = value[0] if value[0] == value[1] else None
+    if not isinstance(value, int | float) or isinstance(value, bool) != (what == BIAS):
+        return False
+    if what == "MLP ratio":
+        return 0 < value < 1000 and int(actual["width"] * value) == actual["MLP size"]
+    return value == actual[what]
+
+
+def _properties(shapes: Mapping[str, tuple]) -> dict[str, float]:
+    """Returns the properties of a model that its shapes give."""
+    found: dict[str, float] = {}
+    stem = shapes.get("conv_root/kernel")
+    patches = shapes.get("embedding/kernel")
+    if patches and len(patches) == 4:
+        found |= {"width": patches[3], "layers": num_layers(shapes)}
+        found["registers"] = shapes.get("registers", (1, 0))[1]
+        query = f"{BLOCK}/MultiHeadDotProductAttention_0/query"
+        found[BIAS] = f"{query}/bias" in shapes
+        if f"{BLOCK}/MlpBlock_0/Dense_0/kernel" in shapes:
+            size = shapes[f"{BLOCK}/MlpBlock_0/Dense_0/kernel"][-1]
+            found |= {"MLP size": size, "MLP ratio": size / patches[3]}
+        if not stem:
+            found["patch side"] = patches[0]
+    first = stem or patches
+    if first and len(first) == 4:
+        found["channels"] = first[2]
+    if "head/kernel" in shapes:
+        found["classes"] = shapes["head/kernel"][-1]
+    return found
+
+
+def pixel_stats_name(mean, std, where: str) -> str:
+    """The `pixel_stats` of a mean and a standard deviation of RGB, or of all channels."""
+    mean, std = ([each] * 3 if isinstance(each, float) else each for each in (mean, std))
+    given = (*mean, *std)
+    for name, (known_mean, known_std) in PIXEL_STATS.items():
+        known = (*known_mean, *known_std)
+        if len(given) == 6 and all(math.isclose(a, b, abs_tol=1e-6) for a, b in zip(known, given)):
+            return name
+    raise CheckpointError(
+        f"{where}: pixel statistics of mean {list(mean)} and standard deviation {list(std)} are "
+        f"not supported; expected those of {', '.join(PIXEL_STATS)}."
+    )
+
+
+def height_and_width(size) -> list:
+    """Returns [height, width] of a size that may be one number."""
+    return list(size) if isinstance(size, list | tuple) else [size, size]
