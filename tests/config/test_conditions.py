@@ -79,6 +79,7 @@ WITHOUT_EFFECT = [
     ({"model.mlp": "swiglu", "model.gelu": "erf"}, "model.gelu", "model.mlp='mlp'"),
     ({"model.num_layers": 1, "model.drop_path": 0.1}, "model.drop_path", "two or more layers"),
     ({"init.new_head": True}, "init.new_head", "init.path or init.stage"),
+    ({"init.path": "w", "init.resize_rule": "bicubic"}, "init.resize_rule", "init.resize"),
     ({"init.path": "w", "init.drop_token": True}, "init.drop_token", "a model without class token"),
     ({"fewshot.seeds": 5}, "fewshot.seeds", "fewshot.every"),
     ({"fewshot.every": 5, "fewshot.dir": "d"}, "fewshot.dir", "a fewshot.source"),

@@ -5,8 +5,9 @@ import pytest
 from scipy import ndimage
 
 from vit_jax.config.schema import Init
-from vit_jax.errors import CheckpointError
+from vit_jax.errors import CheckpointError, ConfigError
 from vit_jax.weights.adapt import apply_plan, make_plan, resize_positions
+from vit_jax.weights.resize_grid import RESIZE_RULES, resize_grid
 
 D = 2
 POSITIONS = "Transformer/posembed_input/pos_embedding"
@@ -35,6 +36,7 @@ def plan(
     new=(4, 6),
     head_bias=0.0,
     rows=None,
+    rule=None,
     differences=(),
     **permissions,
 ):
@@ -46,6 +48,7 @@ def plan(
         permissions=Init(**permissions),
         head_bias=head_bias,
         head_rows=rows,
+        resize_rule=rule,
         where="old.npz",
         differences=differences,
     )
@@ -192,6 +195,40 @@ def test_resize_positions_equals_scipy_zoom_and_keeps_the_class_token(tokens):
     grid = positions[0, tokens:].reshape(14, 14, D)
     expected = ndimage.zoom(grid, (10 / 14, 17 / 14, 1), order=1)
     np.testing.assert_allclose(resized[0, tokens:].reshape(10, 17, D), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("own", "chosen", "expected"),
+    [
+        (None, "auto", "aligned_bilinear"),
+        ("bicubic", "auto", "bicubic"),
+        ("bicubic", "bicubic_antialias", "bicubic_antialias"),
+        ("bicubic", "aligned_bilinear", "aligned_bilinear"),
+    ],
+)
+def test_plan_resizes_by_the_familys_rule_or_by_the_chosen_one(own, chosen, expected):
+    target, params = SHAPES | {POSITIONS: (1, 1 + 3 * 9, D)}, arrays(SHAPES)
+    made = plan(SHAPES, target, new=(3, 9), rule=own, resize=True, resize_rule=chosen)
+    by = "" if expected == "aligned_bilinear" else f" by {expected}"
+    assert made.notes == [f"position embeddings resized from 4x6 to 3x9{by}"]
+    resized = resize_grid(params[POSITIONS][0, 1:].reshape(4, 6, D), (3, 9), RESIZE_RULES[expected])
+    np.testing.assert_array_equal(adapted(made, params)[POSITIONS][0, 1:], resized.reshape(-1, D))
+
+
+def test_make_plan_rejects_an_unknown_resize_rule():
+    with pytest.raises(ConfigError, match=r"init\.resize_rule is 'cubic'; .* bicubic"):
+        plan(SHAPES, SHAPES, new=(6, 4), resize=True, resize_rule="cubic")
+    with pytest.raises(ConfigError, match=r"init\.resize_rule has no effect without init\.resize"):
+        plan(SHAPES, SHAPES, resize_rule="bicubic")
+
+
+def test_resize_positions_keeps_two_prefix_tokens():
+    target = {POSITIONS: (1, 2 + 3 * 3, D)}
+    source = {POSITIONS: (1, 2 + 4 * 6, D)}
+    params = arrays(source)
+    new = adapted(plan(source, target, new=(3, 3), resize=True), params)[POSITIONS]
+    np.testing.assert_array_equal(new[:, :2], params[POSITIONS][:, :2])
+    assert new.shape == target[POSITIONS]
 
 
 def test_resize_does_not_permit_a_missing_class_token():

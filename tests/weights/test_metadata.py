@@ -18,6 +18,7 @@ FULL = WeightsMetadata(
     gelu="erf",
     norm_eps=1e-12,
     pixel_stats="clip",
+    resize_rule="bicubic",
     classes=("cat", "Kätzchen"),
     crop="center",
     crop_fraction=0.875,

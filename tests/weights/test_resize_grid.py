@@ -1,10 +1,11 @@
-"""Align-corners resizing against scipy, which the official code uses."""
+"""Resizing against scipy, which the official code uses, and against results of PyTorch."""
 
 import numpy as np
 import pytest
 from scipy import ndimage
 
-from vit_jax.weights.resize_grid import interpolation_matrix, resize_grid
+from tests.support.resize_cases import GOLDEN, NEW, TORCH, some_grid
+from vit_jax.weights.resize_grid import RESIZE_RULES, interpolation_matrix, resize_grid
 
 
 @pytest.mark.parametrize(
@@ -66,3 +67,31 @@ def test_interpolation_matrix_rows_average_two_neighbors(old, new):
     assert matrix.min() >= 0
     for row in matrix:
         assert np.ptp(np.flatnonzero(row)) <= 1
+
+
+@pytest.mark.parametrize("rule", RESIZE_RULES)
+def test_resize_grid_equals_pytorch(rule):
+    expected = np.load(GOLDEN)
+    for rows, columns in NEW:
+        resized = resize_grid(some_grid(), (rows, columns), RESIZE_RULES[rule])
+        np.testing.assert_allclose(resized, expected[f"{rule}-{rows}x{columns}"], atol=1e-5)
+
+
+def test_resize_rules_differ_from_each_other():
+    grids = [resize_grid(some_grid(), (3, 16), rule) for rule in RESIZE_RULES.values()]
+    for i, grid in enumerate(grids):
+        assert all(np.abs(grid - other).max() > 0.01 for other in grids[:i])
+
+
+@pytest.mark.parametrize("rule", RESIZE_RULES)
+@pytest.mark.parametrize(("old", "new"), [(1, 5), (5, 1), (2, 3), (37, 16), (16, 37), (4, 4)])
+def test_resize_rules_keep_constants_and_the_order_of_an_axis(rule, old, new):
+    matrix = RESIZE_RULES[rule](old, new)
+    np.testing.assert_allclose(matrix.sum(axis=1), 1, atol=1e-12)
+    assert np.all(np.diff(matrix @ np.arange(old)) > -1e-12)
+    if new > 1 and rule != "bicubic_offset":  # Mirrored input gives mirrored output.
+        np.testing.assert_allclose(matrix, matrix[::-1, ::-1], atol=1e-12)
+
+
+def test_all_resize_rules_have_a_golden_case():
+    assert list(RESIZE_RULES) == list(TORCH)

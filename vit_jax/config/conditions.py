@@ -176,6 +176,7 @@ CONDITIONS = (
         lambda c: bool(c.init.path or c.init.stage),
         "init.path or init.stage",
     ),
+    Condition("init.resize_rule", lambda c: c.init.resize, "init.resize"),
     Condition(
         "init.drop_token",
         lambda c: c.model.pool in ("gap", "map"),

@@ -239,6 +239,11 @@ class Init:
     stage: str = field("", "Earlier stage of the same config to start from.")
     new_head: bool = field(False, "Replace the head by zeros.")
     resize: bool = field(False, "Resize position embeddings to the grid of the model.")
+    resize_rule: str = field(
+        "auto",
+        "Rule that resizes position embeddings; auto is that of the weights' own code.",
+        table="vit_jax.weights.resize_grid:RESIZE_RULES",
+    )
     drop_token: bool = field(False, "Drop the class token for a model without one.")
     allow_numerics: bool = field(
         False, "Accept weights trained with another GELU, epsilon or pixel normalisation."

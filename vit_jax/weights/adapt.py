@@ -10,9 +10,10 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 
+from vit_jax.config import registry
 from vit_jax.config.schema import Init
-from vit_jax.errors import CheckpointError, listed
-from vit_jax.weights.resize_grid import interpolation_matrix, resize_grid
+from vit_jax.errors import CheckpointError, ConfigError, listed
+from vit_jax.weights.resize_grid import OFFICIAL, RESIZE_RULES, resize_grid
 
 POSITIONS = r"Transformer/posembed_(?:input|\d+)/(pos|x|y)_embedding"
 HEAD = ("head/kernel", HEAD_BIAS := "head/bias")
@@ -20,6 +21,7 @@ MASKED_PATCH_PARAMS = ("mask_token", "patch_head/kernel", "patch_head/bias")
 TASK_PARAMS = (*HEAD, *MASKED_PATCH_PARAMS)
 PRE_LOGITS = ("pre_logits/kernel", "pre_logits/bias")
 CLS = "cls"
+MAX_TOKENS = 2  # Class token and DeiT's distillation token: tokens with a position of their own.
 CONFIG_SECTION = "init."  # Section of the config with the permitted changes.
 SCALED_LAYERS = {  # LayerScale of an encoder layer -> the dense layer before it.
     "LayerScale_0": "MultiHeadDotProductAttention_0/out",
@@ -44,6 +46,7 @@ class AdaptPlan:
       initial_bias: value of the bias of a new head; its other parameters are zeros.
       head_rows: output of the pretrained head for each output of the model; None for the same.
       grid_note: an assumption about `old_grid`, for messages.
+      resize_rule: name of the rule that resizes position embeddings.
     """
 
     new_shapes: dict[str, tuple[int, ...]]
@@ -55,6 +58,7 @@ class AdaptPlan:
     initial_bias: float
     head_rows: tuple[int, ...] | None = None
     grid_note: str = ""
+    resize_rule: str = OFFICIAL
 
     @property
     def notes(self) -> list[str]:
@@ -62,7 +66,8 @@ class AdaptPlan:
         lines = []
         if self.old_grid != self.new_grid:
             old, new = map(_format_grid, (self.old_grid, self.new_grid))
-            lines.append(f"position embeddings resized from {old} to {new}{self.grid_note}")
+            how = "" if self.resize_rule == OFFICIAL else f" by {self.resize_rule}"
+            lines.append(f"position embeddings resized from {old} to {new}{how}{self.grid_note}")
         if self.new_shapes:
             modules = dict.fromkeys(name.split("/")[0] for name in self.new_shapes)
             bias = f", with bias {self.initial_bias:g}" if self.initial_bias else ""
@@ -90,6 +95,7 @@ def make_plan(
     head_bias: float = 0.0,
     head_rows: tuple[int, ...] | None = None,
     grid_note: str = "",
+    resize_rule: str | None = None,
     where: str,
     differences: Sequence[str] = (),
     section: str = CONFIG_SECTION,
@@ -108,6 +114,8 @@ def make_plan(
       head_bias: initial bias of a new head.
       head_rows: output of the pretrained head for each output of the model; None for the same.
       grid_note: an assumption about `old_grid`, for messages.
+      resize_rule: name of the family's own rule; None for the official code's. The permissions may
+        name another.
       where: source of the parameters, for messages.
       differences: further differences, reported with those found here.
       section: text before the names of permissions in messages; '' if they are arguments.
@@ -139,6 +147,7 @@ def make_plan(
         bias,
         head_rows,
         grid_note,
+        _resize_rule(permissions, resize_rule, section),
     )
     lines = [
         *differences,
@@ -149,6 +158,16 @@ def make_plan(
     if lines:
         raise CheckpointError(f"{where} does not fit the model: {listed(lines)}.")
     return plan
+
+
+def _resize_rule(permissions: Init, own_rule: str | None, section: str) -> str:
+    if permissions.resize_rule == Init.resize_rule:
+        return own_rule or OFFICIAL
+    field = f"{section}resize_rule"
+    registry.find(RESIZE_RULES, permissions.resize_rule, field)
+    if not permissions.resize:
+        raise ConfigError(f"{field} has no effect without {section}resize=True.")
+    return permissions.resize_rule
 
 
 def _missing_or_misshapen(
@@ -219,7 +238,7 @@ def _resized_shape(name: str, shape: tuple, old: Grid, new: Grid) -> tuple:
     """The shape of position embeddings after resizing; unchanged if they do not form a grid."""
     old_length, new_length = (_num_positions(name, grid) for grid in (old, new))
     num_tokens = shape[1] - old_length
-    is_grid = len(shape) == 3 and num_tokens in (0, 1)
+    is_grid = len(shape) == 3 and num_tokens in range(MAX_TOKENS + 1)
     return (shape[0], new_length + num_tokens, shape[2]) if is_grid else shape
 
 
@@ -252,13 +271,17 @@ def apply_plan(plan: AdaptPlan, read: ReadParams) -> Iterator[tuple[str, np.ndar
             if plan.drops_cls and name.endswith("pos_embedding"):
                 array = array[:, 1:]
             if plan.old_grid != plan.new_grid:
-                array = resize_positions(name, array, plan.old_grid, plan.new_grid)
+                array = resize_positions(
+                    name, array, plan.old_grid, plan.new_grid, plan.resize_rule
+                )
         yield name, array
     for name, shape in plan.new_shapes.items():
         yield name, np.full(shape, plan.initial_bias if name == HEAD_BIAS else 0, np.float32)
 
 
-def resize_positions(name: str, positions: np.ndarray, old: Grid, new: Grid) -> np.ndarray:
+def resize_positions(
+    name: str, positions: np.ndarray, old: Grid, new: Grid, resize_rule: str = OFFICIAL
+) -> np.ndarray:
     """Returns position embeddings resized to another grid; the class token's are unchanged.
 
     Args:
@@ -266,12 +289,14 @@ def resize_positions(name: str, positions: np.ndarray, old: Grid, new: Grid) -> 
         `x_embedding` is 1 columns D and `y_embedding` is 1 rows D.
       positions: the embeddings.
       old, new: grids before and after.
+      resize_rule: name of the rule.
     """
+    rule = registry.find(RESIZE_RULES, resize_rule, "resize_rule")
     positions = np.asarray(positions)
     if not name.endswith("pos_embedding"):
-        matrix = interpolation_matrix(_num_positions(name, old), _num_positions(name, new))
+        matrix = rule(_num_positions(name, old), _num_positions(name, new))
         return np.einsum("nm,bmd->bnd", matrix, positions).astype(positions.dtype)
     num_tokens = positions.shape[1] - old[0] * old[1]
     grid = positions[0, num_tokens:].reshape(*old, -1)
-    resized = resize_grid(grid, new).reshape(1, new[0] * new[1], -1)
+    resized = resize_grid(grid, new, rule).reshape(1, new[0] * new[1], -1)
     return np.concatenate([positions[:, :num_tokens], resized], axis=1)

@@ -121,7 +121,9 @@ def _target_metadata(loaded: load.LoadedModel, model: ViT | BitResNet) -> Weight
     """Metadata of the new file: model options, class names and preprocessing."""
     keeps_names = loaded.has_class_names and model.num_classes
     classes = loaded.classes if keeps_names else None
-    return save.metadata_of(model, loaded.recipe, classes, loaded.weights.metadata.assumed)
+    source = loaded.weights.metadata
+    metadata = save.metadata_of(model, loaded.recipe, classes, source.assumed)
+    return dataclasses.replace(metadata, resize_rule=source.resize_rule)
 
 
 def _write(
@@ -284,7 +286,7 @@ def _write_orbax(
     names = metadata.classes or tuple(f"class {k}" for k in range(model.num_classes))
     meta = {"config": config_lib.to_dict(stages), "classes": list(names)}
     meta |= {"has_class_names": metadata.classes is not None, "is_converted": True}
-    meta |= {"assumed": list(metadata.assumed or ())}
+    meta |= {"assumed": list(metadata.assumed or ()), "resize_rule": metadata.resize_rule}
     folder = checkpoint.Checkpoints(path / layout.FOLDER)
     folder.save(0, {"params": jax.device_put(params)}, data={}, meta=meta)
     folder.close()

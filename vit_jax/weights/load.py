@@ -133,7 +133,7 @@ def _weights_of_file(file: WeightsFile, entry: published.PublishedWeights | None
 
 
 def _weights_of_step(step_folder: pathlib.Path, model: Model, meta: dict) -> LazyWeights:
-    """The weights of a checkpoint; `meta["assumed"]` is of the file that was converted to it."""
+    """The weights of a checkpoint; `assumed` and `resize_rule` are of the file it is made from."""
     abstract_state = checkpoint.stored_param_shapes(step_folder)
     ((kind, leaves),) = abstract_state.items()
     shapes = {name: leaf.shape for name, leaf in trees.flatten(leaves).items()}
@@ -143,8 +143,9 @@ def _weights_of_step(step_folder: pathlib.Path, model: Model, meta: dict) -> Laz
         yield from ((name, a) for name, a in params.items() if names is None or name in names)
 
     names = tuple(meta["classes"]) if meta.get("has_class_names", True) else None
-    metadata = metadata_lib.from_model(model)
-    metadata = dataclasses.replace(metadata, assumed=tuple(meta.get("assumed", ())) or None)
+    stored = {"assumed": tuple(meta.get("assumed", ())), "resize_rule": meta.get("resize_rule")}
+    known = {name: value for name, value in stored.items() if value}
+    metadata = dataclasses.replace(metadata_lib.from_model(model), **known)
     return LazyWeights(str(step_folder), shapes, model.grid, metadata, read, lambda: names)
 
 
@@ -289,6 +290,7 @@ def load_params(
     *,
     new_head: bool = False,
     resize: bool = False,
+    resize_rule: str = Init.resize_rule,
     drop_token: bool = False,
     allow_numerics: bool = False,
     shardings: dict | None = None,
@@ -304,6 +306,8 @@ def load_params(
       model: the model that the parameters are for.
       new_head: permits a head of zeros, and dropping `pre_logits`.
       resize: permits resizing the position embeddings.
+      resize_rule: the rule, a name in `vit_jax.weights.resize_grid.RESIZE_RULES`; auto is that of
+        the weights' own code.
       drop_token: permits dropping the class token for a model without one.
       allow_numerics: permits weights trained with another GELU, LayerNorm epsilon or pixel
         statistics than the model's.
@@ -315,7 +319,11 @@ def load_params(
     """
     weights = open_weights(path, model)
     permissions = Init(
-        new_head=new_head, resize=resize, drop_token=drop_token, allow_numerics=allow_numerics
+        new_head=new_head,
+        resize=resize,
+        resize_rule=resize_rule,
+        drop_token=drop_token,
+        allow_numerics=allow_numerics,
     )
     plan = plan_adaptation(weights, model, permissions, section="")
     for note in plan.notes:
@@ -335,8 +343,8 @@ def plan_adaptation(
     Args:
       weights: the pretrained weights.
       model: the model that the parameters are for.
-      permissions: permitted changes: the fields `new_head`, `resize`, `drop_token` and
-        `allow_numerics`.
+      permissions: permitted changes: the fields `new_head`, `resize`, `resize_rule`, `drop_token`
+        and `allow_numerics`.
       head_rows: output of the weights for each class of the model; None if they are the same.
       section: as in `adapt.make_plan`.
 
@@ -353,6 +361,7 @@ def plan_adaptation(
         head_bias=model.config.head_bias,
         head_rows=head_rows,
         grid_note=families.grid_note(weights.metadata),
+        resize_rule=weights.metadata.resize_rule,
         where=weights.where,
         differences=() if permissions.allow_numerics else differences,
         section=section,

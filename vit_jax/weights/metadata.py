@@ -8,6 +8,7 @@ from vit_jax.data.labels import read_names
 from vit_jax.errors import CheckpointError, ConfigError, nearest, shown
 from vit_jax.models.registry import BitResNet, ViT
 from vit_jax.weights.image_processor import MAX_SIDE
+from vit_jax.weights.resize_grid import RESIZE_RULES
 
 MIN_CROP = 1 / 32  # Smallest crop_fraction.
 
@@ -17,7 +18,8 @@ class WeightsMetadata:
     """Model options, class names and preprocessing of weights; None for unknown values.
 
     `image_size` is (height, width) in pixels. `crop`, `crop_fraction`, `crop_side` and `resample`
-    are `eval_crop`, `crop_fraction`, `eval_side` and `resample` of `config.data`. `assumed` lists
+    are `eval_crop`, `crop_fraction`, `eval_side` and `resample` of `config.data`. `resize_rule` is
+    the family's own rule for position embeddings, as `config.init.resize_rule`. `assumed` lists
     values that the file does not contain, each with its source. The other fields except `classes`
     are options of `create_model`.
     """
@@ -30,6 +32,7 @@ class WeightsMetadata:
     gelu: str | None = None
     norm_eps: float | None = None
     pixel_stats: str | None = None
+    resize_rule: str | None = None
     classes: tuple[str, ...] | None = None
     crop: str | None = None
     crop_fraction: float | None = None
@@ -103,6 +106,7 @@ def from_json(values: dict, where: str) -> WeightsMetadata:
     checks = {
         "num_heads": lambda v: type(v) is int and 0 < v < 2**16,
         "image_size": _is_size,
+        "resize_rule": lambda v: isinstance(v, str) and v in RESIZE_RULES,
         "norm_eps": lambda v: type(v) in (int, float) and 0 < v <= 1,
         "classes": _is_list_of_str,
         "assumed": _is_list_of_str,
