@@ -25,6 +25,8 @@ class Format:
       prefixes: prefixes that may precede every name; files are written with the first.
       is_torch: names of PyTorch, which any attribute of a user's own module may precede.
       ignored: regular expression of tensors that are not parameters of the model.
+      other_tower: regular expression of tensors beside the prefix that belong to another model,
+        such as the text tower of an image-text model.
       gelu, norm_eps: defaults of the project's models, where a file does not give them.
       evaluation: crop and resampling of the project's evaluation, where a file does not give them.
     """
@@ -35,6 +37,7 @@ class Format:
     prefixes: tuple[str, ...] = ("",)
     is_torch: bool = False
     ignored: str = r"(?!)"
+    other_tower: str = r"(?!)"
     gelu: str | None = None
     norm_eps: float | None = None
     evaluation: WeightsMetadata = UNKNOWN
@@ -51,8 +54,14 @@ HF_VIT, HF_DINO, HF_BIT = "Hugging Face ViT", "Hugging Face DINOv2", "Hugging Fa
 
 
 def _flax_formats() -> list[Format]:
-    # Prefixes of an old Flax optimizer and of big_vision, whose files hold its state too.
-    options = {"prefixes": ("", "opt/target/", "params/"), "ignored": r"opt/.*|chrono/.*"}
+    # Prefixes of an old Flax optimizer and of big_vision, whose files hold its state too. In its
+    # models of images and text (LiT, SigLIP), the ViT is `img`; t and b scale and shift the logits.
+    roots = ("", "opt/target/", "params/")
+    options = {
+        "prefixes": (*roots, *(f"{root}img/" for root in roots)),
+        "ignored": r"opt/.*|chrono/.*",
+        "other_tower": rf"({'|'.join(roots)})(txt/.*|t|b)",
+    }
     formats = [
         Format(
             name,

@@ -15,6 +15,7 @@ from vit_jax.weights.weights_folder import open_weights
 def inspect_checkpoint(where: str, as_json: bool = False) -> str:
     """Returns a table of name, shape and dtype of every array, followed by the metadata.
 
+    Arrays of a file that are not parameters of the model have a `use`: another tower, or ignored.
     Checkpoints of this package also list the CRC-32C of each array, the step and the config.
 
     Args:
@@ -31,13 +32,17 @@ def inspect_checkpoint(where: str, as_json: bool = False) -> str:
             name: {"shape": list(info.shape), "dtype": info.dtype}
             for name, info in archive.arrays.items()
         }
-        params = list(arrays)
         metadata = {**archive.metadata, "file": str(archive.path)}
         try:
-            found = open_weights_file(path, given=given).metadata
-            families.report(found, str(path), entry is not None)
+            file = open_weights_file(path, given=given)
+            families.report(file.metadata, str(path), entry is not None)
+            metadata["format"] = file.format.name
+            for names, use in ((file.ignored, "ignored"), (file.other_tower, "another tower")):
+                for name in arrays.keys() & set(names):
+                    arrays[name]["use"] = use
         except CheckpointError as error:  # Any file can be inspected.
             warn(error)
+        params = [name for name, array in arrays.items() if "use" not in array]
     else:
         arrays = layout.read_manifest(path)["leaves"]
         params = [name for name in arrays if name.startswith("params/")]
@@ -49,9 +54,10 @@ def inspect_checkpoint(where: str, as_json: bool = False) -> str:
     width = max(map(len, arrays), default=0)
     lines = [
         f"{name:{width}}  {format_shape(array['shape']):>18}  {array['dtype']:8}"
-        + (f"  {array['crc32c']:08x}" if "crc32c" in array else "")
+        + (f"  {array['crc32c']:08x}" if "crc32c" in array else f"  {array.get('use', '')}")
         for name, array in arrays.items()
     ]
+    lines = [line.rstrip() for line in lines]
     lines += [f"{_printable(name)}: {_printable(value)}" for name, value in metadata.items()]
     return "\n".join(lines)
 

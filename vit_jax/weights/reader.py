@@ -41,6 +41,7 @@ class WeightsFile:
       format, prefix: format of the file, and the prefix of its tensor names.
       rows: row of the format's name table, by tensor name.
       ignored: tensors that are not parameters of the model.
+      other_tower: tensors of another model in the file, such as a text tower.
       shapes: shape by parameter name.
       grid: grid of the position embeddings; None for a model without.
       pads_cls: the file has no position embedding for the class token; zeros are inserted.
@@ -51,6 +52,7 @@ class WeightsFile:
     prefix: str
     rows: dict[str, Row]
     ignored: tuple[str, ...]
+    other_tower: tuple[str, ...]
     metadata: WeightsMetadata
     shapes: dict[str, tuple[int, ...]]
     grid: Grid | None
@@ -109,7 +111,7 @@ def open_weights_file(
     archive = open_weights(path)
     arrays = _unstack_layers(archive)
     format, prefix = _detect_format(archive.path, arrays)
-    rows, ignored = _match_rows(archive.path, format, prefix, arrays)
+    rows, ignored, other_tower = _match_rows(archive.path, format, prefix, arrays)
     _raise_if_any(
         archive.path,
         [
@@ -144,7 +146,7 @@ def open_weights_file(
         _, num_positions, width = shapes[POSITIONS]
         shapes[POSITIONS] = (1, num_positions + 1, width)
     return WeightsFile(
-        archive, format, prefix, rows, tuple(ignored), metadata, shapes, grid, pads_cls
+        archive, format, prefix, rows, ignored, other_tower, metadata, shapes, grid, pads_cls
     )
 
 
@@ -207,11 +209,14 @@ def _stored_name_and_layer(name: str, archive: Archive) -> tuple[str, int | None
 
 def _match_rows(
     path: pathlib.Path, format: Format, prefix: str, names: Iterable[str]
-) -> tuple[dict[str, Row], list[str]]:
-    """Row by tensor name, and the ignored tensors; rejects unknown and duplicate tensors."""
-    rows, ignored, errors, tensor_of = {}, [], [], {}
+) -> tuple[dict[str, Row], tuple[str, ...], tuple[str, ...]]:
+    """Row by tensor name, ignored tensors and those of another tower; rejects unknown tensors."""
+    rows, ignored, other_tower, errors, tensor_of = {}, [], [], [], {}
     for name in names:
         plain_name = formats.without_wrappers(name)
+        if not plain_name.startswith(prefix) and re.fullmatch(format.other_tower, plain_name):
+            other_tower.append(name)
+            continue
         bare_name = plain_name.removeprefix(prefix)
         row = formats.row_of_tensor(format, bare_name)
         # Only a head may lack the prefix of the other tensors (Hugging Face's classifier).
@@ -228,7 +233,7 @@ def _match_rows(
         if row:
             rows[name] = row
     _raise_if_any(path, errors)
-    return rows, ignored
+    return rows, tuple(ignored), tuple(other_tower)
 
 
 def _raise_if_any(path: pathlib.Path, errors: list[str]) -> None:
