@@ -262,12 +262,13 @@ def test_load_params_lists_all_differences(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["dist_token", "fc_norm.weight", "head_dist.bias", "norm_pre.bias"]
+    "name",
+    ["blocks.0.attn.norm.bias", "patch_embed.norm.bias", "head.fc.bias"],
 )
 def test_open_weights_file_rejects_unknown_tensors_by_name(tmp_path, name):
     plan = writer.plan_export("safetensors", tiny(), param_shapes(tiny()))
     stored = dict(writer.export_tensors(plan, some_arrays(tiny()))) | {name: np.ones(8, np.float32)}
-    path = tmp_path / "deit.safetensors"
+    path = tmp_path / "x.safetensors"
     safetensors.numpy.save_file(stored, path)
     assert f"{name} is not a tensor of the format timm" in read_error(path, open_weights_file)
 

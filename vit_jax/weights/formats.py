@@ -50,6 +50,9 @@ _LAYER_0 = "encoder.layer.0"
 
 OFFICIAL, BIG_VISION, FLAX, BIT_NPZ = "official npz", "big_vision npz", "Flax npz", "BiT npz"
 TIMM, TIMM_STEM, TIMM_BIT, DINO = "timm", "timm without units", "timm BiT", "DINOv2"
+# Gate and value of an MLP, or queries, keys and values, may be tensors of their own.
+TIMM_EVA, TIMM_EVA_SPLIT = "timm Eva", "timm Eva with split MLP"
+TIMM_EVA_SEPARATE = "timm Eva with separate projections"
 HF_VIT, HF_DINO, HF_BIT = "Hugging Face ViT", "Hugging Face DINOv2", "Hugging Face BiT"
 
 
@@ -89,10 +92,16 @@ def _timm_formats() -> list[Format]:
     vit, rename = names_timm.timm_vit(), names_torch.rename
     stem_without_units = rename(vit, ("backbone.stem.", "backbone."))
     dino = rename(vit, ("reg_token", "register_tokens"))
+    eva = {
+        TIMM_EVA: names_timm.timm_eva(),
+        TIMM_EVA_SPLIT: names_timm.timm_eva(has_split_mlp=True),
+        TIMM_EVA_SEPARATE: names_timm.timm_eva(has_split_mlp=True, has_separate_qkv=True),
+    }
     return [
         Format(TIMM_STEM, "patch_embed.backbone.conv.weight", stem_without_units, **options),
         Format(DINO, "register_tokens", dino, **options),
         Format(TIMM, "patch_embed.proj.weight", vit, **options),
+        *(Format(name, "patch_embed.proj.weight", rows, **options) for name, rows in eva.items()),
         Format(TIMM_BIT, "stem.conv.weight", names_timm.timm_bit(), is_torch=True),
     ]
 
@@ -154,21 +163,33 @@ def without_wrappers(name: str) -> str:
     return re.sub(wrappers, "", name)
 
 
-def row_of_tensor(format: Format, name: str) -> Row | None:
-    """Returns the row of a tensor name without prefix, indices filled in; None if unknown."""
+def row_of_tensor(format: Format, name: str, has_gated_fc1: bool = False) -> Row | None:
+    """Returns the row of a tensor name without prefix, indices filled in; None if unknown.
+
+    Args:
+      format: format of the file.
+      name: name of the tensor.
+      has_gated_fc1: as the function of this name in `names_timm`.
+    """
     for row, pattern in _patterns(format.name, "tensor"):
-        if match := pattern.fullmatch(name):
+        is_excluded = row.layout == "gated" and ".fc1." in row.tensor and not has_gated_fc1
+        if not is_excluded and (match := pattern.fullmatch(name)):
             return _fill_indices(row, match)
     return None
 
 
 def rows_of_params(format: Format, names: Iterable[str]) -> tuple[list[Row], list[str]]:
-    """Returns rows that store the named parameters, and the names that the format cannot store."""
-    rows, unknown = {}, []
+    """Returns rows that store the named parameters, and the names that the format cannot store.
+
+    A row applies if all its parameters are among them; the first that applies is taken.
+    """
+    rows, unknown, names = {}, [], dict.fromkeys(names)
     for name in names:
         for row, pattern in _patterns(format.name, "params"):
             if match := pattern.fullmatch(name):
                 filled = _fill_indices(row, match)
+                if not names.keys() >= set(filled.params):
+                    continue
                 rows[filled.tensor] = filled
                 break
         else:

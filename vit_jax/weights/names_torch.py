@@ -18,6 +18,14 @@ def dense(tensor: str, param: str, layout: str = "linear") -> list[Row]:
     ]
 
 
+def gated(tensor: str, param: str) -> list[Row]:
+    """Returns the rows of the first layer of a gated MLP that has gate and value in one tensor."""
+    return [
+        Row(f"{tensor}.{end}", (f"{param}/Dense_gate/{leaf}", f"{param}/Dense_0/{leaf}"), "gated")
+        for end, leaf in (("weight", "kernel"), ("bias", "bias"))
+    ]
+
+
 def heads(tensor: str, param: str, names: tuple[str, ...], layout: str) -> list[Row]:
     """Returns the rows of the projections of an attention, one or several in one tensor."""
     return [

@@ -4,13 +4,13 @@ import dataclasses
 import math
 import pathlib
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 import numpy as np
 
 from vit_jax.data.labels import check_new_names
 from vit_jax.errors import CheckpointError, listed
-from vit_jax.weights import config_files, families, formats, tensor_properties
+from vit_jax.weights import config_files, families, formats, names_timm, tensor_properties
 from vit_jax.weights import metadata as metadata_lib
 from vit_jax.weights.archive import READABLE, Archive, ArrayInfo
 from vit_jax.weights.formats import Format
@@ -208,17 +208,19 @@ def _stored_name_and_layer(name: str, archive: Archive) -> tuple[str, int | None
 
 
 def _match_rows(
-    path: pathlib.Path, format: Format, prefix: str, names: Iterable[str]
+    path: pathlib.Path, format: Format, prefix: str, arrays: Mapping[str, ArrayInfo]
 ) -> tuple[dict[str, Row], tuple[str, ...], tuple[str, ...]]:
     """Row by tensor name, ignored tensors and those of another tower; rejects unknown tensors."""
     rows, ignored, other_tower, errors, tensor_of = {}, [], [], [], {}
-    for name in names:
-        plain_name = formats.without_wrappers(name)
+    plain_names = {name: formats.without_wrappers(name) for name in arrays}
+    shapes = {plain.removeprefix(prefix): arrays[name].shape for name, plain in plain_names.items()}
+    has_gated_fc1 = names_timm.has_gated_fc1(shapes)
+    for name, plain_name in plain_names.items():
         if not plain_name.startswith(prefix) and re.fullmatch(format.other_tower, plain_name):
             other_tower.append(name)
             continue
         bare_name = plain_name.removeprefix(prefix)
-        row = formats.row_of_tensor(format, bare_name)
+        row = formats.row_of_tensor(format, bare_name, has_gated_fc1)
         # Only a head may lack the prefix of the other tensors (Hugging Face's classifier).
         if row is None or (prefix.endswith("/") and not plain_name.startswith(prefix)):
             row = None

@@ -58,6 +58,14 @@ def _concatenate_heads(*arrays: np.ndarray) -> np.ndarray:
     return np.concatenate([_join_heads(array) for array in arrays])
 
 
+def _split_gate(array: np.ndarray, heads: int) -> list[np.ndarray]:  # 2M D -> twice D M
+    return np.split(array.T, 2, axis=-1)
+
+
+def _concatenate_gate(*arrays: np.ndarray) -> np.ndarray:
+    return np.concatenate(arrays, axis=-1).T
+
+
 def _flatten_vector(array: np.ndarray, heads: int) -> list[np.ndarray]:
     return [array.reshape(-1) if array.shape[:-1] == (1, 1, 1) else array]
 
@@ -90,6 +98,7 @@ LAYOUTS: dict[str, tuple[Callable, Callable]] = {
     ),
     "qkv": (_split_qkv, _concatenate_heads),
     "kv": (_split_kv, _concatenate_heads),
+    "gated": (_split_gate, _concatenate_gate),
 }
 
 
