@@ -9,7 +9,13 @@ import functools
 import re
 from collections.abc import Iterable
 
-from vit_jax.weights import names_flax, names_huggingface, names_timm, names_torch
+from vit_jax.weights import (
+    names_flax,
+    names_huggingface,
+    names_original,
+    names_timm,
+    names_torch,
+)
 from vit_jax.weights.metadata import BIG_VISION_EVALUATION, UNKNOWN, WeightsMetadata
 from vit_jax.weights.tensor_layouts import Row
 
@@ -43,13 +49,16 @@ class Format:
     evaluation: WeightsMetadata = UNKNOWN
 
 
+MAE_DECODER = r"mask_token|decoder_.*"  # Of the pre-training.
 MAX_CANDIDATES = 16  # Models in one file that are counted.
 
 _BLOCK_0 = "Transformer/encoderblock_0"
 _LAYER_0 = "encoder.layer.0"
 
 OFFICIAL, BIG_VISION, FLAX, BIT_NPZ = "official npz", "big_vision npz", "Flax npz", "BiT npz"
-TIMM, TIMM_STEM, TIMM_BIT, DINO = "timm", "timm without units", "timm BiT", "DINOv2"
+TIMM, TIMM_STEM, TIMM_BIT = "timm", "timm without units", "timm BiT"
+DINO, DINO_3, EVA_02 = "DINOv2", "DINOv3", "EVA-02"
+OPEN_CLIP, TIPS = "open_clip", "TIPS npz"
 # Gate and value of an MLP, or queries, keys and values, may be tensors of their own.
 TIMM_EVA, TIMM_EVA_SPLIT = "timm Eva", "timm Eva with split MLP"
 TIMM_EVA_SEPARATE = "timm Eva with separate projections"
@@ -88,10 +97,10 @@ def _flax_formats() -> list[Format]:
 
 
 def _timm_formats() -> list[Format]:
-    options = {"is_torch": True, "ignored": "mask_token", "gelu": "erf", "norm_eps": 1e-6}
+    options = {"is_torch": True, "ignored": MAE_DECODER, "gelu": "erf", "norm_eps": 1e-6}
+    options["other_tower"] = r"(.+\.)?(text\..*|logit_(scale|bias))"  # Beside open_clip's trunk.
     vit, rename = names_timm.timm_vit(), names_torch.rename
     stem_without_units = rename(vit, ("backbone.stem.", "backbone."))
-    dino = rename(vit, ("reg_token", "register_tokens"))
     eva = {
         TIMM_EVA: names_timm.timm_eva(),
         TIMM_EVA_SPLIT: names_timm.timm_eva(has_split_mlp=True),
@@ -99,10 +108,35 @@ def _timm_formats() -> list[Format]:
     }
     return [
         Format(TIMM_STEM, "patch_embed.backbone.conv.weight", stem_without_units, **options),
-        Format(DINO, "register_tokens", dino, **options),
         Format(TIMM, "patch_embed.proj.weight", vit, **options),
         *(Format(name, "patch_embed.proj.weight", rows, **options) for name, rows in eva.items()),
         Format(TIMM_BIT, "stem.conv.weight", names_timm.timm_bit(), is_torch=True),
+    ]
+
+
+def _original_formats() -> list[Format]:
+    options = {"is_torch": True, "gelu": "erf", "norm_eps": 1e-6, "ignored": "mask_token"}
+    key = "patch_embed.proj.weight"
+    unused = r"mask_token|rope_embed\.periods|local_cls_norm\..*|.*\.bias_mask"
+    training = r"mask_token|lm_head\..*|(.*\.)?rope\.freqs_(cos|sin)"
+    text = r"text\..*|transformer\..*|token_embedding\.weight|positional_embedding|ln_final\..*"
+    text += r"|text_projection(\.weight)?|logit_(scale|bias)|attn_mask"
+    scalars = "|input_resolution|context_length|vocab_size"  # Of OpenAI's files.
+    clip = {"is_torch": True, "norm_eps": 1e-5, "prefixes": ("visual.", "")}  # Either of two GELUs.
+    tips = {"gelu": "tanh", "norm_eps": 1e-6, "prefixes": ("encoder/", "params/encoder/", "")}
+    tables = names_original
+    return [
+        Format(DINO, key, tables.dino_2(), **options),
+        Format(DINO_3, key, tables.dino_3(), **options | {"ignored": unused, "norm_eps": 1e-5}),
+        Format(EVA_02, key, tables.eva_02(), **options | {"ignored": training}),
+        Format(
+            OPEN_CLIP,
+            "ln_pre.weight",
+            tables.open_clip(),
+            other_tower=rf"(.+\.)?({text}{scalars})",
+            **clip,
+        ),
+        Format(TIPS, "ToTokenSequence_0/posembed_input", tables.tips(), **tips),
     ]
 
 
@@ -127,7 +161,13 @@ def _huggingface_formats() -> list[Format]:
 
 
 FORMATS = {
-    format.name: format for format in (*_flax_formats(), *_timm_formats(), *_huggingface_formats())
+    format.name: format
+    for format in (
+        *_flax_formats(),
+        *_timm_formats(),
+        *_original_formats(),
+        *_huggingface_formats(),
+    )
 }
 
 

@@ -10,12 +10,16 @@ LINEN = (
 PUBLISHED = ("MultiHeadDotProductAttention_1", "LayerNorm_2", "MlpBlock_3")
 
 
-def _flax_block(mha: str, norm: str, mlp: str, block: str = BLOCK) -> list[Row]:
-    """Rows of an encoder layer, given its names of attention, second LayerNorm and MLP."""
+def flax_block(mha: str, norm: str, mlp: str, block: str = BLOCK) -> list[Row]:
+    """Returns the rows of an encoder layer, given the names of its parts and of the layer."""
     modules = [
         ("LayerNorm_0", "LayerNorm_0", ("scale", "bias")),
         (norm, "LayerNorm_1", ("scale", "bias")),
-        *((f"{mlp}/Dense_{n}", f"MlpBlock_0/Dense_{n}", ("kernel", "bias")) for n in (0, 1)),
+        *(
+            (f"{mlp}/{name}", f"MlpBlock_0/{name}", ("kernel", "bias"))
+            for name in ("Dense_0", "Dense_1", "Dense_gate")
+        ),
+        (f"{mlp}/LayerNorm_0", "MlpBlock_0/LayerNorm_0", ("scale", "bias")),
         *((f"LayerScale_{n}", f"LayerScale_{n}", ("scale",)) for n in (0, 1)),
     ]
     for name in ("query", "key", "value", "out"):
@@ -41,13 +45,14 @@ def _flax_outer() -> list[Row]:
     """Rows of everything but encoder layers, position embeddings and ResNet stem."""
     pool = "MAPHead_0"
     attention = f"{pool}/MultiHeadDotProductAttention_0"
-    modules = ["embedding", "pre_logits", "head", f"{pool}/MlpBlock_0/Dense_0"]
+    modules = ["embedding", "pre_logits", "head", "head_dist", f"{pool}/MlpBlock_0/Dense_0"]
     modules += [f"{pool}/MlpBlock_0/Dense_1"]
     modules += [f"{attention}/{name}" for name in ("query", "key", "value", "out")]
     rows = _same_names(*(f"{module}/{leaf}" for module in modules for leaf in ("kernel", "bias")))
-    rows += _same_names(CLS, "registers", f"{pool}/probe")
+    rows += _same_names(CLS, "dist_token", "registers", "projection/kernel", f"{pool}/probe")
     rows += _same_names(f"{attention}/query_ln/scale", f"{attention}/key_ln/scale")
-    for norm in ("Transformer/encoder_norm", f"{pool}/LayerNorm_0"):
+    norms = ("Transformer/pre_norm", "Transformer/encoder_norm", "fc_norm", f"{pool}/LayerNorm_0")
+    for norm in norms:
         rows += _same_names(f"{norm}/scale", f"{norm}/bias")
     return rows
 
@@ -88,9 +93,9 @@ def bit_npz() -> tuple[Row, ...]:
 
 def flax_vit(spelling: tuple[str, str, str]) -> tuple[Row, ...]:
     """Returns the rows of a ViT or hybrid, with blocks named as in LINEN or PUBLISHED."""
-    return (*_flax_block(*spelling), *_flax_outer(), *_flax_positions(), *_flax_stem())
+    return (*flax_block(*spelling), *_flax_outer(), *_flax_positions(), *_flax_stem())
 
 
 def big_vision() -> tuple[Row, ...]:
     """Returns the rows of a big_vision ViT; its class token has no position embedding."""
-    return (*_flax_block(*LINEN), *_flax_outer(), Row("pos_embedding", (POSITIONS,)))
+    return (*flax_block(*LINEN), *_flax_outer(), Row("pos_embedding", (POSITIONS,)))

@@ -294,7 +294,7 @@ def _find_sequence_grid(
     has_cls, shape = CLS in shapes, shapes[POSITIONS]
     if len(shape) != 3 or shape[0] != 1:
         raise CheckpointError(f"{path}: {POSITIONS} is {shape}; expected 1 T D.")
-    if not has_cls or format.name == formats.BIG_VISION:
+    if not has_cls or format.name in (formats.BIG_VISION, formats.TIPS):
         num_patches = [shape[1]]
     elif format.name in (formats.TIMM, formats.TIMM_STEM):
         # timm's models with registers have positions for patches alone; other models may.

@@ -1,6 +1,7 @@
 """Memory layouts of stored tensors, and their conversion to and from Flax parameters."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 
@@ -66,8 +67,27 @@ def _concatenate_gate(*arrays: np.ndarray) -> np.ndarray:
     return np.concatenate(arrays, axis=-1).T
 
 
+def _split_qv(array: np.ndarray, heads: int) -> list[np.ndarray]:
+    return [_split_heads(part, heads) for part in np.split(array, 3)[::2]]
+
+
+def _concatenate_qv(q: np.ndarray, v: np.ndarray) -> np.ndarray:
+    return _concatenate_heads(q, np.zeros_like(v), v)
+
+
 def _flatten_vector(array: np.ndarray, heads: int) -> list[np.ndarray]:
     return [array.reshape(-1) if array.shape[:-1] == (1, 1, 1) else array]
+
+
+def _flatten_grid(array: np.ndarray, heads: int) -> list[np.ndarray]:  # 1 h w D -> 1 hw D
+    if array.ndim != 4:
+        raise ValueError("expected 1 h w D")
+    return [array.reshape(1, -1, array.shape[-1])]
+
+
+def _square_grid(array: np.ndarray) -> np.ndarray:
+    side = math.isqrt(array.shape[1])
+    return array.reshape(1, side, side, -1)
 
 
 def _linear_of_hwio(array: np.ndarray, heads: int) -> list[np.ndarray]:
@@ -98,7 +118,12 @@ LAYOUTS: dict[str, tuple[Callable, Callable]] = {
     ),
     "qkv": (_split_qkv, _concatenate_heads),
     "kv": (_split_kv, _concatenate_heads),
+    "qv_of_qkv": (_split_qv, _concatenate_qv),  # Biases of which that of the keys is not used.
     "gated": (_split_gate, _concatenate_gate),
+    "token": (lambda a, h: [a[None, None]], lambda a: a[0, 0]),  # D -> 1 1 D.
+    "table": (lambda a, h: [a[None]], lambda a: a[0]),  # T D -> 1 T D.
+    "tokens": (lambda a, h: [a[:, :1], a[:, 1:]], lambda *a: np.concatenate(a, axis=1)),
+    "grid": (_flatten_grid, _square_grid),
 }
 
 
