@@ -176,7 +176,7 @@ UNKNOWN = [
     ("optimiser.lr", "1", "config has no field 'optimiser'. Did you mean optimizer?"),
     ("mesh.zzzzzz", "1", "config.mesh has no field 'zzzzzz'. It has data, fsdp, tensor."),
     ("seed.deep", "1", "config.seed has no field 'deep'."),
-    ("model", "vit", "--config.model is a section; set one of its fields: ['drop_path', "),
+    ("model", "vit", "--config.model is a section; set one of its fields: ['class_token', "),
     ("stages", "None", "--config.stages is a section; this config has none"),
     ("", "1", "config has no field ''."),
 ]

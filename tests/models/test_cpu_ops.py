@@ -83,12 +83,14 @@ def test_layer_norm_for_a_cpu_has_the_gradients_of_the_plain_one(eps):
 def test_gelu_is_x_times_the_normal_distribution_and_its_slope_that_of_differences(form):
     x = np.linspace(-4, 4, 33)
     gelu = lambda x: x * (1 + special.erf(x / np.sqrt(2))) / 2  # noqa: E731
-    exact = functools.partial(form.gelu, approximate=False)
+    exact = functools.partial(form.gelu, kind="erf")
     np.testing.assert_allclose(exact(jnp.float32(x)), gelu(x), atol=1e-5)
     slope = jax.vmap(jax.grad(lambda x: exact(x[None])[0]))(jnp.float32(x))
     np.testing.assert_allclose(slope, (gelu(x + 1e-5) - gelu(x - 1e-5)) / 2e-5, atol=1e-4)
-    tanh = form.gelu(jnp.float32(x), True)
+    tanh = form.gelu(jnp.float32(x), "tanh")
     assert 1e-5 < np.abs(tanh - gelu(x)).max() < 1e-2
+    quick = form.gelu(jnp.float32(x), "quick")
+    np.testing.assert_allclose(quick, x * special.expit(1.702 * x), atol=1e-5)
 
 
 @pytest.mark.parametrize("pos_embed", ["learned", "relative"])

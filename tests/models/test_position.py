@@ -85,7 +85,7 @@ def test_what_is_not_learned_has_no_parameters(kind):
 def test_the_halves_of_a_place_are_those_of_its_column_and_its_row():
     x, y = np.array([[[1.0], [2.0], [3.0]]]), np.array([[[10.0], [20.0]]])
     params = {"x_embedding": x, "y_embedding": y}
-    module = PositionEmbedding("learned_2d", grid=(2, 3), has_cls=True, hidden_size=2)
+    module = PositionEmbedding("learned_2d", grid=(2, 3), num_class_tokens=1, hidden_size=2)
     expected = [[0, 0], [1, 10], [2, 10], [3, 10], [1, 20], [2, 20], [3, 20]]
     np.testing.assert_array_equal(module.apply({"params": params})[0], expected)
 
@@ -99,7 +99,7 @@ def test_sines_and_cosines_of_the_column_come_before_those_of_the_row():
 
 
 def test_the_class_token_has_no_sine_and_no_cosine():
-    E_pos = PositionEmbedding("sincos", grid=(2, 3), has_cls=True, hidden_size=8).apply({})
+    E_pos = PositionEmbedding("sincos", grid=(2, 3), num_class_tokens=1, hidden_size=8).apply({})
     assert E_pos.shape == (1, 7, 8)
     np.testing.assert_array_equal(E_pos[0, 0], np.zeros(8))
     np.testing.assert_array_equal(E_pos[0, 1], [0, 0, 1, 1, 0, 0, 1, 1])

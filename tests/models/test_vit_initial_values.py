@@ -102,7 +102,7 @@ def test_positions_without_a_deviation_start_as_in_big_vision(kind):
 
 def test_other_positions_start_normal_with_deviation_two_hundredths_too():
     key = jax.random.key(0, impl="rbg")  # Quicker to compile.
-    halves = PositionEmbedding("learned_2d", (20, 24), True, 64).init(key)
+    halves = PositionEmbedding("learned_2d", (20, 24), 1, 64).init(key)
     keys = RelativeKeys().init(key, np.zeros((1, 30, 2, 8), np.float32))
     tables = trees.flatten(halves["params"] | keys["params"])
     assert {name: table.shape for name, table in tables.items()} == {

@@ -12,7 +12,8 @@ from vit_jax.config.schema import Model
 from vit_jax.models import trees
 from vit_jax.models.bit_resnet import BitResNet
 from vit_jax.models.registry import make_init
-from vit_jax.models.sizes import Size, shape_of
+from vit_jax.models.size_table import Size
+from vit_jax.models.sizes import shape_of
 
 TINY = {
     "image_size": (8, 12),  # A grid of 2x3: rows and columns cannot be exchanged unseen.

@@ -19,7 +19,7 @@ from vit_jax import main
 from vit_jax.distributed import mesh
 from vit_jax.figures import draw, style
 from vit_jax.models import registry as model_registry
-from vit_jax.models.sizes import SIZES, Size
+from vit_jax.models.size_table import SIZES, Size
 from vit_jax.training import build
 from vit_jax.weights import published
 

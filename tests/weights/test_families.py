@@ -9,7 +9,7 @@ from tests.support.peer_weights import D, as_official, timm_weights
 from vit_jax import create_model
 from vit_jax.errors import CheckpointError
 from vit_jax.models import trees
-from vit_jax.models.sizes import SIZES
+from vit_jax.models.size_table import SIZES
 from vit_jax.weights import convert, families, formats, load
 from vit_jax.weights.archive import write_npz
 from vit_jax.weights.families import find_family, num_heads

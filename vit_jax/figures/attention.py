@@ -11,7 +11,7 @@ from vit_jax.errors import ConfigError
 from vit_jax.models.layers import WEIGHTS, Block
 from vit_jax.models.position import PositionEmbedding
 from vit_jax.models.registry import ViT
-from vit_jax.models.vit import insert_registers
+from vit_jax.models.transformer import insert_registers, rotary_of
 from vit_jax.weights import load
 from vit_jax.weights.finite import require_finite_params
 
@@ -45,7 +45,7 @@ def make_attention_fn(
     """
     config = dataclasses.replace(model.config, scan=False, remat="none")
     one_layer = model.clone(config=dataclasses.replace(config, num_layers=1), num_classes=0)
-    block = Block(config)
+    block, rotary = Block(config), rotary_of(config, model.grid)
 
     @jax.jit
     def apply_first_layer(params, images: jax.Array) -> tuple:
@@ -61,7 +61,7 @@ def make_attention_fn(
 
     @jax.jit
     def apply_layer(params, z: jax.Array) -> tuple:
-        z, state = block.apply({"params": params}, z, mutable=[WEIGHTS])
+        z, state = block.apply({"params": params}, z, rotary=rotary, mutable=[WEIGHTS])
         return z, reduce_fn(state[WEIGHTS][ATTENTION]["A"][0])
 
     def attention_fn(params, images, layers: Iterable[dict] | None = None) -> Iterator:
@@ -84,12 +84,12 @@ def make_attention_fn(
 def _add_position_embeddings(model: ViT, encoder: dict, z: jax.Array, layer: int) -> jax.Array:
     """Returns the input of a layer after the first, for models that add embeddings at each."""
     kind, where = model.config.pos_embed, model.config.pos_embed_at
-    if kind in ("none", "relative") or where == "stem":
+    if kind in ("none", "relative", "rope") or where == "stem":
         return z
     params = encoder.get("posembed_input" if where == "shared" else f"posembed_{layer}", {})
-    module = PositionEmbedding(kind, model.grid, model.has_cls, model.size.hidden_size)
+    module = PositionEmbedding(kind, model.grid, model.num_class_tokens, model.size.hidden_size)
     E_pos = insert_registers(
-        module.apply({"params": params}), model.has_cls, model.config.registers
+        module.apply({"params": params}), model.num_class_tokens, model.config.registers
     )
     return z + E_pos.astype(z.dtype)
 
@@ -97,11 +97,11 @@ def _add_position_embeddings(model: ViT, encoder: dict, z: jax.Array, layer: int
 def position_embeddings(model: ViT, params: dict) -> np.ndarray | None:
     """Returns the position embeddings N D of the patches; None if the model adds none."""
     kind = model.config.pos_embed
-    if kind in ("none", "relative"):
+    if kind in ("none", "relative", "rope"):
         return None
-    module = PositionEmbedding(kind, model.grid, model.has_cls, model.size.hidden_size)
+    module = PositionEmbedding(kind, model.grid, model.num_class_tokens, model.size.hidden_size)
     own = params["Transformer"].get("posembed_input", {})
-    return np.array(module.apply({"params": own})[0, int(model.has_cls) :])
+    return np.array(module.apply({"params": own})[0, model.num_class_tokens :])
 
 
 def read_position_embeddings(

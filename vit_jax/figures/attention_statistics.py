@@ -99,7 +99,7 @@ def _attention_batches(
     The iterator yields distances B h, weights averaged over heads B 1 T T, and weights h T T of
     the first image; the last two only for batches with rollouts.
     """
-    T = int(np.prod(model.grid)) + model.has_cls + model.config.registers
+    T = int(np.prod(model.grid)) + model.num_prefix_tokens
     bytes_per_image = 4 * model.size.num_heads * T * T
     batch_size = min(max(1, MAX_ATTENTION_BYTES // bytes_per_image), num_rollouts, len(images))
     distances = jax.vmap(

@@ -23,8 +23,15 @@ class Kernels:
 
     dense: Callable  # (x ... I, kernel I F, bias F) -> ... F; I and F may be several dimensions.
     attention: Callable  # (q B T h d, k B S h d, v B S h d, bias B h T S or None) -> B T h d
-    gelu: Callable  # (x, approximate) -> x
+    gelu: Callable  # (x, kind of GELUS) -> x
     layer_norm: Callable  # (x ... D, scale D, bias D, eps) -> ... D
+
+
+GELUS = {  # Values of `model.gelu`.
+    "tanh": functools.partial(jax.nn.gelu, approximate=True),  # Flax and the official code.
+    "erf": functools.partial(jax.nn.gelu, approximate=False),  # PyTorch's default.
+    "quick": lambda x: x * jax.nn.sigmoid(1.702 * x),  # arXiv:1606.08415, section 2; CLIP.
+}
 
 
 def choose(name: str) -> Kernels:
@@ -174,23 +181,22 @@ def _layer_norm_backward(eps, saved, dy):
 _layer_norm_cpu.defvjp(_layer_norm_forward, _layer_norm_backward)
 
 
-def _gelu(x: jax.Array, approximate: bool) -> jax.Array:
-    return jax.nn.gelu(x, approximate=approximate)
+def _gelu(x: jax.Array, kind: str) -> jax.Array:
+    return GELUS[kind](x)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _gelu_cpu(x: jax.Array, approximate: bool) -> jax.Array:
-    return jax.nn.gelu(x.astype(jnp.float32), approximate=approximate).astype(x.dtype)
+def _gelu_cpu(x: jax.Array, kind: str) -> jax.Array:
+    return GELUS[kind](x.astype(jnp.float32)).astype(x.dtype)
 
 
-def _gelu_forward(x, approximate):
-    return _fence(_gelu_cpu(x, approximate)), x
+def _gelu_forward(x, kind):
+    return _fence(_gelu_cpu(x, kind)), x
 
 
-def _gelu_backward(approximate, x, dy):
+def _gelu_backward(kind, x, dy):
     x, dy = _fence((x, dy))
-    gelu = functools.partial(jax.nn.gelu, approximate=approximate)
-    _, back = jax.vjp(gelu, x.astype(jnp.float32))
+    _, back = jax.vjp(GELUS[kind], x.astype(jnp.float32))
     return (_fence(back(dy.astype(jnp.float32))[0].astype(x.dtype)),)
 
 

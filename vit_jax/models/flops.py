@@ -41,7 +41,7 @@ def training_flops(model: ViT | BitResNet, examples: int) -> int:
 def _vit_macs(model: ViT) -> int:
     L, D = model.size.num_layers, model.size.hidden_size
     N = model.grid[0] * model.grid[1]
-    T = N + model.has_cls + model.config.registers
+    T = N + model.num_prefix_tokens
     C = model.stem.features if model.stem else 3
     macs = N * model.patch_size**2 * C * D
     mlp = _mlp_macs(model.config, D)
@@ -53,9 +53,11 @@ def _vit_macs(model: ViT) -> int:
     if isinstance(model, MaskedViT):  # A prediction for every patch, and nothing pooled.
         return macs + N * D * model.num_outputs
     features = 2 * D if model.config.pool == "token_gap" else D
+    if model.config.projection:
+        macs, features = macs + features * model.config.projection, model.config.projection
     if model.config.pre_logits:
         macs, features = macs + features * D, D
-    return macs + features * model.num_classes
+    return macs + (1 + model.config.distill_token) * features * model.num_classes
 
 
 def _mlp_macs(config: Model, D: int) -> int:

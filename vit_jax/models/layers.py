@@ -10,12 +10,11 @@ import jax.numpy as jnp
 from vit_jax.config import registry
 from vit_jax.config.schema import Model
 from vit_jax.errors import ConfigError, form, raised
-from vit_jax.models import cpu_ops
+from vit_jax.models import cpu_ops, rope
 from vit_jax.models.position import RelativeKeys
 from vit_jax.models.sizes import size_of
 
 WEIGHTS = "attention"  # Collection that attention weights are sown into when it is mutable.
-GELUS = {"tanh": True, "erf": False}  # Flax and the official code; PyTorch's default.
 
 # The official code's initialisers.
 kernel_init = nn.initializers.xavier_uniform()
@@ -40,12 +39,14 @@ class Dense(nn.Module):
     num_inputs: int = 1
     kernel_init: Callable = kernel_init
     bias_init: Callable = nn.initializers.zeros
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         inputs = x.shape[-self.num_inputs :]
         kernel = self.param("kernel", self.flat_init, (*inputs, *self.features))
-        bias = self.param("bias", self.bias_init, self.features)
+        zeros = jnp.zeros(self.features)
+        bias = self.param("bias", self.bias_init, self.features) if self.use_bias else zeros
         x = x.astype(self.config.dtype)
         return cpu_ops.choose(self.config.kernels).dense(x, kernel, bias)
 
@@ -78,21 +79,33 @@ def attention_weights(q: jax.Array, k: jax.Array, bias: jax.Array | None) -> jax
 
 
 class Attention(nn.Module):
-    """Multi-head attention of queries over keys (appendix A, equations 5 to 8)."""
+    """Multi-head attention of queries over keys (appendix A, equations 5 to 8).
+
+    Attributes:
+      qkv_bias: a value of `model.qkv_bias`.
+    """
 
     config: Model
+    qkv_bias: str = Model.qkv_bias
     is_relative: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array, y: jax.Array) -> jax.Array:  # B T D, B S D -> B T D
+    def __call__(
+        self, x: jax.Array, y: jax.Array, rotary: jax.Array | None = None
+    ) -> jax.Array:  # B T D, B S D, 2 T d -> B T D
         config, D = self.config, x.shape[-1]
         h = size_of(config).num_heads
-        q = Dense((h, D // h), config, name="query")(x)
-        k = Dense((h, D // h), config, name="key")(y)
-        v = Dense((h, D // h), config, name="value")(y)
+
+        def project(name: str, x: jax.Array) -> jax.Array:
+            use_bias = name[0] in self.qkv_bias.replace("none", "")
+            return Dense((h, D // h), config, use_bias=use_bias, name=name)(x)
+
+        q, k, v = project("query", x), project("key", y), project("value", y)
         if config.qk_norm:  # Scales only, as in arXiv:2302.05442.
             q = layer_norm(config, "query_ln", use_bias=False)(q)
             k = layer_norm(config, "key_ln", use_bias=False)(k)
+        if rotary is not None:
+            q, k = (rope.rotate(each, rotary, config.rope) for each in (q, k))
         bias = RelativeKeys(name="relative")(q) if self.is_relative else None
         if self.is_mutable_collection(WEIGHTS):  # A fused kernel does not return them.
             self.sow(WEIGHTS, "A", attention_weights(q, k, bias))
@@ -117,18 +130,23 @@ class Mlp(nn.Module):
         keys = (None, None) if key is None else jax.random.split(key)
         gelu = cpu_ops.choose(config.kernels).gelu
         z = Dense((size_of(config).mlp_size,), config, bias_init=mlp_bias_init, name="Dense_0")(z)
-        z = dropout(config, gelu(z, GELUS[config.gelu]), keys[0])
+        z = dropout(config, gelu(z, config.gelu), keys[0])
+        z = layer_norm(config, "LayerNorm_0")(z) if config.mlp_norm else z
         z = Dense((D,), config, bias_init=mlp_bias_init, name="Dense_1")(z)
         return dropout(config, z, keys[1])
 
 
-class SwiGlu(nn.Module):
-    """Gated MLP: (swish(x W) * (x V)) W_2, with biases (arXiv:2002.05202, equation 6).
+class Glu(nn.Module):
+    """Gated MLP: (GELU(x W) * (x V)) W_2, with biases (arXiv:2002.05202, equation 6).
 
     W is `Dense_gate`, V `Dense_0` and W_2 `Dense_1`.
     """
 
     config: Model
+
+    def activation(self, gate: jax.Array) -> jax.Array:
+        """Returns the activated gate B T M."""
+        return cpu_ops.choose(self.config.kernels).gelu(gate, self.config.gelu)
 
     @nn.compact
     def __call__(self, z: jax.Array, key: jax.Array | None = None) -> jax.Array:  # B T D -> B T D
@@ -136,14 +154,23 @@ class SwiGlu(nn.Module):
         keys = (None, None) if key is None else jax.random.split(key)
         gate = Dense(M, config, bias_init=mlp_bias_init, name="Dense_gate")(z)
         value = Dense(M, config, bias_init=mlp_bias_init, name="Dense_0")(z)
-        z = dropout(config, nn.swish(gate) * value, keys[0])
+        z = dropout(config, self.activation(gate) * value, keys[0])
+        z = layer_norm(config, "LayerNorm_0")(z) if config.mlp_norm else z
         z = Dense((D,), config, bias_init=mlp_bias_init, name="Dense_1")(z)
         return dropout(config, z, keys[1])
+
+
+class SwiGlu(Glu):
+    """Gated MLP with swish in place of GELU."""
+
+    def activation(self, gate: jax.Array) -> jax.Array:
+        return nn.swish(gate)
 
 
 MLPS = {
     "mlp": Mlp,
     "swiglu": SwiGlu,
+    "glu": Glu,
 }  # Values of `model.mlp`: Flax modules (config, name=) called with (z B T D, key or None).
 
 
@@ -206,13 +233,19 @@ class Block(nn.Module):
 
     All random numbers come from `key`, so that a loop over layers and a scan draw the same ones;
     a key of None switches dropout and stochastic depth off. `drop_rate` is the rate of stochastic
-    depth.
+    depth. `rotary` is that of `rope.make_rotary`.
     """
 
     config: Model
 
     @nn.compact
-    def __call__(self, z: jax.Array, drop_rate=0.0, key: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self,
+        z: jax.Array,
+        drop_rate=0.0,
+        key: jax.Array | None = None,
+        rotary: jax.Array | None = None,
+    ) -> jax.Array:
         config = self.config
         keys = (None,) * 4 if key is None else jax.random.split(key, 4)
 
@@ -223,11 +256,12 @@ class Block(nn.Module):
 
         attention = Attention(
             config,
+            config.qkv_bias,
             is_relative=config.pos_embed == "relative",
             name="MultiHeadDotProductAttention_0",
         )
         y = layer_norm(config, "LayerNorm_0")(z)
-        y = dropout(config, attention(y, y), keys[0])
+        y = dropout(config, attention(y, y, rotary), keys[0])
         z = z + branch("LayerScale_0", y, keys[1])
         y = layer_norm(config, "LayerNorm_1")(z)
         y = make_mlp(config, "MlpBlock_0")(y, keys[2])

@@ -9,6 +9,7 @@ from vit_jax.errors import ConfigError
 PIXEL_STATS = {  # Mean and standard deviation of RGB in [0, 1].
     "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),  # [-1, 1]: the official code, AugReg, BiT.
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),  # DeiT, DINO, torchvision.
+    "unit": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),  # [0, 1]: TIPS.
     "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
 }
 

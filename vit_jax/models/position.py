@@ -11,11 +11,15 @@ TEMPERATURE = 10_000.0  # Of sincos.
 
 
 class PositionEmbedding(nn.Module):
-    """E_pos, 1 T D, of the class token, if the model has one, and the patches row by row."""
+    """E_pos, 1 T D, of the class and distillation tokens and the patches, row by row.
+
+    Attributes:
+      num_class_tokens: number of tokens before the patches that have a position.
+    """
 
     kind: str
     grid: tuple[int, int]
-    has_cls: bool
+    num_class_tokens: int
     hidden_size: int
     std: float | None = Model.pos_embed_std
 
@@ -23,8 +27,8 @@ class PositionEmbedding(nn.Module):
     def __call__(self) -> jax.Array:
         (rows, columns), D = self.grid, self.hidden_size
         position_init = nn.initializers.normal(D**-0.5 if self.std is None else self.std)
-        if self.kind == "learned":
-            T = rows * columns + self.has_cls
+        if self.kind in ("learned", "learned_rope"):
+            T = rows * columns + self.num_class_tokens
             return self.param("pos_embedding", position_init, (1, T, D))
         if self.kind == "learned_2d":
             x = self.param("x_embedding", position_init, (1, columns, D // 2))
@@ -34,7 +38,7 @@ class PositionEmbedding(nn.Module):
             E_pos = jnp.concatenate(halves, axis=-1).reshape(1, rows * columns, D)
         else:
             E_pos = jnp.asarray(sincos(self.grid, D))[None]
-        return jnp.pad(E_pos, ((0, 0), (int(self.has_cls), 0), (0, 0)))
+        return jnp.pad(E_pos, ((0, 0), (self.num_class_tokens, 0), (0, 0)))
 
 
 def sincos(grid: tuple[int, int], hidden_size: int) -> np.ndarray:

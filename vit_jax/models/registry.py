@@ -13,10 +13,12 @@ from vit_jax.config import registry
 from vit_jax.config.schema import Model
 from vit_jax.config.values import check_section
 from vit_jax.errors import ConfigError
-from vit_jax.models import trees
+from vit_jax.models import encoders, trees
 from vit_jax.models.bit_resnet import BitResNet
+from vit_jax.models.encoders import ENCODERS
 from vit_jax.models.layers import check_mlp
-from vit_jax.models.sizes import PARAMETERS, BitShape, shape_of
+from vit_jax.models.size_table import PARAMETERS
+from vit_jax.models.sizes import BitShape, shape_of
 from vit_jax.models.vit import ViT
 
 BIT_OPTIONS = ("name", "pixel_stats", "head_bias", "dtype")
@@ -27,7 +29,8 @@ def list_models(pattern: str = "*") -> list[str]:
 
     `create_model` builds any other pair of size and patch, or depth and width, as well.
     """
-    return fnmatch.filter(PARAMETERS, pattern)
+    encoders = [f"{name}_{size}" for name, row in ENCODERS.items() for size in row.published]
+    return fnmatch.filter([*PARAMETERS, *encoders], pattern)
 
 
 def create_model(
@@ -40,7 +43,9 @@ def create_model(
     """Returns a model, a Flax module, by name.
 
     Names are `vit_<size><patch>`, such as `vit_b16`; `r<depth>_<size><patch>` for the hybrids,
-    such as `r50_l32`; `bit_r<depth>x<width>` for the BiT ResNets.
+    such as `r50_l32`; `bit_r<depth>x<width>` for the BiT ResNets; and `<family>_<size><patch>`
+    for the families of `vit_jax.models.encoders`, such as `dinov3_s16`, whose options replace
+    the defaults.
 
     Args:
       num_classes: number of classes; 0 for features.
@@ -59,6 +64,8 @@ def create_model(
 def section(name: str, **options) -> Model:
     """Returns a checked `config.model` section: the given fields, and defaults for the rest."""
     fields = {field.name: field.default for field in dataclasses.fields(Model)}
+    if found := encoders.parse_name(name):
+        fields |= found.encoder.options_of(found.size)
     return check_section(Model, fields | {"name": name} | options, "model")
 
 
@@ -133,7 +140,14 @@ def _check_vit(model: ViT) -> None:
             f"model.hidden_size {size.hidden_size} is not divisible by {parts}, "
             f"which model.pos_embed={config.pos_embed!r} requires."
         )
-    if config.pos_embed_at != "stem" and config.pos_embed in ("none", "relative"):
+    _check_tokens(config)
+    if "rope" in config.pos_embed and size.hidden_size // size.num_heads % 4:
+        raise ConfigError(
+            f"model.pos_embed is {config.pos_embed!r}, which needs heads of a multiple of 4 "
+            f"channels; model.hidden_size {size.hidden_size} with model.num_heads "
+            f"{size.num_heads} gives {size.hidden_size // size.num_heads}."
+        )
+    if config.pos_embed_at != "stem" and config.pos_embed in ("none", "relative", "rope"):
         raise ConfigError(
             f"model.pos_embed_at is {config.pos_embed_at!r}; with pos_embed="
             f"{config.pos_embed!r} no positions are added; use 'stem'."
@@ -141,6 +155,18 @@ def _check_vit(model: ViT) -> None:
     if config.scan and config.pos_embed_at == "layers":
         raise ConfigError(
             "model.scan is True; pos_embed_at='layers' makes layers different; use scan=False."
+        )
+
+
+def _check_tokens(config: Model) -> None:
+    if config.class_token is False and config.pool in ("token", "token_gap"):
+        raise ConfigError(
+            f"model.class_token is False; model.pool={config.pool!r} needs it: use pool='gap'."
+        )
+    if config.distill_token and (config.pool != "token" or config.pre_logits or config.projection):
+        raise ConfigError(
+            "model.distill_token is True; it needs pool='token', pre_logits=False and "
+            "projection=None."
         )
 
 

@@ -16,6 +16,7 @@ from vit_jax.config.schema import Config, Model
 from vit_jax.distributed import device_memory, multihost
 from vit_jax.distributed import mesh as mesh_lib
 from vit_jax.errors import ConfigError
+from vit_jax.models.encoders import with_encoder
 from vit_jax.models.registry import ViT, resolve_dtype
 from vit_jax.models.sizes import BitShape, shape_of
 from vit_jax.text import format_bytes
@@ -69,7 +70,7 @@ def with_model(config: Config) -> Config:
         found = dataclasses.asdict(load.model_section(config.init.path))
         found["pre_logits"] &= not config.init.new_head  # A new head replaces both layers.
         model = _merged(model, {name: found[name] for name in found if name not in CHOSEN})
-    return dataclasses.replace(config, model=resolve_dtype(model))
+    return dataclasses.replace(config, model=resolve_dtype(with_encoder(model)))
 
 
 def with_accumulate(config: Config, model, mesh) -> tuple[Config, str]:

@@ -242,7 +242,7 @@ def with_scan(model):
 
 def num_tokens(model: ViT) -> int:
     """Returns the number of tokens T."""
-    return int(np.prod(model.grid)) + model.has_cls + model.config.registers
+    return int(np.prod(model.grid)) + model.num_prefix_tokens
 
 
 def _is_fused(model: ViT, shape: tuple[int, ...]) -> bool:

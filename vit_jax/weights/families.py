@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from vit_jax.distributed import multihost
 from vit_jax.errors import CheckpointError
-from vit_jax.models.sizes import SIZES
+from vit_jax.models.size_table import SIZES
 from vit_jax.text import warn_once
 from vit_jax.weights import formats, image_processor
 from vit_jax.weights.formats import Format

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from vit_jax.errors import CheckpointError
 from vit_jax.models.resnet_blocks import ROOT_FEATURES, UNITS
-from vit_jax.models.sizes import SIZES, Size
+from vit_jax.models.size_table import SIZES, Size
 from vit_jax.weights.families import ask
 from vit_jax.weights.reader import MAX_LAYERS, WeightsFile
 from vit_jax.weights.tensor_layouts import CLS, POSITIONS, num_layers, resnet_units, stem_stride

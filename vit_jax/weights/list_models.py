@@ -5,7 +5,7 @@ import fnmatch
 from vit_jax.atomic_io import to_json
 from vit_jax.errors import ConfigError
 from vit_jax.models.flops import forward_macs
-from vit_jax.models.registry import PARAMETERS, create_model, list_models
+from vit_jax.models.registry import PARAMETERS, create_model
 from vit_jax.weights.published import BASE_URL, list_published, suggest_published
 
 
@@ -27,7 +27,7 @@ def models_table(pattern: str = "*", as_json: bool = False) -> str:
             "parameters": PARAMETERS[name],
             "GMACs": round(forward_macs(create_model(name)) / 1e9, 3),
         }
-        for name in list_models(glob)
+        for name in fnmatch.filter(PARAMETERS, glob)
     ]
     weights = [
         {
