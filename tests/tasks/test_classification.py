@@ -4,8 +4,9 @@ import jax
 import numpy as np
 import pytest
 
+from tests.support.tiny import some_images, some_params, tiny
 from vit_jax import create_model
-from vit_jax.config.schema import Task
+from vit_jax.config.schema import Model, Task
 from vit_jax.models import trees
 from vit_jax.models.registry import param_shapes
 from vit_jax.tasks.classification import Classification
@@ -17,6 +18,8 @@ LOGITS = np.array(
 
 class Identity:
     """A model whose logits are its images; it records its calls."""
+
+    config = Model()
 
     def __init__(self):
         self.calls = []
@@ -157,3 +160,19 @@ def test_classification_accepts_a_loss_function_of_ones_own():
     errors = np.square(LOGITS - np.eye(7)[[0, 1, 6]]).sum(-1)
     np.testing.assert_allclose(scores["loss"], errors, rtol=1e-6)
     np.testing.assert_allclose(scores["probability"], np.exp(log_probabilities().max(-1)), 1e-6)
+
+
+def test_a_distillation_token_learns_from_the_teacher_and_the_class_token_from_labels():
+    model = tiny(distill_token=True, num_classes=7)
+    params, images = some_params(model), some_images(3, 8, 12, 3)
+    given = batch([0, 1, 6]) | {"image": images, "teacher": LOGITS}
+    run = lambda weight: Classification(  # noqa: E731
+        Task(distill="hard", distill_weight=weight), model
+    ).loss(params, given, jax.random.key(0))[0]
+    heads = model.apply({"params": params}, images, method="both_heads")
+    for weight in (0, 1):
+        logits = np.float64(heads[weight])
+        log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+        best = LOGITS.argmax(-1) if weight else [0, 1, 6]
+        np.testing.assert_allclose(run(weight), -log_p[np.arange(3), best].mean(), rtol=1e-5)
+    assert abs(run(0) - run(1)) > 1e-3

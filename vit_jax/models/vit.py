@@ -186,12 +186,17 @@ class ViT(nn.Module):
         )
 
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
-        z = self.encode(self.embed(images), train=train)
         if self.num_classes and self.config.distill_token:
-            y = (self.head(_float32(z[:, 0])) + self.head_dist(_float32(z[:, 1]))) / 2
-        else:
-            y = self.classify(shard_over_batch(_float32(self.pool(z))))
-        return shard_over_batch(y)
+            return sum(self.both_heads(images, train=train)) / 2
+        z = self.encode(self.embed(images), train=train)
+        return shard_over_batch(self.classify(shard_over_batch(_float32(self.pool(z)))))
+
+    def both_heads(self, images: jax.Array, *, train: bool = False) -> tuple[jax.Array, jax.Array]:
+        """Returns the logits B K of the class token and those of the distillation token."""
+        z = self.encode(self.embed(images), train=train)
+        tokens = [shard_over_batch(_float32(z[:, i])) for i in (0, 1)]
+        logits = self.head(tokens[0]), self.head_dist(tokens[1])
+        return shard_over_batch(logits[0]), shard_over_batch(logits[1])
 
     def classify(self, y: jax.Array) -> jax.Array:  # B D -> B K
         """Returns the logits of a pooled representation, or its features if K is 0."""

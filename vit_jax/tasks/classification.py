@@ -1,6 +1,7 @@
 """Classification: the loss of a training batch and the scores of an evaluated batch."""
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
@@ -41,19 +42,28 @@ class Classification:
     def loss(self, params, batch: dict, key: jax.Array) -> tuple[jax.Array, dict]:
         """Returns the mean loss and the metric top1 of a batch, with dropout.
 
+        A model with a distillation token learns from the teacher by the head of that token, and
+        from labels by that of the class token, whose predictions `top1` counts.
+
         batch: image B H W 3, label B, mask B; targets B K if images are mixed; teacher B K, the
         logits of a teacher, if there is one.
         """
         task = self.section
         variables, rngs = {"params": params}, {"dropout": key}
-        logits = self.model.apply(variables, batch["image"], train=True, rngs=rngs)
+        apply = functools.partial(
+            self.model.apply, variables, batch["image"], train=True, rngs=rngs
+        )
+        if "teacher" in batch and self.model.config.distill_token:
+            logits, student = apply(method="both_heads")
+        else:
+            logits = student = apply()
         targets = batch.get("targets", batch["label"])
         if task.label_smoothing:
             targets = losses.smooth_labels(targets, logits.shape[-1], task.label_smoothing)
         values = losses.find_loss(task.loss).function(logits, targets)
         if "teacher" in batch:
             distillation = registry.find(losses.DISTILLATIONS, task.distill, "config.task.distill")
-            distilled = distillation(logits, batch["teacher"], task.temperature)
+            distilled = distillation(student, batch["teacher"], task.temperature)
             values = (1 - task.distill_weight) * values + task.distill_weight * distilled
         correct = (jnp.argmax(logits, axis=-1) == batch["label"]).astype(jnp.float32)
         metrics = {"top1": losses.masked_mean(correct, batch["mask"])}
