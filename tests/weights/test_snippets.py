@@ -1,8 +1,5 @@
 """Code that loads exported weights: complete calls, which run."""
 
-import types
-from functools import partial
-
 import numpy as np
 import pytest
 
@@ -13,64 +10,6 @@ from vit_jax.weights import snippets, writer
 from vit_jax.weights.metadata import WeightsMetadata
 
 WIDE = {"image_size": (8, 12), "gelu": "erf"}
-
-
-def timm_call(model) -> dict:
-    """Arguments of the call in timm, with the names of its functions."""
-    models = types.SimpleNamespace(
-        VisionTransformer=lambda **options: options,
-        ResNetV2=lambda **options: options,
-        vision_transformer_hybrid=types.SimpleNamespace(_resnetv2=lambda layers: layers),
-    )
-    layers = types.SimpleNamespace(HybridEmbed=dict, StdConv2d=dict)
-    torch = types.SimpleNamespace(nn=types.SimpleNamespace(LayerNorm=dict))
-    timm = types.SimpleNamespace(models=models, layers=layers)
-    return eval(
-        snippets.timm_constructor(model), {"timm": timm, "torch": torch, "partial": partial}
-    )
-
-
-def test_timm_constructor_has_all_sizes():
-    assert timm_call(tiny(**WIDE, num_layers=3)) == {
-        "img_size": (8, 12),
-        "patch_size": 4,
-        "num_classes": 5,
-        "global_pool": "token",
-        "embed_dim": 32,
-        "depth": 3,
-        "num_heads": 2,
-        "mlp_ratio": 2.0,
-    }
-
-
-@pytest.mark.parametrize(
-    ("options", "expected"),
-    [
-        ({"gelu": "tanh"}, {"act_layer": "gelu_tanh"}),
-        ({"pool": "gap"}, {"global_pool": "avg", "class_token": False, "fc_norm": False}),
-        ({"pool": "map"}, {"global_pool": "map", "class_token": False}),
-        ({"registers": 4}, {"reg_tokens": 4, "no_embed_class": True}),
-        ({"layer_scale": 1e-5}, {"init_values": 1e-5}),
-        ({"pos_embed": "none"}, {"pos_embed": "none"}),
-    ],
-)
-def test_timm_constructor_has_the_options_of_the_model(options, expected):
-    base = timm_call(tiny(**WIDE))
-    assert timm_call(tiny(**WIDE | options)) == base | expected
-
-
-def test_timm_constructor_gives_epsilon_stem_and_bit():
-    assert timm_call(tiny(**WIDE, norm_eps=1e-12))["norm_layer"]() == {"eps": 1e-12}
-    hybrid = timm_call(vit_jax.create_model("r50_b16", gelu="erf"))
-    assert hybrid["patch_size"] == 1
-    assert hybrid["embed_layer"]() == {"backbone": (3, 4, 9)}
-    bit = timm_call(vit_jax.create_model("bit_r101x3", num_classes=7))
-    assert (bit["layers"], bit["width_factor"], bit["num_classes"]) == ((3, 4, 23, 3), 3, 7)
-
-
-def test_mlp_ratio_gives_the_mlp_size_that_timm_computes():
-    for hidden_size, mlp_size in ((1152, 4304), (8, 12), (768, 3072), (48, 161), (7, 29)):
-        assert int(hidden_size * snippets._ratio(mlp_size, hidden_size)) == mlp_size
 
 
 @pytest.mark.parametrize(

@@ -17,12 +17,11 @@ from vit_jax.errors import CheckpointError, ConfigError
 from vit_jax.models import trees
 from vit_jax.models.registry import BitResNet, ViT, build, create_model, param_shapes
 from vit_jax.text import print_line
-from vit_jax.weights import download, load, save, writer
+from vit_jax.weights import download, load, save, write_timm, writer
 from vit_jax.weights.finite import require_finite, require_finite_params
 from vit_jax.weights.losses import list_losses
 from vit_jax.weights.metadata import WeightsMetadata
 from vit_jax.weights.model_card import model_card
-from vit_jax.weights.snippets import timm_constructor
 from vit_jax.weights.tensor_table import tensor_table
 
 ORBAX = "orbax"
@@ -108,7 +107,7 @@ def convert(
         compared = _verify(new, params, outputs, export, tolerance)
     notes += [f"different in {line}" for line in losses]
     if file_format == "safetensors":
-        notes.append(f"timm: model = {timm_constructor(model)}")
+        notes.append(f"timm: model = {write_timm.constructor(model)}")
     for line in (*tensor_table(loaded, plan, export, shapes), *plan.notes, *notes):
         print_line(line)
     return (

@@ -5,16 +5,13 @@ import math
 
 from vit_jax.models.pixel_stats import PIXEL_STATS
 from vit_jax.models.registry import BitResNet, ViT
-from vit_jax.weights import formats
-from vit_jax.weights.config_timm import TIMM_POOLS
+from vit_jax.weights import write_timm
 from vit_jax.weights.image_processor import TIMM_RESAMPLES
 from vit_jax.weights.metadata import WeightsMetadata
 
 # Options that do not change what the weights are.
 OMITTED_OPTIONS = ("name", "dtype", "dropout", "drop_path", "pos_embed_std")
-POOLS = {pool: name for name, pool in TIMM_POOLS.items()}
 INTERPOLATIONS = {resample: name for name, resample in TIMM_RESAMPLES.items()}
-TIMM_EPS = formats.FORMATS[formats.TIMM].norm_eps  # Of LayerNorm.
 
 
 def vit_jax_code(name: str, model: ViT | BitResNet) -> str:
@@ -59,7 +56,7 @@ import timm
 import torch
 from safetensors.torch import load_file
 
-model = {timm_constructor(model)}
+model = {write_timm.constructor(model)}
 model.load_state_dict(load_file({name!r}))
 transform = timm.data.create_transform(
     (3, {model.image_size[0]}, {model.image_size[1]}), interpolation={interpolation!r},
@@ -69,52 +66,6 @@ pixels = transform(PIL.Image.open("image.jpg").convert("RGB"))[None]
 with torch.inference_mode():
     outputs = model.eval()(pixels)
 """
-
-
-def timm_constructor(model: ViT | BitResNet) -> str:
-    """Returns the call that builds a model in timm, with all arguments that the weights need."""
-    if isinstance(model, BitResNet):
-        return (
-            f"timm.models.ResNetV2(layers={model.units}, width_factor={model.width}, "
-            f"num_classes={model.num_classes}, stem_type='fixed', "
-            "conv_layer=partial(timm.layers.StdConv2d, eps=1e-8))"
-        )
-    config, size = model.config, model.size
-    arguments = {
-        "img_size": model.image_size,
-        "patch_size": model.patch_size,
-        "num_classes": model.num_classes,
-        "global_pool": POOLS[config.pool],
-        "embed_dim": size.hidden_size,
-        "depth": size.num_layers,
-        "num_heads": size.num_heads,
-        "mlp_ratio": _ratio(size.mlp_size, size.hidden_size),
-    }
-    if not model.has_cls:
-        arguments["class_token"] = False
-    if config.pool == "gap":
-        arguments["fc_norm"] = False
-    if config.pos_embed == "none":
-        arguments["pos_embed"] = "none"
-    if config.registers:
-        arguments |= {"reg_tokens": config.registers, "no_embed_class": True}
-    if config.layer_scale is not None:
-        arguments["init_values"] = config.layer_scale
-    if config.gelu == "tanh":
-        arguments["act_layer"] = "gelu_tanh"
-    texts = [f"{name}={value!r}" for name, value in arguments.items()]
-    if config.norm_eps != TIMM_EPS:
-        texts.append(f"norm_layer=partial(torch.nn.LayerNorm, eps={config.norm_eps!r})")
-    if model.stem:
-        backbone = f"timm.models.vision_transformer_hybrid._resnetv2({model.stem.units or ()})"
-        texts.append(f"embed_layer=partial(timm.layers.HybridEmbed, backbone={backbone})")
-    return f"timm.models.VisionTransformer({', '.join(texts)})"
-
-
-def _ratio(part: int, whole: int) -> float:
-    """The ratio from which timm computes `part` as int(whole * ratio)."""
-    ratio = part / whole
-    return ratio if int(whole * ratio) == part else (part + 0.5) / whole
 
 
 def _timm_crop(model: ViT | BitResNet, metadata: WeightsMetadata) -> tuple[str, float]:

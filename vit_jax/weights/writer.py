@@ -11,7 +11,7 @@ from vit_jax.config import registry
 from vit_jax.errors import ConfigError, listed
 from vit_jax.models.pixel_stats import PIXEL_STATS
 from vit_jax.models.registry import BitResNet, ViT
-from vit_jax.weights import formats, image_processor
+from vit_jax.weights import formats, image_processor, write_timm
 from vit_jax.weights import metadata as metadata_lib
 from vit_jax.weights.archive import write_npz, write_safetensors
 from vit_jax.weights.metadata import WeightsMetadata
@@ -34,7 +34,7 @@ class ExportPlan:
       format: name table that is written.
       rows: row of the name table, by tensor name in the new file.
       folds_cls: the class token's position embedding is added to the class token, because
-        timm's models with registers have none.
+        timm's model has none.
     """
 
     file_format: str
@@ -62,7 +62,7 @@ def plan_export(
     if unknown:
         names = listed(unknown, MAX_LISTED, ", ")
         raise ConfigError(f"the format {format.name} does not support the parameters {names}.")
-    folds_cls = file_format == "safetensors" and {"registers", CLS, POSITIONS} <= set(shapes)
+    folds_cls = file_format == "safetensors" and write_timm.folds_cls(model)
     named_rows = {}
     for row in rows:
         is_head = row.tensor.startswith("classifier")  # Hugging Face's heads have no prefix.
@@ -76,36 +76,18 @@ def _format_and_prefix(file_format: str, model: ViT | BitResNet) -> tuple[str, s
         prefix = "bit." if model.num_classes else ""
         return {
             "npz": (formats.BIT_NPZ, ""),
-            "safetensors": (formats.TIMM_BIT, ""),
+            "safetensors": (write_timm.format_name(model), ""),
             "huggingface": (formats.HF_BIT, prefix),
         }[file_format]
     if file_format == "npz":
         return formats.OFFICIAL, ""
     if file_format == "safetensors":
-        _check_timm_support(model)
-        return (formats.TIMM_STEM if model.stem and not model.stem.units else formats.TIMM), ""
+        return write_timm.format_name(model), ""
     _check_huggingface_support(model)
     if model.config.layer_scale is None:
         return formats.HF_VIT, "vit." if model.num_classes else ""
     prefix = "dinov2_with_registers." if model.config.registers else "dinov2."
     return formats.HF_DINO, prefix if model.num_classes else ""
-
-
-_NO_HEAD_HINT = "; --no_head omits pre_logits and the head"
-
-
-def _check_timm_support(model: ViT) -> None:
-    config = model.config
-    for is_unsupported, option in (
-        (config.pre_logits, f"pre_logits{_NO_HEAD_HINT}"),
-        (config.pool == "token_gap", "pool='token_gap'"),
-        (config.pos_embed not in ("learned", "none"), f"pos_embed={config.pos_embed!r}"),
-        (config.pos_embed_at != "stem", f"pos_embed_at={config.pos_embed_at!r}"),
-        (config.qk_norm, "qk_norm without bias"),
-        (registry.is_user_defined(config.mlp), f"mlp={config.mlp!r}"),
-    ):
-        if is_unsupported:
-            raise ConfigError(f"timm does not support {option}.")
 
 
 def _check_huggingface_support(model: ViT) -> None:
@@ -121,7 +103,10 @@ def _check_huggingface_support(model: ViT) -> None:
         (config.registers and not is_dino, "registers without layer_scale"),
         (config.pool != pool, f"pool={config.pool!r} for this model, only pool={pool!r}"),
         (is_dino and config.pre_logits, "pre_logits in DINOv2"),
-        (config.pre_logits and model.num_classes, f"a head after pre_logits{_NO_HEAD_HINT}"),
+        (
+            config.pre_logits and model.num_classes,
+            f"a head after pre_logits{write_timm.NO_HEAD_HINT}",
+        ),
         (
             is_dino and model.size.mlp_size % model.size.hidden_size,
             "an mlp_size that is not a multiple of hidden_size in DINOv2",
