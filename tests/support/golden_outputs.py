@@ -66,7 +66,7 @@ def params_of(model) -> dict[str, np.ndarray]:
     return params
 
 
-def photo_pixels(photos) -> np.ndarray:
-    """Two real photos, 2 64 64 3 in [-1, 1]."""
-    resized = [Image.fromarray(photo).resize((SIZE, SIZE)) for photo in photos]
+def photo_pixels(photos, side: int = SIZE) -> np.ndarray:
+    """Two real photos, 2 side side 3 in [-1, 1]."""
+    resized = [Image.fromarray(photo).resize((side, side)) for photo in photos]
     return np.stack([np.asarray(image, np.float32) / 127.5 - 1 for image in resized])

@@ -179,7 +179,8 @@ def test_huggingface_dinov2_logits_equal_numpy(tmp_path, version, registers):
     w = timm_weights(registers=registers, scales=True, head=2 * D)
     mask = {"dinov2.embeddings.mask_token": some(1, D)}
     kind = "dinov2_with_registers" if registers else "dinov2"
-    config = HF_CONFIG | {"model_type": kind, "architectures": ["Dinov2ForImageClassification"]}
+    name = "Dinov2WithRegisters" if registers else "Dinov2"
+    config = HF_CONFIG | {"model_type": kind, "architectures": [f"{name}ForImageClassification"]}
     stored = as_huggingface(w, version, is_dino=True) | mask
     folder = save(tmp_path / "dino" / "model.safetensors", stored, config).parent
     options = {"layer_scale": 1.0, "registers": registers, "pool": "token_gap"}

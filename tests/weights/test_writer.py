@@ -188,9 +188,10 @@ def test_huggingface_round_trip_is_exact(tmp_path, kind):
     width = 2 * peer_weights.D if is_dino else peer_weights.D
     w = peer_weights.timm_weights(registers=registers, scales=is_dino, head=width)
     stored = peer_weights.as_huggingface(w, is_dino=is_dino, root=f"{kind}.")
+    name = {"vit": "ViT", "dinov2": "Dinov2", "dinov2_with_registers": "Dinov2WithRegisters"}[kind]
     config = peer_weights.HF_CONFIG | {
         "model_type": kind,
-        "architectures": ["ImageClassification"],
+        "architectures": [f"{name}ForImageClassification"],
     }
     source = peer_weights.save(tmp_path / "hf" / "model.safetensors", stored, config).parent
     loaded = load.load(source)
@@ -300,22 +301,22 @@ def test_class_names_that_do_not_fit_are_written_beside_the_file(tmp_path, file_
         ("safetensors", {"pos_embed_at": "shared"}, "pos_embed_at='shared'"),
         ("safetensors", {"qk_norm": True}, "qk_norm"),
         ("safetensors", {"mlp": OWN_MLP}, f"timm does not support mlp={OWN_MLP!r}"),
-        ("huggingface", {"mlp": OWN_MLP}, f"Hugging Face does not support mlp={OWN_MLP!r}"),
-        ("huggingface", {"pool": "gap"}, "pool='gap' for this model, only pool='token'"),
-        ("huggingface", {"pool": "map"}, "pool='map'"),
+        ("huggingface", {"mlp": OWN_MLP}, f"does not support mlp={OWN_MLP!r}, only mlp='mlp'"),
+        ("huggingface", {"pool": "gap", "class_token": True}, "pool='gap', only pool='token'"),
+        ("huggingface", {"pool": "map"}, "a head; --no_head"),
         (
             "huggingface",
             {"layer_scale": 1.0},
-            "for this model, only pool='token_gap'",
+            "pool='token', only pool='token_gap'",
         ),
-        ("huggingface", {"registers": 2}, "registers without layer_scale"),
+        ("huggingface", {"registers": 2}, "registers=2, only registers=0"),
         ("huggingface", {"pos_embed": "learned_2d"}, "pos_embed='learned_2d'"),
         ("huggingface", {"qk_norm": True}, "qk_norm"),
         ("huggingface", {"pre_logits": True}, "a head after pre_logits; --no_head"),
         (
             "huggingface",
             {"layer_scale": 1.0, "num_classes": 0, "mlp_size": 12},
-            "is not a multiple",
+            "mlp_size=12, which follows from no mlp_ratio",
         ),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else None,

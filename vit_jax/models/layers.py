@@ -173,6 +173,8 @@ MLPS = {
     "glu": Glu,
 }  # Values of `model.mlp`: Flax modules (config, name=) called with (z B T D, key or None).
 
+GATED_MLPS = {"gelu": "glu", "silu": "swiglu"}  # Activation of a gate -> value of `model.mlp`.
+
 
 def make_mlp(config: Model, name: str) -> nn.Module:
     """Returns the MLP of a config under that name."""

@@ -20,11 +20,13 @@ class ConfigFile(NamedTuple):
       metadata: options of the model that the tensors do not determine.
       kind: model_type (Hugging Face) or architecture (timm); '' without a file.
       claims: properties of the tensors: (name in the file, property, value).
+      unused: regular expression of tensors that no output depends on.
     """
 
     metadata: WeightsMetadata = WeightsMetadata()
     kind: str = ""
     claims: Claims = ()
+    unused: str = r"(?!)"
 
 
 def read_config(archive: Archive | ShardedArchive, path: pathlib.Path) -> ConfigFile:
@@ -41,11 +43,15 @@ def read_config(archive: Archive | ShardedArchive, path: pathlib.Path) -> Config
     config, where = read_json_object(folder / "config.json"), str(folder)
     try:
         if "model_type" in config:
+            config = config_huggingface.tower_config(config)
             metadata = config_huggingface.from_huggingface(
                 config, config_huggingface.read_preprocessor(folder), where
             )
             return ConfigFile(
-                metadata, str(config["model_type"]), config_huggingface.claims(config)
+                metadata,
+                config["model_type"],
+                config_huggingface.claims(config),
+                config_huggingface.unused_tensors(config, where),
             )
         if "architecture" in config:
             metadata = config_timm.from_timm(config, where)

@@ -4,11 +4,26 @@ import dataclasses
 import math
 import pathlib
 
-from vit_jax.errors import CheckpointError
+from vit_jax.errors import CheckpointError, shown
+from vit_jax.models.layers import GATED_MLPS
 from vit_jax.weights import image_processor
 from vit_jax.weights import metadata as metadata_lib
+from vit_jax.weights.huggingface import (
+    TOWERS,
+    HuggingFaceModel,
+    dino_mlp_size,
+    find_model,
+    find_output,
+)
 from vit_jax.weights.metadata import WeightsMetadata, as_text
-from vit_jax.weights.tensor_properties import BIAS, Claims, height_and_width, pixel_stats_name
+from vit_jax.weights.tensor_properties import (
+    BIAS,
+    BIASES,
+    GATE,
+    Claims,
+    height_and_width,
+    pixel_stats_name,
+)
 from vit_jax.weights.weights_folder import read_json_object
 
 HF_GELUS = {  # Hugging Face's activation -> model.gelu.
@@ -17,22 +32,11 @@ HF_GELUS = {  # Hugging Face's activation -> model.gelu.
     "gelu_new": "tanh",
     "gelu_fast": "tanh",
     "gelu_pytorch_tanh": "tanh",
+    "quick_gelu": "quick",
 }
-HF_DEFAULTS = {  # Of the configuration classes of transformers.
-    "hidden_act": "gelu",
-    "layer_norm_eps": 1e-12,
-    "num_attention_heads": 12,
-    "image_size": 224,
-}
-HF_BIT = {  # The one variant of Hugging Face's Bit that is supported.
-    "layer_type": "preactivation",
-    "global_padding": None,
-    "num_groups": 32,
-    "hidden_act": "relu",
-    "output_stride": 32,
-    "embedding_dynamic_padding": False,
-}
-HUGGING_FACE = {  # Name in config.json -> property of the tensors.
+# Keys of images and texts together that are of the images too.
+SHARED_BY_TOWERS = ("architectures", "projection_dim", "id2label", "label2id", "problem_type")
+CLAIMS = {  # Key in config.json -> property of the tensors.
     "hidden_size": "width",
     "num_hidden_layers": "layers",
     "intermediate_size": "MLP size",
@@ -41,6 +45,12 @@ HUGGING_FACE = {  # Name in config.json -> property of the tensors.
     "num_channels": "channels",
     "num_register_tokens": "registers",
     "qkv_bias": BIAS,
+    "query_bias": BIASES["query"],
+    "key_bias": BIASES["key"],
+    "value_bias": BIASES["value"],
+    "use_gated_mlp": GATE,
+    "use_swiglu_ffn": GATE,
+    "projection_dim": "projection width",
     "num_labels": "classes",
 }
 
@@ -54,11 +64,20 @@ def read_preprocessor(folder: pathlib.Path) -> dict:
     return {}
 
 
+def tower_config(config: dict) -> dict:
+    """Returns the config of the tower of images in a config of images and texts, or the config."""
+    if config.get("model_type") not in TOWERS:
+        return config
+    shared = {key: config[key] for key in SHARED_BY_TOWERS if key in config}
+    tower = {**(config.get("vision_config") or {}), "projection_dim": 512, **shared}
+    return tower | {"model_type": TOWERS[config["model_type"]]}
+
+
 def from_huggingface(config: dict, preprocessor: dict, where: str) -> WeightsMetadata:
     """Returns the metadata of a Hugging Face folder.
 
     Args:
-      config: contents of config.json.
+      config: contents of config.json, or its `tower_config`.
       preprocessor: contents of preprocessor_config.json; {} if there is none.
       where: source of the values, for messages.
 
@@ -66,17 +85,15 @@ def from_huggingface(config: dict, preprocessor: dict, where: str) -> WeightsMet
       CheckpointError: the model or its preprocessing is not supported.
     """
     kind = config.get("model_type")
-    _check_huggingface(config, kind, where)
+    model = find_model(kind, where)
+    _check_required(config, model, where)
     if kind == "bit":  # Its config has no image size; the preprocessing has.
         fields = {"image_size": image_processor.huggingface_size(preprocessor, kind, where)}
     else:
-        fields = _huggingface_options(config, kind, where)
+        fields = _model_options(config, model, where)
     if config.get("problem_type") not in (None, "single_label_classification"):
         note = f"probabilities=softmax (problem_type is {config['problem_type']!r:.40})"
         fields.setdefault("assumed", []).append(note)
-    is_classifier = "ImageClassification" in str(config.get("architectures"))
-    if kind.startswith("dinov2") and is_classifier:
-        fields["pool"] = "token_gap"
     fields["classes"] = _huggingface_classes(config, where)
     metadata = metadata_lib.from_json(fields, where)
     size = metadata.image_size
@@ -93,44 +110,50 @@ def from_huggingface(config: dict, preprocessor: dict, where: str) -> WeightsMet
     return dataclasses.replace(metadata, image_size=None).assuming(source, image_size=size)
 
 
-def _check_huggingface(config: dict, kind: object, where: str) -> None:
-    """Raises CheckpointError for a model that is not supported."""
-    if kind not in ("vit", "dinov2", "dinov2_with_registers", "bit", "deit"):
-        raise CheckpointError(f"{where}: model_type {kind!r} in config.json is not supported.")
-    if config.get("use_swiglu_ffn"):
-        raise CheckpointError(f"{where}: SwiGLU layers (use_swiglu_ffn) are not supported.")
-    for name in HF_DEFAULTS:
+def _check_required(config: dict, model: HuggingFaceModel, where: str) -> None:
+    """Raises CheckpointError for a model with an option that is not supported."""
+    for name in model.defaults:
         if config.get(name, 0) is None:
             raise CheckpointError(f"{where}: {name} is null in config.json; expected a value.")
-    required = HF_BIT if kind == "bit" else {"pooler_act": "tanh"}
-    for name, value in required.items():
+    for name, value in model.required.items():
         if config.get(name, value) != value:
             raise CheckpointError(
-                f"{where}: {name} {config[name]!r} is not supported; expected {value!r}."
+                f"{where}: {name} {shown(config[name])} is not supported; expected {value!r}."
             )
 
 
-def _huggingface_options(config: dict, kind: str, where: str) -> dict:
+def _model_options(config: dict, model: HuggingFaceModel, where: str) -> dict:
     """Returns the options of a Vision Transformer; `assumed` has those of transformers."""
-    defaults = HF_DEFAULTS | {"layer_norm_eps": 1e-12 if kind in ("vit", "deit") else 1e-6}
-    values = defaults | config
-    activation = values["hidden_act"]
-    if activation not in HF_GELUS:
-        raise CheckpointError(
-            f"{where}: hidden_act {activation!r} is not supported; "
-            f"expected one of {', '.join(HF_GELUS)}."
-        )
-    return {
-        "gelu": HF_GELUS[activation],
+    values = {**model.defaults, **config}
+    positions = {
+        name: model.allows[name][0] for name in ("pos_embed", "rope") if name in model.allows
+    }
+    return positions | {
+        **_mlp_options(values, where),
         "norm_eps": values["layer_norm_eps"],
         "num_heads": values["num_attention_heads"],
         "image_size": height_and_width(values["image_size"]),
+        "pool": find_output(model, config.get("architectures"), where).pool,
         "assumed": [
             f"{name}={value} (default of transformers)"
-            for name, value in defaults.items()
+            for name, value in model.defaults.items()
             if name not in config
         ],
     }
+
+
+def _mlp_options(values: dict, where: str) -> dict:
+    """Returns the GELU, and the kind of a gated MLP."""
+    activation, is_gated = values["hidden_act"], values.get("use_gated_mlp")
+    # DINOv2's gate does not depend on `hidden_act`.
+    if values.get("use_swiglu_ffn") or (is_gated and activation == "silu"):
+        return {"mlp": GATED_MLPS["silu"], "gelu": HF_GELUS.get(activation, "erf")}
+    if activation not in HF_GELUS:
+        expected = ", ".join((*HF_GELUS, *["silu"] * bool(is_gated)))
+        raise CheckpointError(
+            f"{where}: hidden_act {shown(activation)} is not supported; expected one of {expected}."
+        )
+    return {"gelu": HF_GELUS[activation], "mlp": GATED_MLPS["gelu"] if is_gated else None}
 
 
 def _huggingface_classes(config: dict, where: str) -> list | None:
@@ -186,9 +209,19 @@ def _from_preprocessor(values: dict, where: str) -> dict:
     return fields
 
 
+def unused_tensors(config: dict, where: str) -> str:
+    """Returns the pattern of tensors that the class of a config.json has but does not use."""
+    model = find_model(config.get("model_type"), where)
+    return find_output(model, config.get("architectures"), where).unused
+
+
 def claims(config: dict) -> Claims:
     """Returns the properties of the tensors that a config.json gives."""
-    found = [(key, what, config[key]) for key, what in HUGGING_FACE.items() if key in config]
+    found = [(key, what, config[key]) for key, what in CLAIMS.items() if key in config]
+    if config.get("use_swiglu_ffn") and {"hidden_size", "mlp_ratio"} <= set(config):
+        found = [claim for claim in found if claim[0] != "mlp_ratio"]
+        size = dino_mlp_size(config["hidden_size"], config["mlp_ratio"], is_gated=True)
+        found.append(("the MLP size of mlp_ratio and use_swiglu_ffn", "MLP size", size))
     if isinstance(config.get("id2label"), dict):
         found.append(("the length of id2label", "classes", len(config["id2label"])))
     return tuple(found)

@@ -189,9 +189,8 @@ def _evaluation(format: Format, where: str) -> dict:
         return format.evaluation.known_fields()
     if is_of_official_code(format):
         return OFFICIAL_EVALUATION
-    if format.name.startswith((formats.HF_VIT, formats.HF_DINO, formats.HF_BIT)):
-        kind = "vit" if format.name.startswith(formats.HF_VIT) else "dinov2"
-        return image_processor.from_huggingface({}, kind, None, where)
+    if format.model_type:
+        return image_processor.from_huggingface({}, format.model_type, None, where)
     return image_processor.from_timm({}, where)
 
 

@@ -7,7 +7,7 @@ a ResNet counted from 1, `{b0}` and `{u0}` the same counted from 0.
 import dataclasses
 import functools
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from vit_jax.weights import (
     names_flax,
@@ -35,6 +35,8 @@ class Format:
         such as the text tower of an image-text model.
       gelu, norm_eps: defaults of the project's models, where a file does not give them.
       evaluation: crop and resampling of the project's evaluation, where a file does not give them.
+      model_type: model_type of a config.json of Hugging Face, whose defaults a file without one
+        gets; '' for other projects.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Format:
     gelu: str | None = None
     norm_eps: float | None = None
     evaluation: WeightsMetadata = UNKNOWN
+    model_type: str = ""
 
 
 MAE_DECODER = r"mask_token|decoder_.*"  # Of the pre-training.
@@ -62,7 +65,9 @@ OPEN_CLIP, TIPS = "open_clip", "TIPS npz"
 # Gate and value of an MLP, or queries, keys and values, may be tensors of their own.
 TIMM_EVA, TIMM_EVA_SPLIT = "timm Eva", "timm Eva with split MLP"
 TIMM_EVA_SEPARATE = "timm Eva with separate projections"
-HF_VIT, HF_DINO, HF_BIT = "Hugging Face ViT", "Hugging Face DINOv2", "Hugging Face BiT"
+HF_VIT, HF_DEIT, HF_BIT = "Hugging Face ViT", "Hugging Face DeiT", "Hugging Face BiT"
+HF_DINO, HF_DINO_3 = "Hugging Face DINOv2", "Hugging Face DINOv3"
+HF_SIGLIP, HF_CLIP = "Hugging Face SigLIP", "Hugging Face CLIP"
 
 
 def _flax_formats() -> list[Format]:
@@ -141,23 +146,53 @@ def _original_formats() -> list[Format]:
 
 
 def _huggingface_formats() -> list[Format]:
-    options = {"is_torch": True, "ignored": "embeddings.mask_token", "gelu": "erf"}
-    vit = {"prefixes": ("vit.", "deit.", ""), "norm_eps": 1e-12} | options
-    dino = {"prefixes": ("dinov2.", "dinov2_with_registers.", ""), "norm_eps": 1e-6} | options
-    key_tensors = {  # Major version of transformers -> key tensors of ViT and DINOv2.
-        4: (f"{_LAYER_0}.layernorm_before.weight", f"{_LAYER_0}.attention.attention.query.weight"),
-        5: ("layers.0.layernorm_before.weight", f"{_LAYER_0}.attention.q_proj.weight"),
+    names = names_huggingface
+    exact = {"gelu": "erf", "ignored": r"(.*\.)?(mask_token|decoder\..*)"}
+    tower = {
+        "prefixes": ("vision_model.", ""),
+        "ignored": r"(.*\.)?position_ids",
+        "other_tower": r"(.*\.)?(text_model\..*|text_projection\.weight|logit_(scale|bias))",
     }
-    formats = []
-    for version, suffix in ((4, ""), (5, ", version 5")):
-        vit_key, dino_key = key_tensors[version]
-        rows = names_huggingface.huggingface_vit(version)
-        formats.append(Format(HF_VIT + suffix, vit_key, rows, **vit))
-        rows = names_huggingface.huggingface_dino(version)
-        formats.append(Format(HF_DINO + suffix, dino_key, rows, **dino))
-    bit = names_huggingface.huggingface_bit()
-    options = {"prefixes": ("bit.", ""), "is_torch": True}
-    return [*formats, Format(HF_BIT, "embedder.convolution.weight", bit, **options)]
+
+    def versions(name: str, keys: tuple[str, str], rows: Callable, **options) -> list[Format]:
+        options |= exact
+        return [
+            Format(name, keys[0], rows(4), is_torch=True, **options),
+            Format(f"{name}, version 5", keys[1], rows(5), is_torch=True, **options),
+        ]
+
+    vit_keys = f"{_LAYER_0}.layernorm_before.weight", "layers.0.layernorm_before.weight"
+    dino_keys = (
+        f"{_LAYER_0}.attention.attention.query.weight",
+        f"{_LAYER_0}.attention.q_proj.weight",
+    )
+    vit = {"prefixes": ("vit.", "deit.", "ijepa.", ""), "norm_eps": 1e-12, "model_type": "vit"}
+    deit = {"prefixes": ("deit.", ""), "norm_eps": 1e-12, "model_type": "deit"}
+    dino = {"prefixes": ("dinov2.", "dinov2_with_registers.", ""), "norm_eps": 1e-6}
+    dino |= {"model_type": "dinov2"}
+    dino_3 = {"norm_eps": 1e-5, "model_type": "dinov3_vit"}
+    siglip = tower | {"gelu": "tanh", "norm_eps": 1e-6, "model_type": "siglip_vision_model"}
+    clip = tower | {"norm_eps": 1e-5, "model_type": "clip_vision_model"}  # Either of two GELUs.
+    bit = {"prefixes": ("bit.", ""), "model_type": "bit"}
+    return [
+        *versions(HF_VIT, vit_keys, names.huggingface_vit, **vit),
+        *versions(HF_DEIT, ("embeddings.distillation_token",) * 2, names.huggingface_deit, **deit),
+        *versions(HF_DINO, dino_keys, names.huggingface_dino, **dino),
+        *versions(
+            HF_DINO_3,
+            ("embeddings.patch_embeddings.weight",) * 2,
+            names.huggingface_dino_3,
+            **dino_3,
+        ),
+        *(
+            Format(name, key, rows(), is_torch=True, **options)
+            for name, key, rows, options in (
+                (HF_SIGLIP, "embeddings.patch_embedding.bias", names.huggingface_siglip, siglip),
+                (HF_CLIP, "embeddings.class_embedding", names.huggingface_clip, clip),
+                (HF_BIT, "embedder.convolution.weight", names.huggingface_bit, bit),
+            )
+        ),
+    ]
 
 
 FORMATS = {

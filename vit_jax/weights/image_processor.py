@@ -13,13 +13,23 @@ TIMM_RESAMPLES = {"bilinear": "antialias", "bicubic": "bicubic"}
 TIMM_CROPS = {"center": "timm", "squash": "timm_squash"}
 TIMM_CROP_PCT = 0.875  # Default of timm.
 _CENTRE_CROP = {"size": {"shortest_edge": 224}, "resample": 3, "do_center_crop": True}
+_SQUARE = {"size": {"height": 224, "width": 224}, "do_center_crop": False, "crop_size": 224}
 HF_PROCESSORS = {  # Defaults of Hugging Face's image processors.
-    "ViT": {"size": 224, "resample": 2, "do_center_crop": False, "crop_size": 224},
+    "ViT": {**_SQUARE, "resample": 2},
     "DeiT": {"size": 256, "resample": 3, "do_center_crop": True, "crop_size": 224},
     "Bit": {**_CENTRE_CROP, "crop_size": 224},
     "CLIP": {**_CENTRE_CROP, "crop_size": 224},
+    "Siglip": {**_SQUARE, "resample": 3},
+    "DINOv3ViT": {**_SQUARE, "resample": 2},
 }
-SQUARE = ("ViT", "DeiT")  # Processors for which a size of one number is a square.
+PROCESSOR_OF = {  # model_type -> its image processor, if that is not Bit's.
+    **dict.fromkeys(("vit", "vit_mae", "vit_msn", "ijepa"), "ViT"),
+    "deit": "DeiT",
+    "clip_vision_model": "CLIP",
+    "siglip_vision_model": "Siglip",
+    "dinov3_vit": "DINOv3ViT",
+}
+SQUARE = ("ViT", "DeiT", "DINOv3ViT")  # Processors for which a size of one number is a square.
 MAX_SIDE = 8192  # Largest image side, in pixels, that a file may ask for.
 
 
@@ -118,7 +128,7 @@ def _with_defaults(values: Mapping, model_type: str, where: str) -> dict:
     given = {name: value for name, value in values.items() if value is not None}
     name = given.get("image_processor_type") or given.get("feature_extractor_type")
     if name is None:
-        name = {"vit": "ViT", "deit": "DeiT"}.get(model_type, "Bit")
+        name = PROCESSOR_OF.get(model_type, "Bit")
     kind = str(name)
     for suffix in ("Fast", "Pil", "ImageProcessor", "FeatureExtractor"):
         kind = kind.removesuffix(suffix)

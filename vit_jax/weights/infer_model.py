@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from vit_jax.errors import CheckpointError
 from vit_jax.models.resnet_blocks import ROOT_FEATURES, UNITS
 from vit_jax.models.size_table import SIZES, Size
-from vit_jax.weights.families import ask
+from vit_jax.weights.families import BLOCK, ask
 from vit_jax.weights.reader import MAX_LAYERS, WeightsFile
 from vit_jax.weights.tensor_layouts import CLS, POSITIONS, num_layers, resnet_units, stem_stride
 
@@ -64,7 +64,7 @@ def _unknown_resnet(weights: WeightsFile, units: tuple[int, ...]) -> CheckpointE
 
 def _vit_options(weights: WeightsFile) -> dict:
     shapes, metadata = weights.shapes, weights.metadata
-    block = "Transformer/encoderblock_0"
+    block = BLOCK
     stem, patch = _stem_and_patch(weights)
     D = shapes["embedding/kernel"][3]
     width = shapes[f"{block}/MultiHeadDotProductAttention_0/query/kernel"][0]
@@ -76,11 +76,21 @@ def _vit_options(weights: WeightsFile) -> dict:
     if (depth := num_layers(shapes)) > MAX_LAYERS:
         raise CheckpointError(f"{weights.path}: {depth} layers; expected at most {MAX_LAYERS}.")
     mlp_size = shapes[f"{block}/MlpBlock_0/Dense_0/kernel"][1]
+    pool = _pool(weights, D)
     options = {
         **_name_options(stem, patch, Size(depth, D, mlp_size, metadata.num_heads)),
         "num_classes": _num_classes(shapes),
-        "pool": _pool(weights, D),
+        "pool": pool,
+        "class_token": True if CLS in shapes and pool in ("gap", "map") else None,
+        "distill_token": "dist_token" in shapes,
+        "projection": shapes.get("projection/kernel", (None,))[-1],
         "pre_logits": "pre_logits/kernel" in shapes,
+        "pre_norm": "Transformer/pre_norm/scale" in shapes,
+        "fc_norm": "fc_norm/scale" in shapes,
+        "patch_bias": "embedding/bias" in shapes,
+        "mlp_norm": f"{block}/MlpBlock_0/LayerNorm_0/scale" in shapes,
+        **_mlp_options(weights),
+        "qkv_bias": _qkv_bias(shapes),
         "registers": shapes["registers"][1] if "registers" in shapes else 0,
         "qk_norm": f"{block}/MultiHeadDotProductAttention_0/query_ln/scale" in shapes,
         **_position_options(weights),
@@ -95,6 +105,25 @@ def _vit_options(weights: WeightsFile) -> dict:
     return options | {name: value for name, value in numerics.items() if value is not None}
 
 
+def _mlp_options(weights: WeightsFile) -> dict:
+    """The kind of the MLP; tensors show that it is gated, but not its activation."""
+    if f"{BLOCK}/MlpBlock_0/Dense_gate/kernel" not in weights.shapes:
+        return {}
+    if weights.metadata.mlp is None:
+        raise CheckpointError(
+            f"{weights.path}: neither tensors nor metadata determine the activation of the gated "
+            f"MLP; give it after a colon, as in {weights.path}:mlp=swiglu."
+        )
+    return {"mlp": weights.metadata.mlp}
+
+
+def _qkv_bias(shapes: Mapping[str, tuple]) -> str:
+    """The value of `model.qkv_bias` for the biases in the first layer."""
+    attention = f"{BLOCK}/MultiHeadDotProductAttention_0"
+    found = [name[0] for name in ("query", "key", "value") if f"{attention}/{name}/bias" in shapes]
+    return "".join(found) or "none"
+
+
 def _pool(weights: WeightsFile, D: int) -> str:
     if "MAPHead_0/probe" in weights.shapes:
         return "map"
@@ -107,7 +136,9 @@ def _pool(weights: WeightsFile, D: int) -> str:
 
 def _position_options(weights: WeightsFile) -> dict:
     metadata, shapes = weights.metadata, weights.shapes
-    pos_embed = "learned" if POSITIONS in shapes else metadata.pos_embed
+    pos_embed = metadata.pos_embed
+    if POSITIONS in shapes and pos_embed != "learned_rope":
+        pos_embed = "learned"
     if "Transformer/posembed_input/x_embedding" in shapes:
         pos_embed = "learned_2d"
     if any("/relative_embedding" in name for name in shapes):
@@ -124,7 +155,8 @@ def _position_options(weights: WeightsFile) -> dict:
     pos_embed_at = metadata.pos_embed_at or "stem"
     if any("/posembed_1/" in name for name in shapes):
         pos_embed_at = "layers"
-    return {
+    rope = {"rope": metadata.rope} if metadata.rope else {}
+    return rope | {
         "pos_embed": pos_embed,
         "pos_embed_at": pos_embed_at,
         "image_size": metadata.image_size,

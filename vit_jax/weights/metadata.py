@@ -6,7 +6,9 @@ import re
 from vit_jax.config.schema import Data, Model
 from vit_jax.data.labels import read_names
 from vit_jax.errors import CheckpointError, ConfigError, nearest, shown
+from vit_jax.models.layers import GATED_MLPS
 from vit_jax.models.registry import BitResNet, ViT
+from vit_jax.models.rope import ROPES
 from vit_jax.weights.image_processor import MAX_SIDE
 from vit_jax.weights.resize_grid import RESIZE_RULES
 
@@ -29,6 +31,8 @@ class WeightsMetadata:
     pool: str | None = None
     pos_embed: str | None = None
     pos_embed_at: str | None = None
+    rope: str | None = None
+    mlp: str | None = None
     gelu: str | None = None
     norm_eps: float | None = None
     pixel_stats: str | None = None
@@ -87,6 +91,8 @@ def from_model(model: ViT | BitResNet) -> WeightsMetadata:
         pool=config.pool,
         pos_embed=config.pos_embed,
         pos_embed_at=config.pos_embed_at,
+        rope=config.rope if "rope" in config.pos_embed else None,
+        mlp=config.mlp if config.mlp in GATED_MLPS.values() else None,
         gelu=config.gelu,
         norm_eps=config.norm_eps,
         pixel_stats=config.pixel_stats,
@@ -110,6 +116,8 @@ def from_json(values: dict, where: str) -> WeightsMetadata:
         "norm_eps": lambda v: type(v) in (int, float) and 0 < v <= 1,
         "classes": _is_list_of_str,
         "assumed": _is_list_of_str,
+        "mlp": lambda v: v in list(GATED_MLPS.values()),
+        "rope": lambda v: v in list(ROPES),
         "crop_fraction": lambda v: type(v) in (int, float) and MIN_CROP <= v <= 1,
         "crop_side": lambda v: _is_size((v, v) if type(v) is int else v),
     }

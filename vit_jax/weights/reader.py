@@ -111,7 +111,8 @@ def open_weights_file(
     archive = open_weights(path)
     arrays = _unstack_layers(archive)
     format, prefix = _detect_format(archive.path, arrays)
-    rows, ignored, other_tower = _match_rows(archive.path, format, prefix, arrays)
+    config = config_files.read_config(archive, path)
+    rows, ignored, other_tower = _match_rows(archive.path, format, prefix, arrays, config.unused)
     _raise_if_any(
         archive.path,
         [
@@ -124,7 +125,6 @@ def open_weights_file(
     stored_shapes = {
         param: arrays[name].shape for name, row in rows.items() for param in row.params
     }
-    config = config_files.read_config(archive, path)
     if given.classes and config.metadata.classes:
         check_new_names(given.classes, config.metadata.classes, f"{path}:classes")
     metadata = families.complete(
@@ -137,8 +137,6 @@ def open_weights_file(
     )
     shapes = _shapes_of_params(archive.path, rows, arrays, metadata.num_heads or 1)
     tensor_properties.check_claims(config.claims, shapes, str(archive.path.parent))
-    if metadata.pool == "gap" and CLS in shapes:
-        raise CheckpointError(f"{archive.path}: pool='gap' with a class token is not supported.")
     grid, pads_cls = None, False
     if len(shapes.get("embedding/kernel", ())) == 4:
         metadata, grid, pads_cls = _find_grid(archive.path, format, shapes, metadata, model)
@@ -208,7 +206,7 @@ def _stored_name_and_layer(name: str, archive: Archive) -> tuple[str, int | None
 
 
 def _match_rows(
-    path: pathlib.Path, format: Format, prefix: str, arrays: Mapping[str, ArrayInfo]
+    path: pathlib.Path, format: Format, prefix: str, arrays: Mapping[str, ArrayInfo], unused: str
 ) -> tuple[dict[str, Row], tuple[str, ...], tuple[str, ...]]:
     """Row by tensor name, ignored tensors and those of another tower; rejects unknown tensors."""
     rows, ignored, other_tower, errors, tensor_of = {}, [], [], [], {}
@@ -220,6 +218,9 @@ def _match_rows(
             other_tower.append(name)
             continue
         bare_name = plain_name.removeprefix(prefix)
+        if re.fullmatch(unused, bare_name):
+            ignored.append(name)
+            continue
         row = formats.row_of_tensor(format, bare_name, has_gated_fc1)
         # Only a head may lack the prefix of the other tensors (Hugging Face's classifier).
         if row is None or (prefix.endswith("/") and not plain_name.startswith(prefix)):
@@ -292,15 +293,16 @@ def _find_sequence_grid(
     in the official code, else that of the model.
     """
     has_cls, shape = CLS in shapes, shapes[POSITIONS]
+    tokens = has_cls + ("dist_token" in shapes)
     if len(shape) != 3 or shape[0] != 1:
         raise CheckpointError(f"{path}: {POSITIONS} is {shape}; expected 1 T D.")
     if not has_cls or format.name in (formats.BIG_VISION, formats.TIPS):
         num_patches = [shape[1]]
     elif format.name in (formats.TIMM, formats.TIMM_STEM):
         # timm's models with registers have positions for patches alone; other models may.
-        num_patches = [shape[1]] if "registers" in shapes else [shape[1] - 1, shape[1]]
+        num_patches = [shape[1]] if "registers" in shapes else [shape[1] - tokens, shape[1]]
     else:
-        num_patches = [shape[1] - 1]
+        num_patches = [shape[1] - tokens]
     if metadata.image_size:
         candidates = [(_grid_of(metadata.image_size, patch), "")]
     else:

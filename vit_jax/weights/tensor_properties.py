@@ -9,6 +9,9 @@ from vit_jax.weights.tensor_layouts import num_layers
 
 BLOCK = "Transformer/encoderblock_0"
 BIAS = "bias of queries, keys and values"
+BIASES = {"query": "bias of queries", "key": "bias of keys", "value": "bias of values"}
+GATE = "gate in the MLP"
+FLAGS = (BIAS, *BIASES.values(), GATE)  # Properties that are True or False.
 
 # What a config.json says of the tensors: (name in the file, property, value) each.
 Claims = tuple[tuple[str, str, object], ...]
@@ -24,7 +27,7 @@ def check_claims(claims: Claims, shapes: Mapping[str, tuple], where: str) -> Non
     """
     actual = _properties(shapes)
     problems = [
-        f"{name} is {value!r:.80}, the tensors have {what} {actual[what]:g}"
+        f"{name} is {value!r:.80}, the tensors have {_described(what, actual[what])}"
         for name, what, value in claims
         if what in actual and not _agrees(what, value, actual)
     ]
@@ -34,10 +37,14 @@ def check_claims(claims: Claims, shapes: Mapping[str, tuple], where: str) -> Non
         )
 
 
+def _described(what: str, value: float) -> str:
+    return f"{what} {value:g}" if what not in FLAGS else what if value else f"no {what}"
+
+
 def _agrees(what: str, value: object, actual: Mapping[str, float]) -> bool:
     if what == "patch side" and isinstance(value, list) and len(value) == 2:
         value = value[0] if value[0] == value[1] else None
-    if not isinstance(value, int | float) or isinstance(value, bool) != (what == BIAS):
+    if not isinstance(value, int | float) or isinstance(value, bool) != (what in FLAGS):
         return False
     if what == "MLP ratio":
         return 0 < value < 1000 and int(actual["width"] * value) == actual["MLP size"]
@@ -52,8 +59,10 @@ def _properties(shapes: Mapping[str, tuple]) -> dict[str, float]:
     if patches and len(patches) == 4:
         found |= {"width": patches[3], "layers": num_layers(shapes)}
         found["registers"] = shapes.get("registers", (1, 0))[1]
-        query = f"{BLOCK}/MultiHeadDotProductAttention_0/query"
-        found[BIAS] = f"{query}/bias" in shapes
+        attention = f"{BLOCK}/MultiHeadDotProductAttention_0"
+        biases = {text: f"{attention}/{name}/bias" in shapes for name, text in BIASES.items()}
+        found |= biases | {BIAS: biases[BIASES["query"]]}
+        found[GATE] = f"{BLOCK}/MlpBlock_0/Dense_gate/kernel" in shapes
         if f"{BLOCK}/MlpBlock_0/Dense_0/kernel" in shapes:
             size = shapes[f"{BLOCK}/MlpBlock_0/Dense_0/kernel"][-1]
             found |= {"MLP size": size, "MLP ratio": size / patches[3]}
@@ -62,6 +71,8 @@ def _properties(shapes: Mapping[str, tuple]) -> dict[str, float]:
     first = stem or patches
     if first and len(first) == 4:
         found["channels"] = first[2]
+    if "projection/kernel" in shapes:
+        found["projection width"] = shapes["projection/kernel"][-1]
     if "head/kernel" in shapes:
         found["classes"] = shapes["head/kernel"][-1]
     return found

@@ -7,11 +7,9 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from vit_jax.atomic_io import to_json, write_atomically
-from vit_jax.config import registry
 from vit_jax.errors import ConfigError, listed
-from vit_jax.models.pixel_stats import PIXEL_STATS
 from vit_jax.models.registry import BitResNet, ViT
-from vit_jax.weights import formats, image_processor, write_timm
+from vit_jax.weights import formats, write_huggingface, write_timm
 from vit_jax.weights import metadata as metadata_lib
 from vit_jax.weights.archive import write_npz, write_safetensors
 from vit_jax.weights.metadata import WeightsMetadata
@@ -65,55 +63,18 @@ def plan_export(
     folds_cls = file_format == "safetensors" and write_timm.folds_cls(model)
     named_rows = {}
     for row in rows:
-        is_head = row.tensor.startswith("classifier")  # Hugging Face's heads have no prefix.
-        named_rows[row.tensor if is_head else prefix + row.tensor] = row
+        is_bare = write_huggingface.unprefixed(row.tensor)
+        named_rows[row.tensor if is_bare else prefix + row.tensor] = row
     return ExportPlan(file_format, format, named_rows, folds_cls)
 
 
 def _format_and_prefix(file_format: str, model: ViT | BitResNet) -> tuple[str, str]:
     """The name of the format for a model, and the prefix of its tensor names."""
-    if isinstance(model, BitResNet):
-        prefix = "bit." if model.num_classes else ""
-        return {
-            "npz": (formats.BIT_NPZ, ""),
-            "safetensors": (write_timm.format_name(model), ""),
-            "huggingface": (formats.HF_BIT, prefix),
-        }[file_format]
-    if file_format == "npz":
-        return formats.OFFICIAL, ""
+    if file_format == "huggingface":
+        return write_huggingface.format_and_prefix(model)
     if file_format == "safetensors":
         return write_timm.format_name(model), ""
-    _check_huggingface_support(model)
-    if model.config.layer_scale is None:
-        return formats.HF_VIT, "vit." if model.num_classes else ""
-    prefix = "dinov2_with_registers." if model.config.registers else "dinov2."
-    return formats.HF_DINO, prefix if model.num_classes else ""
-
-
-def _check_huggingface_support(model: ViT) -> None:
-    config = model.config
-    is_dino = config.layer_scale is not None
-    pool = "token_gap" if is_dino and model.num_classes else "token"
-    for is_unsupported, option in (
-        (model.stem is not None, "a ResNet before the encoder"),
-        (config.qk_norm, "qk_norm"),
-        (registry.is_user_defined(config.mlp), f"mlp={config.mlp!r}"),
-        (config.pos_embed != "learned", f"pos_embed={config.pos_embed!r}"),
-        (config.pos_embed_at != "stem", f"pos_embed_at={config.pos_embed_at!r}"),
-        (config.registers and not is_dino, "registers without layer_scale"),
-        (config.pool != pool, f"pool={config.pool!r} for this model, only pool={pool!r}"),
-        (is_dino and config.pre_logits, "pre_logits in DINOv2"),
-        (
-            config.pre_logits and model.num_classes,
-            f"a head after pre_logits{write_timm.NO_HEAD_HINT}",
-        ),
-        (
-            is_dino and model.size.mlp_size % model.size.hidden_size,
-            "an mlp_size that is not a multiple of hidden_size in DINOv2",
-        ),
-    ):
-        if is_unsupported:
-            raise ConfigError(f"Hugging Face does not support {option}.")
+    return formats.BIT_NPZ if isinstance(model, BitResNet) else formats.OFFICIAL, ""
 
 
 def export_tensors(
@@ -198,85 +159,10 @@ def _write_huggingface(
             f"metadata and class names take {num_bytes:,} bytes; at most {limit:,} fit into "
             "model.safetensors."
         )
-    arrays = dict(export_tensors(plan, params))
-    if plan.format.name == formats.HF_DINO:
-        prefix = next(name for name in arrays if "cls_token" in name).removesuffix("cls_token")
-        shape = (1, model.size.hidden_size)
-        arrays[f"{prefix}mask_token"] = np.zeros(shape, np.float32)  # Expected by the class.
+    arrays = dict(export_tensors(plan, params)) | write_huggingface.expected_tensors(model)
     write_safetensors(folder / "model.safetensors", arrays, values)
     for name, contents in (
-        ("config.json", huggingface_config(model, metadata)),
-        ("preprocessor_config.json", huggingface_preprocessor(model, metadata)),
+        ("config.json", write_huggingface.config_json(model, metadata)),
+        ("preprocessor_config.json", write_huggingface.preprocessor_json(model, metadata)),
     ):
         write_atomically(folder / name, to_json(contents, indent=2) + "\n")
-
-
-def huggingface_config(model: ViT | BitResNet, metadata: WeightsMetadata) -> dict:
-    """Returns the contents of config.json for a model and its class names."""
-    names = metadata.classes or tuple(f"class {k}" for k in range(model.num_classes))
-    labels = {
-        "id2label": {str(k): name for k, name in enumerate(names)},
-        "label2id": {name: k for k, name in enumerate(names)},
-    }
-    ending = "ForImageClassification" if model.num_classes else "Model"
-    shared = {"num_channels": 3, "torch_dtype": "float32"} | (labels if names else {})
-    if isinstance(model, BitResNet):
-        width = model.width
-        return shared | {
-            "architectures": [f"Bit{ending}"],
-            "model_type": "bit",
-            "layer_type": "preactivation",
-            "depths": list(model.units),
-            "embedding_size": 64 * width,
-            "hidden_sizes": [256 * width * 2**b for b in range(4)],
-            "num_groups": 32,
-            "global_padding": None,
-            "hidden_act": "relu",
-        }
-    size, config = model.size, model.config
-    height, width = model.image_size
-    shared |= {
-        "hidden_size": size.hidden_size,
-        "num_hidden_layers": size.num_layers,
-        "num_attention_heads": size.num_heads,
-        "hidden_act": "gelu" if config.gelu == "erf" else "gelu_pytorch_tanh",
-        "layer_norm_eps": config.norm_eps,
-        "image_size": height if height == width else [height, width],
-        "patch_size": model.patch_size,
-        "qkv_bias": True,
-    }
-    if config.layer_scale is None:
-        kind = {"architectures": [f"ViT{ending}"], "model_type": "vit"}
-        return shared | kind | {"intermediate_size": size.mlp_size}
-    registers = {"num_register_tokens": config.registers} if config.registers else {}
-    name, kind = (
-        ("Dinov2WithRegisters", "dinov2_with_registers") if registers else ("Dinov2", "dinov2")
-    )
-    dino = {
-        "architectures": [f"{name}{ending}"],
-        "model_type": kind,
-        "mlp_ratio": size.mlp_size // size.hidden_size,
-        "use_swiglu_ffn": False,
-        "layerscale_value": config.layer_scale,
-    }
-    return shared | registers | dino
-
-
-def huggingface_preprocessor(model: ViT | BitResNet, metadata: WeightsMetadata) -> dict:
-    """Returns the contents of preprocessor_config.json for a model and its preprocessing."""
-    mean, std = PIXEL_STATS[model.config.pixel_stats]
-    values = {
-        "do_resize": True,
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": list(mean),
-        "image_std": list(std),
-    }
-    return values | image_processor.to_huggingface(
-        model.image_size,
-        metadata.crop,
-        metadata.crop_fraction,
-        metadata.crop_side,
-        metadata.resample,
-    )
