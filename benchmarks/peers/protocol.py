@@ -3,9 +3,10 @@
     PYTHON benchmarks/peers/NAME_peer.py [CASE]
 
 CASE is JSON with mode (training, inference), platform (cpu, gpu), dtype (float32, bfloat16), batch,
-shape (image_size as [height, width], patch_size, num_classes, hidden_size, num_layers, num_heads,
-mlp_size), lr, weight_decay, warmup, steps, compiled, and started (`time.time()` at the start of
-this process). The last line of standard output is JSON: the measurement, or {"error": message}.
+shape (encoder: a name such as dinov3_s16, or null; image_size as [height, width], patch_size,
+num_classes, hidden_size, num_layers, num_heads, mlp_size), lr, weight_decay, warmup, steps,
+compiled, and started (`time.time()` at the start of this process). The last line of standard output
+is JSON: the measurement, or {"error": message}.
 Without CASE, the adapter times one step of a small model, to show that its packages are installed.
 
 An adapter is a file NAME_peer.py that builds a model; `torch_protocol.py` and `jax_protocol.py`
@@ -28,6 +29,7 @@ SMALL_CASE = {
     "dtype": "float32",
     "batch": 2,
     "shape": {
+        "encoder": None,
         "image_size": [32, 32],
         "patch_size": 16,
         "num_classes": 10,

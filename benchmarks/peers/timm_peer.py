@@ -3,6 +3,13 @@
 import torch
 import torch_protocol
 
+ENCODERS = {  # Name in vit_jax -> name in timm.
+    "dinov2_s14": "vit_small_patch14_dinov2",
+    "dinov3_s16": "vit_small_patch16_dinov3_qkvb",
+    "dinov3_splus16": "vit_small_plus_patch16_dinov3_qkvb",
+    "eva02_s14": "eva02_small_patch14_224",
+}
+
 
 def import_timm():
     """Returns the module timm.
@@ -21,8 +28,11 @@ def import_timm():
 
 
 def build_model(shape: dict):
-    """Returns a timm model of a given shape, such as "vit_small_patch16_224"."""
-    import_timm()
+    """Returns a timm model of a given shape, or of the name of an encoder."""
+    timm = import_timm()
+    if shape["encoder"]:
+        sizes = {"num_classes": shape["num_classes"], "img_size": shape["image_size"]}
+        return timm.create_model(ENCODERS[shape["encoder"]], **sizes)
     from timm.models.vision_transformer import VisionTransformer
 
     return VisionTransformer(

@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.benchmark_cases import NAMED_SIZE, tiny_cases
 from tests.support.runs import ROOT
-from vit_jax.benchmark import peers
+from vit_jax.benchmark import benchmark, peers
 from vit_jax.errors import ConfigError
 
 ADAPTERS = ("equimo", "keras_hub", "timm", "torchvision", "transformers", "vit_pytorch")
@@ -67,6 +67,7 @@ def test_runners_of_other_peers_are_one_without_variables():
     (runner,) = peer.runners(case, "cpu", 1)
     assert (runner.name, runner.env) == ("equimo", {})
     assert runner.arguments["shape"] == {
+        "encoder": None,
         "image_size": (32, 32),
         "patch_size": 16,
         "num_classes": 1000,
@@ -75,6 +76,23 @@ def test_runners_of_other_peers_are_one_without_variables():
         "num_heads": 2,
         "mlp_size": 64,
     }
+
+
+def test_only_peers_that_have_the_family_time_an_encoder():
+    cases = benchmark.make_cases(
+        suite="encoders",
+        model="eva02_s14",
+        batch=None,
+        dtype="float32",
+        mode="training",
+        warmup=1,
+        steps=1,
+        fields={},
+    )
+    assert timm().shape(cases[0])["encoder"] == "eva02_s14"
+    assert cases[0].model.config.rope == "eva02"
+    with pytest.raises(ConfigError, match="--peer=equimo does not support eva02_s14"):
+        peers.find_peers(["equimo"], "python", None)[0].shape(cases[0])
 
 
 def test_check_of_an_interpreter_without_the_packages_names_what_is_missing(tmp_path):

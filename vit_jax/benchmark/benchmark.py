@@ -19,6 +19,7 @@ from vit_jax import config as config_lib
 from vit_jax.benchmark.peers import Peer
 from vit_jax.benchmark.runners import Case, Runner, vit_jax_runners
 from vit_jax.errors import ConfigError, nearest
+from vit_jax.models.encoders import with_encoder
 
 MODES, DTYPES = ("training", "inference"), ("float32", "bfloat16")
 PROTOCOL = {"warmup": 10, "steps": 40}  # timm's --num-warm-iter and --num-bench-iter.
@@ -35,6 +36,9 @@ class Suite:
 
 SUITES = {
     "cpu": Suite({"vit_ti16": 16, "vit_s16": 16, "vit_b16": 8}, {"warmup": 5, "steps": 15}),
+    "encoders": Suite(
+        {"dinov2_s14": 16, "dinov3_s16": 16, "dinov3_splus16": 16, "eva02_s14": 16}, PROTOCOL
+    ),
     "peers": Suite({"vit_ti16": 16, "vit_s16": 16, "vit_b16": 8, "vit_l16": 4}, PROTOCOL),
 }
 
@@ -113,7 +117,8 @@ def _case(
     # The mesh and the image size have columns of their own.
     listed = [key for key in changed if not key.startswith(("mesh.", "data.image_size"))]
     options = tuple(f"{key}={fields[key]}" for key in listed)
-    case = Case(mode, checked[""], options, warmup, steps)
+    section = dataclasses.replace(checked[""], model=with_encoder(checked[""].model))
+    case = Case(mode, section, options, warmup, steps)
     case.record()  # Raises for a model that cannot be built, before anything is timed.
     return case
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from vit_jax.benchmark.runners import Case, Runner, last_line
 from vit_jax.errors import ConfigError, nearest
+from vit_jax.models.encoders import parse_name
 from vit_jax.models.registry import ViT
 
 FOLDER, SUFFIX = pathlib.Path("benchmarks", "peers"), "_peer.py"
@@ -21,6 +22,7 @@ VARIANTS = {
         "timm explicit": {"TIMM_FUSED_ATTN": "0"},
     },
 }
+WITH_ENCODERS = ("timm",)  # They have the families of models/encoders.py.
 OTHER_MODELS = ("vit_pytorch",)  # Their numbers of parameters differ from those of vit_jax.
 COMPILED = {"timm": {"timm compiled": {"TIMM_FUSED_ATTN": "1"}}}  # With torch.compile.
 
@@ -104,7 +106,11 @@ class Peer:
                 "omit --peer."
             )
         size = model.size
+        encoder = case.config.model.name if parse_name(case.config.model.name) else None
+        if encoder and self.name not in WITH_ENCODERS:
+            raise ConfigError(f"--peer={self.name} does not support {encoder}; omit it.")
         return {
+            "encoder": encoder,
             "image_size": model.image_size,
             "patch_size": model.patch_size,
             "num_classes": model.num_classes,

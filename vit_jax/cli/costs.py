@@ -126,9 +126,10 @@ def _add_case_flags(parser) -> None:
     parser.add_argument("--batch", type=int, metavar="N", help="batch size (default 16)")
     parser.add_argument(
         "--suite",
-        choices=("cpu", "peers"),
-        help="cpu: time the models of the CPU table in docs/results.md beside timm; peers: time "
-        "Ti, S, B and L/16 beside all peers that --peer_python can run",
+        choices=("cpu", "encoders", "peers"),
+        help="cpu: time the models of the CPU table in docs/results.md beside timm; encoders: "
+        "time DINOv2, DINOv3 and EVA-02 of size S beside timm; peers: time Ti, S, B and L/16 "
+        "beside all peers that --peer_python can run",
     )
     for flag, noun, choices in (
         ("--dtype", "dtype of the computation", ("float32", "bfloat16", "both")),
@@ -254,7 +255,7 @@ def _peers(args) -> list:
 
     if not (args.peer or args.suite):
         return []
-    names = args.peer or {"cpu": "timm", "peers": ""}[args.suite]
+    names = args.peer or {"cpu": "timm", "encoders": "timm", "peers": ""}[args.suite]
     return find_peers(names.split(",") if names else (), args.peer_python, args.compile_peer)
 
 
