@@ -21,7 +21,7 @@ MODEL = {"patch": 4, "num_layers": 2, "hidden_size": D, "mlp_size": 16, "num_cla
 def shapes_of(layers, width, mlp_size):
     shapes = {f"Transformer/encoderblock_{i}/LayerNorm_0/scale": (width,) for i in range(layers)}
     shapes["Transformer/encoder_norm/scale"] = (width,)
-    return shapes | {"Transformer/encoderblock_0/MlpBlock_0/Dense_0/bias": (mlp_size,)}
+    return shapes | {"Transformer/encoderblock_0/MlpBlock_0/Dense_1/kernel": (mlp_size, width)}
 
 
 def test_num_heads_are_those_of_a_size_that_all_families_share():
@@ -59,6 +59,13 @@ LAYER_SCALE = {"Transformer/encoderblock_0/LayerScale_0/scale": (8,)}
         (formats.HF_VIT, "vit.", {}, "deit", "imagenet"),
         (formats.HF_VIT, "deit.", {}, "", "imagenet"),
         (formats.HF_BIT, "bit.", {}, "bit", "half"),
+        (formats.HF_DEIT, "deit.", {}, "", "imagenet"),
+        (formats.HF_DINO_3, "", {}, "", "imagenet"),
+        (formats.HF_VIT, "vit.", {}, "vit_mae", "imagenet"),
+        (formats.HF_VIT, "vit.", {}, "vit_msn", None),
+        (formats.HF_VIT, "ijepa.", {}, "ijepa", "imagenet"),
+        (formats.HF_SIGLIP, "", {"MAPHead_0/probe": ()}, "", "half"),
+        (formats.HF_CLIP, "", {}, "clip_vision_model", None),
         (formats.OFFICIAL, "", LAYER_SCALE, "", None),
     ],
 )

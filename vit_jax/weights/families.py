@@ -9,9 +9,11 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from vit_jax.config.schema import Model
 from vit_jax.distributed import multihost
 from vit_jax.errors import CheckpointError
-from vit_jax.models.size_table import SIZES
+from vit_jax.models.encoders import ENCODERS, Encoder
+from vit_jax.models.size_table import SIZES, Size
 from vit_jax.text import warn_once
 from vit_jax.weights import formats, image_processor
 from vit_jax.weights.formats import Format
@@ -20,6 +22,7 @@ from vit_jax.weights.tensor_layouts import CLS, num_layers
 
 BLOCK = "Transformer/encoderblock_0"
 QUERY = f"{BLOCK}/MultiHeadDotProductAttention_0/query/kernel"
+GATE = f"{BLOCK}/MlpBlock_0/Dense_gate/kernel"
 FROM_MODEL = ("num_heads", "gelu", "norm_eps", "pixel_stats")
 OFFICIAL = {"gelu": "tanh", "norm_eps": 1e-6, "pixel_stats": "half"}
 OFFICIAL_EVALUATION = {"crop": "resize", "resample": "tf_bilinear"}
@@ -33,21 +36,44 @@ class Family(NamedTuple):
       name: name for messages.
       pixel_stats: mean and deviation of the pixels.
       has_six_heads: the models of size S have 6 heads; those of MoCo v3 have 12.
+      options: further options that all its models have, but their files do not contain.
+      gated_mlp: MLP of its models with a gate.
+      sizes: sizes that Table 1 does not have.
     """
 
     name: str
     pixel_stats: str
     has_six_heads: bool = True
+    options: Mapping[str, object] = {}
+    gated_mlp: str | None = None
+    sizes: Mapping[str, Size] = {}
+
+
+def family_of(encoder: Encoder) -> Family:
+    """Returns the family of the weights of published encoders."""
+    section = dataclasses.asdict(dataclasses.replace(Model(), **encoder.options))
+    options = {name: section[name] for name in ("gelu", "norm_eps")}
+    if "rope" in section["pos_embed"]:
+        options |= {name: section[name] for name in ("pos_embed", "rope")}
+    mlps = {encoder.options_of(size).get("mlp") for size in (*encoder.sizes, "")}
+    gated = next(iter(mlps - {None}), None)
+    return Family(encoder.title, section["pixel_stats"], True, options, gated, encoder.sizes)
 
 
 BIT = Family("BiT", "half")
 AUGREG = Family("AugReg", "half")
-SIGLIP = Family("SigLIP", "half")
+SIGLIP = family_of(ENCODERS["siglip"])
 DEIT, DEIT_3 = Family("DeiT", "imagenet"), Family("DeiT III and DINOv2", "imagenet")
-DINO, DINO_2 = Family("DINO", "imagenet"), Family("DINOv2", "imagenet")
+DINO = Family("DINO", "imagenet")
+DINO_2, DINO_3 = (family_of(ENCODERS[name]) for name in ("dinov2", "dinov3"))
+MAE, I_JEPA = (family_of(ENCODERS[name]) for name in ("mae", "ijepa"))
 TIMM = Family("timm's model of this name", "half")
 HUGGING_FACE = Family("Hugging Face's ViTImageProcessor", "half", has_six_heads=False)
-ARCHITECTURES = (  # Pattern of a name in timm's config.json -> family; None: several.
+ARCHITECTURES = (  # Pattern of a name in config.json -> family; None: several.
+    (r"dinov3_vit", DINO_3),
+    (r"vit_mae", MAE),
+    (r"ijepa", I_JEPA),
+    (r"vit_msn", None),
     (r".*dinov2.*", DINO_2),
     (r"deit.*", DEIT),
     (r".*siglip.*", SIGLIP),
@@ -74,6 +100,8 @@ def find_family(
     for family, is_found in (
         (BIT, name in (formats.TIMM_BIT, formats.HF_BIT)),
         (DINO_2, name == formats.DINO or name.startswith(formats.HF_DINO)),
+        (DINO_3, format.model_type == "dinov3_vit"),
+        (DEIT, format.model_type == "deit"),
         (HUGGING_FACE, name.startswith(formats.HF_VIT)),
         (DINO, prefix == "teacher.backbone."),
         (AUGREG, "conv_root/kernel" in shapes or "pre_logits/kernel" in shapes),
@@ -88,9 +116,9 @@ def find_family(
 def num_heads(shapes: Mapping[str, tuple], family: Family | None) -> tuple[int, str] | None:
     """Returns the number of heads of all published models of a size, and the reason, or None."""
     width = shapes.get("Transformer/encoder_norm/scale", (0,))[-1]
-    mlp_size = max(shapes.get(f"{BLOCK}/MlpBlock_0/Dense_0/bias", (0,)))
+    mlp_size = max(shapes.get(f"{BLOCK}/MlpBlock_0/Dense_1/kernel", (0,)))
     depth = num_layers(shapes)
-    for name, size in SIZES.items():
+    for name, size in [*SIZES.items(), *(family.sizes.items() if family else ())]:
         if (depth, width, mlp_size) == (size.num_layers, size.hidden_size, size.mlp_size):
             if name != "s":
                 return size.num_heads, f"ViT-{name.capitalize()}"
@@ -129,7 +157,10 @@ def complete(
     is_official = is_of_official_code(format)
     metadata = metadata.assuming(format.name, gelu=format.gelu, norm_eps=format.norm_eps)
     if family:
-        metadata = metadata.assuming(family.name, pixel_stats=family.pixel_stats)
+        gated = {"mlp": family.gated_mlp} if GATE in shapes else {}
+        metadata = metadata.assuming(
+            family.name, pixel_stats=family.pixel_stats, **family.options, **gated
+        )
     kernel = shapes.get(QUERY, ())
     if len(kernel) == 3:
         if metadata.num_heads not in (None, kernel[1]):
@@ -201,6 +232,7 @@ def ask(where: str, unknown: Sequence[str], shapes: Mapping[str, tuple]) -> Chec
     texts = {
         "num_heads": f"num_heads for width {width} ({known})",
         "pixel_stats": "pixel_stats (half in AugReg, imagenet in DeiT, DINO, MAE and MoCo v3)",
+        "gelu": "gelu (quick in OpenAI's CLIP, erf in OpenCLIP)",
     }
     listed = " and ".join(texts[name] for name in unknown)
     divisors = [h for h in range(1, width + 1) if width % h == 0]
@@ -208,6 +240,7 @@ def ask(where: str, unknown: Sequence[str], shapes: Mapping[str, tuple]) -> Chec
     examples = {
         "num_heads": str(min(divisors, key=lambda h: abs(h - usual), default=1)),
         "pixel_stats": "imagenet",
+        "gelu": "quick",
     }
     example = ",".join(f"{name}={examples[name]}" for name in unknown)
     return CheckpointError(

@@ -45,14 +45,16 @@ def _bit_options(weights: WeightsFile) -> dict:
         "name": f"bit_r{depths[units]}x{width}",
         "num_classes": _num_classes(shapes),
         "image_size": weights.metadata.image_size or (224, 224),
-        "pixel_stats": _pixel_stats(weights),
+        **_required(weights, "pixel_stats"),
     }
 
 
-def _pixel_stats(weights: WeightsFile) -> str:
-    if weights.metadata.pixel_stats is None:
-        raise ask(str(weights.path), ["pixel_stats"], weights.shapes)
-    return weights.metadata.pixel_stats
+def _required(weights: WeightsFile, *names: str) -> dict:
+    """Returns options of the metadata; raises CheckpointError that asks for those missing."""
+    options = {name: getattr(weights.metadata, name) for name in names}
+    if unknown := [name for name, value in options.items() if value is None]:
+        raise ask(str(weights.path), unknown, weights.shapes)
+    return options
 
 
 def _unknown_resnet(weights: WeightsFile, units: tuple[int, ...]) -> CheckpointError:
@@ -97,12 +99,8 @@ def _vit_options(weights: WeightsFile) -> dict:
     }
     if f"{block}/LayerScale_0/scale" in shapes:
         options["layer_scale"] = 1.0  # Its initial value, which trained weights do not give.
-    numerics = {
-        "gelu": metadata.gelu,
-        "norm_eps": metadata.norm_eps,
-        "pixel_stats": _pixel_stats(weights),
-    }
-    return options | {name: value for name, value in numerics.items() if value is not None}
+    eps = {} if metadata.norm_eps is None else {"norm_eps": metadata.norm_eps}
+    return options | eps | _required(weights, "gelu", "pixel_stats")
 
 
 def _mlp_options(weights: WeightsFile) -> dict:

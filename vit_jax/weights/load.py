@@ -34,7 +34,7 @@ from vit_jax.weights.writer import CLASSES_SUFFIX
 
 Model = ViT | BitResNet
 # Options that change outputs but no shapes.
-NUMERICS = ("gelu", "norm_eps", "pixel_stats", "pos_embed", "pos_embed_at")
+NUMERICS = ("gelu", "norm_eps", "pixel_stats", "pos_embed", "pos_embed_at", "rope", "mlp")
 
 
 @dataclasses.dataclass(frozen=True)
