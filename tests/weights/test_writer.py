@@ -343,7 +343,7 @@ def test_plan_export_rejects_unknown_parameters(file_format):
 def test_infer_model_options_finds_depth_and_patch_of_hybrids(name):
     model = tiny(name, 64)
     shapes = param_shapes(model)
-    metadata = WeightsMetadata(num_heads=2, image_size=(64, 64), pixel_stats="half")
+    metadata = WeightsMetadata(2, (64, 64), gelu="tanh", pixel_stats="half")
     weights = types.SimpleNamespace(path="x.npz", shapes=shapes, metadata=metadata)
     assert_same_model(create_model(**infer_model_options(weights)), model)
 

@@ -67,6 +67,7 @@ TIMM_EVA, TIMM_EVA_SPLIT = "timm Eva", "timm Eva with split MLP"
 TIMM_EVA_SEPARATE = "timm Eva with separate projections"
 HF_VIT, HF_DEIT, HF_BIT = "Hugging Face ViT", "Hugging Face DeiT", "Hugging Face BiT"
 HF_DINO, HF_DINO_3 = "Hugging Face DINOv2", "Hugging Face DINOv3"
+HF_DINO_GATED = "Hugging Face DINOv2 with gated MLP"
 HF_SIGLIP, HF_CLIP = "Hugging Face SigLIP", "Hugging Face CLIP"
 
 
@@ -155,7 +156,7 @@ def _huggingface_formats() -> list[Format]:
     }
 
     def versions(name: str, keys: tuple[str, str], rows: Callable, **options) -> list[Format]:
-        options |= exact
+        options = exact | options
         return [
             Format(name, keys[0], rows(4), is_torch=True, **options),
             Format(f"{name}, version 5", keys[1], rows(5), is_torch=True, **options),
@@ -168,8 +169,10 @@ def _huggingface_formats() -> list[Format]:
     )
     vit = {"prefixes": ("vit.", "deit.", "ijepa.", ""), "norm_eps": 1e-12, "model_type": "vit"}
     deit = {"prefixes": ("deit.", ""), "norm_eps": 1e-12, "model_type": "deit"}
+    deit["ignored"] = rf"{exact['ignored']}|pooler\..*"  # Of the class token alone.
     dino = {"prefixes": ("dinov2.", "dinov2_with_registers.", ""), "norm_eps": 1e-6}
     dino |= {"model_type": "dinov2"}
+    gated_dino = functools.partial(names.huggingface_dino, is_gated=True)
     dino_3 = {"norm_eps": 1e-5, "model_type": "dinov3_vit"}
     siglip = tower | {"gelu": "tanh", "norm_eps": 1e-6, "model_type": "siglip_vision_model"}
     clip = tower | {"norm_eps": 1e-5, "model_type": "clip_vision_model"}  # Either of two GELUs.
@@ -178,6 +181,7 @@ def _huggingface_formats() -> list[Format]:
         *versions(HF_VIT, vit_keys, names.huggingface_vit, **vit),
         *versions(HF_DEIT, ("embeddings.distillation_token",) * 2, names.huggingface_deit, **deit),
         *versions(HF_DINO, dino_keys, names.huggingface_dino, **dino),
+        *versions(HF_DINO_GATED, dino_keys, gated_dino, **dino),
         *versions(
             HF_DINO_3,
             ("embeddings.patch_embeddings.weight",) * 2,
@@ -226,7 +230,9 @@ def detect_formats(names: Iterable[str]) -> list[tuple[Format, str]]:
 
 
 def _is_known(format: Format, prefix: str, name: str) -> bool:
-    return name.startswith(prefix) and row_of_tensor(format, name.removeprefix(prefix)) is not None
+    bare_name = name.removeprefix(prefix)
+    has_row = row_of_tensor(format, bare_name) is not None
+    return name.startswith(prefix) and (has_row or bool(re.fullmatch(format.ignored, bare_name)))
 
 
 def without_wrappers(name: str) -> str:

@@ -95,7 +95,6 @@ MODELS = {
         "deit.",
         _VIT,
         keys=_VIT_KEYS,
-        features=Output(unused=r"pooler\..*"),  # Of the class token alone.
         heads={"DeiTForImageClassificationWithTeacher": Output()},
         allows=_QKV_BIAS | {"distill_token": (True,)},
     ),

@@ -83,22 +83,30 @@ def huggingface_vit(version: int) -> tuple[Row, ...]:
 
 def huggingface_deit(version: int) -> tuple[Row, ...]:
     """Returns the rows of DeiT, whose distillation token has a head of its own."""
+    vit = [row for row in huggingface_vit(version) if not row.tensor.startswith("pooler.")]
     return (
-        *rename(huggingface_vit(version), ("classifier.", "cls_classifier.")),
+        *rename(tuple(vit), ("classifier.", "cls_classifier.")),
         Row("embeddings.distillation_token", ("dist_token",)),
         *dense("distillation_classifier", "head_dist"),
     )
 
 
-def huggingface_dino(version: int) -> tuple[Row, ...]:
-    """Returns the rows of Hugging Face's DINOv2, with the names of transformers 4 or 5."""
+def huggingface_dino(version: int, is_gated: bool = False) -> tuple[Row, ...]:
+    """Returns the rows of Hugging Face's DINOv2, with the names of transformers 4 or 5.
+
+    Args:
+      version: of transformers.
+      is_gated: the MLP is gated.
+    """
     block = "encoder.layer.{i}"
     is_old = version < 5
+    mlp = _mlp(block, ("mlp.fc1", "mlp.fc2"))
+    if is_gated:
+        mlp = _packed_gated_mlp(block) if is_old else _gated_mlp(block)
     return (
         *_EMBEDDINGS,
         *_block(block, _ATTENTION_4 if is_old else _ATTENTION_5, ("norm1", "norm2")),
-        *_mlp(block, ("mlp.fc1", "mlp.fc2")),
-        *(_packed_gated_mlp(block) if is_old else _gated_mlp(block)),
+        *mlp,
         Row("embeddings.register_tokens", ("registers",)),
         *_layer_scales(block),
     )

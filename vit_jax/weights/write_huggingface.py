@@ -9,7 +9,7 @@ from vit_jax.errors import ConfigError
 from vit_jax.models.layers import GATED_MLPS
 from vit_jax.models.pixel_stats import PIXEL_STATS
 from vit_jax.models.registry import BitResNet, ViT
-from vit_jax.weights import image_processor, write_timm
+from vit_jax.weights import formats, image_processor, write_timm
 from vit_jax.weights.huggingface import MODELS, HuggingFaceModel, dino_mlp_size
 from vit_jax.weights.metadata import WeightsMetadata
 
@@ -131,7 +131,9 @@ def format_and_prefix(model: ViT | BitResNet) -> tuple[str, str]:
     """Returns the format of the tensors of a model, and their prefix."""
     row = MODELS[model_type_of(model)]
     is_tower = row.prefix == "vision_model."  # Versions 4 and 5 of transformers read it.
-    return row.format, row.prefix if model.num_classes or is_tower else ""
+    is_gated = row.format == formats.HF_DINO and model.config.mlp != "mlp"
+    name = formats.HF_DINO_GATED if is_gated else row.format
+    return name, row.prefix if model.num_classes or is_tower else ""
 
 
 def unprefixed(tensor: str) -> bool:
