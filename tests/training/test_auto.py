@@ -69,6 +69,14 @@ def test_large_memory_needs_no_estimate(limit, monkeypatch):
     assert auto.with_accumulate(config, model, mesh)[0].accumulate == 1
 
 
+def test_small_vit_needs_no_estimate_on_a_machine_of_16_gib(limit, monkeypatch):
+    monkeypatch.setattr(memory, "estimate", None)
+    limit(device_memory.CPU_SHARE * 2**34)
+    small = {"model": Model(name="vit_s16"), "data": Data(image_size=224), "batch_size": 16}
+    config, model, mesh = parts(accumulate="auto", **small)
+    assert auto.with_accumulate(config, model, mesh)[0].accumulate == 1
+
+
 def test_fixed_accumulate_that_cannot_fit_is_refused_with_one_that_does(limit):
     config, model, mesh = parts()
     limit(peak(config, model, mesh) / 4)

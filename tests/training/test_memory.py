@@ -6,8 +6,9 @@ import jax
 import pytest
 from jax.sharding import AbstractMesh, AxisType
 
-from vit_jax.config.schema import Config, Data, Mesh, Model, Optimizer
+from vit_jax.config.schema import Config, Data, Mesh, Model, Optimizer, Task
 from vit_jax.distributed import mesh as mesh_lib
+from vit_jax.models import registry
 from vit_jax.planning.compiled_step import compile_step
 from vit_jax.tasks import registry as task_registry
 from vit_jax.training import build, memory
@@ -111,6 +112,50 @@ def test_peak_of_a_small_batch_is_in_the_update():
     assert found.ema == found.parameters
     assert found.peak == found.persistent + max(update, found.peak - found.persistent)
     assert found.update == update
+
+
+LARGE_OPTIONS = {
+    "mlp": "swiglu",
+    "pool": "map",
+    "pre_logits": True,
+    "qk_norm": True,
+    "layer_scale": 0.1,
+    "dropout": 0.1,
+    "drop_path": 0.1,
+    "registers": 4,
+}
+LARGE_STATE = Optimizer(ema=0.9, sam_rho=0.1, gsam_alpha=0.1)
+
+
+@pytest.mark.parametrize(
+    ("options", "fields"),
+    [
+        ({}, {"accumulate": 4}),
+        ({"scan": False, "pos_embed_at": "layers"}, {"batch_size": 1}),
+        ({"dtype": "bfloat16", "remat": "dots"}, {}),
+        (LARGE_OPTIONS, {"accumulate": 4, "optimizer": LARGE_STATE}),
+        (LARGE_OPTIONS | {"pos_embed": "relative"}, {"data": Data(image_size=160, mixup=0.2)}),
+    ],
+)
+def test_upper_bound_is_far_above_every_estimate(options, fields):
+    config = make_config(dataclasses.replace(TINY, **options), **fields)
+    model = task_registry.build_model(config, num_classes=10)
+    bound = memory.upper_bound(config, model, mesh_lib.make_mesh(1, devices=jax.devices()[:1]))
+    assert estimate(config).peak < 0.7 * bound
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"model": Model(name="r50_s32")},
+        {"model": Model(name="bit_r50x1")},
+        {"task": Task(loss="my_package.losses:mine")},
+    ],
+)
+def test_upper_bound_is_infinite_for_resnets_and_user_code(fields):
+    config = Config(steps=1, data=Data(image_size=224), **fields)
+    model = registry.build(config.model, num_classes=10, image_size=224)
+    assert memory.upper_bound(config, model, mesh_lib.make_mesh()) == float("inf")
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd", "adafactor", "lamb"])

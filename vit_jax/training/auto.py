@@ -28,8 +28,6 @@ USABLE = 0.9  # Part of the limit that an estimate may take.
 # Fields of a model that training chooses; all others are taken from the starting weights.
 CHOSEN = ("dropout", "drop_path", "head_bias", "dtype", "scan", "remat", "kernels")
 SIZES = ("num_layers", "hidden_size", "mlp_size", "patch", "registers")
-# Without need of an estimate, a step fits a memory that is this many times `_least_bytes`.
-LARGEST_RATIO = 128
 
 
 def with_saved(config: Config, folder: pathlib.Path) -> Config:
@@ -81,8 +79,7 @@ def with_accumulate(config: Config, model, mesh) -> tuple[Config, str]:
     limit = multihost.broadcast_from_process_0("memory limit", device_memory.memory_limit)
     is_auto = config.accumulate == AUTO
     start = dataclasses.replace(config, accumulate=1) if is_auto else config
-    least = _least_bytes(start, model, mesh)
-    if limit is None or LARGEST_RATIO * least < limit:
+    if limit is None or memory.upper_bound(start, model, mesh) < USABLE * limit:
         size = "unknown memory" if limit is None else format_bytes(limit)
         note = (
             f"accumulate=1, {config.model.dtype}: a step needs little memory (a device has {size})"
