@@ -14,7 +14,10 @@ from vit_jax.models import trees
 from vit_jax.weights import load
 from vit_jax.weights.weights_folder import INDEX, open_weights
 
-CONFIG = peer_weights.HF_CONFIG | {"model_type": "vit", "architectures": ["ImageClassification"]}
+CONFIG = peer_weights.HF_CONFIG | {
+    "model_type": "vit",
+    "architectures": ["ViTForImageClassification"],
+}
 TENSORS = peer_weights.as_huggingface(peer_weights.timm_weights(), root="vit.")
 
 

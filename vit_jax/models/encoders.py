@@ -37,6 +37,8 @@ class Encoder:
       published: sizes with published weights, by the part of the name after the family.
       sizes: sizes that Table 1 does not have, or has with other numbers.
       size_options: further options of single sizes.
+      resize_rule: rule of its own code that resizes position embeddings, as `init.resize_rule`;
+        None for that of the official code.
     """
 
     title: str
@@ -46,6 +48,7 @@ class Encoder:
     published: Mapping[str, Published]
     sizes: Mapping[str, Size] = dataclasses.field(default_factory=dict)
     size_options: Mapping[str, Mapping[str, object]] = dataclasses.field(default_factory=dict)
+    resize_rule: str | None = None
 
     def size(self, name: str) -> Size | None:
         """Returns a size by its name, such as 's'; None if the family cannot have it."""
@@ -74,6 +77,19 @@ SWIGLU = {"mlp": "swiglu"}
 GIANT = Size(40, 1536, 4096, 24)  # Of DINOv2; its MLP is gated.
 
 ENCODERS = {
+    "dino": Encoder(
+        "DINO",
+        "2104.14294",
+        "Apache-2.0",
+        IMAGENET,
+        {
+            "s16": Published(224, 21_665_664),
+            "s8": Published(224, 21_670_272),
+            "b16": Published(224, 85_798_656),
+            "b8": Published(224, 85_807_872),
+        },
+        resize_rule="bicubic_offset",
+    ),
     "dinov2": Encoder(
         "DINOv2",
         "2304.07193",
@@ -87,6 +103,7 @@ ENCODERS = {
         },
         sizes={"g": GIANT},
         size_options={"g": SWIGLU},
+        resize_rule="bicubic_offset",
     ),
     "dinov2_reg": Encoder(
         "DINOv2 with registers",
@@ -101,6 +118,7 @@ ENCODERS = {
         },
         sizes={"g": GIANT},
         size_options={"g": SWIGLU},
+        resize_rule="bicubic_antialias",
     ),
     "dinov3": Encoder(
         "DINOv3",
@@ -162,6 +180,7 @@ ENCODERS = {
             "b16": Published(224, 85_799_424),
             "l14": Published(224, 303_179_776),
         },
+        resize_rule="bicubic_antialias",
     ),
     "openclip": Encoder(
         "OpenCLIP",
@@ -176,6 +195,7 @@ ENCODERS = {
             "g14": Published(224, 1_011_203_840),
             "gg14": Published(224, 1_842_777_344),
         },
+        resize_rule="bicubic_antialias",
     ),
     "mae": Encoder(
         "MAE",
@@ -187,6 +207,7 @@ ENCODERS = {
             "l16": Published(224, 303_301_632),
             "h14": Published(224, 630_764_800),
         },
+        resize_rule="bicubic",
     ),
     "deit": Encoder(
         "DeiT",
@@ -198,6 +219,7 @@ ENCODERS = {
             "s16": Published(224, 21_665_664),
             "b16": Published(224, 85_798_656),
         },
+        resize_rule="bicubic",
     ),
     "deit_distilled": Encoder(
         "DeiT with distillation token",
@@ -209,6 +231,7 @@ ENCODERS = {
             "s16": Published(224, 21_666_432),
             "b16": Published(224, 85_800_192),
         },
+        resize_rule="bicubic",
     ),
     "deit3": Encoder(
         "DeiT III",
@@ -222,6 +245,7 @@ ENCODERS = {
             "l16": Published(224, 303_350_784),
             "h14": Published(224, 630_846_720),
         },
+        resize_rule="bicubic",
     ),
     "eva02": Encoder(
         "EVA-02",
@@ -241,6 +265,7 @@ ENCODERS = {
             "l": Size(24, 1024, 2730, 16),
         },
         size_options={"b": {"mlp_norm": True}, "l": {"mlp_norm": True}},
+        resize_rule="bicubic",
     ),
     "tips": Encoder(
         "TIPS",
@@ -256,6 +281,7 @@ ENCODERS = {
         },
         sizes={"g": GIANT},
         size_options={"g": SWIGLU},
+        resize_rule="bilinear_antialias",
     ),
     "ijepa": Encoder(
         "I-JEPA",
@@ -267,6 +293,7 @@ ENCODERS = {
             "h16": Published(448, 631_668_480),
             "g16": Published(224, 1_011_368_576),
         },
+        resize_rule="bicubic",
     ),
 }
 
@@ -274,6 +301,7 @@ ENCODERS = {
 class EncoderName(NamedTuple):
     """The parts of a model name such as `dinov2_reg_s14`."""
 
+    family: str
     encoder: Encoder
     size: str
     patch: int
@@ -285,7 +313,7 @@ def parse_name(name: str) -> EncoderName | None:
     match = re.fullmatch(rf"({families})_([0-9a-z]*?[a-z])([1-9]\d{{0,3}})", name)
     if not match or ENCODERS[match[1]].size(match[2]) is None:
         return None
-    return EncoderName(ENCODERS[match[1]], match[2], int(match[3]))
+    return EncoderName(match[1], ENCODERS[match[1]], match[2], int(match[3]))
 
 
 def with_encoder(config: Model) -> Model:

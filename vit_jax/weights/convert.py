@@ -122,7 +122,7 @@ def _target_metadata(loaded: load.LoadedModel, model: ViT | BitResNet) -> Weight
     classes = loaded.classes if keeps_names else None
     source = loaded.weights.metadata
     metadata = save.metadata_of(model, loaded.recipe, classes, source.assumed)
-    return dataclasses.replace(metadata, resize_rule=source.resize_rule)
+    return dataclasses.replace(metadata, family=source.family)
 
 
 def _write(
@@ -285,7 +285,7 @@ def _write_orbax(
     names = metadata.classes or tuple(f"class {k}" for k in range(model.num_classes))
     meta = {"config": config_lib.to_dict(stages), "classes": list(names)}
     meta |= {"has_class_names": metadata.classes is not None, "is_converted": True}
-    meta |= {"assumed": list(metadata.assumed or ()), "resize_rule": metadata.resize_rule}
+    meta |= {"assumed": list(metadata.assumed or ()), "family": metadata.family}
     folder = checkpoint.Checkpoints(path / layout.FOLDER)
     folder.save(0, {"params": jax.device_put(params)}, data={}, meta=meta)
     folder.close()

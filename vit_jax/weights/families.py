@@ -5,25 +5,25 @@ of the family have it. Everything taken is reported.
 """
 
 import dataclasses
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from vit_jax.config.schema import Model
 from vit_jax.distributed import multihost
 from vit_jax.errors import CheckpointError
-from vit_jax.models.encoders import ENCODERS, Encoder
+from vit_jax.models.encoders import ENCODERS, parse_name
 from vit_jax.models.size_table import SIZES, Size
 from vit_jax.text import warn_once
 from vit_jax.weights import formats, image_processor
 from vit_jax.weights.formats import Format
 from vit_jax.weights.metadata import WeightsMetadata
-from vit_jax.weights.tensor_layouts import CLS, num_layers
+from vit_jax.weights.tensor_layouts import CLS, POSITIONS, num_layers
 
 BLOCK = "Transformer/encoderblock_0"
 QUERY = f"{BLOCK}/MultiHeadDotProductAttention_0/query/kernel"
-GATE = f"{BLOCK}/MlpBlock_0/Dense_gate/kernel"
-FROM_MODEL = ("num_heads", "gelu", "norm_eps", "pixel_stats")
+FROM_MODEL = ("num_heads", "gelu", "norm_eps", "pixel_stats", "mlp")
 OFFICIAL = {"gelu": "tanh", "norm_eps": 1e-6, "pixel_stats": "half"}
 OFFICIAL_EVALUATION = {"crop": "resize", "resample": "tf_bilinear"}
 OFFICIAL_CODE = "the official code"
@@ -33,98 +33,140 @@ class Family(NamedTuple):
     """Published weights with a common recipe.
 
     Attributes:
-      name: name for messages.
-      pixel_stats: mean and deviation of the pixels.
+      title: name for messages.
+      options: fields of the metadata that all its weights have.
+      key: its name in `ENCODERS`; None for a family without a row.
       has_six_heads: the models of size S have 6 heads; those of MoCo v3 have 12.
-      options: further options that all its models have, but their files do not contain.
-      gated_mlp: MLP of its models with a gate.
-      sizes: sizes that Table 1 does not have.
     """
 
-    name: str
-    pixel_stats: str
+    title: str
+    options: Mapping[str, object]
+    key: str | None = None
     has_six_heads: bool = True
-    options: Mapping[str, object] = {}
-    gated_mlp: str | None = None
-    sizes: Mapping[str, Size] = {}
 
 
-def family_of(encoder: Encoder) -> Family:
-    """Returns the family of the weights of published encoders."""
-    section = dataclasses.asdict(dataclasses.replace(Model(), **encoder.options))
-    options = {name: section[name] for name in ("gelu", "norm_eps")}
-    if "rope" in section["pos_embed"]:
-        options |= {name: section[name] for name in ("pos_embed", "rope")}
-    mlps = {encoder.options_of(size).get("mlp") for size in (*encoder.sizes, "")}
-    gated = next(iter(mlps - {None}), None)
-    return Family(encoder.title, section["pixel_stats"], True, options, gated, encoder.sizes)
-
-
-BIT = Family("BiT", "half")
-AUGREG = Family("AugReg", "half")
-SIGLIP = family_of(ENCODERS["siglip"])
-DEIT, DEIT_3 = Family("DeiT", "imagenet"), Family("DeiT III and DINOv2", "imagenet")
-DINO = Family("DINO", "imagenet")
-DINO_2, DINO_3 = (family_of(ENCODERS[name]) for name in ("dinov2", "dinov3"))
-MAE, I_JEPA = (family_of(ENCODERS[name]) for name in ("mae", "ijepa"))
-TIMM = Family("timm's model of this name", "half")
-HUGGING_FACE = Family("Hugging Face's ViTImageProcessor", "half", has_six_heads=False)
-ARCHITECTURES = (  # Pattern of a name in config.json -> family; None: several.
-    (r"dinov3_vit", DINO_3),
-    (r"vit_mae", MAE),
-    (r"ijepa", I_JEPA),
+BIT, AUGREG = Family("BiT", {"pixel_stats": "half"}), Family("AugReg", {"pixel_stats": "half"})
+DEIT_3_OR_DINO_2 = Family("DeiT III and DINOv2", {"pixel_stats": "imagenet"})
+TIMM = Family("timm's model of this name", {"pixel_stats": "half"})
+HUGGING_FACE = Family(
+    "Hugging Face's ViTImageProcessor", {"pixel_stats": "half"}, has_six_heads=False
+)
+KINDS = (  # Pattern of an architecture of timm or a model_type -> row of ENCODERS, or family.
+    (r".*reg\d*_dinov2.*|dinov2_with_registers", "dinov2_reg"),
+    (r".*dinov2.*", "dinov2"),
+    (r".*dinov3.*", "dinov3"),
+    (r"deit3_.*", "deit3"),
+    (r"deit_.*distilled.*", "deit_distilled"),
+    (r"deit.*", "deit"),
+    (r".*siglip.*", "siglip"),
+    (r"eva02_.*", "eva02"),
+    (r".*clip_quickgelu.*", "clip"),
+    (r"clip.*|.*_clip_.*", "openclip"),
+    (r"vit_mae", "mae"),
+    (r"ijepa", "ijepa"),
     (r"vit_msn", None),
-    (r".*dinov2.*", DINO_2),
-    (r"deit.*", DEIT),
-    (r".*siglip.*", SIGLIP),
-    (r".*(clip|dino|eva|mae|moco|rope|sam).*", None),
+    (r".*(dino|eva|mae|moco|rope|sam).*", None),  # Several, or one without a row.
     (r"vit_(tiny|small|base|large|huge)(_(patch|r)\w+)?", TIMM),
 )
+UNDETERMINED = {"openclip": ("pixel_stats",)}  # Options in which the weights of a row differ.
+
+
+def of_encoder(key: str) -> Family:
+    """Returns the family of a row of `ENCODERS`."""
+    encoder = ENCODERS[key]
+    options = {name: getattr(Model, name) for name in ("gelu", "norm_eps", "pixel_stats")}
+    known = [field.name for field in dataclasses.fields(WeightsMetadata)]
+    options |= {name: value for name, value in encoder.options.items() if name in known}
+    if "rope" in options.get("pos_embed", ""):
+        options.setdefault("rope", Model.rope)
+    mlps = (encoder.options_of(size).get("mlp") for size in ("", *encoder.size_options))
+    options["mlp"] = next(filter(None, mlps), None)
+    for name in UNDETERMINED.get(key, ()):
+        del options[name]
+    return Family(encoder.title, options, key)
 
 
 def find_family(
-    format: Format, prefix: str, shapes: Mapping[str, tuple], kind: str
+    format: Format, prefix: str, shapes: Mapping[str, tuple], kind: str, ignored: Iterable[str] = ()
 ) -> Family | None:
     """Returns the family of weights, or None if several have such files.
 
     Args:
       format, prefix: as in `reader.WeightsFile`.
-      shapes: shape by parameter name.
+      shapes: shape of the tensor by parameter name.
       kind: model_type (Hugging Face) or architecture (timm) in config.json, or ''.
+      ignored: tensors of the file that are not parameters of the model.
     """
-    for pattern, family in ARCHITECTURES:
-        if re.fullmatch(pattern, kind):
-            return family
-    name = format.name
-    has_scale = f"{BLOCK}/LayerScale_0/scale" in shapes
-    for family, is_found in (
-        (BIT, name in (formats.TIMM_BIT, formats.HF_BIT)),
-        (DINO_2, name == formats.DINO or name.startswith(formats.HF_DINO)),
-        (DINO_3, format.model_type == "dinov3_vit"),
-        (DEIT, format.model_type == "deit"),
-        (HUGGING_FACE, name.startswith(formats.HF_VIT)),
-        (DINO, prefix == "teacher.backbone."),
+    for pattern, found in KINDS:
+        if re.fullmatch(pattern, kind) and not (found == "deit" and "dist_token" in shapes):
+            return of_encoder(found) if isinstance(found, str) else found
+    is_scaled = f"{BLOCK}/LayerScale_0/scale" in shapes and CLS in shapes
+    has_decoder = any("decoder" in name for name in ignored)
+    for found, is_found in (
+        ("siglip", prefix.endswith("img/") and "MAPHead_0/probe" in shapes),
+        ("tips", format.name == formats.TIPS),
+        (None, is_of_official_code(format)),
+        (BIT, format.name in (formats.TIMM_BIT, formats.HF_BIT)),
+        ("dinov3", format.name == formats.DINO_3 or format.model_type == "dinov3_vit"),
+        ("eva02", format.name == formats.EVA_02),
+        (_dino_2(shapes), format.name == formats.DINO or format.model_type == "dinov2"),
+        ("deit_distilled", "dist_token" in shapes),
+        ("mae", has_decoder),
+        ("deit", "deit" in (format.model_type, prefix.removesuffix("."))),
+        (HUGGING_FACE, format.name.startswith(formats.HF_VIT)),
+        ("dino", prefix == "teacher.backbone."),
         (AUGREG, "conv_root/kernel" in shapes or "pre_logits/kernel" in shapes),
-        (SIGLIP, "MAPHead_0/probe" in shapes),
-        (DEIT_3, has_scale and CLS in shapes),
+        ("siglip", "MAPHead_0/probe" in shapes),
+        (_deit_3_or_dino_2(shapes), is_scaled),
     ):
-        if is_found and not is_of_official_code(format):
-            return DEIT if family is HUGGING_FACE and prefix == "deit." else family
+        if is_found:
+            return of_encoder(found) if isinstance(found, str) else found
     return None
+
+
+def _dino_2(shapes: Mapping[str, tuple]) -> str | None:
+    """The row of a file with the names of DINOv2; TIPS has a second class token as register."""
+    registers = {0: "dinov2", 1: "tips", 4: "dinov2_reg"}
+    return registers.get(shapes.get("registers", (1, 0))[1])
+
+
+def _deit_3_or_dino_2(shapes: Mapping[str, tuple]) -> Family | str:
+    """DeiT III has no position embedding of the class token, and DINOv2 has."""
+    num_positions = shapes.get(POSITIONS, (1, 0))[1]
+    for key, count in (("deit3", num_positions), ("dinov2", num_positions - 1)):
+        if count > 0 and math.isqrt(count) ** 2 == count and "registers" not in shapes:
+            return key
+    return DEIT_3_OR_DINO_2
 
 
 def num_heads(shapes: Mapping[str, tuple], family: Family | None) -> tuple[int, str] | None:
     """Returns the number of heads of all published models of a size, and the reason, or None."""
-    width = shapes.get("Transformer/encoder_norm/scale", (0,))[-1]
-    mlp_size = max(shapes.get(f"{BLOCK}/MlpBlock_0/Dense_1/kernel", (0,)))
-    depth = num_layers(shapes)
-    for name, size in [*SIZES.items(), *(family.sizes.items() if family else ())]:
-        if (depth, width, mlp_size) == (size.num_layers, size.hidden_size, size.mlp_size):
+    size = (num_layers(shapes), width := _width(shapes), _mlp_size(shapes, width))
+    if family and family.key:
+        encoder = ENCODERS[family.key]
+        for name in {parse_name(f"{family.key}_{name}").size for name in encoder.published}:
+            if size == _shape(encoder.size(name)):
+                return encoder.size(name).num_heads, family.title
+    for name, known in SIZES.items():
+        if size == _shape(known):
             if name != "s":
-                return size.num_heads, f"ViT-{name.capitalize()}"
+                return known.num_heads, f"ViT-{name.capitalize()}"
             if family and family.has_six_heads:
-                return size.num_heads, family.name
+                return known.num_heads, family.title
     return None
+
+
+def _shape(size: Size) -> tuple[int, int, int]:
+    return size.num_layers, size.hidden_size, size.mlp_size
+
+
+def _width(shapes: Mapping[str, tuple]) -> int:
+    return shapes.get(f"{BLOCK}/LayerNorm_0/scale", (0,))[-1]
+
+
+def _mlp_size(shapes: Mapping[str, tuple], width: int) -> int:
+    """Size of the MLP, from its last layer in any layout."""
+    return math.prod(shapes.get(f"{BLOCK}/MlpBlock_0/Dense_1/kernel", (0,))) // max(width, 1)
 
 
 def is_of_official_code(format: Format) -> bool:
@@ -155,12 +197,13 @@ def complete(
       CheckpointError: nothing determines the number of heads, or it contradicts the tensors.
     """
     is_official = is_of_official_code(format)
+    is_gated = f"{BLOCK}/MlpBlock_0/Dense_gate/kernel" in shapes
     metadata = metadata.assuming(format.name, gelu=format.gelu, norm_eps=format.norm_eps)
     if family:
-        gated = {"mlp": family.gated_mlp} if GATE in shapes else {}
-        metadata = metadata.assuming(
-            family.name, pixel_stats=family.pixel_stats, **family.options, **gated
-        )
+        unused = "gelu" if is_gated else "mlp"
+        options = {name: value for name, value in family.options.items() if name != unused}
+        metadata = metadata.assuming(family.title, **options)
+        metadata = dataclasses.replace(metadata, family=family.key)
     kernel = shapes.get(QUERY, ())
     if len(kernel) == 3:
         if metadata.num_heads not in (None, kernel[1]):
@@ -227,12 +270,12 @@ def _evaluation(format: Format, where: str) -> dict:
 
 def ask(where: str, unknown: Sequence[str], shapes: Mapping[str, tuple]) -> CheckpointError:
     """Returns the error that asks the user for options of a file."""
-    width = shapes.get("Transformer/encoder_norm/scale", (0,))[-1]
+    width = _width(shapes)
     known = "6 heads in DeiT, 12 in MoCo v3" if width == 384 else "any divisor of it"
     texts = {
         "num_heads": f"num_heads for width {width} ({known})",
         "pixel_stats": "pixel_stats (half in AugReg, imagenet in DeiT, DINO, MAE and MoCo v3)",
-        "gelu": "gelu (quick in OpenAI's CLIP, erf in OpenCLIP)",
+        "gelu": "gelu (quick in OpenAI's CLIP, erf in most weights of open_clip)",
     }
     listed = " and ".join(texts[name] for name in unknown)
     divisors = [h for h in range(1, width + 1) if width % h == 0]
@@ -245,5 +288,5 @@ def ask(where: str, unknown: Sequence[str], shapes: Mapping[str, tuple]) -> Chec
     example = ",".join(f"{name}={examples[name]}" for name in unknown)
     return CheckpointError(
         f"{where}: cannot infer {listed}; neither the file nor a config.json beside it gives this. "
-        f"Give it after a colon, as in {where}:{example}."
+        f"Give it, or the family ({', '.join(ENCODERS)}), after a colon, as in {where}:{example}."
     )

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 
 from vit_jax.errors import CheckpointError
+from vit_jax.models.encoders import ENCODERS
 from vit_jax.models.resnet_blocks import ROOT_FEATURES, UNITS
 from vit_jax.models.size_table import SIZES, Size
 from vit_jax.weights.families import BLOCK, ask
@@ -78,9 +79,9 @@ def _vit_options(weights: WeightsFile) -> dict:
     if (depth := num_layers(shapes)) > MAX_LAYERS:
         raise CheckpointError(f"{weights.path}: {depth} layers; expected at most {MAX_LAYERS}.")
     mlp_size = shapes[f"{block}/MlpBlock_0/Dense_0/kernel"][1]
-    pool = _pool(weights, D)
+    pool, size = _pool(weights, D), Size(depth, D, mlp_size, metadata.num_heads)
     options = {
-        **_name_options(stem, patch, Size(depth, D, mlp_size, metadata.num_heads)),
+        **_name_options(stem, patch, size),
         "num_classes": _num_classes(shapes),
         "pool": pool,
         "class_token": True if CLS in shapes and pool in ("gap", "map") else None,
@@ -100,7 +101,23 @@ def _vit_options(weights: WeightsFile) -> dict:
     if f"{block}/LayerScale_0/scale" in shapes:
         options["layer_scale"] = 1.0  # Its initial value, which trained weights do not give.
     eps = {} if metadata.norm_eps is None else {"norm_eps": metadata.norm_eps}
-    return options | eps | _required(weights, "gelu", "pixel_stats")
+    options |= eps | _required(weights, "gelu", "pixel_stats")
+    return _with_family(options, metadata.family, size, patch)
+
+
+def _with_family(options: dict, family: str | None, size: Size, patch: int) -> dict:
+    """The options with the name of a family, if they are all those of the family."""
+    encoder = ENCODERS.get(family)
+    for name in {**SIZES, **encoder.sizes} if encoder else ():
+        own = encoder.options_of(name)
+        named = options | {"name": f"{family}_{name}{patch}"}
+        if "layer_scale" in options:  # Trained weights do not give its initial value.
+            named["layer_scale"] = own.get("layer_scale", options["layer_scale"])
+        for field in dataclasses.fields(Size):
+            named.pop(field.name, None)
+        if encoder.size(name) == size and own.items() <= named.items():
+            return named
+    return options
 
 
 def _mlp_options(weights: WeightsFile) -> dict:

@@ -133,7 +133,7 @@ def _weights_of_file(file: WeightsFile, entry: published.PublishedWeights | None
 
 
 def _weights_of_step(step_folder: pathlib.Path, model: Model, meta: dict) -> LazyWeights:
-    """The weights of a checkpoint; `assumed` and `resize_rule` are of the file it is made from."""
+    """The weights of a checkpoint; `assumed` and `family` are of the file that it is made from."""
     abstract_state = checkpoint.stored_param_shapes(step_folder)
     ((kind, leaves),) = abstract_state.items()
     shapes = {name: leaf.shape for name, leaf in trees.flatten(leaves).items()}
@@ -143,7 +143,7 @@ def _weights_of_step(step_folder: pathlib.Path, model: Model, meta: dict) -> Laz
         yield from ((name, a) for name, a in params.items() if names is None or name in names)
 
     names = tuple(meta["classes"]) if meta.get("has_class_names", True) else None
-    stored = {"assumed": tuple(meta.get("assumed", ())), "resize_rule": meta.get("resize_rule")}
+    stored = {"assumed": tuple(meta.get("assumed", ())), "family": meta.get("family")}
     known = {name: value for name, value in stored.items() if value}
     metadata = dataclasses.replace(metadata_lib.from_model(model), **known)
     return LazyWeights(str(step_folder), shapes, model.grid, metadata, read, lambda: names)

@@ -6,11 +6,11 @@ import re
 from vit_jax.config.schema import Data, Model
 from vit_jax.data.labels import read_names
 from vit_jax.errors import CheckpointError, ConfigError, nearest, shown
+from vit_jax.models.encoders import ENCODERS, parse_name
 from vit_jax.models.layers import GATED_MLPS
 from vit_jax.models.registry import BitResNet, ViT
 from vit_jax.models.rope import ROPES
 from vit_jax.weights.image_processor import MAX_SIDE
-from vit_jax.weights.resize_grid import RESIZE_RULES
 
 MIN_CROP = 1 / 32  # Smallest crop_fraction.
 
@@ -20,10 +20,9 @@ class WeightsMetadata:
     """Model options, class names and preprocessing of weights; None for unknown values.
 
     `image_size` is (height, width) in pixels. `crop`, `crop_fraction`, `crop_side` and `resample`
-    are `eval_crop`, `crop_fraction`, `eval_side` and `resample` of `config.data`. `resize_rule` is
-    the family's own rule for position embeddings, as `config.init.resize_rule`. `assumed` lists
-    values that the file does not contain, each with its source. The other fields except `classes`
-    are options of `create_model`.
+    are `eval_crop`, `crop_fraction`, `eval_side` and `resample` of `config.data`. `family` is
+    a row of `models.encoders.ENCODERS`. `assumed` lists values that the file does not contain, each
+    with its source. The other fields except `classes` are options of `create_model`.
     """
 
     num_heads: int | None = None
@@ -36,13 +35,18 @@ class WeightsMetadata:
     gelu: str | None = None
     norm_eps: float | None = None
     pixel_stats: str | None = None
-    resize_rule: str | None = None
+    family: str | None = None
     classes: tuple[str, ...] | None = None
     crop: str | None = None
     crop_fraction: float | None = None
     crop_side: int | tuple[int, int] | None = None
     resample: str | None = None
     assumed: tuple[str, ...] | None = None
+
+    @property
+    def resize_rule(self) -> str | None:
+        """Rule of the family's own code that resizes position embeddings; None if unknown."""
+        return ENCODERS[self.family].resize_rule if self.family else None
 
     def known_fields(self) -> dict:
         """Returns the fields that are not None."""
@@ -96,6 +100,7 @@ def from_model(model: ViT | BitResNet) -> WeightsMetadata:
         gelu=config.gelu,
         norm_eps=config.norm_eps,
         pixel_stats=config.pixel_stats,
+        family=found.family if (found := parse_name(config.name)) else None,
     )
 
 
@@ -112,7 +117,7 @@ def from_json(values: dict, where: str) -> WeightsMetadata:
     checks = {
         "num_heads": lambda v: type(v) is int and 0 < v < 2**16,
         "image_size": _is_size,
-        "resize_rule": lambda v: isinstance(v, str) and v in RESIZE_RULES,
+        "family": lambda v: v in list(ENCODERS),
         "norm_eps": lambda v: type(v) in (int, float) and 0 < v <= 1,
         "classes": _is_list_of_str,
         "assumed": _is_list_of_str,

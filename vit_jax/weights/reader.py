@@ -127,10 +127,12 @@ def open_weights_file(
     }
     if given.classes and config.metadata.classes:
         check_new_names(given.classes, config.metadata.classes, f"{path}:classes")
+    metadata = given.with_defaults(config.metadata)
+    family = families.find_family(format, prefix, stored_shapes, config.kind, ignored)
     metadata = families.complete(
-        given.with_defaults(config.metadata),
+        metadata,
         format,
-        families.find_family(format, prefix, stored_shapes, config.kind),
+        families.of_encoder(metadata.family) if metadata.family else family,
         stored_shapes,
         model,
         str(path),

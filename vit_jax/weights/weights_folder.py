@@ -1,4 +1,4 @@
-"""Folders of weights, as Hugging Face and timm write them: one file, or shards with an index."""
+"""Folders of weights of Hugging Face, timm and open_clip: one file, or shards with an index."""
 
 import dataclasses
 import pathlib
@@ -12,6 +12,7 @@ from vit_jax.weights.archive import Archive, ArrayInfo, open_archive, reject_con
 from vit_jax.weights.file_kinds import NPZ, PICKLES, SAFETENSORS, pickle_error
 
 FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
+OPEN_CLIP = "open_clip_model.safetensors"  # Beside open_clip_config.json.
 SHARD = re.compile(r"[\w.-]+-(\d{5})-of-(\d{5})\.safetensors", re.ASCII)
 MAX_JSON = 2**22  # Bytes of a config.json or an index.
 
@@ -31,8 +32,9 @@ class ShardedArchive:
 
 
 def is_weights_folder(folder: pathlib.Path) -> bool:
-    """Returns True for a folder with model.safetensors, its shards, or their index."""
-    return (folder / FILE).is_file() or (folder / INDEX).is_file() or bool(_shards_in(folder))
+    """Returns True for a folder with a file of weights, its shards, or their index."""
+    files = (FILE, INDEX, OPEN_CLIP)
+    return any((folder / name).is_file() for name in files) or bool(_shards_in(folder))
 
 
 def open_weights(path: pathlib.Path) -> Archive | ShardedArchive:
@@ -41,14 +43,22 @@ def open_weights(path: pathlib.Path) -> Archive | ShardedArchive:
     Raises:
       CheckpointError: the file, or a shard, is missing, damaged or of another kind.
     """
-    if path.is_dir() and not (path / FILE).is_file():
-        return _open_shards(path)
+    if path.is_dir():
+        file = _single_file(path)
+        return _open_shards(path) if file is None else open_archive(file)
     match = SHARD.fullmatch(path.name)
     if match and int(match[2]) > 1:
         raise CheckpointError(
             f"{path} is one of {int(match[2])} shards of a model; give their folder, {path.parent}."
         )
-    return open_archive(path / FILE if path.is_dir() else path)
+    return open_archive(path)
+
+
+def _single_file(folder: pathlib.Path) -> pathlib.Path | None:
+    """The file of weights that is not in shards; None if there is none."""
+    has_shards = (folder / INDEX).is_file() or bool(_shards_in(folder))
+    names = (FILE,) if has_shards else (FILE, OPEN_CLIP)
+    return next((folder / name for name in names if (folder / name).is_file()), None)
 
 
 def _open_shards(folder: pathlib.Path) -> ShardedArchive:
