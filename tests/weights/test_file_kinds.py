@@ -1,5 +1,7 @@
 """Files and folders that people have instead of weights: what they are, and what to do."""
 
+import ast
+import glob
 import gzip
 import io
 import pickle
@@ -104,6 +106,21 @@ def test_pickle_remedy_names_the_files(tmp_path):
         compile(code, "remedy", "exec")
         assert f"{str(tmp_path / name)!r}" in code
         assert f"{tmp_path / new!s}.safetensors" in code
+
+
+def test_pickle_remedy_of_a_shard_saves_all_shards(tmp_path):
+    folder = tmp_path / "a [folder]"
+    folder.mkdir()
+    for k in (1, 2):
+        (folder / f"pytorch_model-0000{k}-of-00002.bin").write_bytes(torch_zip())
+    with pytest.raises(CheckpointError) as caught:
+        load.load(folder)
+    code = str(caught.value).partition('python -c "')[2].removesuffix('"')
+    compile(code, "remedy", "exec")
+    files = code.partition("glob.glob(")[2].partition(") for w")[0]
+    found = glob.glob(ast.literal_eval(files))
+    assert sorted(found) == [str(path) for path in sorted(folder.iterdir())]
+    assert "p[:-4] + '.safetensors'" in code
 
 
 @pytest.mark.parametrize(

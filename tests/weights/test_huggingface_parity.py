@@ -6,6 +6,8 @@ line of a table for each encoder.
 
 import dataclasses
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 
 import jax
@@ -16,9 +18,10 @@ import safetensors.numpy
 import vit_jax
 from tests.support.golden_outputs import photo_pixels
 from tests.support.tiny import assert_same_model
+from vit_jax.errors import CheckpointError
 from vit_jax.models import trees
 from vit_jax.models.pixel_stats import PIXEL_STATS
-from vit_jax.weights import writer
+from vit_jax.weights import load, writer
 from vit_jax.weights.infer_model import infer_model_options
 from vit_jax.weights.metadata import WeightsMetadata
 from vit_jax.weights.reader import open_weights_file
@@ -87,6 +90,7 @@ CASES = {
     "OpenCLIP H/14, 2 layers": Case(
         "openclip_h14", "CLIPVisionModel", OPENCLIP, TWO, pixel_stats="clip"
     ),
+    "MSN S/16, 2 layers": Case("deit_s16", "ViTMSNModel", EPS, TWO),
     "MAE B/16": Case("mae_b16", "ViTMAEModel", MAE),
     "MAE H/14 with decoder, 2 layers": Case("mae_h14", "ViTMAEForPreTraining", MAE, TWO),
     "DeiT S/16 distilled": Case("deit_distilled_s16", "DeiTModel", EPS),
@@ -111,8 +115,14 @@ CASES = {
         "half",
     ),
 }
-# Classes that transformers reads, but that are written as another one.
-READ_ONLY = ("SiglipForImageClassification",)
+READ_ONLY = ("SiglipForImageClassification",)  # It is not written.
+TINY = {"num_layers": 2, "hidden_size": 32, "num_heads": 2}
+
+
+def tiny_sizes(case: Case) -> dict:
+    """Sizes of a small model with an MLP size that the configuration class can express."""
+    is_dino_gated = case.config.get("use_swiglu_ffn")
+    return TINY | {"mlp_size": 88 if is_dino_gated else 128}
 
 
 @pytest.fixture(scope="module")
@@ -123,14 +133,19 @@ def torch():
     return torch
 
 
-def build(title: str):
-    """The model here, and the random model of transformers with another value in every tensor."""
+def build(title: str, **sizes):
+    """The model here, and the random model of transformers with another value in every tensor.
+
+    Args:
+      title: key of `CASES`.
+      sizes: options of the model that replace those of its name.
+    """
     import torch
     import transformers as hf
 
     case = CASES[title]
     side = 8 * vit_jax.create_model(case.name).patch_size
-    options = {"num_classes": 0, "image_size": side} | case.options
+    options = {"num_classes": 0, "image_size": side} | case.options | sizes
     model = vit_jax.create_model(case.name, **options)
     size = model.size
     config = {
@@ -155,14 +170,9 @@ def build(title: str):
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, parameter in peer.named_parameters():
-            is_token = any(part in name for part in ("token", "position", "class_embedding"))
-            scale = (
-                0.5
-                if is_token
-                else 0.1
-                if parameter.ndim == 1
-                else 0.3 / parameter[0].numel() ** 0.5
-            )
+            scale = 0.1 if parameter.ndim < 2 else 0.3 / parameter[0].numel() ** 0.5
+            if any(part in name for part in ("token", "position", "class_embedding")):
+                scale = 0.5
             parameter += scale * torch.randn(parameter.shape, generator=generator)
     return model, peer
 
@@ -312,3 +322,54 @@ def test_encoder_equals_transformers(torch, title, photos, tmp_path, record_prop
     assert not any(loading.values()), loading
     again = compare(torch, model, params, fresh.eval(), photos, case.pixel_stats)
     assert max(v for name, v in again.items() if name != "gradient") <= TOLERANCE
+
+
+@pytest.mark.parametrize("title", CASES)
+def test_state_dict_and_half_precision_shards_are_read(torch, title, tmp_path):
+    import safetensors.torch
+
+    model, peer = build(title, **tiny_sizes(CASES[title]))
+    peer.to(torch.bfloat16)
+    for name, shards in (("one", {}), ("shards", {"max_shard_size": "20KB"})):
+        peer.save_pretrained(tmp_path / name, **shards)
+        save_preprocessor(tmp_path / name, CASES[title].pixel_stats, model.image_size[0])
+    assert len([*(tmp_path / "shards").glob("*.safetensors")]) > 1
+    # Names of version 5 are those of the modules, which its files do not have.
+    names = {name: array.contiguous() for name, array in peer.state_dict().items()}
+    (tmp_path / "names").mkdir()
+    safetensors.torch.save_file(names, tmp_path / "names" / "model.safetensors")
+    for file in ("config.json", "preprocessor_config.json"):
+        (tmp_path / "names" / file).write_text((tmp_path / "one" / file).read_text())
+    one, *others = (
+        trees.flatten(vit_jax.load_params(tmp_path / name, model))
+        for name in ("one", "shards", "names")
+    )
+    for params in others:
+        assert set(params) == set(one)
+        for name, array in one.items():
+            assert params[name].tobytes() == array.tobytes(), name
+    kernel = peer.state_dict()[
+        next(name for name in names if "patch_embedding" in name and "weight" in name)
+    ]
+    expected = kernel.float().numpy().transpose(2, 3, 1, 0)
+    np.testing.assert_array_equal(one["embedding/kernel"], expected)
+
+
+@pytest.mark.parametrize("files", ["pytorch_model.bin", "pytorch_model-{}-of-00002.bin"])
+def test_command_in_the_error_of_pickles_saves_their_tensors(torch, files, tmp_path):
+    peer = build("CLIP B/16", **tiny_sizes(CASES["CLIP B/16"]))[1]
+    peer.config.save_pretrained(tmp_path)
+    state = [*peer.state_dict().items()]
+    parts = {files.format(f"{k:05}"): dict(state[k - 1 :: 2]) for k in (1, 2)}
+    if len(parts) == 1:
+        parts = {files: dict(state)}
+    for name, part in parts.items():
+        torch.save(part, tmp_path / name)
+    with pytest.raises(CheckpointError) as caught:
+        load.load(tmp_path)
+    subprocess.run([sys.executable, "-c", command_of(caught.value)], check=True)
+    assert len(load.load(f"{tmp_path}:pixel_stats=clip").weights_file.rows) == len(state)
+
+
+def command_of(error) -> str:
+    return str(error).partition('python -c "')[2].removesuffix('"')

@@ -1,5 +1,6 @@
 """Kinds of files that are not weights, by their first bytes, and what to do."""
 
+import glob
 import pathlib
 import re
 
@@ -50,14 +51,25 @@ def check_kind(path: pathlib.Path, head: bytes) -> None:
 
 
 def pickle_error(path: pathlib.Path) -> CheckpointError:
-    """Returns the error of a PyTorch pickle, with a command that saves it as safetensors."""
-    name = "model" if path.name == "pytorch_model.bin" else path.stem
-    code = (
-        f"import torch, safetensors.torch as s; w = torch.load({str(path)!r}, 'cpu', "
-        "weights_only=True); w = w.get('state_dict', w.get('model', w)); "
-        "s.save_file({k: v.clone().contiguous() for k, v in w.items() if torch.is_tensor(v)}, "
-        f"{str(path.with_name(name + SAFETENSORS))!r})"
-    )
+    """Returns the error of a PyTorch pickle, with a command that saves it as safetensors.
+
+    The command for a shard saves all shards of its model.
+    """
+    save = "s.save_file({k: v.clone().contiguous() for k, v in w.items() if torch.is_tensor(v)}, "
+    if shard := re.fullmatch(r"(.+-)\d{5}(-of-\d{5})(\.\w+)", path.name):
+        files = glob.escape(str(path.parent / shard[1])) + "*" + glob.escape(shard[2] + shard[3])
+        code = (
+            f"import glob, torch, safetensors.torch as s; [{save}p[:-{len(shard[3])}] + "
+            f"{SAFETENSORS!r}) for p in glob.glob({files!r}) "
+            "for w in [torch.load(p, 'cpu', weights_only=True)]]"
+        )
+    else:
+        name = "model" if path.name == "pytorch_model.bin" else path.stem
+        code = (
+            f"import torch, safetensors.torch as s; w = torch.load({str(path)!r}, 'cpu', "
+            f"weights_only=True); w = w.get('state_dict', w.get('model', w)); {save}"
+            f"{str(path.with_name(name + SAFETENSORS))!r})"
+        )
     return CheckpointError(
         f"{path} is a pickle, which can run code and is never read. If you trust it, save its "
         f'tensors with your own PyTorch: python -c "{code}"'

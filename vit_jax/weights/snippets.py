@@ -5,7 +5,7 @@ import math
 
 from vit_jax.models.pixel_stats import PIXEL_STATS
 from vit_jax.models.registry import BitResNet, ViT
-from vit_jax.weights import write_timm
+from vit_jax.weights import write_huggingface, write_timm
 from vit_jax.weights.image_processor import TIMM_RESAMPLES
 from vit_jax.weights.metadata import WeightsMetadata
 
@@ -84,17 +84,22 @@ def _timm_crop(model: ViT | BitResNet, metadata: WeightsMetadata) -> tuple[str, 
 
 def huggingface_code(name: str, model: ViT | BitResNet) -> str:
     """Returns code for transformers."""
-    auto = "AutoModelForImageClassification" if model.num_classes else "AutoModel"
-    result = "outputs.logits.argmax(-1)" if model.num_classes else "outputs.last_hidden_state"
-    last = f"print({result})"
-    if model.num_classes:
-        last = f"print(model.config.id2label[int({result})])"
+    auto, arguments = "AutoModelForImageClassification", ""
+    last = "print(model.config.id2label[int(outputs.logits.argmax(-1))])"
+    if not model.num_classes:
+        auto = write_huggingface.class_name(model)
+        last = (
+            f"print(outputs.{'image_embeds' if model.config.projection else 'last_hidden_state'})"
+        )
+        # These classes add a random layer otherwise.
+        if auto in ("ViTModel", "DeiTModel") and not model.config.pre_logits:
+            arguments = ", add_pooling_layer=False"
     return f"""import PIL.Image
 import torch
 from transformers import AutoImageProcessor, {auto}
 
 processor = AutoImageProcessor.from_pretrained({f"./{name}"!r})
-model = {auto}.from_pretrained({f"./{name}"!r})
+model = {auto}.from_pretrained({f"./{name}"!r}{arguments})
 inputs = processor(PIL.Image.open("image.jpg").convert("RGB"), return_tensors="pt")
 with torch.inference_mode():
     outputs = model(**inputs)

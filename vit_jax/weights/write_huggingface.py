@@ -152,6 +152,14 @@ def expected_tensors(model: ViT | BitResNet) -> dict[str, np.ndarray]:
     return {f"{prefix}embeddings.mask_token": np.zeros(shape, np.float32)}
 
 
+def class_name(model: ViT | BitResNet) -> str:
+    """Returns the class of transformers that a model becomes."""
+    row = MODELS[model_type_of(model)]
+    if model.num_classes:
+        return row.written_head
+    return f"{row.name}WithProjection" if model.config.projection else row.name
+
+
 def config_json(model: ViT | BitResNet, metadata: WeightsMetadata) -> dict:
     """Returns the contents of config.json for a model and its class names."""
     names = metadata.classes or tuple(f"class {k}" for k in range(model.num_classes))
@@ -161,13 +169,11 @@ def config_json(model: ViT | BitResNet, metadata: WeightsMetadata) -> dict:
     }
     model_type = model_type_of(model)
     row = MODELS[model_type]
-    name = row.written_head if model.num_classes else row.name
-    values = {"model_type": model_type, "num_channels": 3, "torch_dtype": "float32"}
-    values |= labels if names else {}
+    values = {"architectures": [class_name(model)], "model_type": model_type}
+    values |= {"num_channels": 3, "torch_dtype": "float32"} | (labels if names else {})
     if isinstance(model, BitResNet):
         width = model.width
         return values | {
-            "architectures": [name],
             "layer_type": "preactivation",
             "depths": list(model.units),
             "embedding_size": 64 * width,
@@ -179,7 +185,6 @@ def config_json(model: ViT | BitResNet, metadata: WeightsMetadata) -> dict:
     config = model.config
     is_silu = config.mlp == GATED_MLPS["silu"] and "use_gated_mlp" in row.keys
     return values | {
-        "architectures": [f"{name}WithProjection" if config.projection else name],
         "hidden_act": "silu" if is_silu else ACTIVATIONS[config.gelu],
         **{key: KEYS[key](model) for key in (*SHARED_KEYS, *row.keys)},
     }
