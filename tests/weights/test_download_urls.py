@@ -1,15 +1,10 @@
 """URLs, cache paths, local files and Hugging Face repositories."""
 
 import hashlib
-import http.server
 import importlib.util
-import json
 import os
 import pathlib
-import re
-import subprocess
 import sys
-import threading
 
 import pytest
 
@@ -19,7 +14,7 @@ from tests.support.download_site import (
     cache_path,
     fetch_error,
 )
-from tests.support.runs import ROOT
+from tests.support.hub import run_beside_a_hub
 from vit_jax.errors import CheckpointError
 from vit_jax.weights import download
 from vit_jax.weights.download import fetch, is_url
@@ -229,92 +224,45 @@ HUB = {
 }
 
 
-class HubHandler(http.server.BaseHTTPRequestHandler):
-    """The HTTP API that huggingface_hub needs for `owner/name`, revisions main and v1."""
-
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, *_):
-        pass
-
-    def answer(self, body: bytes, status=200, **headers):
-        self.send_response(status)
-        for name, text in headers.items():
-            self.send_header(name.replace("_", "-"), text)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
-    def do_GET(self):
-        sha = "a" * 40
-        self.server.requests.append(self.path)
-        path = self.path.partition("?")[0]
-        if path in (f"/api/models/owner/name/revision/{rev}" for rev in ("main", "v1")):
-            files = [{"rfilename": name} for name in HUB]
-            return self.answer(
-                json.dumps({"id": "owner/name", "sha": sha, "siblings": files}).encode()
-            )
-        if path.startswith("/api/models/owner/name/tree/"):
-            rows = [
-                {
-                    "type": "file",
-                    "path": name,
-                    "size": len(body),
-                    "oid": hashlib.sha1(body).hexdigest(),
-                }
-                for name, body in HUB.items()
-            ]
-            return self.answer(json.dumps(rows).encode())
-        found = re.fullmatch(rf"/owner/name/resolve/(?:main|v1|{sha})/(.+)", path)
-        if found and found[1] in HUB:
-            body = HUB[found[1]]
-            tag = f'"{hashlib.sha1(body).hexdigest()}"'
-            return self.answer(body, X_Repo_Commit=sha, ETag=tag)
-        code = "EntryNotFound" if path.startswith("/owner/name/") else "RepoNotFound"
-        return self.answer(b"", 404, X_Error_Code=code)
-
-    do_HEAD = do_GET
-
-
-@pytest.mark.skipif(not importlib.util.find_spec("huggingface_hub"), reason="needs huggingface_hub")
-def test_fetch_downloads_hub_repositories_and_files(tmp_path):
-    code = """
+needs_hub = pytest.mark.skipif(
+    not importlib.util.find_spec("huggingface_hub"), reason="needs huggingface_hub"
+)
+FETCH = """
 import pathlib, sys
 from vit_jax.errors import CheckpointError
 from vit_jax.weights.download import fetch
 for url in sys.argv[1:]:
     try:
         path = fetch(url)
-        names = sorted(p.name for p in path.iterdir()) if path.is_dir() else path.stat().st_size
-        print(path.name, names)
+        folder = path if path.is_dir() else path.parent
+        print(path.name, sorted(p.name for p in folder.iterdir()))
     except CheckpointError as error:
         print("refused", error)
 """
+CONFIGS = ["config.json", "model.safetensors", "preprocessor_config.json"]
+
+
+@needs_hub
+def test_fetch_downloads_hub_repositories_and_files(tmp_path):
     urls = ["owner/name", "owner/name@v1/weights/vit.npz", "owner/none", "owner/name/none.npz"]
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), HubHandler) as hub:
-        hub.requests = []
-        threading.Thread(target=hub.serve_forever, args=(0.01,), daemon=True).start()
-        settings = {
-            "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}",
-            "HF_HOME": str(tmp_path / "hub"),
-            "HF_HUB_DISABLE_TELEMETRY": "1",
-            "HF_HUB_DISABLE_XET": "1",
-            "HF_TOKEN": "",
-        }
-        done = subprocess.run(
-            [sys.executable, "-c", code, *(f"hf://{url}" for url in urls)],
-            cwd=ROOT,
-            env=os.environ | settings,
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
-        hub.shutdown()
-    assert done.returncode == 0, done.stderr
-    repository, file, no_repository, no_file = done.stdout.splitlines()
-    names = ["config.json", "model.safetensors", "preprocessor_config.json"]
-    assert repository == f"{'a' * 40} {names}"
-    assert file == "vit.npz 300000"
+    printed = run_beside_a_hub(tmp_path, HUB, FETCH, *(f"hf://{url}" for url in urls))
+    repository, file, no_repository, no_file = printed.splitlines()
+    assert repository == f"{'a' * 40} {CONFIGS}"
+    assert file == "vit.npz ['vit.npz']"
     assert no_repository.startswith("refused hf://owner/none: ")
     assert no_file.startswith("refused hf://owner/name/none.npz: ")
+
+
+@needs_hub
+def test_fetch_downloads_the_form_of_open_clip_only_where_it_is_the_only_one(tmp_path):
+    open_clip = {"open_clip_model.safetensors": BODY, "open_clip_config.json": b"{}"}
+    printed = run_beside_a_hub(tmp_path / "a", HUB | open_clip, FETCH, "hf://owner/name")
+    assert printed.strip() == f"{'a' * 40} {sorted([*CONFIGS, 'open_clip_config.json'])}"
+    printed = run_beside_a_hub(tmp_path / "b", open_clip, FETCH, "hf://owner/name")
+    assert printed.strip() == f"{'a' * 40} {sorted(open_clip)}"
+
+
+@needs_hub
+def test_fetch_of_a_file_of_weights_has_the_configs_beside_it(tmp_path):
+    url = "hf://owner/name/model.safetensors"
+    assert run_beside_a_hub(tmp_path, HUB, FETCH, url).strip() == f"model.safetensors {CONFIGS}"

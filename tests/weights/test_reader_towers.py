@@ -78,7 +78,7 @@ def test_inspect_lists_the_use_of_each_array(tmp_path, capsys):
     np.savez(path, **two_towers(model, "params/"))
     assert main.run(["inspect", str(path), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["format"] == "big_vision npz"
+    assert (found["format"], found["family"]) == ("big_vision npz", "siglip")
     assert found["parameters"] == trees.count(flat_params(model))
     others = {name for name, leaf in found["leaves"].items() if leaf.get("use") == "another tower"}
     assert others == {f"params/{name}" for name in TEXT_TOWER}

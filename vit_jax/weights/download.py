@@ -38,7 +38,8 @@ ATTEMPTS = 5  # Each attempt resumes where the last one failed.
 PAUSE = 0.5  # Seconds before the second attempt; doubled before each further one.
 BLOCK = 1 << 18  # Most bytes read at once.
 TOLERANCE = 0.01  # Relative tolerance of sizes: listings round to 0.01 MiB or 0.01 GiB.
-HUB_FILES = ["config.json", "preprocessor_config.json", "*.safetensors", "*.index.json"]
+HUB_CONFIGS = ["config.json", "preprocessor_config.json", "processor_config.json"]
+HUB_CONFIGS += ["open_clip_config.json", "*.index.json"]
 
 
 def is_url(text: str) -> bool:
@@ -55,7 +56,7 @@ def fetch(url: str, *, size: int | None = None, sha256: str | None = None) -> pa
     Args:
       url: http(s)://, gs://bucket/path (public objects), file:///path, or
         hf://owner/name[@revision] with the configs and safetensors of a repository, or with
-        /path one of its files, in Hugging Face's own cache.
+        /path one of its files and the configs beside it, in Hugging Face's own cache.
       size: expected bytes, within 1 %.
       sha256: expected digest in hexadecimal.
 
@@ -124,13 +125,27 @@ def _from_hub(rest: str) -> pathlib.Path:
     repository, revision, path = match.groups()
     try:
         if path:
-            return pathlib.Path(hub.hf_hub_download(repository, path, revision=revision))
-        folder = hub.snapshot_download(repository, revision=revision, allow_patterns=HUB_FILES)
+            return _file_of_hub(hub, repository, path, revision)
+        # A repository may also have the same weights in the form of open_clip, with a text tower.
+        for weights in ("model*.safetensors", "*.safetensors"):
+            patterns = [*HUB_CONFIGS, weights]
+            folder = hub.snapshot_download(repository, revision=revision, allow_patterns=patterns)
+            if any(pathlib.Path(folder).glob(weights)):
+                break
         return pathlib.Path(folder)
     except hub_errors as error:
         if getattr(error, "errno", None):  # An error of the disk, not of the hub.
             raise
         raise CheckpointError(f"hf://{rest}: {one_line(error)}") from error
+
+
+def _file_of_hub(hub, repository: str, path: str, revision: str | None) -> pathlib.Path:
+    """The path of a file of a repository; of safetensors, with the configs beside it."""
+    file = pathlib.Path(hub.hf_hub_download(repository, path, revision=revision))
+    if file.suffix == ".safetensors":
+        patterns = [str(pathlib.PurePosixPath(path).parent / name) for name in HUB_CONFIGS]
+        hub.snapshot_download(repository, revision=revision, allow_patterns=patterns)
+    return file
 
 
 def _http_url(url: str) -> str:

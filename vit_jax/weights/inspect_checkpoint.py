@@ -15,6 +15,7 @@ from vit_jax.weights.weights_folder import open_weights
 def inspect_checkpoint(where: str, as_json: bool = False) -> str:
     """Returns a table of name, shape and dtype of every array, followed by the metadata.
 
+    The metadata of a file has its format and its family, a row of `models.encoders.ENCODERS`.
     Arrays of a file that are not parameters of the model have a `use`: another tower, or ignored.
     Checkpoints of this package also list the CRC-32C of each array, the step and the config.
 
@@ -36,7 +37,7 @@ def inspect_checkpoint(where: str, as_json: bool = False) -> str:
         try:
             file = open_weights_file(path, given=given)
             families.report(file.metadata, str(path), entry is not None)
-            metadata["format"] = file.format.name
+            metadata |= {"format": file.format.name, "family": file.metadata.family or "unknown"}
             for names, use in ((file.ignored, "ignored"), (file.other_tower, "another tower")):
                 for name in arrays.keys() & set(names):
                     arrays[name]["use"] = use
