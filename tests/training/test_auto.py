@@ -183,3 +183,13 @@ def test_accumulate_takes_a_number_or_auto():
         assert config_lib.resolve(config, {"accumulate": text})[""].accumulate == value
     with pytest.raises(ConfigError, match=r"accumulate is 'many'; it must be a whole number or"):
         config_lib.resolve(config, {"accumulate": "many"})
+
+
+def test_new_head_replaces_a_projection_too(monkeypatch):
+    monkeypatch.setattr(auto.load, "model_section", lambda where: Model("clip_b16", projection=512))
+    config = Config(model=Model(name="auto"), init=Init(path="clip.npz"), steps=1)
+    assert auto.with_model(config).model.projection == 512
+    config = dataclasses.replace(config, init=Init(path="clip.npz", new_head=True))
+    assert auto.with_model(config).model.projection is None
+    own = dataclasses.replace(config, model=Model(name="auto", projection=512))
+    assert auto.with_model(own).model.projection == 512

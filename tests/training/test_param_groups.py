@@ -12,11 +12,13 @@ from vit_jax.training.param_groups import (
     count_trained,
     factor_of,
     frozen_names,
+    layer_of,
     num_layers_of,
 )
 
 SHAPES = param_shapes(tiny())  # Two layers of width 32, five classes.
 HEAD = 5 * 32 + 5
+HEADS = ("head", "head_dist")
 
 
 def test_factor_of_is_that_of_the_first_pattern_found():
@@ -35,6 +37,33 @@ def test_count_trained_counts_the_values_of_the_head_and_of_blocks():
     assert count_trained(Optimizer(freeze="first 1 blocks"), SHAPES)[0] == block + after_encoder
     assert count_trained(Optimizer(freeze="first 2 blocks"), SHAPES)[0] == after_encoder
     assert num_layers_of(SHAPES) == 2
+
+
+def test_both_heads_of_a_distilled_model_are_heads():
+    shapes = param_shapes(tiny(distill_token=True))
+    trained = shapes.keys() - frozen_names(Optimizer(freeze="all but head"), shapes)
+    assert trained == {f"{head}/{leaf}" for head in HEADS for leaf in ("kernel", "bias")}
+    assert {layer_of(f"{head}/kernel", 2) for head in HEADS} == {3}
+
+
+@pytest.mark.parametrize(
+    ("options", "names", "layer"),
+    [
+        ({"pre_norm": True}, ["Transformer/pre_norm/scale", "Transformer/pre_norm/bias"], 0),
+        ({"distill_token": True}, ["dist_token", "head_dist/kernel"], (0, 3)),
+        ({"registers": 2}, ["registers"], 0),
+        ({"projection": 7}, ["projection/kernel"], 3),
+        ({"fc_norm": True}, ["fc_norm/scale", "fc_norm/bias"], 3),
+        ({"mlp": "swiglu"}, ["Transformer/encoderblock_1/MlpBlock_0/Dense_gate/kernel"], 2),
+        ({"mlp_norm": True}, ["Transformer/encoderblock_0/MlpBlock_0/LayerNorm_0/scale"], 1),
+    ],
+    ids=str,
+)
+def test_layer_of_places_the_parameters_of_encoders(options, names, layer):
+    shapes = param_shapes(tiny(**options))
+    layers = layer if isinstance(layer, tuple) else (layer,) * len(names)
+    assert shapes.keys() >= set(names)
+    assert [layer_of(name, 2) for name in names] == list(layers)
 
 
 def test_freeze_and_factors_of_zero_add_up():

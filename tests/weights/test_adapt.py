@@ -25,6 +25,13 @@ MASKED_PATCH_SHAPES = {
     "patch_head/kernel": (D, 512),
     "patch_head/bias": (512,),
 }
+NEW_HEAD_DIST = {f"head_dist/{name}": NEW_HEAD[f"head/{name}"] for name in ("kernel", "bias")}
+DISTILLED = SHAPES | {
+    "dist_token": (1, 1, D),
+    POSITIONS: (1, 2 + 4 * 6, D),
+    "head_dist/kernel": (D, 5),
+    "head_dist/bias": (5,),
+}
 HEADLESS = {name: shape for name, shape in SHAPES.items() if not name.startswith("head")}
 
 
@@ -370,6 +377,45 @@ def test_new_head_has_the_given_bias():
     assert plan(SHAPES, HEADLESS, new_head=True, head_bias=-10.0).notes == [
         "dropped head/bias, head/kernel"
     ]
+
+
+def test_distilled_weights_get_two_new_heads():
+    made = plan(DISTILLED, DISTILLED | NEW_HEAD | NEW_HEAD_DIST, new_head=True, head_bias=-10.0)
+    assert made.notes == ["head, head_dist replaced by zeros, with bias -10"]
+    new = adapted(made, arrays(DISTILLED))
+    for name, shape in (NEW_HEAD | NEW_HEAD_DIST).items():
+        expected = np.full(shape, -10.0 * name.endswith("bias"), np.float32)
+        np.testing.assert_array_equal(new[name], expected)
+    # Without new heads, both are put in the order of the classes.
+    params = arrays(DISTILLED)
+    new = adapted(plan(DISTILLED, DISTILLED, rows=(4, 3, 2, 1, 0)), params)
+    for name in ("head/kernel", "head_dist/kernel", "head_dist/bias"):
+        np.testing.assert_array_equal(new[name], params[name][..., ::-1])
+
+
+def test_drop_token_drops_the_distillation_token_with_its_head_and_position():
+    params = arrays(DISTILLED)
+    message = plan_error(DISTILLED, SHAPES)
+    assert "dist_token is not in the model (init.drop_token=True permits" in message
+    made = plan(DISTILLED, SHAPES, drop_token=True)
+    assert made.notes[0] == "distillation token and its position embedding dropped"
+    new = adapted(made, params)
+    assert set(new) == set(SHAPES)
+    expected = params[POSITIONS][:, [0, *range(2, 2 + 4 * 6)]]
+    np.testing.assert_array_equal(new[POSITIONS], expected)
+    target = {name: shape for name, shape in SHAPES.items() if name != "cls"}
+    target |= {POSITIONS: (1, 4 * 6, D)}
+    new = adapted(plan(DISTILLED, target, drop_token=True), params)
+    np.testing.assert_array_equal(new[POSITIONS], params[POSITIONS][:, 2:])
+
+
+def test_new_head_drops_a_projection_that_the_model_does_not_have():
+    source = HEADLESS | {"projection/kernel": (D, 7)}
+    assert "projection/kernel is not in the model (init.new_head" in plan_error(source, SHAPES)
+    made = plan(source, HEADLESS | NEW_HEAD, new_head=True)
+    assert made.notes == ["head replaced by zeros", "dropped projection/kernel"]
+    kept = plan(source, source | {"head/kernel": (7, 3), "head/bias": (3,)}, new_head=True)
+    assert kept.notes == ["head replaced by zeros"]
 
 
 def test_make_plan_with_drop_token_still_rejects_another_grid():

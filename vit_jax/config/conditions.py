@@ -59,7 +59,12 @@ CONDITIONS = (
         lambda c: bool(c.data.val_split) or c.data.dev is not None,
         "data.val_split or data.dev",
     ),
-    Condition("model.gelu", lambda c: _is(c.model.mlp, "mlp"), "model.mlp='mlp'"),
+    Condition("model.gelu", lambda c: _is(c.model.mlp, "mlp", "glu"), "model.mlp='mlp' or 'glu'"),
+    Condition(
+        "model.rope",
+        lambda c: "rope" in c.model.pos_embed,
+        "model.pos_embed='rope' or 'learned_rope'",
+    ),
     Condition(
         "model.pos_embed_std",
         lambda c: c.model.pos_embed.startswith("learned"),
@@ -179,8 +184,8 @@ CONDITIONS = (
     Condition("init.resize_rule", lambda c: c.init.resize, "init.resize"),
     Condition(
         "init.drop_token",
-        lambda c: c.model.pool in ("gap", "map"),
-        "a model without class token: model.pool='gap' or 'map'",
+        lambda c: c.model.pool in ("gap", "map") or not c.model.distill_token,
+        "a model without class token (model.pool='gap' or 'map') or without distillation token",
     ),
     Condition(
         "fewshot.source fewshot.sets fewshot.dir fewshot.split fewshot.test_split fewshot.shots "

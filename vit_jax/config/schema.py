@@ -161,7 +161,9 @@ class Init:
         "Rule that resizes position embeddings; auto is that of the weights' own code.",
         table="vit_jax.weights.resize_grid:RESIZE_RULES",
     )
-    drop_token: bool = field(False, "Drop the class token for a model without one.")
+    drop_token: bool = field(
+        False, "Drop the class token or the distillation token for a model without it."
+    )
     allow_numerics: bool = field(
         False, "Accept weights trained with another GELU, epsilon or pixel normalisation."
     )

@@ -66,7 +66,8 @@ def with_model(config: Config) -> Config:
                 "model.name or init.path."
             )
         found = dataclasses.asdict(load.model_section(config.init.path))
-        found["pre_logits"] &= not config.init.new_head  # A new head replaces both layers.
+        if config.init.new_head:  # It replaces these layers, too.
+            found |= {"pre_logits": False, "projection": None}
         model = _merged(model, {name: found[name] for name in found if name not in CHOSEN})
     return dataclasses.replace(config, model=resolve_dtype(with_encoder(model)))
 

@@ -21,6 +21,7 @@ from vit_jax.config.schema import Optimizer
 from vit_jax.errors import ConfigError
 from vit_jax.models import trees
 from vit_jax.training.param_groups import (
+    HEAD,
     Factors,
     factor_of,
     frozen_names,
@@ -172,7 +173,7 @@ def muon(
 def _matrix_axes(name: str, leaf: jax.Array) -> optax.contrib.MuonDimensionNumbers | None:
     """Returns the input and output axes of the kernel of a hidden layer, otherwise None."""
     is_kernel = leaf.ndim > 1 and re.search(r"(^|/)kernel$", name)
-    if not is_kernel or re.match(r"(embedding|conv_root|head|patch_head)/", name):
+    if not is_kernel or re.match(rf"(embedding|conv_root)/|{HEAD}", name):
         return None
     is_projection_to_heads = re.search(r"/(query|key|value)/kernel$", name)
     num_inputs = 1 if is_projection_to_heads else leaf.ndim - 1

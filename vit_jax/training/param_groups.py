@@ -10,8 +10,8 @@ from vit_jax.errors import ConfigError
 Factors = Sequence[tuple[str, float]]
 
 FREEZE = r"all but head|first ([1-9]\d{0,3}) blocks?|all but last ([1-9]\d{0,3}) blocks?"
-HEAD = r"(patch_)?head/"
-AFTER_ENCODER = rf"Transformer/encoder_norm/|pre_logits/|MAPHead_0/|{HEAD}"
+HEAD = r"(head|head_dist|patch_head)/"
+AFTER_ENCODER = rf"(Transformer/encoder_norm|fc_norm|projection|pre_logits|MAPHead_0)/|{HEAD}"
 BLOCK = r"Transformer/encoderblock_(\d+)/"
 
 

@@ -16,12 +16,14 @@ from vit_jax.errors import CheckpointError, ConfigError, listed
 from vit_jax.weights.resize_grid import OFFICIAL, RESIZE_RULES, resize_grid
 
 POSITIONS = r"Transformer/posembed_(?:input|\d+)/(pos|x|y)_embedding"
-HEAD = ("head/kernel", HEAD_BIAS := "head/bias")
+HEAD = ("head/kernel", "head/bias")
+HEAD_DIST = ("head_dist/kernel", "head_dist/bias")  # Of the distillation token.
+HEADS = (*HEAD, *HEAD_DIST)
 MASKED_PATCH_PARAMS = ("mask_token", "patch_head/kernel", "patch_head/bias")
-TASK_PARAMS = (*HEAD, *MASKED_PATCH_PARAMS)
-PRE_LOGITS = ("pre_logits/kernel", "pre_logits/bias")
-CLS = "cls"
-MAX_TOKENS = 2  # Class token and DeiT's distillation token: tokens with a position of their own.
+TASK_PARAMS = (*HEADS, *MASKED_PATCH_PARAMS)
+BEFORE_HEAD = ("projection/kernel", "pre_logits/kernel", "pre_logits/bias")
+# Tokens with a position embedding of their own, in its order, and their names in messages.
+CLASS_TOKENS = {"cls": "class token", "dist_token": "distillation token"}
 CONFIG_SECTION = "init."  # Section of the config with the permitted changes.
 SCALED_LAYERS = {  # LayerScale of an encoder layer -> the dense layer before it.
     "LayerScale_0": "MultiHeadDotProductAttention_0/out",
@@ -42,7 +44,7 @@ class AdaptPlan:
       dropped: parameters that are not used.
       folded: dense parameter -> LayerScale that is multiplied into it.
       old_grid, new_grid: grids of the position embeddings; None for models without one.
-      drops_cls: the class token and its position embedding are dropped.
+      dropped_tokens: places of the class tokens whose position embeddings are dropped, too.
       initial_bias: value of the bias of a new head; its other parameters are zeros.
       head_rows: output of the pretrained head for each output of the model; None for the same.
       grid_note: an assumption about `old_grid`, for messages.
@@ -54,7 +56,7 @@ class AdaptPlan:
     folded: dict[str, str]
     old_grid: Grid | None
     new_grid: Grid | None
-    drops_cls: bool
+    dropped_tokens: tuple[int, ...]
     initial_bias: float
     head_rows: tuple[int, ...] | None = None
     grid_note: str = ""
@@ -74,11 +76,11 @@ class AdaptPlan:
             lines.append(f"{', '.join(modules)} replaced by zeros{bias}")
         if self.head_rows:
             lines.append("outputs of the head put in the order of the class names")
-        if self.drops_cls:
-            lines.append("class token and its position embedding dropped")
+        tokens = [name for name in CLASS_TOKENS if name in self.dropped]
+        lines += [f"{CLASS_TOKENS[name]} and its position embedding dropped" for name in tokens]
         if self.folded:
             lines.append("LayerScale folded into the dense layers before it")
-        reported = {*self.new_shapes, *self.folded.values(), CLS}
+        reported = {*self.new_shapes, *self.folded.values(), *tokens}
         dropped = [name for name in self.dropped if name not in reported]
         if dropped:
             lines.append(f"dropped {', '.join(dropped)}")
@@ -109,8 +111,8 @@ def make_plan(
       source: shapes of the pretrained parameters.
       target: shapes of the model's parameters.
       old_grid, new_grid: grids of their position embeddings.
-      permissions: permitted changes. `new_head` also covers `pre_logits` and the parameters of
-        masked patch prediction.
+      permissions: permitted changes. `new_head` also covers the head of the distillation token,
+        `projection`, `pre_logits` and the parameters of masked patch prediction.
       head_bias: initial bias of a new head.
       head_rows: output of the pretrained head for each output of the model; None for the same.
       grid_note: an assumption about `old_grid`, for messages.
@@ -131,19 +133,22 @@ def make_plan(
         name: tuple(target[name]) for name in target if is_new_head and name in TASK_PARAMS
     }
     folded = _find_folded(source, target)
-    drops_cls = CLS in source and CLS not in target and permissions.drop_token
-    dropped = {*folded.values()} | ({CLS} if drops_cls else set())
+    tokens = [name for name in CLASS_TOKENS if name in source]
+    dropped_tokens = [name for name in tokens if permissions.drop_token and name not in target]
+    dropped = {*folded.values(), *dropped_tokens}
+    if "dist_token" in dropped:
+        dropped |= source.keys() & set(HEAD_DIST)
     if is_new_head:
         kept = target.keys() - new_shapes.keys()
-        dropped |= (source.keys() & {*TASK_PARAMS, *PRE_LOGITS}) - kept
-    bias = head_bias if HEAD_BIAS in new_shapes else 0.0
+        dropped |= (source.keys() & {*TASK_PARAMS, *BEFORE_HEAD}) - kept
+    bias = head_bias if "head/bias" in new_shapes else 0.0
     plan = AdaptPlan(
         new_shapes,
         tuple(sorted(dropped)),
         folded,
         old_grid,
         new_grid,
-        drops_cls,
+        tuple(map(tokens.index, dropped_tokens)),
         bias,
         head_rows,
         grid_note,
@@ -186,7 +191,7 @@ def _missing_or_misshapen(
                     f"the position grid is {old} in the weights and {new} in the model "
                     f"({section}resize=True permits resizing){plan.grid_note}"
                 )
-        elif _shape_without_cls(plan, name, source[name]) != tuple(target[name]):
+        elif _shape_without_tokens(plan, name, source[name]) != tuple(target[name]):
             yield (
                 f"{name} is {tuple(source[name])} in the weights and {tuple(target[name])} in the "
                 f"model{hint}"
@@ -201,8 +206,8 @@ def _misshapen_scales(plan: AdaptPlan, source: Shapes, target: Shapes) -> Iterat
 
 
 def _unexpected(plan: AdaptPlan, source: Shapes, target: Shapes, section: str) -> Iterator[str]:
-    permitted_by = dict.fromkeys(TASK_PARAMS + PRE_LOGITS, f"{section}new_head=True")
-    permitted_by |= {CLS: f"{section}drop_token=True"}
+    permitted_by = dict.fromkeys(TASK_PARAMS + BEFORE_HEAD, f"{section}new_head=True")
+    permitted_by |= dict.fromkeys(CLASS_TOKENS, f"{section}drop_token=True")
     for name in source:
         if name not in target and name not in plan.dropped:
             hint = f" ({permitted_by[name]} permits dropping it)" if name in permitted_by else ""
@@ -219,10 +224,10 @@ def _find_folded(source: Shapes, target: Shapes) -> dict[str, str]:
     return folded
 
 
-def _shape_without_cls(plan: AdaptPlan, name: str, shape: tuple) -> tuple:
-    """The shape without the class token's position embedding, if that is dropped."""
-    if plan.drops_cls and re.fullmatch(POSITIONS, name) and name.endswith("pos_embedding"):
-        return (shape[0], shape[1] - 1, *shape[2:])
+def _shape_without_tokens(plan: AdaptPlan, name: str, shape: tuple) -> tuple:
+    """The shape without the position embeddings of dropped tokens."""
+    if re.fullmatch(POSITIONS, name) and name.endswith("pos_embedding"):
+        return (shape[0], shape[1] - len(plan.dropped_tokens), *shape[2:])
     return tuple(shape)
 
 
@@ -230,7 +235,7 @@ def _changes_grid(plan: AdaptPlan, name: str, source: tuple, target: tuple) -> b
     """Returns True for position embeddings that fit once they are resized."""
     if plan.old_grid == plan.new_grid or not re.fullmatch(POSITIONS, name):
         return False
-    shape = _shape_without_cls(plan, name, source)
+    shape = _shape_without_tokens(plan, name, source)
     return _resized_shape(name, shape, plan.old_grid, plan.new_grid) == tuple(target)
 
 
@@ -238,7 +243,7 @@ def _resized_shape(name: str, shape: tuple, old: Grid, new: Grid) -> tuple:
     """The shape of position embeddings after resizing; unchanged if they do not form a grid."""
     old_length, new_length = (_num_positions(name, grid) for grid in (old, new))
     num_tokens = shape[1] - old_length
-    is_grid = len(shape) == 3 and num_tokens in range(MAX_TOKENS + 1)
+    is_grid = len(shape) == 3 and num_tokens in range(len(CLASS_TOKENS) + 1)
     return (shape[0], new_length + num_tokens, shape[2]) if is_grid else shape
 
 
@@ -265,18 +270,19 @@ def apply_plan(plan: AdaptPlan, read: ReadParams) -> Iterator[tuple[str, np.ndar
         if name in plan.folded:
             scale = scales[plan.folded[name]]
             array = array * scale.reshape((1,) * (array.ndim - 1) + scale.shape)
-        if plan.head_rows and name in HEAD:
+        if plan.head_rows and name in HEADS:
             array = array[..., list(plan.head_rows)]
         if re.fullmatch(POSITIONS, name):
-            if plan.drops_cls and name.endswith("pos_embedding"):
-                array = array[:, 1:]
+            if plan.dropped_tokens and name.endswith("pos_embedding"):
+                array = np.delete(array, plan.dropped_tokens, axis=1)
             if plan.old_grid != plan.new_grid:
                 array = resize_positions(
                     name, array, plan.old_grid, plan.new_grid, plan.resize_rule
                 )
         yield name, array
     for name, shape in plan.new_shapes.items():
-        yield name, np.full(shape, plan.initial_bias if name == HEAD_BIAS else 0, np.float32)
+        is_bias = name in HEADS and name.endswith("bias")
+        yield name, np.full(shape, plan.initial_bias if is_bias else 0, np.float32)
 
 
 def resize_positions(

@@ -304,11 +304,11 @@ def load_params(
       path: a weights file (official or big_vision `.npz`; timm or DINO `.safetensors`), a
         Hugging Face folder, a URL, a published name, or a workdir, checkpoint or step.
       model: the model that the parameters are for.
-      new_head: permits a head of zeros, and dropping `pre_logits`.
+      new_head: permits a head of zeros, and dropping `projection` and `pre_logits`.
       resize: permits resizing the position embeddings.
       resize_rule: the rule, a name in `vit_jax.weights.resize_grid.RESIZE_RULES`; auto is that of
         the weights' own code.
-      drop_token: permits dropping the class token for a model without one.
+      drop_token: permits dropping the class token or the distillation token for a model without it.
       allow_numerics: permits weights trained with another GELU, LayerNorm epsilon or pixel
         statistics than the model's.
       shardings: tree of shardings from `vit_jax.distributed.mesh.tree_shardings`; each array is

@@ -43,7 +43,7 @@ def tensor_table(
                 ("renamed", old and old.tensor != new.tensor),
                 (layout_change, layout_change),
                 ("resized", plan.old_grid != plan.new_grid and is_position),
-                ("class token's position dropped", plan.drops_cls and is_position),
+                ("class token's position dropped", plan.dropped_tokens and is_position),
                 ("class token's position zeros", file and file.pads_cls and name == POSITIONS),
                 ("position folded in", export and export.folds_cls and name == CLS),
                 ("LayerScale folded in", name in plan.folded),
