@@ -11,6 +11,7 @@ from vit_jax.errors import CheckpointError
 from vit_jax.models import trees
 from vit_jax.models.registry import param_shapes
 from vit_jax.weights import load, writer
+from vit_jax.weights.infer_model import infer_model_options
 from vit_jax.weights.metadata import WeightsMetadata
 from vit_jax.weights.reader import open_weights_file
 
@@ -363,3 +364,31 @@ def test_shapes_that_contradict_the_config_are_rejected_in_one_line(tmp_path, ti
         if config["hidden_act"] == "silu":
             named["use_gated_mlp"] = "hidden_act"
         assert named.get(key, key) in read_error(folder), key
+
+
+ANYTHING = [None, 5, "x", {"x": 1}, True, 1e400]
+
+
+@pytest.mark.parametrize(
+    ("title", "model_type"),
+    [("SigLIP", "siglip"), ("CLIP with projection", "clip"), ("DINOv2, gated", ""), ("DINOv3", "")],
+)
+def test_arbitrary_config_values_are_read_or_rejected_in_one_line(tmp_path, title, model_type):
+    folder, _ = write(tmp_path / "hf", tiny(num_layers=1, **MODELS[title][0]))
+    if model_type:
+        with_text_tower(folder, model_type)
+    config = json.loads((folder / "config.json").read_text())
+    inner = config.get("vision_config", {})
+    variants = [config | {key: value} for key in config for value in ANYTHING]
+    variants += [
+        config | {"vision_config": inner | {key: value}} for key in inner for value in ANYTHING
+    ]
+    num_read = 0
+    for changed in variants:
+        (folder / "config.json").write_text(json.dumps(changed))
+        try:
+            infer_model_options(open_weights_file(folder))
+            num_read += 1
+        except CheckpointError as error:
+            assert "\n" not in str(error)
+    assert 10 < num_read < len(variants) - 10
