@@ -177,13 +177,14 @@ def with_text_tower(folder, model_type, **changes):
 @pytest.mark.parametrize(
     ("title", "model_type"), [("SigLIP", "siglip"), ("CLIP with projection", "clip")]
 )
-def test_tower_of_images_is_read_from_a_whole_model(tmp_path, title, model_type):
+def test_tower_of_images_is_read_from_a_whole_model(tmp_path, capsys, title, model_type):
     model = tiny(**MODELS[title][0])
     folder, params = write(tmp_path / "hf", model)
     loaded = load.load(with_text_tower(folder, model_type))
     assert_same_model(loaded.model, model)
     assert_same_bits(loaded, params)
     assert set(loaded.weights_file.other_tower) == set(TEXT)
+    assert f"ignored {len(TEXT)} tensors of another tower." in capsys.readouterr().err
     assert loaded.weights_file.ignored == ("vision_model.embeddings.position_ids",)
     with pytest.raises(CheckpointError, match="hidden_size is 64, the tensors have width 32"):
         config = json.loads((folder / "config.json").read_text())["vision_config"]

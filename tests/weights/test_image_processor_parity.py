@@ -71,11 +71,19 @@ CONFIGS = [  # Image processor, contents of its file beyond pixel statistics, si
     ("BitImageProcessor", {"size": {"height": 235, "width": 240}, "resample": 2}, 224),
     ("BitImageProcessor", {"size": {"height": 224, "width": 224}, "do_center_crop": False}, 224),
     ("CLIPImageProcessor", {"size": 235}, 224),
+    ("CLIPImageProcessor", {"size": {"shortest_edge": 224}}, 224),
+    ("SiglipImageProcessor", {}, 224),
+    ("SiglipImageProcessor", {"size": {"height": 96, "width": 160}, "resample": 2}, (96, 160)),
 ]
+TENSORS_ONLY = [
+    ("DINOv3ViTImageProcessor", {}, 224),
+    ("DINOv3ViTImageProcessor", {"size": {"height": 256, "width": 256}}, 256),
+]
+CASES = [(*config, suffix) for suffix in ("", "Pil") for config in CONFIGS]
+CASES += [(*config, "") for config in TENSORS_ONLY]
 
 
-@pytest.mark.parametrize("suffix", ["", "Pil"])
-@pytest.mark.parametrize(("name", "values", "size"), CONFIGS, ids=str)
+@pytest.mark.parametrize(("name", "values", "size", "suffix"), CASES, ids=str)
 def test_crop_and_resampling_equal_those_of_hugging_face(photos, name, values, size, suffix):
     transformers = pytest.importorskip("transformers")
     size = (size, size) if isinstance(size, int) else size
@@ -92,4 +100,5 @@ def test_crop_and_resampling_equal_those_of_hugging_face(photos, name, values, s
                 assert differences.max() < 1e-3
             else:  # On tensors, torchvision rounds otherwise than Pillow.
                 assert (differences > 1.001).mean() < 1e-3
-                assert differences.mean() < 0.2
+                # DINOv3's does not round to grey levels after it has resized.
+                assert differences.mean() < (0.3 if name.startswith("DINOv3") else 0.2)

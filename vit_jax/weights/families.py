@@ -235,11 +235,16 @@ def complete(
     return metadata
 
 
-def report(metadata: WeightsMetadata, where: str, is_published: bool) -> None:
+def report(
+    metadata: WeightsMetadata, where: str, is_published: bool, num_of_other_tower: int = 0
+) -> None:
     """Prints the assumed options of a file in one line on standard error, once for each file.
 
     Args:
+      metadata: metadata of the file.
+      where: its location.
       is_published: the file has a published name, so only what the model changes is an assumption.
+      num_of_other_tower: number of its tensors that are of another tower, in a line of their own.
     """
     values_of: dict[str, list[str]] = {}
     for note in metadata.assumed or ():
@@ -249,6 +254,8 @@ def report(metadata: WeightsMetadata, where: str, is_published: bool) -> None:
     if values_of and multihost.is_process_0():
         listed = "; ".join(f"{', '.join(values)} {source}" for source, values in values_of.items())
         warn_once(f"{where}: assumed {listed}.")
+    if num_of_other_tower and multihost.is_process_0():
+        warn_once(f"{where}: ignored {num_of_other_tower} tensors of another tower.")
 
 
 def grid_note(metadata: WeightsMetadata) -> str:

@@ -114,7 +114,7 @@ def open_weights(where: str | pathlib.Path, model: Model | None = None) -> LazyW
     path, entry, given = resolve(where)
     if is_weights_file(path):
         file = open_weights_file(path, model and metadata_lib.from_model(model), given)
-        families.report(file.metadata, str(file.path), entry is not None)
+        families.report(file.metadata, str(file.path), entry is not None, len(file.other_tower))
         return _weights_of_file(file, entry)
     meta = layout.read_item(path, "meta")
     return _weights_of_step(path, _build_step_model(path, meta), meta)
@@ -196,7 +196,7 @@ def load(where: str | pathlib.Path, classes: tuple[str, ...] | None = None) -> L
     if is_weights_file(path):
         file = open_weights_file(path, given=given)
         loaded = _load_file(file, entry)
-        families.report(file.metadata, str(file.path), entry is not None)
+        families.report(file.metadata, str(file.path), entry is not None, len(file.other_tower))
     else:
         loaded = _load_step(path)
     for names, error in ((loaded.classes, CheckpointError), (classes, ConfigError)):

@@ -63,8 +63,8 @@ def tensor_table(
         lines.append((sources[name].tensor, "-", format_shape(shape), change))
     for name in file.ignored if file else ():
         lines.append((name, "-", "-", "ignored: not a parameter of the model"))
-    for name in file.other_tower if file else ():
-        lines.append((name, "-", "-", "ignored: another tower"))
+    if file and file.other_tower:
+        lines.append((f"{len(file.other_tower)} tensors", "-", "-", "ignored: another tower"))
     widths = [max(len(line[i]) for line in lines) for i in range(3)]
     return [
         "  ".join(f"{cell:{width}}" for cell, width in zip(line, (*widths, 0))).rstrip()
