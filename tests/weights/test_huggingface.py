@@ -2,10 +2,13 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 import safetensors.numpy
 
+from tests.support.golden_outputs import params_of, photo_pixels
+from tests.support.huggingface_cases import GOLDEN, MODELS, SIDE
 from tests.support.tiny import assert_same_model, some_params, tiny
 from vit_jax.errors import CheckpointError
 from vit_jax.models import trees
@@ -14,29 +17,6 @@ from vit_jax.weights import load, writer
 from vit_jax.weights.infer_model import infer_model_options
 from vit_jax.weights.metadata import WeightsMetadata
 from vit_jax.weights.reader import open_weights_file
-
-DINO = {"gelu": "erf", "layer_scale": 1.0, "pixel_stats": "imagenet"}
-GATED = {"mlp": "swiglu", "mlp_size": 88}  # Two thirds of 4 x 32, rounded up to a multiple of 8.
-DINO_3 = DINO | {"pos_embed": "rope", "registers": 4, "qkv_bias": "qv", "num_classes": 0}
-CLIP = {"pre_norm": True, "patch_bias": False, "gelu": "quick", "num_classes": 0}
-DEIT = {"distill_token": True, "gelu": "erf"}
-MODELS = {  # Title -> options of the model, and its class in transformers.
-    "DINOv2, gated": (DINO | GATED | {"pool": "token_gap"}, "Dinov2ForImageClassification"),
-    "DINOv2 with registers, gated": (
-        DINO | GATED | {"registers": 2, "num_classes": 0},
-        "Dinov2WithRegistersModel",
-    ),
-    "DINOv3": (DINO_3, "DINOv3ViTModel"),
-    "DINOv3, gated": (DINO_3 | {"mlp": "swiglu", "qkv_bias": "none"}, "DINOv3ViTModel"),
-    "DINOv3, GELU gate": (DINO_3 | {"mlp": "glu", "gelu": "tanh"}, "DINOv3ViTModel"),
-    "SigLIP": ({"pool": "map", "num_classes": 0}, "SiglipVisionModel"),
-    "CLIP": (CLIP, "CLIPVisionModel"),
-    "CLIP with projection": (CLIP | {"projection": 6}, "CLIPVisionModelWithProjection"),
-    "DeiT": (DEIT, "DeiTForImageClassificationWithTeacher"),
-    "DeiT, features": (DEIT | {"num_classes": 0}, "DeiTModel"),
-    "I-JEPA": ({"pool": "gap", "gelu": "erf"}, "IJepaForImageClassification"),
-    "I-JEPA, features": ({"pool": "gap", "num_classes": 0, "qkv_bias": "none"}, "IJepaModel"),
-}
 
 # Names that transformers 5.24 saves, of the first layer and beside the layers; a name with / has
 # weight and bias.
@@ -393,3 +373,17 @@ def test_arbitrary_config_values_are_read_or_rejected_in_one_line(tmp_path, titl
         except CheckpointError as error:
             assert "\n" not in str(error)
     assert 10 < num_read < len(variants) - 10
+
+
+# Outputs of transformers, which `test_huggingface_parity.py` stores.
+
+
+@pytest.mark.parametrize("title", MODELS)
+def test_outputs_equal_those_of_transformers(title, photos):
+    expected = np.array(json.loads(GOLDEN.read_text())[title])
+    model = tiny(image_size=SIDE, **MODELS[title][0])
+    params = trees.unflatten(params_of(model))
+    outputs = np.asarray(jax.jit(model.apply)({"params": params}, photo_pixels(photos, SIDE)))
+    # Outputs of the two photos differ by far more than the tolerance.
+    assert np.abs(expected[0] - expected[1]).max() > 1e-2 * np.abs(expected).max()
+    np.testing.assert_allclose(outputs, expected, atol=1e-5 * np.abs(expected).max())

@@ -6,6 +6,7 @@ line of a table for each encoder.
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,8 +17,9 @@ import pytest
 import safetensors.numpy
 
 import vit_jax
-from tests.support.golden_outputs import photo_pixels
-from tests.support.tiny import assert_same_model
+from tests.support.golden_outputs import params_of, photo_pixels
+from tests.support.huggingface_cases import GOLDEN, MODELS, SIDE
+from tests.support.tiny import assert_same_model, tiny
 from vit_jax.errors import CheckpointError
 from vit_jax.models import trees
 from vit_jax.models.pixel_stats import PIXEL_STATS
@@ -179,7 +181,7 @@ def build(title: str, **sizes):
 
 def tower_of(peer):
     """The encoder inside of a model with a head, or with a tower of texts."""
-    for name in ("vision_model", "deit", "ijepa", "vit"):
+    for name in ("vision_model", "deit", "ijepa", "vit", "dinov2"):
         peer = getattr(peer, name, peer)
     return peer
 
@@ -285,10 +287,21 @@ def write(folder, model, params) -> None:
     writer.write(plan, folder, model, flat, WeightsMetadata(crop="resize"), "# card")
 
 
-@pytest.mark.parametrize("title", CASES)
-def test_encoder_equals_transformers(torch, title, photos, tmp_path, record_property):
+def load_peer(folder):
+    """The model of transformers that a folder names; its tensors are exactly those of the class."""
     import transformers as hf
 
+    (class_name,) = json.loads((folder / "config.json").read_text())["architectures"]
+    extra = {"add_pooling_layer": False} if class_name in ("ViTModel", "DeiTModel") else {}
+    peer, loading = getattr(hf, class_name).from_pretrained(
+        folder, output_loading_info=True, **extra
+    )
+    assert not any(loading.values()), loading
+    return peer.eval()
+
+
+@pytest.mark.parametrize("title", CASES)
+def test_encoder_equals_transformers(torch, title, photos, tmp_path, record_property):
     case = CASES[title]
     model, peer = build(title)
     source, written = tmp_path / "source", tmp_path / "written"
@@ -314,13 +327,8 @@ def test_encoder_equals_transformers(torch, title, photos, tmp_path, record_prop
     assert set(after) == set(before)
     for name, array in before.items():
         assert after[name].tobytes() == array.tobytes(), name
-    class_name = json.loads((written / "config.json").read_text())["architectures"][0]
-    extra = {"add_pooling_layer": False} if class_name in ("ViTModel", "DeiTModel") else {}
-    fresh, loading = getattr(hf, class_name).from_pretrained(
-        written, output_loading_info=True, **extra
-    )
-    assert not any(loading.values()), loading
-    again = compare(torch, model, params, fresh.eval(), photos, case.pixel_stats)
+    fresh = load_peer(written)
+    again = compare(torch, model, params, fresh, photos, case.pixel_stats)
     assert max(v for name, v in again.items() if name != "gradient") <= TOLERANCE
 
 
@@ -373,3 +381,23 @@ def test_command_in_the_error_of_pickles_saves_their_tensors(torch, files, tmp_p
 
 def command_of(error) -> str:
     return str(error).partition('python -c "')[2].removesuffix('"')
+
+
+def test_golden_outputs_equal_those_of_transformers(torch, photos, tmp_path):
+    computed = {}
+    for title, (options, class_name) in MODELS.items():
+        model = tiny(image_size=SIDE, **options)
+        folder = tmp_path / str(len(computed))
+        write(folder, model, trees.unflatten(params_of(model)))
+        peer = load_peer(folder)
+        assert type(peer).__name__ == class_name
+        pixels = torch.from_numpy(photo_pixels(photos, SIDE))
+        with torch.no_grad():
+            found = peer_outputs(torch, peer, pixels, model.config.pixel_stats)["pooled"]
+        computed[title] = np.round(found.double().numpy(), 6).tolist()
+    if os.environ.get("UPDATE_GOLDEN"):
+        GOLDEN.write_text(json.dumps(computed) + "\n")
+    kept = json.loads(GOLDEN.read_text())
+    assert set(kept) == set(computed)
+    for title, outputs in computed.items():
+        np.testing.assert_allclose(kept[title], outputs, rtol=1e-5, atol=1e-5, err_msg=title)
