@@ -39,7 +39,14 @@ def patch(images, row, column):
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"pool": "gap"}, {"pool": "token_gap", "registers": 2, "layer_scale": 0.1}],
+    [
+        {},
+        {"pool": "gap"},
+        {"pool": "token_gap", "registers": 2, "layer_scale": 0.1},
+        {"pool": "gap", "class_token": True, "fc_norm": True, "mlp": "swiglu", "mlp_norm": True},
+        {"pos_embed": "rope", "registers": 2, "qkv_bias": "qv"},
+        {"distill_token": True, "pre_norm": True, "patch_bias": False},
+    ],
     ids=str,
 )
 def test_parameters_are_those_of_a_headless_vit_and_three_more(changes):
@@ -123,3 +130,14 @@ def test_the_head_of_every_patch_is_counted_among_the_products():
     assert forward_macs(MaskedViT.of(vit, OUT)) - forward_macs(vit) == 6 * D * OUT
     vit = tiny(num_classes=0, pool="token_gap")
     assert forward_macs(MaskedViT.of(vit, OUT)) - forward_macs(vit) == 6 * D * OUT
+
+
+def test_predictions_are_made_from_normalised_tokens_with_fc_norm():
+    model = masked(pool="gap", fc_norm=True)
+    params, images = some_params(model), some_images(2, 8, 12, 3)
+    before = masked(pool="gap")  # The same LayerNorm inside the encoder.
+    norm = params["fc_norm"]
+    own = {name: value for name, value in params.items() if name != "fc_norm"}
+    own["Transformer"] = params["Transformer"] | {"encoder_norm": norm}
+    expected = predict(before, own, images, NONE)
+    np.testing.assert_allclose(predict(model, params, images, NONE), expected, atol=1e-5)

@@ -332,6 +332,7 @@ def test_score_depends_on_the_number_of_an_example_only():
         ),
         ({"pool": "map"}, "model.pool is 'map'; masked patches need 'token', 'gap' or 'token_gap'"),
         ({"pre_logits": True}, "model.pre_logits is True; masked patch prediction has no"),
+        ({"projection": 7}, "model.projection is 7; masked patch prediction has no"),
         ({"head_bias": -10.0}, "model.head_bias is -10.0; masked patch prediction has no"),
         ({"image_size": 4}, "data.image_size gives 1 patch of 4x4; .* at least 2"),
         ({"corrupted": 0.08}, "task.corrupted is 0.08, which rounds to 0 of 6 patches"),

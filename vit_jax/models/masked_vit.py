@@ -12,8 +12,8 @@ from vit_jax.models.vit import ViT
 class MaskedViT(ViT):
     """Images B H W 3, float32 in [-1, 1] -> predictions B N O, one for each patch.
 
-    The head is a dense layer on the encoder's output at the patches. Parameters have the names
-    of a ViT, with `mask_token` and `patch_head` instead of a head.
+    The head is a dense layer on the encoder's normalised output at the patches. Parameters have
+    the names of a ViT, with `mask_token` and `patch_head` instead of the heads.
     """
 
     num_outputs: int = 512  # O, outputs for one patch.
@@ -37,5 +37,6 @@ class MaskedViT(ViT):
         mask_token = self.param("mask_token", nn.initializers.zeros, (1, 1, z.shape[-1]))
         if is_masked is not None:
             z = jnp.where(is_masked[..., None], mask_token.astype(z.dtype), z)
-        z = self.patches_of(self.encode(z, train=train)).astype(jnp.float32)
+        z = self.patches_of(self.encode(z, train=train))
+        z = (self.fc_norm(z) if self.config.fc_norm else z).astype(jnp.float32)
         return nn.Dense(self.num_outputs, kernel_init=nn.initializers.zeros, name="patch_head")(z)

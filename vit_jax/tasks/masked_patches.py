@@ -137,7 +137,7 @@ def _model_rules(config: Config, vit) -> Iterator[tuple[bool, str]]:
         config.model.pool != "map",
         "model.pool is 'map'; masked patches need 'token', 'gap' or 'token_gap'",
     )
-    for name in ("pre_logits", "head_bias"):
+    for name in ("pre_logits", "projection", "head_bias"):
         value = getattr(config.model, name)
         yield (
             not value,
