@@ -58,6 +58,8 @@ ATTENTION = f"{BLOCK}/MultiHeadDotProductAttention_0"
         (f"{ATTENTION}/relative/relative_embedding", (25, 4, 8), (None, "tensor", "fsdp")),
         (f"{BLOCK}/MlpBlock_0/Dense_0/kernel", (32, 64), ("fsdp", "tensor")),
         (f"{BLOCK}/MlpBlock_0/Dense_0/bias", (64,), ("tensor",)),
+        (f"{BLOCK}/MlpBlock_0/Dense_gate/kernel", (32, 64), ("fsdp", "tensor")),
+        (f"{BLOCK}/MlpBlock_0/Dense_gate/bias", (64,), ("tensor",)),
         (f"{BLOCK}/MlpBlock_0/Dense_1/kernel", (64, 32), ("tensor", "fsdp")),
         (f"{BLOCK}/MlpBlock_0/Dense_1/bias", (32,), ()),
         (f"opt_state/1/mu/{BLOCK}/MlpBlock_0/Dense_1/kernel", (64, 32), ("tensor", "fsdp")),

@@ -83,6 +83,39 @@ def test_a_resnet_gives_what_its_head_is_given():
         make_extractor(model, "token")
 
 
+ENCODERS = {
+    "dinov3": {"pos_embed": "rope", "mlp": "swiglu", "registers": 2, "qkv_bias": "qv"},
+    "eva02": {
+        "pos_embed": "learned_rope",
+        "rope": "eva02",
+        "mlp": "swiglu",
+        "pool": "gap",
+        "class_token": True,
+        "fc_norm": True,
+    },
+    "deit": {"distill_token": True},
+}
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_features_of_encoders_are_those_of_their_steps(name):
+    model, params = vit(num_layers=2, **{"hidden_size": 16} | ENCODERS[name])
+    z = model.apply({"params": params}, IMAGES, method=lambda vit, x: vit.encode(vit.embed(x)))
+    num_prefix_tokens = {"dinov3": 3, "eva02": 1, "deit": 2}[name]
+    expected = {
+        "tokens": z,
+        "token": z[:, 0],
+        "mean": z[:, num_prefix_tokens:].mean(axis=1),
+        "pre_logits": model.apply({"params": params}, z, method="pool"),
+    }
+    for layer, array in expected.items():
+        np.testing.assert_allclose(features(model, params, layer), array, atol=1e-5)
+    if name == "eva02":  # Its last LayerNorm is applied after pooling.
+        np.testing.assert_array_equal(
+            features(model, params, "tokens"), features(model, params, "block_1")
+        )
+
+
 @pytest.mark.parametrize(
     ("layer", "words"),
     [

@@ -77,6 +77,10 @@ def test_attention_weights_sum_to_1_for_each_query(options):
         {"pos_embed_at": "layers", "pool": "gap"},
         {"pos_embed": "sincos", "pos_embed_at": "layers"},
         {"pos_embed": "relative"},
+        {"pos_embed": "rope", "mlp": "swiglu", "registers": 2, "qkv_bias": "qv"},
+        {"pos_embed": "learned_rope", "rope": "eva02", "pool": "gap", "fc_norm": True},
+        {"pos_embed": "learned_rope", "pos_embed_at": "shared", "pre_norm": True},
+        {"distill_token": True},
     ],
     ids=str,
 )
@@ -187,11 +191,13 @@ def test_rollout_is_the_product_of_layers_with_their_identity():
         np.testing.assert_allclose(rollout[b].sum(axis=1), 1)
 
 
-@pytest.mark.parametrize("has_cls", [True, False])
-def test_output_maps_are_the_rows_of_the_output_token(has_cls):
-    joint = attention_rollout.rollout(random_weights(2, 6 + has_cls))
-    masks = attention_rollout.output_maps(joint, GRID, has_cls)
-    rows = joint[:, 0, 1:] if has_cls else joint.mean(axis=1)
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_output_maps_are_the_rows_of_the_output_tokens(count):
+    num_prefix_tokens = max(count, 1)  # Without an output token, a class token that is not pooled.
+    joint = attention_rollout.rollout(random_weights(2, num_prefix_tokens + 6))
+    masks = attention_rollout.output_maps(joint, GRID, count)
+    outputs = joint[:, :count] if count else joint[:, 1:]
+    rows = outputs.mean(axis=1)[:, num_prefix_tokens:]
     np.testing.assert_allclose(masks, (rows / rows.max(1, keepdims=True)).reshape(3, 2, 3))
 
 
@@ -201,14 +207,13 @@ def test_resize_map_equals_scipy_zoom():
     np.testing.assert_allclose(attention_rollout.resize_map(mask, (9, 12)), expected, atol=1e-12)
 
 
-def test_head_maps_are_rows_of_the_class_token_or_a_patch():
-    A = random_weights(1, 8)[0][0]  # A class token and a register before six patches.
-    np.testing.assert_array_equal(
-        attention_heads.head_maps(A, GRID, has_cls=True), A[:, 0, 2:].reshape(2, 2, 3)
-    )
-    np.testing.assert_array_equal(
-        attention_heads.head_maps(A, GRID, has_cls=True, query=4), A[:, 6, 2:].reshape(2, 2, 3)
-    )
+def test_head_maps_are_rows_of_the_output_tokens_or_a_patch():
+    A = random_weights(1, 9)[0][0]  # Two class tokens and a register before six patches.
+    for count, rows in ((1, A[:, 0]), (2, (A[:, 0] + A[:, 1]) / 2), (0, A[:, 3:].mean(axis=1))):
+        maps = attention_heads.head_maps(A, GRID, count)
+        np.testing.assert_allclose(maps, rows[:, 3:].reshape(2, 2, 3))
+    maps = attention_heads.head_maps(A, GRID, 1, query=4)
+    np.testing.assert_array_equal(maps, A[:, 7, 3:].reshape(2, 2, 3))
 
 
 def test_cosine_similarity_equals_scipy_and_tiles_are_in_grid_order():
@@ -223,14 +228,14 @@ def test_cosine_similarity_equals_scipy_and_tiles_are_in_grid_order():
     assert np.isnan(tiles[:, 3]).all()
 
 
-@pytest.mark.parametrize("kind", ["learned", "learned_2d", "sincos"])
+@pytest.mark.parametrize("kind", ["learned", "learned_2d", "sincos", "learned_rope"])
 @pytest.mark.parametrize("pool", ["token", "gap"])
 def test_position_embeddings_are_those_added_to_the_patches(kind, pool):
     model, params = vit(pos_embed=kind, pool=pool)
     embeddings = attention_lib.position_embeddings(model, params)
     assert embeddings.shape == (6, 16)
     own = params["Transformer"].get("posembed_input", {})
-    if kind == "learned":
+    if kind in ("learned", "learned_rope"):
         np.testing.assert_array_equal(embeddings, own["pos_embedding"][0, -6:])
     if kind == "learned_2d":
         for i in range(6):
@@ -238,7 +243,7 @@ def test_position_embeddings_are_those_added_to_the_patches(kind, pool):
             np.testing.assert_allclose(embeddings[i], np.concatenate(halves))
 
 
-@pytest.mark.parametrize("kind", ["none", "relative"])
+@pytest.mark.parametrize("kind", ["none", "relative", "rope"])
 def test_position_embeddings_are_none_without_added_embeddings(kind):
     assert attention_lib.position_embeddings(*vit(pos_embed=kind)) is None
 

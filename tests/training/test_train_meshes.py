@@ -49,11 +49,11 @@ def step_on(sizes, model):
 
 
 @functools.cache
-def losses_on(sizes, **options) -> np.ndarray:
+def losses_on(sizes, num_steps=STEPS, **options) -> np.ndarray:
     mesh, _, init_state, step = step_on(sizes, small(**options))
     state, losses = init_state(jax.random.key(0)), []
     with jax.set_mesh(mesh):
-        for i, batch in zip(range(STEPS), batches()):
+        for i, batch in zip(range(num_steps), batches()):
             batch = jax.device_put(batch, mesh_lib.batch_sharding(mesh))
             state, metrics = step(state, batch, jax.random.key(1), {"lr": SCHEDULE(i)})
             losses.append(metrics["loss"])
@@ -66,6 +66,33 @@ def test_fifty_steps_have_the_same_losses_on_every_mesh(sizes):
     alone = losses_on(MESHES[0])
     assert alone[-1] < alone[0] - 0.1, "nothing was learnt"
     np.testing.assert_allclose(losses_on(sizes), alone, rtol=1e-5)
+
+
+ENCODERS = {
+    "dinov3": {"pos_embed": "rope", "mlp": "swiglu", "registers": 4, "qkv_bias": "qv"},
+    "eva02": {
+        "pos_embed": "learned_rope",
+        "rope": "eva02",
+        "mlp": "glu",
+        "mlp_norm": True,
+        "pool": "gap",
+        "class_token": True,
+        "fc_norm": True,
+    },
+    "clip": {"pre_norm": True, "patch_bias": False, "projection": 24, "gelu": "quick"},
+    "deit": {"distill_token": True},
+    "siglip": {"pool": "map", "qkv_bias": "none"},
+}
+
+
+@pytest.mark.parametrize("sizes", [(2, 1, 1), (1, 2, 2)], ids=["2x1x1", "1x2x2"])
+@pytest.mark.parametrize("name", ENCODERS)
+@pytest.mark.stress
+def test_encoders_have_the_same_losses_on_every_mesh(name, sizes):
+    options = {"num_steps": 10} | ENCODERS[name]
+    alone = losses_on(MESHES[0], **options)
+    assert alone[-1] < alone[0], "nothing was learnt"
+    np.testing.assert_allclose(losses_on(sizes, **options), alone, rtol=1e-5)
 
 
 @pytest.mark.stress

@@ -40,9 +40,9 @@ def make_extractor(model, layer: str = "pre_logits") -> Callable:
     """Returns `extract(params, batch) -> {"features": ...}`, for `scored_batches`.
 
     Args:
-      layer: 'pre_logits', what the head is given, B D; of the encoder's output, normalised, the
-        class token or the mean of the patches, B D, or all 'tokens', B T D; or 'block_I', the
-        tokens B T D after layer I, from 0. T is as in `models/vit.py`.
+      layer: 'pre_logits', what the head is given, B D; of the encoder's output, normalised except
+        with `model.fc_norm`, the class token or the mean of the patches, B D, or all 'tokens',
+        B T D; or 'block_I', the tokens B T D after layer I, from 0. T is as in `models/vit.py`.
 
     Raises ConfigError for a layer that the model has not.
     """
@@ -51,7 +51,9 @@ def make_extractor(model, layer: str = "pre_logits") -> Callable:
         body = model.clone(num_classes=0)
         return lambda params, batch: {"features": body.apply({"params": params}, batch["image"])}
     block = re.fullmatch(BLOCK, layer)
-    name = f"encoderblock_{block[1]}" if block else "encoder_norm"
+    is_normalised = not block and not model.config.fc_norm
+    index = block[1] if block else model.size.num_layers - 1
+    name = "encoder_norm" if is_normalised else f"encoderblock_{index}"
     # Layers that are looped over in one program have no outputs of their own to tell.
     config = dataclasses.replace(model.config, scan=False)
     body = model.clone(num_classes=0, config=config)

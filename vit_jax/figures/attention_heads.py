@@ -9,19 +9,21 @@ COLUMNS = 6  # Panels in a row.
 
 
 def head_maps(
-    weights: np.ndarray, grid: tuple[int, int], has_cls: bool, query: int | None = None
+    weights: np.ndarray, grid: tuple[int, int], num_output_tokens: int, query: int | None = None
 ) -> np.ndarray:
     """Returns the attention of one query of one image over the patches: h T T -> h r c.
 
     Args:
-      query: index of a patch, row by row; None for the class token, or for the mean over all
-        patches if the model has no class token.
+      num_output_tokens: `model.num_output_tokens`; 0 for the mean over patches.
+      query: index of a patch, row by row; None for the output: the class token, or the mean of
+        several or of all patches.
     """
     N = grid[0] * grid[1]
     if query is not None:
         rows = weights[:, weights.shape[1] - N + query]
     else:
-        rows = weights[:, 0] if has_cls else weights[:, -N:].mean(axis=1)
+        outputs = weights[:, :num_output_tokens] if num_output_tokens else weights[:, -N:]
+        rows = outputs.mean(axis=1)
     return rows[:, -N:].reshape(-1, *grid)
 
 

@@ -32,13 +32,17 @@ def add_layer(rollout: np.ndarray | None, weights: np.ndarray) -> np.ndarray:
     return mixed if rollout is None else mixed @ rollout
 
 
-def output_maps(rollout: np.ndarray, grid: tuple[int, int], has_cls: bool) -> np.ndarray:
+def output_maps(rollout: np.ndarray, grid: tuple[int, int], num_output_tokens: int) -> np.ndarray:
     """Returns the contribution of each patch to the output, at most 1: B T T -> B r c.
 
-    The output is the class token, or the mean over patches if the model has no class token.
+    The output is the class token, or the mean of several, or the mean over patches.
+
+    Args:
+      num_output_tokens: `model.num_output_tokens`; 0 for the mean over patches.
     """
     N = grid[0] * grid[1]
-    row = rollout[:, 0] if has_cls else rollout[:, -N:].mean(axis=1)
+    outputs = rollout[:, :num_output_tokens] if num_output_tokens else rollout[:, -N:]
+    row = outputs.mean(axis=1)
     maps = row[:, -N:].reshape(-1, *grid)
     return maps / maps.max(axis=(1, 2), keepdims=True)
 

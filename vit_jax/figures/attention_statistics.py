@@ -75,11 +75,11 @@ def compute_statistics(
             if mean is not None:
                 rollouts[start] = attention_rollout.add_layer(rollouts.get(start), mean[:size])
             if start == 0 and i == layer:
-                head_maps = attention_heads.head_maps(first, model.grid, model.has_cls)
+                head_maps = attention_heads.head_maps(first, model.grid, model.num_output_tokens)
             progress.show(f"layer {i + 1}: {start + size}/{len(images)} images")
         distances.append(total / len(images))
     rollout_maps = [
-        attention_rollout.output_maps(rollout, model.grid, model.has_cls)
+        attention_rollout.output_maps(rollout, model.grid, model.num_output_tokens)
         for rollout in rollouts.values()
     ]
     return AttentionStatistics(

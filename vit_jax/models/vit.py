@@ -150,6 +150,11 @@ class ViT(nn.Module):
         """Number of tokens before those of the patches: class tokens and registers."""
         return self.num_class_tokens + self.config.registers
 
+    @property
+    def num_output_tokens(self) -> int:
+        """Number of class tokens that are pooled; 0 if the patches are."""
+        return self.num_class_tokens if self.config.pool.startswith("token") else 0
+
     def setup(self):
         config, D = self.config, self.size.hidden_size
         if self.stem:

@@ -133,7 +133,7 @@ def attention_images(run_setup: setup.EvaluationSetup) -> list[tuple[str, np.nda
         layers = attention_fn(run_setup.params, image[None])
         rollout = attention_rollout.rollout(map(np.asarray, layers))
         require_finite({"attention": rollout}, run_setup.params, run_setup.loaded.weights.where)
-        (values,) = attention_rollout.output_maps(rollout, model.grid, model.has_cls)
+        (values,) = attention_rollout.output_maps(rollout, model.grid, model.num_output_tokens)
         brightness = attention_rollout.resize_map(values, image.shape[:2])[..., None]
         darkened = from_unit_range((image + 1) * brightness - 1)
         images.append((source.name(int(i)), from_unit_range(image), darkened))
