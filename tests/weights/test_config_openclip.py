@@ -35,7 +35,7 @@ def test_folder_of_open_clip_has_all_options(tmp_path, capsys):
     config = loaded.model.config
     assert (config.gelu, config.pixel_stats, config.norm_eps) == ("quick", "clip", 1e-5)
     assert (loaded.model.size.num_heads, loaded.model.image_size) == (2, (12, 12))
-    assert config.projection == 24
+    assert (config.projection, loaded.weights.metadata.family) == (24, "clip")
     recipe = loaded.recipe
     assert (recipe.crop, recipe.crop_fraction, recipe.resample) == ("timm", 1.0, "bicubic")
     for name, array in trees.flatten(loaded.params()).items():

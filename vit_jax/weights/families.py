@@ -51,6 +51,8 @@ TIMM = Family("timm's model of this name", {"pixel_stats": "half"})
 HUGGING_FACE = Family(
     "Hugging Face's ViTImageProcessor", {"pixel_stats": "half"}, has_six_heads=False
 )
+CLIP = Family("CLIP", {})  # Of OpenAI or of open_clip, as the GELU shows.
+CLIP_OF_GELU = {"quick": "clip", "erf": "openclip"}
 KINDS = (  # Pattern of an architecture of timm or a model_type -> row of ENCODERS, or family.
     (r".*reg\d*_dinov2.*|dinov2_with_registers", "dinov2_reg"),
     (r".*dinov2.*", "dinov2"),
@@ -61,7 +63,8 @@ KINDS = (  # Pattern of an architecture of timm or a model_type -> row of ENCODE
     (r".*siglip.*", "siglip"),
     (r"eva02_.*", "eva02"),
     (r".*clip_quickgelu.*", "clip"),
-    (r"clip.*|.*_clip_.*", "openclip"),
+    (r".*_clip_.*", "openclip"),
+    (r"clip.*", CLIP),
     (r"vit_mae", "mae"),
     (r"ijepa", "ijepa"),
     (r"vit_msn", None),
@@ -87,7 +90,13 @@ def of_encoder(key: str) -> Family:
 
 
 def find_family(
-    format: Format, prefix: str, shapes: Mapping[str, tuple], kind: str, ignored: Iterable[str] = ()
+    format: Format,
+    prefix: str,
+    shapes: Mapping[str, tuple],
+    kind: str,
+    *,
+    gelu: str | None = None,
+    ignored: Iterable[str] = (),
 ) -> Family | None:
     """Returns the family of weights, or None if several have such files.
 
@@ -95,11 +104,19 @@ def find_family(
       format, prefix: as in `reader.WeightsFile`.
       shapes: shape of the tensor by parameter name.
       kind: model_type (Hugging Face) or architecture (timm) in config.json, or ''.
+      gelu: activation that the user or the file gives.
       ignored: tensors of the file that are not parameters of the model.
     """
+    found = _find(format, prefix, shapes, kind, ignored)
+    found = CLIP_OF_GELU.get(gelu) if found is CLIP else found
+    return of_encoder(found) if isinstance(found, str) else found
+
+
+def _find(format: Format, prefix: str, shapes: Mapping, kind: str, ignored: Iterable[str]):
+    """The row of `ENCODERS`, or the family."""
     for pattern, found in KINDS:
         if re.fullmatch(pattern, kind) and not (found == "deit" and "dist_token" in shapes):
-            return of_encoder(found) if isinstance(found, str) else found
+            return found
     is_scaled = f"{BLOCK}/LayerScale_0/scale" in shapes and CLS in shapes
     has_decoder = any("decoder" in name for name in ignored)
     for found, is_found in (
@@ -109,6 +126,7 @@ def find_family(
         (BIT, format.name in (formats.TIMM_BIT, formats.HF_BIT)),
         ("dinov3", format.name == formats.DINO_3 or format.model_type == "dinov3_vit"),
         ("eva02", format.name == formats.EVA_02),
+        (CLIP, format.name in (formats.OPEN_CLIP, formats.HF_CLIP)),
         (_dino_2(shapes), format.name == formats.DINO or format.model_type == "dinov2"),
         ("deit_distilled", "dist_token" in shapes),
         ("mae", has_decoder),
@@ -120,7 +138,7 @@ def find_family(
         (_deit_3_or_dino_2(shapes), is_scaled),
     ):
         if is_found:
-            return of_encoder(found) if isinstance(found, str) else found
+            return found
     return None
 
 

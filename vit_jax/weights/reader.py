@@ -128,7 +128,9 @@ def open_weights_file(
     if given.classes and config.metadata.classes:
         check_new_names(given.classes, config.metadata.classes, f"{path}:classes")
     metadata = given.with_defaults(config.metadata)
-    family = families.find_family(format, prefix, stored_shapes, config.kind, ignored)
+    family = families.find_family(
+        format, prefix, stored_shapes, config.kind, gelu=metadata.gelu, ignored=ignored
+    )
     metadata = families.complete(
         metadata,
         format,
