@@ -11,6 +11,7 @@ from vit_jax import create_model
 from vit_jax.config.schema import Model
 from vit_jax.models import trees
 from vit_jax.models.bit_resnet import BitResNet
+from vit_jax.models.encoders import ENCODERS
 from vit_jax.models.registry import make_init
 from vit_jax.models.size_table import Size
 from vit_jax.models.sizes import shape_of
@@ -28,6 +29,12 @@ TINY = {
 
 def tiny(**changes):
     return create_model("vit_ti16", **TINY | changes)
+
+
+def tiny_encoder(family, **changes):
+    """A model with all options of a family of published encoders."""
+    name = next(f"{family}_{size}" for size in ENCODERS[family].published)
+    return create_model(name, **TINY | changes)
 
 
 def assert_same_model(actual, expected):

@@ -79,9 +79,15 @@ ENCODERS = {
         "class_token": True,
         "fc_norm": True,
     },
-    "clip": {"pre_norm": True, "patch_bias": False, "projection": 24, "gelu": "quick"},
+    "clip and siglip": {
+        "pre_norm": True,
+        "patch_bias": False,
+        "qkv_bias": "none",
+        "gelu": "quick",
+        "pool": "map",
+        "projection": 24,
+    },
     "deit": {"distill_token": True},
-    "siglip": {"pool": "map", "qkv_bias": "none"},
 }
 
 

@@ -1,14 +1,19 @@
 """Parameters of a program, saved so that every command computes the same outputs."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 
 import vit_jax
+from tests.support.tiny import assert_same_model, some_params, tiny_encoder
+from tests.support.tiny import tiny as tiny_model
 from vit_jax.config.schema import Data
 from vit_jax.data.preprocess import EvalRecipe
 from vit_jax.errors import CheckpointError, ConfigError
 from vit_jax.models import trees
+from vit_jax.models.encoders import ENCODERS
 from vit_jax.models.registry import param_shapes
 from vit_jax.weights import load, save, writer
 
@@ -138,3 +143,23 @@ def test_class_names_of_an_older_file_are_refused(tmp_path):
     names.write_text("a\nb\nc\n")
     with pytest.raises(ConfigError, match=r"own\.classes\.txt exists: its lines would name"):
         save.save_params(tmp_path / "own.npz", model, trees.unflatten(params_of(model)))
+
+
+OPTIONS = {
+    "glu": {"mlp": "glu", "mlp_norm": True, "qkv_bias": "none"},
+    "map": {"pool": "map", "class_token": True, "registers": 2},
+    "clip": {"pre_norm": True, "patch_bias": False, "projection": 7, "gelu": "quick"},
+    "rope": {"pos_embed": "rope", "rope": "eva02", "pool": "gap", "fc_norm": True},
+}
+
+
+@pytest.mark.parametrize("name", [*ENCODERS, *OPTIONS])
+def test_npz_file_keeps_all_options_of_an_encoder(tmp_path, capsys, name):
+    model = tiny_model(**OPTIONS[name]) if name in OPTIONS else tiny_encoder(name)
+    params = some_params(model)
+    save.save_params(tmp_path / "own.npz", model, params)
+    loaded = load.load(tmp_path / "own.npz")
+    assert "assumed" not in capsys.readouterr().err
+    scale = {"layer_scale": model.config.layer_scale}  # Its initial value is not stored.
+    config = dataclasses.replace(loaded.model.config, **scale)
+    assert_same_model(loaded.model.clone(config=config), model)
