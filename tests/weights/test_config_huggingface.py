@@ -39,6 +39,10 @@ def metadata_of(config, processor=None):
             {"model_type": "dinov3_vit", "use_gated_mlp": True, "hidden_act": "gelu_pytorch_tanh"},
             {"mlp": "glu", "gelu": "tanh"},
         ),
+        (
+            {"model_type": "dinov2", "architectures": ["MyDinov2ForImageClassification"]},
+            {"pool": "token_gap"},
+        ),
         # Models of images and texts have the options under vision_config, or nothing but defaults.
         (
             {"model_type": "siglip", "vision_config": {"model_type": "siglip_vision_model"}},

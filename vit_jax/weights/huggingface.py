@@ -41,7 +41,7 @@ class HuggingFaceModel:
       required: keys of which one value is supported.
       keys: keys of its config.json beside those of all Vision Transformers.
       features: what the class of the features computes.
-      heads: class with a head -> what the head is applied to.
+      heads: class with a head -> what the head is applied to; None for one that no model here has.
       allows: fields of `config.model` in which its models differ from `vit_b16` -> values that it
         supports; None for all.
     """
@@ -53,13 +53,14 @@ class HuggingFaceModel:
     required: Mapping[str, object] = dataclasses.field(default_factory=dict)
     keys: tuple[str, ...] = ()
     features: Output = FEATURES
-    heads: Mapping[str, Output] = dataclasses.field(default_factory=dict)
+    heads: Mapping[str, Output | None] = dataclasses.field(default_factory=dict)
     allows: Mapping[str, tuple | None] = dataclasses.field(default_factory=dict)
 
     @property
     def written_head(self) -> str | None:
         """The class that a model with a head is written as."""
-        return next((name for name, output in self.heads.items() if output.is_written), None)
+        is_written = {name: output and output.is_written for name, output in self.heads.items()}
+        return next(filter(is_written.get, self.heads), None)
 
 
 _VIT = {
@@ -95,7 +96,10 @@ MODELS = {
         "deit.",
         _VIT,
         keys=_VIT_KEYS,
-        heads={"DeiTForImageClassificationWithTeacher": Output()},
+        heads={
+            "DeiTForImageClassificationWithTeacher": Output(),
+            "DeiTForImageClassification": None,  # It does not use the distillation token.
+        },
         allows=_QKV_BIAS | {"distill_token": (True,)},
     ),
     "vit_mae": HuggingFaceModel("ViTMAEModel", formats.HF_VIT, "vit.", _VIT),
@@ -176,6 +180,7 @@ MODELS = {
         "vision_model.",
         _VIT | {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5},
         keys=("intermediate_size", "projection_dim"),
+        heads={"CLIPForImageClassification": None},  # Of tokens that are not normalised.
         allows={"pre_norm": (True,), "patch_bias": (False,), "projection": None},
     ),
     "bit": HuggingFaceModel(
@@ -220,17 +225,20 @@ def find_model(model_type: object, where: str) -> HuggingFaceModel:
 def find_output(model: HuggingFaceModel, architectures: object, where: str) -> Output:
     """Returns what the class in `architectures` of a config.json computes.
 
+    A classifier of another name, such as a user's own, is taken for one of transformers.
+
     Raises:
       CheckpointError: it has a head that is not supported.
     """
+    supported = {name: output for name, output in model.heads.items() if output}
     for name in architectures if isinstance(architectures, list) else ():
-        if name in model.heads:
-            return model.heads[name]
-        if "ImageClassification" in str(name):
+        if model.heads.get(name, FEATURES) is None:
             raise CheckpointError(
                 f"{where}: the head of {shown(name)}, in architectures of config.json, is not "
-                f"supported; expected {' or '.join((*model.heads, model.name))}."
+                f"supported; expected {' or '.join((*supported, model.name))}."
             )
+        if "ImageClassification" in str(name) and supported:
+            return supported.get(name, next(iter(supported.values())))
     return model.features
 
 
