@@ -2,8 +2,8 @@
 
 import pytest
 
-from vit_jax.errors import ConfigError
-from vit_jax.weights import metadata
+from vit_jax.errors import CheckpointError, ConfigError
+from vit_jax.weights import download, load, metadata
 from vit_jax.weights.location import resolve, split_options
 
 
@@ -56,3 +56,14 @@ def test_resolve_rejects_options_of_a_checkpoint(tmp_path):
     (tmp_path / "checkpoints" / "3" / "manifest").mkdir(parents=True)
     with pytest.raises(ConfigError, match="num_heads cannot be set"):
         resolve(f"{tmp_path / 'checkpoints' / '3'}:num_heads=6")
+
+
+def test_name_of_an_encoder_is_the_location_of_its_weights(monkeypatch, tmp_path):
+    fetched = []
+    (tmp_path / "model.safetensors").touch()
+    monkeypatch.setattr(download, "fetch", lambda url: fetched.append(url) or tmp_path)
+    assert resolve("dinov2_reg_s14:pool=token").path == tmp_path
+    assert load.model_section("dinov2_reg_s14").registers == 4
+    assert fetched == ["hf://facebook/dinov2-with-registers-small"]
+    with pytest.raises(CheckpointError, match="no such file, folder or published name"):
+        resolve("dinov2_ti14")  # A size that was never published.

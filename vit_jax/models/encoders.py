@@ -37,6 +37,8 @@ class Encoder:
       published: sizes with published weights, by the part of the name after the family.
       sizes: sizes that Table 1 does not have, or has with other numbers.
       size_options: further options of single sizes.
+      weights: locations of the published weights, in the order of `published`: `{a|b}` is a for
+        the first size and b for the second.
       resize_rule: rule of its own code that resizes position embeddings, as `init.resize_rule`;
         None for that of the official code.
     """
@@ -48,6 +50,7 @@ class Encoder:
     published: Mapping[str, Published]
     sizes: Mapping[str, Size] = dataclasses.field(default_factory=dict)
     size_options: Mapping[str, Mapping[str, object]] = dataclasses.field(default_factory=dict)
+    weights: str = ""
     resize_rule: str | None = None
 
     def size(self, name: str) -> Size | None:
@@ -57,6 +60,11 @@ class Encoder:
     def options_of(self, size: str) -> dict[str, object]:
         """Returns the options of a size."""
         return {**self.options, **self.size_options.get(size, {})}
+
+    def weights_of(self, published: str) -> str:
+        """Returns the location of published weights, by a key of `published`."""
+        index = list(self.published).index(published)
+        return re.sub(r"\{([^}]*)\}", lambda match: match[1].split("|")[index], self.weights)
 
 
 IMAGENET = {"gelu": "erf", "pixel_stats": "imagenet"}
@@ -88,6 +96,7 @@ ENCODERS = {
             "b16": Published(224, 85_798_656),
             "b8": Published(224, 85_807_872),
         },
+        weights="hf://timm/vit_{small_patch16|small_patch8|base_patch16|base_patch8}_224.dino",
         resize_rule="bicubic_offset",
     ),
     "dinov2": Encoder(
@@ -103,6 +112,7 @@ ENCODERS = {
         },
         sizes={"g": GIANT},
         size_options={"g": SWIGLU},
+        weights="hf://facebook/dinov2-{small|base|large|giant}",
         resize_rule="bicubic_offset",
     ),
     "dinov2_reg": Encoder(
@@ -118,6 +128,7 @@ ENCODERS = {
         },
         sizes={"g": GIANT},
         size_options={"g": SWIGLU},
+        weights="hf://facebook/dinov2-with-registers-{small|base|large|giant}",
         resize_rule="bicubic_antialias",
     ),
     "dinov3": Encoder(
@@ -143,6 +154,7 @@ ENCODERS = {
             "hplus": SWIGLU,
             "7b": SWIGLU | {"qkv_bias": "none"},
         },
+        weights="hf://facebook/dinov3-{vits16|vits16plus|vitb16|vitl16|vith16plus|vit7b16}-pretrain-lvd1689m",
     ),
     "siglip": Encoder(
         "SigLIP",
@@ -154,6 +166,7 @@ ENCODERS = {
             "l16": Published(256, 315_956_224),
             "so400m14": Published(224, 427_680_704),
         },
+        weights="hf://google/siglip-{base-patch16-224|large-patch16-256|so400m-patch14-224}",
     ),
     "siglip2": Encoder(
         "SigLIP 2",
@@ -169,6 +182,11 @@ ENCODERS = {
             "gopt16": Published(256, 1_163_168_256),
         },
         sizes={"gopt": Size(40, 1536, 6144, 16)},
+        weights=(
+            "hf://google/siglip2-"
+            "{base-patch32-256|base-patch16-224|large-patch16-256|"
+            "so400m-patch14-224|so400m-patch16-256|giant-opt-patch16-256}"
+        ),
     ),
     "clip": Encoder(
         "CLIP (OpenAI)",
@@ -180,6 +198,7 @@ ENCODERS = {
             "b16": Published(224, 85_799_424),
             "l14": Published(224, 303_179_776),
         },
+        weights="hf://openai/clip-vit-{base-patch32|base-patch16|large-patch14}",
         resize_rule="bicubic_antialias",
     ),
     "openclip": Encoder(
@@ -195,6 +214,11 @@ ENCODERS = {
             "g14": Published(224, 1_011_203_840),
             "gg14": Published(224, 1_842_777_344),
         },
+        weights=(
+            "hf://laion/CLIP-ViT-{B-32-laion2B-s34B-b79K|B-16-laion2B-s34B-b88K|"
+            "L-14-laion2B-s32B-b82K|H-14-laion2B-s32B-b79K|g-14-laion2B-s34B-b88K|"
+            "bigG-14-laion2B-39B-b160k}"
+        ),
         resize_rule="bicubic_antialias",
     ),
     "mae": Encoder(
@@ -207,6 +231,7 @@ ENCODERS = {
             "l16": Published(224, 303_301_632),
             "h14": Published(224, 630_764_800),
         },
+        weights="hf://facebook/vit-mae-{base|large|huge}",
         resize_rule="bicubic",
     ),
     "deit": Encoder(
@@ -219,6 +244,7 @@ ENCODERS = {
             "s16": Published(224, 21_665_664),
             "b16": Published(224, 85_798_656),
         },
+        weights="hf://facebook/deit-{tiny|small|base}-patch16-224",
         resize_rule="bicubic",
     ),
     "deit_distilled": Encoder(
@@ -231,6 +257,7 @@ ENCODERS = {
             "s16": Published(224, 21_666_432),
             "b16": Published(224, 85_800_192),
         },
+        weights="hf://facebook/deit-{tiny|small|base}-distilled-patch16-224",
         resize_rule="bicubic",
     ),
     "deit3": Encoder(
@@ -245,6 +272,10 @@ ENCODERS = {
             "l16": Published(224, 303_350_784),
             "h14": Published(224, 630_846_720),
         },
+        weights=(
+            "hf://timm/deit3_{small_patch16|medium_patch16|base_patch16|large_patch16|huge_patch14}"
+            "_224.fb_in22k_ft_in1k"
+        ),
         resize_rule="bicubic",
     ),
     "eva02": Encoder(
@@ -265,6 +296,7 @@ ENCODERS = {
             "l": Size(24, 1024, 2730, 16),
         },
         size_options={"b": {"mlp_norm": True}, "l": {"mlp_norm": True}},
+        weights="hf://timm/eva02_{tiny|small|base|large}_patch14_224.mim_in22k",
         resize_rule="bicubic",
     ),
     "tips": Encoder(
@@ -281,6 +313,11 @@ ENCODERS = {
         },
         sizes={"g": GIANT},
         size_options={"g": SWIGLU},
+        weights=(
+            "https://storage.googleapis.com/tips_data/v1_0/checkpoints/pytorch/tips_oss_"
+            "{s14_highres_distilled|b14_highres_distilled|l14_highres_distilled|"
+            "so400m14_highres_largetext_distilled|g14_highres}_vision.npz"
+        ),
         resize_rule="bilinear_antialias",
     ),
     "ijepa": Encoder(
@@ -293,6 +330,7 @@ ENCODERS = {
             "h16": Published(448, 631_668_480),
             "g16": Published(224, 1_011_368_576),
         },
+        weights="hf://facebook/ijepa_{vith14_1k|vith16_1k|vitg16_22k}",
         resize_rule="bicubic",
     ),
 }
@@ -314,6 +352,13 @@ def parse_name(name: str) -> EncoderName | None:
     if not match or ENCODERS[match[1]].size(match[2]) is None:
         return None
     return EncoderName(match[1], ENCODERS[match[1]], match[2], int(match[3]))
+
+
+def published_weights(name: str) -> str:
+    """Returns the location of the published weights of a model name; '' if there are none."""
+    found = parse_name(name)
+    size = f"{found.size}{found.patch}" if found else ""
+    return found.encoder.weights_of(size) if found and size in found.encoder.published else ""
 
 
 def with_encoder(config: Model) -> Model:

@@ -19,8 +19,8 @@ from vit_jax.config.schema import Model as ModelSection
 from vit_jax.data.labels import check_new_names
 from vit_jax.data.preprocess import EvalRecipe
 from vit_jax.errors import CheckpointError, ConfigError
+from vit_jax.models import encoders, trees
 from vit_jax.models import registry as model_registry
-from vit_jax.models import trees
 from vit_jax.models.registry import BitResNet, ViT, build, param_shapes
 from vit_jax.tasks import registry as task_registry
 from vit_jax.text import print_line
@@ -273,9 +273,11 @@ def model_section(where: str | pathlib.Path) -> ModelSection:
     or they do not determine a model.
     """
     name, _ = split_options(where)
-    entry = None if pathlib.Path(name).exists() else published.find_published(name)
-    if entry is not None:
-        return model_registry.section(entry.model, pool=entry.pool, pre_logits=entry.pre_logits)
+    if not pathlib.Path(name).exists():
+        if encoders.published_weights(name):
+            return model_registry.section(name)
+        if entry := published.find_published(name):
+            return model_registry.section(entry.model, pool=entry.pool, pre_logits=entry.pre_logits)
     path, _, given = resolve(where)
     if not is_weights_file(path):
         return _build_step_model(path, layout.read_item(path, "meta")).config

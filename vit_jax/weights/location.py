@@ -1,5 +1,7 @@
 """Location of weights: a path, a URL or a published name, as the argument WHERE of commands.
 
+The name of a published encoder, such as `dinov2_s14`, is the location of its weights.
+
 Options of a weights file may follow after a colon, as in `small.safetensors:num_heads=6`. They add
 options that the file does not contain.
 """
@@ -11,6 +13,7 @@ from typing import NamedTuple
 from vit_jax.checkpoints import layout, workdir
 from vit_jax.config.fields import expand_home
 from vit_jax.errors import CheckpointError, ConfigError
+from vit_jax.models.encoders import published_weights
 from vit_jax.weights import download, published, weights_folder
 from vit_jax.weights import metadata as metadata_lib
 from vit_jax.weights.archive import open_archive
@@ -60,6 +63,8 @@ def split_options(where: str | pathlib.Path) -> tuple[str, dict[str, str]]:
 
 def _resolve_path(where: str) -> tuple[pathlib.Path, published.PublishedWeights | None]:
     path = pathlib.Path(where)
+    if not path.exists():
+        where = published_weights(where) or where
     if download.is_url(where):
         path = _check_download(download.fetch(where), where)
     if is_weights_file(path):

@@ -12,6 +12,7 @@ import pathlib
 import re
 
 from vit_jax.errors import CheckpointError, nearest
+from vit_jax.models.encoders import ENCODERS
 from vit_jax.text import warn
 from vit_jax.weights import download
 from vit_jax.weights.metadata import BIG_VISION_EVALUATION, UNKNOWN, WeightsMetadata
@@ -161,9 +162,9 @@ def suggest_published(name: str) -> str:
     same = [full for full in _all_entries() if full.rpartition("/")[2] == file_name]
     if same:
         return f" Did you mean {' or '.join(same)}?"
-    return nearest(
-        file_name, [*_all_entries(), *(file for file in files if files.count(file) == 1)]
-    )
+    encoders = [f"{family}_{size}" for family, row in ENCODERS.items() for size in row.published]
+    unique = (file for file in files if files.count(file) == 1)
+    return nearest(file_name, [*_all_entries(), *unique, *encoders])
 
 
 def fetch_published(entry: PublishedWeights) -> pathlib.Path:
