@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from tests.support.runs import ROOT
 from vit_jax.errors import ConfigError
 from vit_jax.models.encoders import ENCODERS
 from vit_jax.weights.list_models import models_table
@@ -33,3 +34,17 @@ def test_models_table_finds_encoders_by_their_weights():
     assert row["encoder"] == "clip_b16"
     with pytest.raises(ConfigError, match="Did you mean dinov3_s16"):
         models_table("dinov3_s17")
+
+
+def test_documents_list_every_family_with_its_licence_and_sizes():
+    weights, models = ((ROOT / "docs" / f"{name}.md").read_text() for name in ("weights", "models"))
+    for family, encoder in ENCODERS.items():
+        (row,) = (line for line in weights.splitlines() if f"`{family}_*`" in line)
+        assert row.endswith(f"| {encoder.licence} |")
+        assert row.startswith(f"| {encoder.title}")
+        (row,) = (
+            line
+            for line in models.splitlines()
+            if line.startswith("| `") and f"`{family}`" in line.split("|")[1]
+        )
+        assert all(f"`{size}`" in row for size in encoder.published)

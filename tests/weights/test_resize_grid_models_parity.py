@@ -41,6 +41,7 @@ class Case(NamedTuple):
 
 
 CASES = {
+    "DINO S/16, timm": Case("dino_s16", "vit_small_patch16_224", 224),
     "DINOv2 S/14, transformers": Case("dinov2_s14", "", 224),
     "DINOv2 S/14, timm": Case("dinov2_s14", "vit_small_patch14_dinov2", 224),
     "DINOv2 S/14 with registers, transformers": Case("dinov2_reg_s14", "", 224, "auto"),
@@ -111,7 +112,7 @@ def test_tokens_at_other_sizes_equal_those_of_the_peer(torch, title, photos, tmp
     path = tmp_path / ("x.safetensors" if case.peer else "folder")
     convert(str(tmp_path / "x.npz"), str(path))
     rule = RULES[peer] if case.rule == "" else case.rule or "auto"
-    for grid in NEW_GRIDS:
+    for grid in (model.grid, *NEW_GRIDS):
         size = tuple(side * model.patch_size for side in grid)
         new = vit_jax.create_model(case.name, image_size=size, **TWO)
         read = vit_jax.load_params(path, new, resize=True, resize_rule=rule)
