@@ -68,7 +68,10 @@ def test_huggingface_config_that_contradicts_the_tensors_is_rejected(tmp_path, c
         ({"num_heads": None}, "model_args.num_heads is null"),
         ({"img_size": 32}, "image_size 32x32 contradicts 6 position embeddings"),
         ({"norm_layer": "rmsnorm"}, "model_args.norm_layer is 'rmsnorm'.* not supported"),
-        ({"pre_norm": True}, "model_args.pre_norm is 'True'"),
+        ({"pre_norm": True}, "pre_norm is True, the tensors have no LayerNorm before the first"),
+        ({"use_fc_norm": True}, "use_fc_norm is True, the tensors have no LayerNorm after pooling"),
+        ({"swiglu_mlp": True}, "model_args.swiglu_mlp is True, the tensors have no gate"),
+        ({"rope_type": "cat"}, "model_args.rope_type is 'cat' in config.json; this option is not"),
     ],
 )
 def test_timm_config_that_contradicts_the_tensors_is_rejected(tmp_path, changes, text):

@@ -215,13 +215,40 @@ def test_config_with_unsupported_pixel_statistics_is_rejected(changes):
 @pytest.mark.parametrize(
     "name",
     [
-        *("vit_small_patch16_rope_ape_224", "vit_base_patch16_dinov3", "eva02_base_patch14_448"),
-        *("vit_base_patch32_clip_quickgelu_224", "vit_pe_core_base_patch16_224"),
+        *(
+            "vit_small_patch16_rope_ape_224",
+            "vit_small_patch16_rope_224",
+            "vit_base_patch16_rpn_224",
+        ),
+        *(
+            "vit_pe_core_base_patch16_224",
+            "eva02_enormous_patch14_clip_224",
+            "beitv2_base_patch16_224",
+        ),
     ],
 )
 def test_from_timm_rejects_models_that_tensors_do_not_tell_apart(name):
     message = error_of(config_timm.from_timm, TIMM | {"architecture": name}, "folder")
     assert name in message
+
+
+@pytest.mark.parametrize(
+    ("name", "gelu"),
+    [
+        ("vit_base_patch16_siglip_224", "erf"),
+        ("vit_so400m_patch14_siglip_gap_224", "erf"),
+        ("vit_so400m_patch16_siglip_gap_256", "tanh"),
+        ("vit_base_patch32_siglip_256", "tanh"),
+        ("vit_large_patch16_siglip_512", "tanh"),
+        ("vit_large_patch16_siglip_384", "erf"),
+        ("vit_giantopt_patch16_siglip_384", "tanh"),
+        ("vit_base_patch16_224", None),
+    ],
+)
+def test_from_timm_gives_the_gelu_of_siglip_by_its_name(name, gelu):
+    assert config_timm.from_timm(TIMM | {"architecture": name}, "folder").gelu == gelu
+    other = TIMM | {"architecture": name, "model_args": {"act_layer": "quick_gelu"}}
+    assert config_timm.from_timm(other, "folder").gelu == "quick"
 
 
 def test_from_timm_reports_another_size_and_crop_for_tests():

@@ -14,7 +14,7 @@ from vit_jax import create_model
 from vit_jax.errors import ConfigError
 from vit_jax.models import trees
 from vit_jax.models.registry import param_shapes
-from vit_jax.weights import load, writer
+from vit_jax.weights import formats, load, writer
 from vit_jax.weights.infer_model import infer_model_options
 from vit_jax.weights.metadata import WeightsMetadata
 from vit_jax.weights.reader import open_weights_file
@@ -344,7 +344,9 @@ def test_infer_model_options_finds_depth_and_patch_of_hybrids(name):
     model = tiny(name, 64)
     shapes = param_shapes(model)
     metadata = WeightsMetadata(2, (64, 64), gelu="tanh", pixel_stats="half")
-    weights = types.SimpleNamespace(path="x.npz", shapes=shapes, metadata=metadata)
+    weights = types.SimpleNamespace(
+        path="x.npz", shapes=shapes, metadata=metadata, format=formats.FORMATS[formats.OFFICIAL]
+    )
     assert_same_model(create_model(**infer_model_options(weights)), model)
 
 

@@ -72,6 +72,7 @@ DINO_2 = IMAGENET | {"layer_scale": 1e-5}
 DINO_3 = DINO_2 | {"norm_eps": 1e-5, "pos_embed": "rope", "registers": 4, "qkv_bias": "qv"}
 CLIP = {"pre_norm": True, "patch_bias": False, "norm_eps": 1e-5, "pixel_stats": "clip"}
 EVA_02 = {
+    "gelu": "erf",
     "pixel_stats": "clip",
     "pos_embed": "learned_rope",
     "rope": "eva02",

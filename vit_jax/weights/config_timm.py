@@ -7,10 +7,18 @@ from vit_jax.weights import image_processor
 from vit_jax.weights import metadata as metadata_lib
 from vit_jax.weights.config_huggingface import HF_GELUS
 from vit_jax.weights.metadata import WeightsMetadata, as_text
-from vit_jax.weights.tensor_properties import BIAS, Claims, height_and_width, pixel_stats_name
+from vit_jax.weights.tensor_properties import (
+    BIAS,
+    GATE,
+    NORMS,
+    Claims,
+    height_and_width,
+    pixel_stats_name,
+)
 
 TIMM_POOLS = {"token": "token", "avg": "gap", "map": "map"}
 TIMM = {"num_classes": "classes", "num_features": "width"}
+_BEFORE, _POOLED, _IN_MLP = NORMS
 TIMM_ARGUMENTS = {  # The same in model_args.
     "embed_dim": "width",
     "depth": "layers",
@@ -18,17 +26,28 @@ TIMM_ARGUMENTS = {  # The same in model_args.
     "patch_size": "patch side",
     "in_chans": "channels",
     "reg_tokens": "registers",
+    "num_reg_tokens": "registers",
     "qkv_bias": BIAS,
     "num_classes": "classes",
+    "swiglu_mlp": GATE,
+    **dict.fromkeys(("pre_norm", "use_pre_transformer_norm"), _BEFORE),
+    **dict.fromkeys(("fc_norm", "use_fc_norm"), _POOLED),
+    **dict.fromkeys(("scale_mlp", "scale_mlp_norm"), _IN_MLP),
 }
 # Arguments of timm's models that are read elsewhere, follow from the tensors, or only matter in
 # training.
 TIMM_HARMLESS = (
     r"num_heads|act_layer|global_pool|img_size|class_token|no_embed_class|init_values|qk_norm|"
+    r"use_post_transformer_norm|use_abs_pos_emb|qkv_fused|"
     r".*_rate|drop_.*|weight_init|fix_init|strict_img_size|dynamic_img_size|pretrained.*|features.*"
 )
 # Names of timm's models that compute something else with tensors of the same names and shapes.
-TIMM_UNSUPPORTED = r".*(rope|dinov3|eva\d|_pe_|quickgelu).*"
+TIMM_UNSUPPORTED = r".*(_rope_(?!reg)|_pe_|_rpn_|eva02_enormous|beit|aimv2|sapiens2).*"
+TIMM_GELUS = (  # Pattern of an architecture -> GELU, for families of which timm has two.
+    (r"vit_(base_patch32|giantopt_patch16|so400m_patch16)_siglip_.*", "tanh"),
+    (r"vit_large_patch16_siglip_(gap_)?512", "tanh"),
+    (r".*_(siglip|map)_.*", "erf"),
+)
 
 
 def from_timm(config: dict, where: str) -> WeightsMetadata:
@@ -41,9 +60,9 @@ def from_timm(config: dict, where: str) -> WeightsMetadata:
     if re.fullmatch(TIMM_UNSUPPORTED, str(config.get("architecture"))):
         raise CheckpointError(
             f"{where}: architecture {config['architecture']!r:.80} in config.json is not "
-            "supported: it has rotary positions, or an activation other than GELU."
+            "supported: it has other rotary positions, or its layers compute something else."
         )
-    fields: dict = {}
+    fields: dict = {"gelu": _gelu(str(config.get("architecture")))}
     for name in ("input_size", "crop_pct"):
         pair = [values.get(name), values.get(f"test_{name}")]
         if pair[1] not in (None, pair[0]):
@@ -75,8 +94,14 @@ def from_timm(config: dict, where: str) -> WeightsMetadata:
                 f"{where}: {key} {value!r} in config.json is not supported; "
                 f"expected one of {', '.join(choices)}."
             )
-        fields[field] = choices.get(value)
+        fields[field] = choices.get(value) or fields.get(field)
     return metadata_lib.from_json(fields, where)
+
+
+def _gelu(architecture: str) -> str | None:
+    """The GELU of an architecture; None if that of its family or of timm applies."""
+    matches = (gelu for pattern, gelu in TIMM_GELUS if re.fullmatch(pattern, architecture))
+    return next(matches, None)
 
 
 def claims(config: dict, where: str) -> Claims:

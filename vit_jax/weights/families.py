@@ -14,6 +14,7 @@ from vit_jax.config.schema import Model
 from vit_jax.distributed import multihost
 from vit_jax.errors import CheckpointError
 from vit_jax.models.encoders import ENCODERS, parse_name
+from vit_jax.models.layers import GATED_MLPS
 from vit_jax.models.size_table import SIZES, Size
 from vit_jax.text import warn_once
 from vit_jax.weights import formats, image_processor
@@ -23,6 +24,8 @@ from vit_jax.weights.tensor_layouts import CLS, POSITIONS, num_layers
 
 BLOCK = "Transformer/encoderblock_0"
 QUERY = f"{BLOCK}/MultiHeadDotProductAttention_0/query/kernel"
+PROBE, PRE_NORM = "MAPHead_0/probe", "Transformer/pre_norm/scale"
+EVA_FORMATS = (formats.TIMM_EVA, formats.TIMM_EVA_SPLIT, formats.TIMM_EVA_SEPARATE)
 FROM_MODEL = ("num_heads", "gelu", "norm_eps", "pixel_stats", "mlp")
 OFFICIAL = {"gelu": "tanh", "norm_eps": 1e-6, "pixel_stats": "half"}
 OFFICIAL_EVALUATION = {"crop": "resize", "resample": "tf_bilinear"}
@@ -51,17 +54,25 @@ TIMM = Family("timm's model of this name", {"pixel_stats": "half"})
 HUGGING_FACE = Family(
     "Hugging Face's ViTImageProcessor", {"pixel_stats": "half"}, has_six_heads=False
 )
-CLIP = Family("CLIP", {})  # Of OpenAI or of open_clip, as the GELU shows.
+CLIP = Family("CLIP", {"norm_eps": 1e-5})  # Of OpenAI or of open_clip, as the GELU shows.
 CLIP_OF_GELU = {"quick": "clip", "erf": "openclip"}
+EVA = Family("EVA", {"gelu": "erf", "norm_eps": 1e-6, "pos_embed": "learned"})
+TIMM_ROPE = Family(
+    "timm's ViT with rotary positions",
+    {"gelu": "erf", "norm_eps": 1e-6, "pos_embed": "rope", "rope": "eva02"},
+)
 KINDS = (  # Pattern of an architecture of timm or a model_type -> row of ENCODERS, or family.
     (r".*reg\d*_dinov2.*|dinov2_with_registers", "dinov2_reg"),
     (r".*dinov2.*", "dinov2"),
-    (r".*dinov3.*", "dinov3"),
+    (r".*dinov3.*|.*_lingbot", "dinov3"),
+    (r".*_tipsv2", "tips"),
     (r"deit3_.*", "deit3"),
     (r"deit_.*distilled.*", "deit_distilled"),
     (r"deit.*", "deit"),
     (r".*siglip.*", "siglip"),
     (r"eva02_.*", "eva02"),
+    (r"eva_.*", EVA),
+    (r"vit_\w+_rope_reg\d_gap_\d+", TIMM_ROPE),
     (r".*clip_quickgelu.*", "clip"),
     (r".*_clip_.*", "openclip"),
     (r"clip.*", CLIP),
@@ -74,8 +85,8 @@ KINDS = (  # Pattern of an architecture of timm or a model_type -> row of ENCODE
 UNDETERMINED = {"openclip": ("pixel_stats",)}  # Options in which the weights of a row differ.
 
 
-def of_encoder(key: str) -> Family:
-    """Returns the family of a row of `ENCODERS`."""
+def of_encoder(key: str, undetermined: Iterable[str] = ()) -> Family:
+    """Returns the family of a row of `ENCODERS`, without the undetermined options."""
     encoder = ENCODERS[key]
     options = {name: getattr(Model, name) for name in ("gelu", "norm_eps", "pixel_stats")}
     known = [field.name for field in dataclasses.fields(WeightsMetadata)]
@@ -84,7 +95,7 @@ def of_encoder(key: str) -> Family:
         options.setdefault("rope", Model.rope)
     mlps = (encoder.options_of(size).get("mlp") for size in ("", *encoder.size_options))
     options["mlp"] = next(filter(None, mlps), None)
-    for name in UNDETERMINED.get(key, ()):
+    for name in (*UNDETERMINED.get(key, ()), *undetermined):
         del options[name]
     return Family(encoder.title, options, key)
 
@@ -118,15 +129,21 @@ def _find(format: Format, prefix: str, shapes: Mapping, kind: str, ignored: Iter
         if re.fullmatch(pattern, kind) and not (found == "deit" and "dist_token" in shapes):
             return found
     is_scaled = f"{BLOCK}/LayerScale_0/scale" in shapes and CLS in shapes
+    is_eva = format.name in EVA_FORMATS
     has_decoder = any("decoder" in name for name in ignored)
     for found, is_found in (
         ("siglip", prefix.endswith("img/") and "MAPHead_0/probe" in shapes),
-        ("tips", format.name == formats.TIPS),
+        (of_encoder("tips", ["gelu"]), format.name == formats.TIPS),  # Not that of timm.
         (None, is_of_official_code(format)),
         (BIT, format.name in (formats.TIMM_BIT, formats.HF_BIT)),
         ("dinov3", format.name == formats.DINO_3 or format.model_type == "dinov3_vit"),
         ("eva02", format.name == formats.EVA_02),
         (CLIP, format.name in (formats.OPEN_CLIP, formats.HF_CLIP)),
+        (CLIP, format.name == formats.TIMM and PRE_NORM in shapes),
+        ("eva02", is_eva and _is_gated(shapes) and POSITIONS in shapes),
+        ("dinov3", is_eva and is_scaled and "registers" in shapes and POSITIONS not in shapes),
+        (None, is_eva),
+        (of_encoder("siglip", ["gelu"]), format.name == formats.TIMM and PROBE in shapes),
         (_dino_2(shapes), format.name == formats.DINO or format.model_type == "dinov2"),
         ("deit_distilled", "dist_token" in shapes),
         ("mae", has_decoder),
@@ -215,13 +232,11 @@ def complete(
       CheckpointError: nothing determines the number of heads, or it contradicts the tensors.
     """
     is_official = is_of_official_code(format)
-    is_gated = f"{BLOCK}/MlpBlock_0/Dense_gate/kernel" in shapes
-    metadata = metadata.assuming(format.name, gelu=format.gelu, norm_eps=format.norm_eps)
     if family:
-        unused = "gelu" if is_gated else "mlp"
-        options = {name: value for name, value in family.options.items() if name != unused}
+        options = {**family.options, **({} if _is_gated(shapes) else {"mlp": None})}
         metadata = metadata.assuming(family.title, **options)
         metadata = dataclasses.replace(metadata, family=family.key)
+    metadata = metadata.assuming(format.name, **_format_options(format, shapes))
     kernel = shapes.get(QUERY, ())
     if len(kernel) == 3:
         if metadata.num_heads not in (None, kernel[1]):
@@ -251,6 +266,26 @@ def complete(
             unknown = ["num_heads"] + ["pixel_stats"] * (metadata.pixel_stats is None)
             raise ask(where, unknown, shapes)
     return metadata
+
+
+def _is_gated(shapes: Mapping[str, tuple]) -> bool:
+    return f"{BLOCK}/MlpBlock_0/Dense_gate/kernel" in shapes
+
+
+def may_rotate(format: Format, shapes: Mapping[str, tuple]) -> bool:
+    """Returns True for tensors that models with and without rotary positions have."""
+    is_clip = format.name == formats.TIMM and {PROBE, PRE_NORM} <= set(shapes)
+    return is_clip or format.name in EVA_FORMATS
+
+
+def _format_options(format: Format, shapes: Mapping[str, tuple]) -> dict[str, object]:
+    """The options that all models of a format have which have tensors of these shapes."""
+    options = {"gelu": format.gelu, "norm_eps": format.norm_eps}
+    if format.name == formats.TIMM and {PROBE, PRE_NORM} & set(shapes):
+        del options["gelu"]  # timm's SigLIP and CLIP have either of two.
+    if format.name in EVA_FORMATS and _is_gated(shapes):
+        options["mlp"] = GATED_MLPS["silu"]  # timm's class has no other gate.
+    return options
 
 
 def report(

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from vit_jax.errors import CheckpointError
 from vit_jax.models.encoders import ENCODERS
 from vit_jax.models.resnet_blocks import ROOT_FEATURES, UNITS
+from vit_jax.models.rope import ROPES
 from vit_jax.models.size_table import SIZES, Size
+from vit_jax.weights import families
 from vit_jax.weights.families import BLOCK, ask
 from vit_jax.weights.reader import MAX_LAYERS, WeightsFile
 from vit_jax.weights.tensor_layouts import CLS, POSITIONS, num_layers, resnet_units, stem_stride
@@ -108,15 +110,15 @@ def _vit_options(weights: WeightsFile) -> dict:
 def _with_family(options: dict, family: str | None, size: Size, patch: int) -> dict:
     """The options with the name of a family, if they are all those of the family."""
     encoder = ENCODERS.get(family)
-    for name in {**SIZES, **encoder.sizes} if encoder else ():
-        own = encoder.options_of(name)
-        named = options | {"name": f"{family}_{name}{patch}"}
-        if "layer_scale" in options:  # Trained weights do not give its initial value.
-            named["layer_scale"] = own.get("layer_scale", options["layer_scale"])
-        for field in dataclasses.fields(Size):
-            named.pop(field.name, None)
-        if encoder.size(name) == size and own.items() <= named.items():
-            return named
+    names = {**SIZES, **encoder.sizes} if encoder else ()
+    # For an unnamed size, the name of B and the changed sizes.
+    for name in sorted(names, key=lambda name: (encoder.size(name) != size, name != "b")):
+        own, sizes, is_named = encoder.options_of(name), vars(size), encoder.size(name) == size
+        named = {key: value for key, value in options.items() if key not in sizes}
+        named |= ({} if is_named else sizes) | {"name": f"{family}_{name}{patch}"}
+        scale = own.pop("layer_scale", None)  # Trained weights do not give its initial value.
+        if own.items() <= named.items() and (scale is None) == ("layer_scale" not in named):
+            return named | ({"layer_scale": scale} if scale and is_named else {})
     return options
 
 
@@ -152,14 +154,19 @@ def _pool(weights: WeightsFile, D: int) -> str:
 def _position_options(weights: WeightsFile) -> dict:
     metadata, shapes = weights.metadata, weights.shapes
     pos_embed = metadata.pos_embed
-    if POSITIONS in shapes and pos_embed != "learned_rope":
+    may_rotate = pos_embed is None and families.may_rotate(weights.format, shapes)
+    if POSITIONS in shapes and pos_embed != "learned_rope" and not may_rotate:
         pos_embed = "learned"
     if "Transformer/posembed_input/x_embedding" in shapes:
         pos_embed = "learned_2d"
     if any("/relative_embedding" in name for name in shapes):
         pos_embed = "relative"
     unknown = [] if metadata.image_size else ["image_size"]
-    unknown += [] if pos_embed else ["pos_embed (sincos or none)"]
+    if not pos_embed:
+        kinds = "learned or learned_rope" if POSITIONS in shapes else "rope, sincos or none"
+        unknown.append(f"pos_embed ({kinds})")
+    if "rope" in (pos_embed or "") and not metadata.rope:
+        unknown.append(f"rope ({' or '.join(ROPES)})")
     if unknown:
         raise CheckpointError(
             f"{weights.path}: neither tensors nor metadata determine {' and '.join(unknown)}; give "

@@ -11,7 +11,12 @@ BLOCK = "Transformer/encoderblock_0"
 BIAS = "bias of queries, keys and values"
 BIASES = {"query": "bias of queries", "key": "bias of keys", "value": "bias of values"}
 GATE = "gate in the MLP"
-FLAGS = (BIAS, *BIASES.values(), GATE)  # Properties that are True or False.
+NORMS = {  # Property -> scale of a LayerNorm that a model may have.
+    "LayerNorm before the first layer": "Transformer/pre_norm/scale",
+    "LayerNorm after pooling": "fc_norm/scale",
+    "LayerNorm in the MLP": f"{BLOCK}/MlpBlock_0/LayerNorm_0/scale",
+}
+FLAGS = (BIAS, *BIASES.values(), GATE, *NORMS)  # Properties that are True or False.
 
 # What a config.json says of the tensors: (name in the file, property, value) each.
 Claims = tuple[tuple[str, str, object], ...]
@@ -63,6 +68,7 @@ def _properties(shapes: Mapping[str, tuple]) -> dict[str, float]:
         biases = {text: f"{attention}/{name}/bias" in shapes for name, text in BIASES.items()}
         found |= biases | {BIAS: biases[BIASES["query"]]}
         found[GATE] = f"{BLOCK}/MlpBlock_0/Dense_gate/kernel" in shapes
+        found |= {what: scale in shapes for what, scale in NORMS.items()}
         if f"{BLOCK}/MlpBlock_0/Dense_0/kernel" in shapes:
             size = shapes[f"{BLOCK}/MlpBlock_0/Dense_0/kernel"][-1]
             found |= {"MLP size": size, "MLP ratio": size / patches[3]}
