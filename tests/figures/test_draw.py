@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vit_jax import create_model, main
+from tests.support.tiny import some_params, tiny_encoder
+from vit_jax import create_model, main, save_params
 from vit_jax.errors import CheckpointError, ConfigError, DataError
 from vit_jax.figures import attention_distance, style
 from vit_jax.figures import attention_statistics as statistics_lib
@@ -62,6 +63,20 @@ def test_figures_of_a_hybrid_have_no_patches(tmp_path, capsys):
     line = draw(write_weights(tmp_path, "r_ti16", 64), tmp_path / "out", capsys=capsys)
     assert "figure7" in line
     assert "patches" not in line, "patches of a hybrid are features, not pixels"
+
+
+@pytest.mark.parametrize("family", ["dinov3", "eva02", "deit_distilled"])
+def test_figures_of_an_encoder_need_no_options(tmp_path, capsys, family):
+    model = tiny_encoder(family, image_size=64, patch=16)
+    where = tmp_path / "own.npz"
+    save_params(where, model, some_params(model))
+    line = draw(where, tmp_path / "out", capsys=capsys)
+    names = ALL - ({"figure10"} if family == "dinov3" else set())
+    assert line == f"done: figures={','.join(sorted(names))} images=2 out={tmp_path / 'out'}"
+    if family == "dinov3":
+        message = r"own\.npz has no position embeddings to show: its pos_embed is 'rope'\.$"
+        with pytest.raises(ConfigError, match=message):
+            draw(where, tmp_path / "more", "--only=figure10", capsys=capsys)
 
 
 def test_figures_take_images_a_layer_and_a_theme(tmp_path, photo_folder, capsys):

@@ -105,6 +105,8 @@ def draw_figures(
         similarities = _read_similarities([where, *beside])
         plot_functions["figure10"] = lambda: position_similarity.plot_similarities(similarities)
     for name in only:
+        if name == "figure10" and name not in plot_functions:
+            raise _without_embeddings(where, loaded.model)
         if name not in plot_functions:
             raise ConfigError(
                 f"--only={name}: {where} has no such figure; choose from "
@@ -238,12 +240,15 @@ def _read_similarities(weights: Sequence[str]) -> dict[str, np.ndarray]:
         model, embeddings = attention_lib.read_position_embeddings(where)
         attention_lib.require_attention(model, where)
         if embeddings is None:
-            raise ConfigError(
-                f"{where} has no position embeddings to show: its pos_embed is "
-                f"{model.config.pos_embed!r}."
-            )
+            raise _without_embeddings(where, model)
         similarities[title] = position_similarity.cosine_similarity(embeddings, model.grid)
     return similarities
+
+
+def _without_embeddings(where: str, model: ViT) -> ConfigError:
+    return ConfigError(
+        f"{where} has no position embeddings to show: its pos_embed is {model.config.pos_embed!r}."
+    )
 
 
 def _short_titles(paths: Sequence[str]) -> list[str]:
