@@ -169,6 +169,14 @@ def jaxpr_of(model):
         {"pool": "token_gap", "num_classes": 0, "layer_scale": 0.1},
         {"pos_embed": "relative", "registers": 1},
         {"pos_embed": "learned_2d", "pos_embed_at": "layers"},
+        {"pos_embed": "rope", "mlp": "swiglu", "registers": 4, "qkv_bias": "qv"},
+        {"mlp": "glu", "mlp_norm": True, "pool": "gap", "class_token": True, "fc_norm": True},
+        {"pre_norm": True, "projection": 7},
+        {"projection": 7, "num_classes": 0},
+        {"projection": 7, "pool": "token_gap", "pre_logits": True},
+        {"distill_token": True},
+        {"distill_token": True, "num_classes": 0},
+        {"pool": "map", "mlp": "swiglu", "class_token": True},
     ],
     ids=str,
 )
@@ -197,6 +205,21 @@ def test_the_formula_counts_the_convolutions_tap_by_tap(model):
     with_zeros, without = (all_products(jaxpr, count_padding=count) for count in (True, False))
     assert forward_macs(model) == with_zeros
     assert forward_macs(model, count_padding=False) == without < with_zeros
+
+
+def test_encoders_cost_the_sum_of_their_matrix_products():
+    D, M, T = 384, 1536, 14 * 14 + 5  # DINOv3 S+ at 224 px: a class token and four registers.
+    layer = T * (4 * D * D + 3 * D * M) + 2 * T * T * D
+    patches = 14 * 14 * 16 * 16 * 3 * D
+    assert forward_macs(create_model("dinov3_splus16", num_classes=0)) == patches + 12 * layer
+    D, M, T = 768, 3072, 14 * 14 + 2  # DeiT B with both tokens and heads.
+    layer = T * (4 * D * D + 2 * D * M) + 2 * T * T * D
+    patches = 14 * 14 * 16 * 16 * 3 * D
+    assert forward_macs(create_model("deit_distilled_b16")) == patches + 12 * layer + 2 * D * 1000
+    N = 14 * 14  # SigLIP B: keys and values of all patches, one query, its output and its MLP.
+    layer = N * (4 * D * D + 2 * D * M) + 2 * N * N * D
+    pool = 2 * N * D * D + 2 * D * D + 2 * N * D + 2 * D * M
+    assert forward_macs(create_model("siglip_b16", num_classes=0)) == patches + 12 * layer + pool
 
 
 def test_a_root_on_four_pixels_has_taps_that_can_be_counted_by_hand():
