@@ -86,6 +86,7 @@ WITHOUT_EFFECT = [
         "init.drop_token",
         "a model without class token (model.pool='gap' or 'map') or without distillation token",
     ),
+    ({"task.mask_ratio": 0.5}, "task.mask_ratio", "task.name='mae'"),
     ({"fewshot.seeds": 5}, "fewshot.seeds", "fewshot.every"),
     ({"fewshot.every": 5, "fewshot.dir": "d"}, "fewshot.dir", "a fewshot.source"),
     ({"sweep.dev": 0.2}, "sweep.dev", "sweep.grid"),

@@ -132,6 +132,12 @@ CONDITIONS = (
         "task.name='masked_patches'",
     ),
     Condition(
+        "task.mask_ratio task.normalize_targets task.decoder_layers task.decoder_size "
+        "task.decoder_heads",
+        lambda c: _is(c.task.name, "mae"),
+        "task.name='mae'",
+    ),
+    Condition(
         "task.distill task.distill_weight task.temperature",
         lambda c: bool(c.task.teacher) or is_user_defined(c.task.name),
         "task.teacher",

@@ -15,7 +15,8 @@ class Task:
 
     name: str = field(
         "classification",
-        "Classification, or masked patch prediction (appendix B.1.2).",
+        "Classification, masked patch prediction (appendix B.1.2), or masked autoencoders "
+        "(arXiv:2111.06377).",
         table="vit_jax.tasks.registry:TASKS",
     )
     loss: str = field(
@@ -48,6 +49,15 @@ class Task:
     random_share: float = field(
         0.1, "Fraction of the corrupted patches to replace by others.", least=0, most=1
     )
+    mask_ratio: float = field(
+        0.75, "Fraction of the patches that a masked autoencoder removes.", above=0, most=0.99
+    )
+    normalize_targets: bool = field(
+        True, "Predict the pixels of a patch divided by their deviation, around their mean."
+    )
+    decoder_layers: int = field(8, "Number of layers of the decoder.", least=1, most=2**10)
+    decoder_size: int = field(512, "Width of the decoder.", least=4, most=2**16)
+    decoder_heads: int = field(16, "Number of heads of the decoder.", least=1, most=2**10)
 
 
 @dataclasses.dataclass(frozen=True)

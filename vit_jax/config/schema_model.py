@@ -60,9 +60,12 @@ class Model:
     )
     pos_embed: str = field(
         "learned",
-        "Position embedding (Table 8); sincos is not trained (arXiv:2205.01580); rope rotates "
-        "queries and keys (arXiv:2104.09864), learned_rope does both.",
-        choices=("learned", "learned_2d", "relative", "sincos", "none", "rope", "learned_rope"),
+        "Position embedding (Table 8); sincos (arXiv:2205.01580) and sincos_mae (arXiv:2111.06377) "
+        "are fixed; rope rotates queries and keys (arXiv:2104.09864), learned_rope does both.",
+        choices=(
+            *("learned", "learned_2d", "relative", "sincos", "sincos_mae"),
+            *("none", "rope", "learned_rope"),
+        ),
     )
     rope: str = field(
         "dinov3",

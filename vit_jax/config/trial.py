@@ -27,6 +27,8 @@ def smoke(config: ConfigDict, keep_data: bool = False) -> ConfigDict:
             stage.data.update(source="digits", split="train", val_split="val", mix=())
         _shrink_subset(stage.data)
         _shrink_schedule(stage.optimizer)
+        if stage.task.name == "mae":
+            stage.task.update(decoder_layers=1, decoder_size=32, decoder_heads=2)
         if stage.accumulate != "auto":
             stage.accumulate = min(stage.accumulate, 2)
         stage.batch_size = 16

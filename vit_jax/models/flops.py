@@ -12,9 +12,11 @@ import jax.numpy as jnp
 
 from vit_jax.config.schema import Model
 from vit_jax.models.layers import make_mlp
+from vit_jax.models.mae_vit import MaeViT
 from vit_jax.models.masked_vit import MaskedViT
 from vit_jax.models.registry import BitResNet, ViT
 from vit_jax.models.resnet_blocks import EXPANSION, ROOT_FEATURES
+from vit_jax.models.sizes import size_of
 
 FLOPS_PER_MAC = 2
 FORWARDS_PER_STEP = 3
@@ -40,8 +42,7 @@ def training_flops(model: ViT | BitResNet, examples: int) -> int:
 
 def _vit_macs(model: ViT) -> int:
     L, D = model.size.num_layers, model.size.hidden_size
-    N = model.grid[0] * model.grid[1]
-    T = N + model.num_prefix_tokens
+    N, T = model.grid[0] * model.grid[1], model.num_tokens
     C = model.stem.features if model.stem else 3
     macs = N * model.patch_size**2 * C * D
     mlp = _mlp_macs(model.config, D)
@@ -50,6 +51,8 @@ def _vit_macs(model: ViT) -> int:
         macs += L * T * (2 * T - 1) * D
     if model.config.pool == "map":  # Projections of the tokens, one query over them, and its MLP.
         macs += 2 * T * D * D + 2 * D * D + 2 * T * D + mlp
+    if isinstance(model, MaeViT):
+        return macs + _decoder_macs(model)
     if isinstance(model, MaskedViT):  # A prediction for every patch, and nothing pooled.
         return macs + N * D * model.num_outputs
     features = 2 * D if model.config.pool == "token_gap" else D
@@ -58,6 +61,15 @@ def _vit_macs(model: ViT) -> int:
     if model.config.pre_logits:
         macs, features = macs + features * D, D
     return macs + (1 + model.config.distill_token) * features * model.num_classes
+
+
+def _decoder_macs(model: MaeViT) -> int:
+    """Returns the multiply-accumulates of the decoder of a masked autoencoder."""
+    size, D = size_of(model.decoder), model.size.hidden_size
+    d, N = size.hidden_size, model.grid[0] * model.grid[1]
+    T = N + model.num_prefix_tokens
+    macs = size.num_layers * (T * (4 * d * d + 2 * d * size.mlp_size) + 2 * T * T * d)
+    return macs + model.num_tokens * D * d + N * d * 3 * model.patch_size**2
 
 
 def _mlp_macs(config: Model, D: int) -> int:

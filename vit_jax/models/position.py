@@ -37,15 +37,18 @@ class PositionEmbedding(nn.Module):
             halves = [jnp.broadcast_to(x[:, None], shape), jnp.broadcast_to(y[:, :, None], shape)]
             E_pos = jnp.concatenate(halves, axis=-1).reshape(1, rows * columns, D)
         else:
-            E_pos = jnp.asarray(sincos(self.grid, D))[None]
+            E_pos = jnp.asarray(sincos(self.grid, D, self.kind))[None]
         return jnp.pad(E_pos, ((0, 0), (self.num_class_tokens, 0), (0, 0)))
 
 
-def sincos(grid: tuple[int, int], hidden_size: int) -> np.ndarray:
-    """Returns fixed embeddings N D: sines and cosines of the column, then of the row."""
+def sincos(grid: tuple[int, int], hidden_size: int, kind: str = "sincos") -> np.ndarray:
+    """Returns fixed embeddings N D: sines and cosines of the column, then of the row.
+
+    The last frequency of `sincos` is 1 / TEMPERATURE; that of `sincos_mae` is one step before it.
+    """
     y, x = (axis.ravel() for axis in np.mgrid[: grid[0], : grid[1]])
     quarter = hidden_size // 4
-    frequencies = TEMPERATURE ** -np.linspace(0, 1, quarter)
+    frequencies = TEMPERATURE ** -np.linspace(0, 1, quarter, endpoint=kind == "sincos")
     angles = [np.outer(x, frequencies), np.outer(y, frequencies)]
     parts = [wave(angle) for angle in angles for wave in (np.sin, np.cos)]
     return np.concatenate(parts, axis=1).astype(np.float32)

@@ -134,7 +134,7 @@ def _check_vit(model: ViT) -> None:
             f"model.hidden_size {size.hidden_size} is not divisible by "
             f"model.num_heads {size.num_heads}."
         )
-    parts = {"sincos": 4, "learned_2d": 2}.get(config.pos_embed, 1)
+    parts = {"sincos": 4, "sincos_mae": 4, "learned_2d": 2}.get(config.pos_embed, 1)
     if size.hidden_size % parts:
         raise ConfigError(
             f"model.hidden_size {size.hidden_size} is not divisible by {parts}, "

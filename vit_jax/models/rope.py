@@ -70,9 +70,10 @@ def make_rotary(name: str, grid: Grid, d: int, num_prefix_tokens: int) -> np.nda
 
 
 def rotate(x: jax.Array, rotary: jax.Array, name: str) -> jax.Array:
-    """Rotates queries or keys B T h d by cosines and sines 2 T d, in float32."""
+    """Rotates queries or keys B T h d by cosines and sines 2 T d or 2 B T d, in float32."""
     y = x.astype(jnp.float32)
-    cosines, sines = rotary[:, None, :, None]
+    *_, T, d = rotary.shape
+    cosines, sines = rotary.reshape(2, -1, T, 1, d)
     if find_rope(name).rotates_neighbours:
         pairs = y.reshape(*y.shape[:-1], -1, 2)
         turned = jnp.stack([-pairs[..., 1], pairs[..., 0]], axis=-1).reshape(y.shape)

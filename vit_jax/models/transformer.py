@@ -52,6 +52,19 @@ def rotary_of(config: Model, grid: tuple[int, int]) -> np.ndarray | None:
     return make_rotary(config.rope, grid, size.hidden_size // size.num_heads, num_prefix_tokens)
 
 
+def keep_patches(
+    z: jax.Array, rotary: np.ndarray | None, keep: jax.Array, num_prefix_tokens: int
+) -> tuple[jax.Array, jax.Array | None]:
+    """Returns the tokens before the patches and the patches `keep` B V of z B T D, and of rotary.
+
+    Rotary positions 2 T d become 2 B T d.
+    """
+    prefix = jnp.broadcast_to(jnp.arange(num_prefix_tokens), (len(keep), num_prefix_tokens))
+    tokens = jnp.concatenate([prefix, keep + num_prefix_tokens], axis=1)
+    z = jnp.take_along_axis(z, tokens[..., None], axis=1)
+    return z, None if rotary is None else jnp.asarray(rotary)[:, tokens]
+
+
 @functools.lru_cache(maxsize=16)
 def make_apply_layer(config: Model, uses_remat: bool) -> Callable:
     """Returns `apply(params, z, drop_rate, key, rotary) -> z`, traced once for all layers."""
@@ -76,18 +89,29 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, z: jax.Array, key: jax.Array | None, layers: Sequence[int] = ()
+        self,
+        z: jax.Array,
+        key: jax.Array | None,
+        layers: Sequence[int] = (),
+        keep: jax.Array | None = None,
     ) -> jax.Array | list[jax.Array]:
         """Returns the normalised z_L, B T D; or with `layers` their z_l, B T D each.
 
         With `config.fc_norm`, z_L is not normalised.
+
+        Args:
+          keep: B V, the patches that are encoded; the others are left out after their positions
+            are known. None for all.
         """
         config, L = self.config, self.size.num_layers
         keys = [None] * (L + 1) if key is None else jax.random.split(key, L + 1)
         add_positions = self.positions("posembed_input")
-        z = shard_over_batch(dropout(config, add_positions(z), keys[0]))
+        z, rotary = add_positions(z), rotary_of(config, self.grid)
+        if keep is not None:
+            num_prefix_tokens = num_class_tokens(config) + config.registers
+            z, rotary = keep_patches(z, rotary, keep, num_prefix_tokens)
+        z = shard_over_batch(dropout(config, z, keys[0]))
         z = layer_norm(config, "pre_norm")(z) if config.pre_norm else z
-        rotary = rotary_of(config, self.grid)
         rates = np.linspace(0, config.drop_path, L)  # Linear in depth: arXiv:2106.10270.
         if self.is_initializing():
             self.init_layers(z)

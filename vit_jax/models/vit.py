@@ -155,6 +155,11 @@ class ViT(nn.Module):
         """Number of class tokens that are pooled; 0 if the patches are."""
         return self.num_class_tokens if self.config.pool.startswith("token") else 0
 
+    @property
+    def num_tokens(self) -> int:
+        """Number of tokens T that the layers process."""
+        return self.num_prefix_tokens + self.grid[0] * self.grid[1]
+
     def setup(self):
         config, D = self.config, self.size.hidden_size
         if self.stem:
@@ -217,15 +222,18 @@ class ViT(nn.Module):
             x = resnet_stem.apply(self, self.stem, x)
         return self.embedding(x)
 
-    def encode(self, z: jax.Array, *, train: bool = False) -> jax.Array:  # B N D -> B T D
+    def encode(  # B N D -> B T D
+        self, z: jax.Array, *, train: bool = False, keep: jax.Array | None = None
+    ) -> jax.Array:
         """Returns the output z_L for patch embeddings; class tokens and registers come first.
 
         It is normalised, except with `config.fc_norm`.
 
         Args:
           train: applies dropout and stochastic depth.
+          keep: B V, the patches to encode; None for all.
         """
-        return self._encode(z, train)
+        return self._encode(z, train, keep=keep)
 
     def intermediate(  # B H W 3 -> B N D each
         self, images: jax.Array, layers: Sequence[int], *, train: bool = False
@@ -237,7 +245,7 @@ class ViT(nn.Module):
         """
         return [self.patches_of(z) for z in self._encode(self.embed(images), train, layers)]
 
-    def _encode(self, z: jax.Array, train: bool, layers: Sequence[int] = ()):
+    def _encode(self, z: jax.Array, train: bool, layers: Sequence[int] = (), keep=None):
         tokens = [self.cls] if self.has_cls else []
         tokens += [self.dist_token] if self.config.distill_token else []
         tokens += [self.registers] if self.config.registers else []
@@ -246,7 +254,7 @@ class ViT(nn.Module):
         z = jnp.concatenate([*tokens, z], axis=1)
         is_noisy = bool(self.config.dropout or self.config.drop_path)
         key = self.make_rng("dropout") if train and is_noisy else None
-        return self.Transformer(z, key, layers)
+        return self.Transformer(z, key, layers, keep)
 
     def pool(self, z: jax.Array) -> jax.Array:  # B T D -> B D
         """Returns the image representation y (equation 4, or its alternatives in `POOLS`)."""

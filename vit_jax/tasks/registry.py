@@ -9,6 +9,7 @@ from vit_jax.config import registry
 from vit_jax.config.schema import Config, Task
 from vit_jax.models.registry import ViT
 from vit_jax.tasks.classification import Classification
+from vit_jax.tasks.mae import MaskedAutoencoder
 from vit_jax.tasks.masked_patches import MaskedPatches
 
 
@@ -53,7 +54,11 @@ class Objective(Protocol):
 
 TASKS = registry.Table(
     None,
-    {"classification": Classification, "masked_patches": MaskedPatches},
+    {
+        "classification": Classification,
+        "masked_patches": MaskedPatches,
+        "mae": MaskedAutoencoder,
+    },
     attributes=("evaluator", "has_classes", "rules", "build_model", "loss", "score"),
 )
 

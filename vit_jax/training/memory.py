@@ -17,12 +17,12 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import jaxlib.version
-import numpy as np
 
 from vit_jax.config import registry
 from vit_jax.config.schema import Config
 from vit_jax.distributed import mesh as mesh_lib
 from vit_jax.models import trees
+from vit_jax.models.masked_vit import MaskedViT
 from vit_jax.models.registry import ViT, make_init
 from vit_jax.tasks import registry as task_registry
 from vit_jax.training.optimizer import make_optimizer
@@ -136,9 +136,9 @@ def estimate(config: Config, model, state: TrainState, *, widened: bool = False)
 def upper_bound(config: Config, model, mesh) -> float:
     """Returns an upper bound of `estimate(...).peak` in far less time: nothing is traced.
 
-    There is none (infinity) for ResNets, hybrids and user-defined parts.
+    There is none (infinity) for ResNets, hybrids, decoders and user-defined parts.
     """
-    is_known = isinstance(model, ViT) and not model.stem
+    is_known = type(model) in (ViT, MaskedViT) and not model.stem
     if not is_known or any(registry.user_names(config, "config")):
         return math.inf
     size, T = model.size, num_tokens(model)
@@ -269,7 +269,7 @@ def with_scan(model):
 
 def num_tokens(model: ViT) -> int:
     """Returns the number of tokens T."""
-    return int(np.prod(model.grid)) + model.num_prefix_tokens
+    return model.num_tokens
 
 
 def _is_fused(model: ViT, shape: tuple[int, ...]) -> bool:

@@ -9,6 +9,7 @@ import optax
 
 from vit_jax.config.schema import Optimizer
 from vit_jax.distributed import mesh as mesh_lib
+from vit_jax.models import trees
 from vit_jax.training.optimizer import gradient_params, make_optimizer
 
 
@@ -45,7 +46,8 @@ def make_abstract_state(init: Callable, config: Optimizer, mesh) -> TrainState:
 def make_init_state(init: Callable, config: Optimizer, abstract_state: TrainState) -> Callable:
     """Returns `init_state(key, params=None) -> TrainState`: the state at step 0, sharded.
 
-    Given `params` replace those of `init`, and their memory is reused.
+    Given `params` replace those of `init`, and their memory is reused. Those that are not given
+    have their initial values.
     """
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state)
     # This program runs once: on a CPU, its second level of optimisation saves more than it costs.
@@ -62,6 +64,12 @@ def make_init_state(init: Callable, config: Optimizer, abstract_state: TrainStat
     def init_state(key: jax.Array, params=None) -> TrainState:
         if params is None:
             return from_key(key)
+        wanted = trees.flatten(shardings.params)
+        given = trees.flatten(params)
+        if given.keys() != wanted.keys():
+            drawn = trees.flatten(from_key(key).params)
+            given = {name: given.get(name, drawn[name]) for name in wanted}
+        params = trees.unflatten(given)
         return from_params(jax.tree.map(jax.device_put, params, shardings.params))
 
     return init_state

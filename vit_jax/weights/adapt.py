@@ -21,6 +21,7 @@ HEAD_DIST = ("head_dist/kernel", "head_dist/bias")  # Of the distillation token.
 HEADS = (*HEAD, *HEAD_DIST)
 MASKED_PATCH_PARAMS = ("mask_token", "patch_head/kernel", "patch_head/bias")
 TASK_PARAMS = (*HEADS, *MASKED_PATCH_PARAMS)
+DECODER = r"[dD]ecoder(_\w+)?(/.*)?"  # Parameters of the decoder of a masked autoencoder.
 BEFORE_HEAD = ("projection/kernel", "pre_logits/kernel", "pre_logits/bias")
 # Tokens with a position embedding of their own, in its order, and their names in messages.
 CLASS_TOKENS = {"cls": "class token", "dist_token": "distillation token"}
@@ -41,6 +42,7 @@ class AdaptPlan:
 
     Attributes:
       new_shapes: shapes of the parameters of a new head; see `initial_bias`.
+      drawn: parameters of a new decoder, which keep the initial values of the model.
       dropped: parameters that are not used.
       folded: dense parameter -> LayerScale that is multiplied into it.
       old_grid, new_grid: grids of the position embeddings; None for models without one.
@@ -52,6 +54,7 @@ class AdaptPlan:
     """
 
     new_shapes: dict[str, tuple[int, ...]]
+    drawn: tuple[str, ...]
     dropped: tuple[str, ...]
     folded: dict[str, str]
     old_grid: Grid | None
@@ -74,6 +77,8 @@ class AdaptPlan:
             modules = dict.fromkeys(name.split("/")[0] for name in self.new_shapes)
             bias = f", with bias {self.initial_bias:g}" if self.initial_bias else ""
             lines.append(f"{', '.join(modules)} replaced by zeros{bias}")
+        if self.drawn:
+            lines.append("a new decoder with random initial values")
         if self.head_rows:
             lines.append("outputs of the head put in the order of the class names")
         tokens = [name for name in CLASS_TOKENS if name in self.dropped]
@@ -81,10 +86,19 @@ class AdaptPlan:
         if self.folded:
             lines.append("LayerScale folded into the dense layers before it")
         reported = {*self.new_shapes, *self.folded.values(), *tokens}
+        decoder = {name for name in self.dropped if re.fullmatch(DECODER, name)}
+        if decoder:
+            lines.append("decoder dropped")
+        reported |= decoder
         dropped = [name for name in self.dropped if name not in reported]
         if dropped:
             lines.append(f"dropped {', '.join(dropped)}")
         return lines
+
+
+def is_of_masked_training(name: str) -> bool:
+    """Returns True for a parameter of masked patch prediction or of a decoder."""
+    return name in MASKED_PATCH_PARAMS or re.fullmatch(DECODER, name) is not None
 
 
 def make_plan(
@@ -132,6 +146,9 @@ def make_plan(
     new_shapes = {
         name: tuple(target[name]) for name in target if is_new_head and name in TASK_PARAMS
     }
+    has_decoder = all(name in source for name in target if re.fullmatch(DECODER, name))
+    is_drawn = is_new_head and not has_decoder
+    drawn = tuple(name for name in target if is_drawn and re.fullmatch(DECODER, name))
     folded = _find_folded(source, target)
     tokens = [name for name in CLASS_TOKENS if name in source]
     dropped_tokens = [name for name in tokens if permissions.drop_token and name not in target]
@@ -141,9 +158,11 @@ def make_plan(
     if is_new_head:
         kept = target.keys() - new_shapes.keys()
         dropped |= (source.keys() & {*TASK_PARAMS, *BEFORE_HEAD}) - kept
+        dropped |= {n for n in source if re.fullmatch(DECODER, n) and (is_drawn or n not in target)}
     bias = head_bias if "head/bias" in new_shapes else 0.0
     plan = AdaptPlan(
         new_shapes,
+        drawn,
         tuple(sorted(dropped)),
         folded,
         old_grid,
@@ -179,7 +198,7 @@ def _missing_or_misshapen(
     plan: AdaptPlan, source: Shapes, target: Shapes, may_resize: bool, section: str
 ) -> Iterator[str]:
     for name in target:
-        if name in plan.new_shapes:
+        if name in plan.new_shapes or name in plan.drawn:
             continue
         hint = f" ({section}new_head=True permits a new one)" if name in TASK_PARAMS else ""
         if name not in source:

@@ -161,7 +161,7 @@ def _has_classes(config: Config) -> bool:
 
 
 def _without_masked_patch_params(weights: LazyWeights) -> LazyWeights:
-    shapes = {n: s for n, s in weights.shapes.items() if n not in adapt.MASKED_PATCH_PARAMS}
+    shapes = {n: s for n, s in weights.shapes.items() if not adapt.is_of_masked_training(n)}
 
     def read(names: Collection[str] | None = None) -> Iterator[tuple[str, np.ndarray]]:
         return weights.read(shapes.keys() if names is None else names)

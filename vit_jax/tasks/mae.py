@@ -1,0 +1,167 @@
+"""Masked autoencoders (arXiv:2111.06377): masking, targets, loss and scores.
+
+Most patches of an image are removed, the encoder sees the rest, and a small decoder predicts the
+pixels of those removed. Shapes use the letters of `models/vit.py`, with V visible patches.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from vit_jax.config.schema import Config, Task
+from vit_jax.errors import ConfigError
+from vit_jax.models import registry as model_registry
+from vit_jax.models.mae_vit import MaeViT
+from vit_jax.models.pixel_stats import normalize
+from vit_jax.models.vit import ViT, patchify
+from vit_jax.tasks import losses
+
+VARIANCE_EPS = 1e-6  # Added to the variance of a patch.
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskedAutoencoder:
+    """Reconstruction of removed patches (an `Objective`)."""
+
+    section: Task
+    model: MaeViT
+    evaluator: ClassVar[str] = "masked_patches"
+    has_classes: ClassVar[bool] = False
+
+    @staticmethod
+    def rules(config: Config) -> Iterator[tuple[bool, str]]:
+        task, data = config.task, config.data
+        for field, value, allowed in (
+            ("data.mixup", data.mixup, 0.0),
+            ("data.cutmix", data.cutmix, 0.0),
+            ("data.eval_crops", data.eval_crops, 1),
+            ("task.teacher", task.teacher, ""),
+        ):
+            yield (
+                value == allowed,
+                f"{field} is {value!r}; it must be {allowed!r} with task.name={task.name!r}",
+            )
+        yield (
+            task.decoder_size % task.decoder_heads == 0 and task.decoder_size % 4 == 0,
+            f"task.decoder_size is {task.decoder_size}; it must be divisible by 4 and by "
+            f"task.decoder_heads {task.decoder_heads}",
+        )
+
+    @staticmethod
+    def build_model(config: Config, num_classes: int) -> MaeViT:
+        """Returns the model; `num_classes` has no effect.
+
+        Raises ConfigError in one line for a model or an image size that cannot be used.
+        """
+        task, size = config.task, config.data.image_size
+        vit = model_registry.build(config.model, num_classes=0, image_size=size)
+        for holds, message in _model_rules(config, vit):
+            if not holds:
+                raise ConfigError(f"{message}.")
+        return MaeViT.of(
+            vit,
+            num_kept(vit.grid[0] * vit.grid[1], task.mask_ratio),
+            num_layers=task.decoder_layers,
+            hidden_size=task.decoder_size,
+            num_heads=task.decoder_heads,
+        )
+
+    def loss(self, params, batch: dict, key: jax.Array) -> tuple[jax.Array, dict]:
+        """Returns the mean loss of a batch with dropout.
+
+        batch: image B H W 3, mask B.
+        """
+        masking_key, dropout_key = jax.random.split(key)
+        keys = jax.random.split(masking_key, len(batch["image"]))
+        options = {"train": True, "rngs": {"dropout": dropout_key}}
+        loss = self.image_losses(params, batch["image"], keys, **options)
+        return losses.masked_mean(loss, batch["mask"]), {}
+
+    def score(self, params, batch: dict) -> dict:
+        """Returns loss B and mask B, without dropout.
+
+        batch: image B H W 3, mask B, number B int32. The removed patches of an example depend on
+        its number only, so scores are the same at every step and for every batch size.
+        """
+        key = jax.random.key(0, impl="threefry2x32")  # `rbg` has one noise under vmap.
+        keys = jax.vmap(lambda number: jax.random.fold_in(key, number))(batch["number"])
+        return {
+            "loss": self.image_losses(params, batch["image"], keys),
+            "mask": batch["mask"],
+        }
+
+    def image_losses(self, params, images: jax.Array, keys: jax.Array, **apply) -> jax.Array:
+        """Returns the mean squared error over the removed patches of each image, B.
+
+        Args:
+          keys: one per image, which draws its order of patches.
+          **apply: options of `model.apply`.
+        """
+        N = self.model.grid[0] * self.model.grid[1]
+        order = jax.vmap(lambda key: draw_order(key, N))(keys)  # B N
+        return self.losses_of(params, images, order, **apply)
+
+    def losses_of(self, params, images: jax.Array, order: jax.Array, **apply) -> jax.Array:
+        """Returns the losses B of images whose patches have an order B N; the first V are kept."""
+        predictions = self.model.apply({"params": params}, images, order, **apply)  # B N O
+        wanted = targets(images, self.model, self.section.normalize_targets)
+        errors = jnp.mean(jnp.square(predictions - wanted), axis=-1)  # B N
+        return jnp.mean(jnp.take_along_axis(errors, order[:, self.model.num_kept :], 1), axis=1)
+
+
+def _model_rules(config: Config, vit) -> Iterator[tuple[bool, str]]:
+    """Yields what a model must satisfy: whether it does, and the error message if not."""
+    yield (
+        isinstance(vit, ViT) and vit.stem is None,
+        f"model.name is {config.model.name!r}; a masked autoencoder needs a model that embeds "
+        "patches of the image itself, such as vit_b16",
+    )
+    for name, allowed in (
+        ("pos_embed_at", ("stem",)),
+        ("pos_embed", ("learned", "learned_2d", "sincos", "sincos_mae", "rope", "learned_rope")),
+        ("pool", ("token", "gap", "token_gap")),
+        ("fc_norm", (False,)),
+        ("pre_logits", (False,)),
+        ("projection", (None,)),
+        ("head_bias", (0.0,)),
+    ):
+        value = getattr(config.model, name)
+        choices = " or ".join(map(repr, allowed))
+        yield (
+            value in allowed,
+            f"model.{name} is {value!r}; it must be {choices} with task.name='mae'",
+        )
+    N = vit.grid[0] * vit.grid[1]
+    yield (
+        0 < num_kept(N, config.task.mask_ratio) < N,
+        f"task.mask_ratio is {config.task.mask_ratio}, which keeps "
+        f"{num_kept(N, config.task.mask_ratio)} of {N} patches; at least 1 must be kept and 1 "
+        "removed",
+    )
+
+
+def num_kept(num_patches: int, mask_ratio: float) -> int:
+    """Returns V, the number of patches that the encoder sees."""
+    return int(num_patches * (1 - mask_ratio))
+
+
+def draw_order(key: jax.Array, num_patches: int) -> jax.Array:
+    """Returns the patches of an image in random order, N."""
+    return jnp.argsort(jax.random.uniform(key, (num_patches,)))
+
+
+def targets(images: jax.Array, model: ViT, is_normalized: bool) -> jax.Array:
+    """Returns the pixels B N PPC that are predicted, of images B H W 3 in [-1, 1].
+
+    Pixels have the statistics `model.pixel_stats`. Normalised, those of each patch have the mean 0
+    and the unbiased variance 1.
+    """
+    patches = patchify(normalize(images, model.config.pixel_stats), model.patch_size)
+    if not is_normalized:
+        return patches
+    mean = jnp.mean(patches, axis=-1, keepdims=True)
+    variance = jnp.var(patches, axis=-1, keepdims=True, ddof=1)
+    return (patches - mean) / jnp.sqrt(variance + VARIANCE_EPS)
