@@ -66,11 +66,52 @@ LAYER_SCALE = {"Transformer/encoderblock_0/LayerScale_0/scale": (8,)}
         (formats.HF_SIGLIP, "", {"MAPHead_0/probe": ()}, "", "half"),
         (formats.HF_CLIP, "", {}, "clip_vision_model", None),
         (formats.OFFICIAL, "", LAYER_SCALE, "", None),
+        (formats.TIMM, "", {}, "vit_base_patch16_224.mae", "imagenet"),
+        (formats.TIMM, "", {}, "vit_base_patch16_224.augreg_in21k", "half"),
     ],
 )
 def test_find_family_gives_the_pixel_statistics(format, prefix, shapes, kind, pixel_stats):
     family = find_family(formats.FORMATS[format], prefix, shapes, kind)
     assert (family and family.options.get("pixel_stats")) == pixel_stats
+
+
+POSITIONS = "Transformer/posembed_input/pos_embedding"
+SCALED = LAYER_SCALE | {"cls": (1, 1, 8)}
+
+
+@pytest.mark.parametrize(
+    ("format", "shapes", "kind", "family"),
+    [
+        (formats.TIMM, {}, "vit_small_patch16_224.dino", "dino"),
+        (formats.TIMM, {}, "vit_huge_patch14_gap_224.in1k_ijepa", "ijepa"),
+        (formats.TIMM, {}, "vit_base_patch14_reg4_dinov2.lvd142m", "dinov2_reg"),
+        (formats.TIMM_EVA, {}, "vit_small_patch16_dinov3.lvd1689m", "dinov3"),
+        (formats.TIMM_EVA, {}, "eva02_tiny_patch14_224.mim_in22k", "eva02"),
+        (formats.TIMM, {}, "vit_base_patch16_clip_quickgelu_224.openai", "clip"),
+        (formats.TIMM, {}, "vit_base_patch16_clip_224.laion2b", "openclip"),
+        (formats.TIMM, {}, "deit_base_distilled_patch16_224.fb_in1k", "deit_distilled"),
+        (formats.TIMM, {}, "deit3_base_patch16_224.fb_in1k", "deit3"),
+        (formats.TIMM, {}, "vit_base_patch16_224.augreg2_in21k_ft_in1k", None),
+        (formats.TIMM, SCALED | {POSITIONS: (1, 196, 8)}, "", "deit3"),
+        (formats.TIMM, SCALED | {POSITIONS: (1, 1370, 8)}, "", "dinov2"),
+        (formats.TIMM, SCALED | {POSITIONS: (1, 150, 8)}, "", None),
+        (formats.DINO, {"registers": (1, 4, 8)}, "", "dinov2_reg"),
+        (formats.DINO, {"registers": (1, 1, 8)}, "", "tips"),
+        (formats.DINO, {"registers": (1, 2, 8)}, "", None),
+        (formats.HF_DEIT, {"dist_token": (1, 1, 8)}, "deit", "deit_distilled"),
+        (formats.BIG_VISION, {"MAPHead_0/probe": (1, 1, 8)}, "", None),
+    ],
+)
+def test_find_family_gives_the_row_of_the_encoder(format, shapes, kind, family):
+    found = find_family(formats.FORMATS[format], "", shapes, kind)
+    assert (found and found.key) == family
+
+
+@pytest.mark.parametrize(("gelu", "family"), [("quick", "clip"), ("erf", "openclip"), (None, None)])
+def test_find_family_tells_clips_by_their_activation(gelu, family):
+    for format, kind in ((formats.OPEN_CLIP, ""), (formats.HF_CLIP, "clip_vision_model")):
+        found = find_family(formats.FORMATS[format], "visual.", {}, kind, gelu=gelu)
+        assert (found and found.key) == family
 
 
 def bare_timm(path):

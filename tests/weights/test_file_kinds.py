@@ -4,8 +4,11 @@ import ast
 import glob
 import gzip
 import io
+import pathlib
 import pickle
+import sys
 import tarfile
+import types
 import zipfile
 
 import numpy as np
@@ -15,6 +18,7 @@ import safetensors.numpy
 from vit_jax.errors import CheckpointError
 from vit_jax.weights import load
 from vit_jax.weights.archive import open_archive
+from vit_jax.weights.file_kinds import pickle_error
 
 
 def torch_zip() -> bytes:
@@ -142,3 +146,25 @@ def test_folder_without_weights_says_what_to_do(tmp_path, names, expected):
     with pytest.raises(CheckpointError) as caught:
         load.load(tmp_path)
     assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "keys", [(), ("model",), ("target_encoder",), ("teacher",), ("model", "state_dict")]
+)
+def test_pickle_command_saves_the_weights_beside_the_state_of_a_training(monkeypatch, keys):
+    tensor = types.SimpleNamespace(clone=lambda: types.SimpleNamespace(contiguous=lambda: "a"))
+    content = {"a": tensor, "epoch": 3}
+    for key in keys:
+        content = {"student": {"b": tensor}, "encoder": {"b": tensor}, key: content}
+    saved = {}
+    torch = types.SimpleNamespace(
+        load=lambda *_, weights_only: content if weights_only else None,
+        is_tensor=lambda value: value is tensor,
+    )
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    safetensors_torch = types.SimpleNamespace(save_file=lambda w, path: saved.update({path: w}))
+    monkeypatch.setitem(sys.modules, "safetensors.torch", safetensors_torch)
+    monkeypatch.setattr(safetensors, "torch", safetensors_torch, raising=False)
+    message = str(pickle_error(pathlib.Path("w.pth")))
+    exec(message.partition('python -c "')[2].removesuffix('"'), {})
+    assert saved == {"w.safetensors": {"a": "a"}}

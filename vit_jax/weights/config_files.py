@@ -18,7 +18,7 @@ class ConfigFile(NamedTuple):
 
     Attributes:
       metadata: options of the model that the tensors do not determine.
-      kind: model_type (Hugging Face) or architecture (timm); '' without a file.
+      kind: model_type (Hugging Face), or architecture and tag (timm); '' without a file.
       claims: properties of the tensors: (name in the file, property, value).
       unused: regular expression of tensors that no output depends on.
     """
@@ -58,7 +58,7 @@ def read_config(archive: Archive | ShardedArchive, path: pathlib.Path) -> Config
         if "architecture" in config:
             metadata = config_timm.from_timm(config, where)
             return ConfigFile(
-                metadata, str(config["architecture"]), config_timm.claims(config, where)
+                metadata, config_timm.architecture(config), config_timm.claims(config, where)
             )
     except (TypeError, ValueError, LookupError, AttributeError) as error:
         raise CheckpointError(f"{where}: config.json has an invalid value ({error}).") from error

@@ -122,3 +122,9 @@ def claims(config: dict, where: str) -> Claims:
         if arguments.get(key) is not None:
             found.append((f"model_args.{key}", what, arguments[key]))
     return tuple(found)
+
+
+def architecture(config: dict) -> str:
+    """Returns the architecture with the tag of its weights, such as vit_base_patch16_224.mae."""
+    tag = (config.get("pretrained_cfg") or {}).get("tag")
+    return f"{config['architecture']}.{tag}" if tag else str(config["architecture"])

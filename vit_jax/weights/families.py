@@ -61,7 +61,10 @@ TIMM_ROPE = Family(
     "timm's ViT with rotary positions",
     {"gelu": "erf", "norm_eps": 1e-6, "pos_embed": "rope", "rope": "eva02"},
 )
-KINDS = (  # Pattern of an architecture of timm or a model_type -> row of ENCODERS, or family.
+KINDS = (  # Pattern of timm's architecture, also with its tag, or model_type -> row, or family.
+    (r"vit_\w+\.mae", "mae"),
+    (r"vit_\w+\.dino", "dino"),
+    (r"vit_\w+\.\w+_ijepa", "ijepa"),
     (r".*reg\d*_dinov2.*|dinov2_with_registers", "dinov2_reg"),
     (r".*dinov2.*", "dinov2"),
     (r".*dinov3.*|.*_lingbot", "dinov3"),
@@ -114,7 +117,7 @@ def find_family(
     Args:
       format, prefix: as in `reader.WeightsFile`.
       shapes: shape of the tensor by parameter name.
-      kind: model_type (Hugging Face) or architecture (timm) in config.json, or ''.
+      kind: model_type (Hugging Face), or architecture and tag (timm), in config.json, or ''.
       gelu: activation that the user or the file gives.
       ignored: tensors of the file that are not parameters of the model.
     """
@@ -125,8 +128,11 @@ def find_family(
 
 def _find(format: Format, prefix: str, shapes: Mapping, kind: str, ignored: Iterable[str]):
     """The row of `ENCODERS`, or the family."""
+    kinds = (kind, kind.partition(".")[0])
     for pattern, found in KINDS:
-        if re.fullmatch(pattern, kind) and not (found == "deit" and "dist_token" in shapes):
+        if any(re.fullmatch(pattern, each) for each in kinds) and not (
+            found == "deit" and "dist_token" in shapes
+        ):
             return found
     is_scaled = f"{BLOCK}/LayerScale_0/scale" in shapes and CLS in shapes
     is_eva = format.name in EVA_FORMATS

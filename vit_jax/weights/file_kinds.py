@@ -9,6 +9,8 @@ from vit_jax.errors import CheckpointError
 HEAD = 512  # Bytes that identify a file.
 NPZ, SAFETENSORS, PICKLE, ZIP = ".npz", ".safetensors", ".pth", ".zip"
 PICKLES = (PICKLE, ".pt", ".bin", ".ckpt", ".pkl", ".pickle")
+# Keys that the weights in a pickle of a training may be under; of several, the last is evaluated.
+NESTED = ("state_dict", "model", "module", "teacher", "target_encoder")
 KINDS = (  # Pattern of the first bytes, suffix, and description of such files.
     (rb".{6}\0\0\{", SAFETENSORS, "is a .safetensors file; give it this suffix"),
     (rb"\x80[\x02-\x05]", PICKLE, ""),
@@ -67,7 +69,7 @@ def pickle_error(path: pathlib.Path) -> CheckpointError:
         name = "model" if path.name == "pytorch_model.bin" else path.stem
         code = (
             f"import torch, safetensors.torch as s; w = torch.load({str(path)!r}, 'cpu', "
-            f"weights_only=True); w = w.get('state_dict', w.get('model', w)); {save}"
+            f"weights_only=True); [w := w.get(k, w) for k in {NESTED}]; {save}"
             f"{str(path.with_name(name + SAFETENSORS))!r})"
         )
     return CheckpointError(
