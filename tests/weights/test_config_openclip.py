@@ -2,10 +2,12 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 
 from tests.support.original_files import open_clip, save, text_tower
+from tests.support.peer_weights import IMAGES, D, M, outputs, some, timm_weights
 from vit_jax.errors import CheckpointError
 from vit_jax.models import trees
 from vit_jax.weights import load
@@ -40,7 +42,7 @@ def test_folder_of_open_clip_has_all_options(tmp_path, capsys):
     assert (recipe.crop, recipe.crop_fraction, recipe.resample) == ("timm", 1.0, "bicubic")
     for name, array in trees.flatten(loaded.params()).items():
         np.testing.assert_array_equal(array, p[name])
-    assert "assumed norm_eps=1e-05 (open_clip)" in capsys.readouterr().err
+    assert "assumed norm_eps=1e-05 (CLIP (OpenAI))" in capsys.readouterr().err
 
 
 def test_from_openclip_reads_activation_and_preprocessing():
@@ -50,10 +52,13 @@ def test_from_openclip_reads_activation_and_preprocessing():
     assert squashed.crop == "timm_squash"
 
 
-def test_from_openclip_of_a_trunk_of_timm_leaves_the_activation_open():
+def test_from_openclip_of_a_trunk_of_timm_has_the_activation_of_timm():
     vision = {"timm_model_name": "vit_base_patch16_siglip_224", "timm_pool": "map"}
     metadata = from_openclip({"model_cfg": {"vision_cfg": vision}}, "x")
-    assert (metadata.gelu, metadata.num_heads, metadata.image_size) == (None, None, (224, 224))
+    assert (metadata.gelu, metadata.num_heads, metadata.image_size) == ("erf", None, (224, 224))
+    vision = {"timm_model_name": "beit_base_patch16_224"}
+    with pytest.raises(CheckpointError, match=r"architecture 'beit_base_patch16_224' .* is not"):
+        from_openclip({"model_cfg": {"vision_cfg": vision}}, "x")
 
 
 @pytest.mark.parametrize(
@@ -96,3 +101,24 @@ def test_model_safetensors_is_read_before_open_clips(tmp_path):
     save(tmp_path / "model.safetensors", {"x": np.ones(1, np.float32)})
     with pytest.raises(CheckpointError, match=r"model\.safetensors: unknown format"):
         load.load(tmp_path)
+
+
+def test_trunk_of_timm_in_open_clip_has_the_options_of_its_architecture(tmp_path):
+    w = timm_weights(positions=6, head=0)
+    del w["cls_token"]
+    sizes = {"q": (D, D), "kv": (2 * D, D), "proj": (D, D), "norm": (D,)}
+    for name, shape in (sizes | {"mlp.fc1": (M, D), "mlp.fc2": (D, M)}).items():
+        w |= {f"attn_pool.{name}.weight": some(*shape), f"attn_pool.{name}.bias": some(shape[0])}
+    w["attn_pool.latent"] = some(1, 1, D)
+    stored = {f"visual.trunk.{name}": array for name, array in w.items()}
+    stored |= {"text.positional_embedding": some(4, 8), "logit_scale": some(), "logit_bias": some()}
+    save(tmp_path / "open_clip_model.safetensors", stored)
+    vision = {"timm_model_name": "vit_base_patch16_siglip_224", "image_size": [8, 12]}
+    config = {"model_cfg": {"vision_cfg": vision}, "preprocess_cfg": PREPROCESSING}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    loaded = load.load(f"{tmp_path}:num_heads=2")
+    assert (loaded.model.config.pool, loaded.model.config.pixel_stats) == ("map", "half")
+    assert loaded.weights.metadata.family == "siglip"
+    assert len(loaded.weights_file.other_tower) == 3
+    features = np.asarray(jax.jit(loaded.model.apply)({"params": loaded.params()}, IMAGES))
+    np.testing.assert_allclose(features, outputs(w, IMAGES, pool="map"), atol=1e-5)

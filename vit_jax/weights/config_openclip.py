@@ -3,7 +3,7 @@
 import re
 
 from vit_jax.errors import CheckpointError, shown
-from vit_jax.weights import image_processor
+from vit_jax.weights import config_timm, image_processor
 from vit_jax.weights import metadata as metadata_lib
 from vit_jax.weights.metadata import WeightsMetadata
 from vit_jax.weights.tensor_properties import Claims, height_and_width, pixel_stats_name
@@ -39,8 +39,9 @@ def from_openclip(config: dict, where: str) -> WeightsMetadata:
     values = {**DEFAULTS, **vision}
     fields = _preprocessing(config.get("preprocess_cfg") or {}, where)
     fields["image_size"] = height_and_width(values["image_size"])
-    if architecture(config):  # Its trunk is a model of timm, with the activation of timm.
-        return metadata_lib.from_json(fields, where)
+    if trunk := architecture(config):
+        own = config_timm.from_timm({"architecture": trunk}, where)
+        return metadata_lib.from_json(fields, where).with_defaults(own)
     for name, value in vision.items():
         is_known = name in DEFAULTS or name in CLAIMS or re.fullmatch(HARMLESS, name)
         if value and not is_known and value != REQUIRED.get(name):
