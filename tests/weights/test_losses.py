@@ -22,6 +22,8 @@ def test_official_weights_lose_nothing_as_npz():
 @pytest.mark.parametrize(
     ("options", "metadata", "expected"),
     [
+        ({"pos_embed": "rope"}, {}, "pos_embed is learned, these weights need rope"),
+        ({"qkv_bias": "qv"}, {}, "qkv_bias is qkv, these weights need qv"),
         ({"gelu": "erf"}, {}, "gelu is tanh, these weights need erf"),
         ({"norm_eps": 1e-12}, {}, "norm_eps is 1e-06, these weights need 1e-12"),
         ({"pixel_stats": "imagenet"}, {}, "pixel_stats is half, these weights need imagenet"),

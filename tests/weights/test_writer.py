@@ -354,3 +354,13 @@ def test_npz_note_lists_parameters_unknown_to_the_official_code(tmp_path):
     assert write("npz", tmp_path / "plain.npz", tiny())[1] == []
     _, notes = write("npz", tmp_path / "x.npz", tiny(registers=2))
     assert notes == ["the official code does not support registers"]
+    for options, name in (
+        ({"distill_token": True}, "dist_token"),
+        ({"pre_norm": True}, "Transformer/pre_norm/bias"),
+        ({"pool": "gap", "fc_norm": True}, "fc_norm/scale"),
+        ({"projection": 7}, "projection/kernel"),
+        ({"mlp": "swiglu"}, "Transformer/encoderblock_0/MlpBlock_0/Dense_gate/bias"),
+        ({"mlp_norm": True}, "Transformer/encoderblock_0/MlpBlock_0/LayerNorm_0/bias"),
+    ):
+        _, [note] = write("npz", tmp_path / f"{name.replace('/', '_')}.npz", tiny(**options))
+        assert name in note

@@ -1,5 +1,6 @@
 """Options that other code does not read from exported weights, or computes differently."""
 
+from vit_jax.config.schema import Model
 from vit_jax.models.registry import BitResNet, ViT
 from vit_jax.weights import formats
 from vit_jax.weights.families import OFFICIAL, OFFICIAL_EVALUATION
@@ -8,6 +9,7 @@ from vit_jax.weights.metadata import WeightsMetadata
 
 TIMM = {name: getattr(formats.FORMATS[formats.TIMM], name) for name in ("gelu", "norm_eps")}
 READERS = {"npz": "the official code", "safetensors": "timm", "huggingface": "transformers"}
+NPZ_ENCODER = {name: getattr(Model, name) for name in ("pos_embed", "qkv_bias", "patch_bias")}
 CARD = "the code of the model card sets it"
 EXACT_CROPS = {  # Crops that the code of a format computes to the pixel.
     "npz": ("resize",),
@@ -40,8 +42,8 @@ def list_losses(file_format: str, model: ViT | BitResNet, metadata: WeightsMetad
 
 
 def _options(file_format: str, model: ViT | BitResNet) -> list[str]:
-    """Lines about GELU, epsilon and pixel statistics, which a Hugging Face folder stores."""
-    defaults = {"npz": OFFICIAL, "safetensors": TIMM}.get(file_format, {})
+    """Lines about GELU, epsilon, pixel statistics and, for the official code, the encoder."""
+    defaults = {"npz": OFFICIAL | NPZ_ENCODER, "safetensors": TIMM}.get(file_format, {})
     remedy = "; give it to the model" if file_format == "safetensors" else ""
     if isinstance(model, BitResNet):
         defaults = {name: value for name, value in defaults.items() if name == "pixel_stats"}

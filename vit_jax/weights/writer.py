@@ -19,6 +19,7 @@ FILE_FORMATS = ("npz", "safetensors", "huggingface")
 MAX_LISTED = 5  # Names listed in one message.
 # Parts of parameter names that the official code does not have.
 UNOFFICIAL = ("registers", "_ln/scale", "MAPHead_0", "posembed_1", "x_embedding", "relative")
+UNOFFICIAL += ("dist", "pre_norm", "fc_norm", "projection", "Dense_gate", "MlpBlock_0/LayerNorm_0")
 CLASSES_SUFFIX = ".classes.txt"  # File for class names that do not fit into the weights file.
 MAX_METADATA = {"npz": 65_000, "safetensors": 900_000}  # Bytes of JSON that fit into a file.
 
