@@ -1,16 +1,24 @@
 """Models as timm builds them: the call, the tensors, and what timm does not have."""
 
+import json
 import re
 import types
 from functools import partial
 
+import jax
+import numpy as np
 import pytest
+import safetensors.numpy
 
 import vit_jax
-from tests.support.tiny import tiny
-from vit_jax.errors import ConfigError
+from tests.support.golden_outputs import params_of, photo_pixels
+from tests.support.timm_cases import GOLDEN, MODELS, SIDE
+from tests.support.tiny import assert_same_model, tiny
+from vit_jax.errors import CheckpointError, ConfigError
+from vit_jax.models import trees
 from vit_jax.models.registry import param_shapes
-from vit_jax.weights import write_timm, writer
+from vit_jax.weights import load, write_timm, writer
+from vit_jax.weights.metadata import WeightsMetadata
 
 WIDE = {"image_size": (8, 12), "gelu": "erf"}
 
@@ -191,3 +199,82 @@ def test_timm_constructor_gives_epsilon_stem_and_bit():
 def test_mlp_ratio_gives_the_mlp_size_that_timm_computes():
     for hidden_size, mlp_size in ((1152, 4304), (8, 12), (768, 3072), (48, 161), (7, 29)):
         assert int(hidden_size * write_timm.mlp_ratio(mlp_size, hidden_size)) == mlp_size
+
+
+# Files in timm's form.
+
+
+def written(path, model, has_metadata=True):
+    """A file of timm's names; without metadata, as timm itself writes it."""
+    params = params_of(model)
+    plan = writer.plan_export("safetensors", model, param_shapes(model))
+    writer.write(plan, path, model, params, WeightsMetadata(), "")
+    if not has_metadata:
+        safetensors.numpy.save_file(safetensors.numpy.load_file(path), path)
+    return params
+
+
+@pytest.mark.parametrize("title", MODELS)
+def test_written_file_is_read_back(title, tmp_path):
+    model = tiny(**MODELS[title][0])
+    params = written(path := tmp_path / "x.safetensors", model)
+    loaded = load.load(path)
+    assert_same_model(loaded.model, model)
+    arrays = trees.flatten(loaded.params())
+    assert set(arrays) == set(params)
+    folded = ("cls", "Transformer/posembed_input/pos_embedding")
+    for name, array in params.items():
+        if not (model.config.registers and name in folded):
+            assert arrays[name].tobytes() == array.tobytes(), name
+
+
+GIVEN = "num_heads=2,image_size=8x12,pixel_stats=half"
+
+
+@pytest.mark.parametrize(
+    ("title", "option", "more"),
+    [
+        ("CLIP", "gelu", "gelu=quick"),
+        ("SigLIP", "gelu", "gelu=tanh"),
+        ("EVA", "pos_embed", "pos_embed=learned"),
+        ("rotary positions, keys with bias", "pos_embed", "pos_embed=rope,rope=dinov3"),
+        ("gate of GELU", "activation of the gated MLP", "mlp=glu,gelu=tanh"),
+        ("DINOv2", "", ""),
+        ("DINOv3", "", "pool=gap"),
+        ("DINOv3, gated", "", "pool=gap"),
+        ("EVA-02", "", ""),
+        ("EVA-02, LayerNorm in the MLP", "", ""),
+        ("MAE, fine-tuned", "", ""),
+    ],
+)
+def test_file_without_metadata_is_asked_about_what_tensors_leave_open(
+    title, option, more, tmp_path
+):
+    model = tiny(**MODELS[title][0])
+    written(path := tmp_path / "x.safetensors", model, has_metadata=False)
+    if option:
+        with pytest.raises(CheckpointError, match=option):
+            load.load(f"{path}:{GIVEN}")
+    loaded = load.load(f"{path}:{GIVEN},{more}".strip(","))
+    assert_same_model(loaded.model, model)
+
+
+def test_rotary_positions_without_convention_are_asked_about(tmp_path):
+    model = tiny(**MODELS["rotary positions, keys with bias"][0])
+    written(path := tmp_path / "x.safetensors", model, has_metadata=False)
+    with pytest.raises(CheckpointError, match=r"determine rope \(dinov3 or eva02\)"):
+        load.load(f"{path}:{GIVEN},pos_embed=rope")
+
+
+# Outputs of timm, which `test_write_timm_parity.py` stores.
+
+
+@pytest.mark.parametrize("title", MODELS)
+def test_outputs_equal_those_of_timm(title, photos):
+    expected = np.array(json.loads(GOLDEN.read_text())[title])
+    model = tiny(image_size=SIDE, **MODELS[title][0])
+    params = trees.unflatten(params_of(model))
+    outputs = np.asarray(jax.jit(model.apply)({"params": params}, photo_pixels(photos, SIDE)))
+    # Outputs of the two photos differ by far more than the tolerance.
+    assert np.abs(expected[0] - expected[1]).max() > 1e-2 * np.abs(expected).max()
+    np.testing.assert_allclose(outputs, expected, atol=1e-5 * np.abs(expected).max())

@@ -5,6 +5,8 @@ line of a table for each encoder.
 """
 
 import dataclasses
+import json
+import os
 from functools import partial
 
 import jax
@@ -14,7 +16,9 @@ import safetensors.numpy
 from PIL import Image
 
 import vit_jax
-from tests.support.tiny import assert_same_model
+from tests.support.golden_outputs import params_of, photo_pixels
+from tests.support.timm_cases import GOLDEN, MODELS, SIDE
+from tests.support.tiny import assert_same_model, tiny
 from vit_jax.models import trees
 from vit_jax.models.pixel_stats import PIXEL_STATS
 from vit_jax.weights import write_timm, writer
@@ -113,6 +117,7 @@ CASES = {
 def torch():
     import torch
 
+    torch.set_grad_enabled(True)  # Whatever another file has set.
     return torch
 
 
@@ -223,9 +228,8 @@ def test_encoder_equals_timm(torch, title, photos, tmp_path, record_property):
     given = WeightsMetadata(num_heads=model.size.num_heads)
     file = open_weights_file(source, given=given)
     found = vit_jax.create_model(**infer_model_options(file))
-    # Trained LayerScale does not show its initial value, and a gate has no GELU.
+    # Trained LayerScale does not show its initial value.
     unseen = {"layer_scale": model.config.layer_scale}
-    unseen |= {"gelu": model.config.gelu} if model.config.mlp == "swiglu" else {}
     assert_same_model(found.clone(config=dataclasses.replace(found.config, **unseen)), model)
     params = vit_jax.load_params(f"{source}:num_heads={model.size.num_heads}", found)
     pixels = normalized(photos, model.image_size, found.config.pixel_stats)
@@ -255,3 +259,26 @@ def test_encoder_equals_timm(torch, title, photos, tmp_path, record_property):
     )
     assert worst <= TOLERANCE
     assert gradient <= GRADIENT_TOLERANCE
+
+
+def test_golden_outputs_equal_those_of_timm(torch, photos, tmp_path):
+    from safetensors.torch import load_file
+
+    computed = {}
+    for title, (options, class_name) in MODELS.items():
+        model = tiny(image_size=SIDE, **options)
+        path, arrays = tmp_path / f"{len(computed)}.safetensors", params_of(model)
+        plan = writer.plan_export("safetensors", model, {n: a.shape for n, a in arrays.items()})
+        writer.write(plan, path, model, arrays, WeightsMetadata(), "")
+        peer = built_by(torch, model)
+        assert type(peer).__name__ == class_name
+        peer.load_state_dict(load_file(path), strict=True)
+        pixels = torch.from_numpy(photo_pixels(photos, SIDE).transpose(0, 3, 1, 2).copy())
+        with torch.no_grad():
+            computed[title] = np.round(peer(pixels).double().numpy(), 6).tolist()
+    if os.environ.get("UPDATE_GOLDEN"):
+        GOLDEN.write_text(json.dumps(computed) + "\n")
+    kept = json.loads(GOLDEN.read_text())
+    assert set(kept) == set(computed)
+    for title, outputs in computed.items():
+        np.testing.assert_allclose(kept[title], outputs, rtol=1e-5, atol=1e-5, err_msg=title)

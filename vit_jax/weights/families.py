@@ -289,6 +289,8 @@ def _format_options(format: Format, shapes: Mapping[str, tuple]) -> dict[str, ob
     options = {"gelu": format.gelu, "norm_eps": format.norm_eps}
     if format.name == formats.TIMM and {PROBE, PRE_NORM} & set(shapes):
         del options["gelu"]  # timm's SigLIP and CLIP have either of two.
+    if format.name in (formats.TIMM, *EVA_FORMATS) and "fc_norm/scale" in shapes:
+        options["pool"] = "gap"  # The only pooling with which timm's models have it.
     if format.name in EVA_FORMATS and _is_gated(shapes):
         options["mlp"] = GATED_MLPS["silu"]  # timm's class has no other gate.
     return options
