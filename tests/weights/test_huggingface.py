@@ -347,6 +347,44 @@ def test_shapes_that_contradict_the_config_are_rejected_in_one_line(tmp_path, ti
         assert named.get(key, key) in read_error(folder), key
 
 
+@pytest.mark.parametrize(
+    ("title", "tensor", "shape", "text"),
+    [
+        ("DINOv3", "embeddings.cls_token", None, "class token of dinov3_vit is True, the tensors"),
+        ("DINOv3", "embeddings.patch_embeddings.bias", None, "have no bias of the patch embed"),
+        ("DINOv3", "layer.0.layer_scale1.lambda1", None, "LayerScale of dinov3_vit is True"),
+        (
+            "DINOv3",
+            "layer.0.attention.v_proj.bias",
+            None,
+            "value_bias is True, the tensors have no",
+        ),
+        ("DINOv3", "embeddings.register_tokens", (3,), "(3,), which has the wrong number of axes"),
+        ("DINOv3", "layer.0.attention.o_proj.weight", (32, 32, 1), "the wrong number of axes"),
+        ("SigLIP", "encoder.layers.0.self_attn.k_proj.bias", None, "the tensors have no bias of"),
+        ("SigLIP", "head.probe", (), "(), which has the wrong number of axes"),
+        ("SigLIP", "head.probe", None, "MAPHead_0/LayerNorm_0/bias is not in the model"),
+        ("CLIP", "pre_layrnorm.weight", None, "Transformer/pre_norm"),
+        ("CLIP with projection", "visual_projection.weight", None, "projection of 'CLIPVisionMod"),
+        ("DeiT", "embeddings.distillation_token", None, "cls_classifier.bias is not a tensor of"),
+        ("DINOv2, gated", "encoder.layer.0.layer_scale2.lambda1", None, "LayerScale_1/scale"),
+    ],
+)
+def test_missing_and_misshapen_tensors_are_rejected(tmp_path, title, tensor, shape, text):
+    folder, _ = write(tmp_path / "hf", tiny(num_layers=1, **MODELS[title][0]))
+    path = folder / "model.safetensors"
+    arrays = safetensors.numpy.load_file(path)
+    (name,) = (name for name in arrays if name.endswith(tensor))
+    del arrays[name]
+    if shape is not None:
+        arrays[name] = np.ones(shape, np.float32)
+    safetensors.numpy.save_file(arrays, path)
+    with pytest.raises(CheckpointError) as caught:
+        load.load(folder)
+    assert text in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
 ANYTHING = [None, 5, "x", {"x": 1}, True, 1e400]
 
 

@@ -316,7 +316,7 @@ def test_open_weights_file_rejects_heads_that_do_not_divide_the_width(tmp_path):
         ("embedding/kernel", np.zeros((9000, 1, 1, 1)), "at most 8192 pixels"),
         ("head/bias", np.zeros(3, np.int32), "head/bias is int32 (3,), expected"),
         (POSITIONS, np.zeros((1, 200**2 + 1, 1)), "16384 patches are supported"),
-        (POSITIONS, np.zeros((5, 8)), "expected 1 T D"),
+        (POSITIONS, np.zeros((5, 8)), "(5, 8), which has the wrong number of axes"),
         (POSITIONS, np.zeros((1, 1, 8)), "grid of 0 position embeddings"),
     ],
 )

@@ -9,6 +9,7 @@ from vit_jax.models.layers import GATED_MLPS
 from vit_jax.weights import image_processor
 from vit_jax.weights import metadata as metadata_lib
 from vit_jax.weights.huggingface import (
+    MODELS,
     TOWERS,
     HuggingFaceModel,
     dino_mlp_size,
@@ -17,9 +18,9 @@ from vit_jax.weights.huggingface import (
 )
 from vit_jax.weights.metadata import WeightsMetadata, as_text
 from vit_jax.weights.tensor_properties import (
-    BIAS,
     BIASES,
     GATE,
+    PROJECTION,
     Claims,
     height_and_width,
     pixel_stats_name,
@@ -44,10 +45,6 @@ CLAIMS = {  # Key in config.json -> property of the tensors.
     "patch_size": "patch side",
     "num_channels": "channels",
     "num_register_tokens": "registers",
-    "qkv_bias": BIAS,
-    "query_bias": BIASES["query"],
-    "key_bias": BIASES["key"],
-    "value_bias": BIASES["value"],
     "use_gated_mlp": GATE,
     "use_swiglu_ffn": GATE,
     "projection_dim": "projection width",
@@ -217,7 +214,14 @@ def unused_tensors(config: dict, where: str) -> str:
 
 def claims(config: dict) -> Claims:
     """Returns the properties of the tensors that a config.json gives."""
-    found = [(key, what, config[key]) for key, what in CLAIMS.items() if key in config]
+    kind = config["model_type"]
+    found = [(f"{what} of {kind}", what, value) for what, value in MODELS[kind].tensors.items()]
+    found += _bias_claims(config, MODELS[kind])
+    names = config.get("architectures")
+    for name in names if isinstance(names, list) else ():
+        if str(name) == "CLIPModel" or str(name).endswith("WithProjection"):
+            found.append((f"projection of {shown(name)}", PROJECTION, True))
+    found += [(key, what, config[key]) for key, what in CLAIMS.items() if key in config]
     if config.get("use_swiglu_ffn") and {"hidden_size", "mlp_ratio"} <= set(config):
         found = [claim for claim in found if claim[0] != "mlp_ratio"]
         size = dino_mlp_size(config["hidden_size"], config["mlp_ratio"], is_gated=True)
@@ -225,3 +229,15 @@ def claims(config: dict) -> Claims:
     if isinstance(config.get("id2label"), dict):
         found.append(("the length of id2label", "classes", len(config["id2label"])))
     return tuple(found)
+
+
+def _bias_claims(config: dict, model: HuggingFaceModel) -> list[tuple]:
+    """The biases of queries, keys and values, for which there is one key or three."""
+    if "query_bias" in model.keys:
+        defaults = {"query": True, "key": False, "value": True}
+        keys = {name: f"{name}_bias" for name in BIASES}
+    else:
+        defaults, keys = dict.fromkeys(BIASES, True), dict.fromkeys(BIASES, "qkv_bias")
+    return [
+        (keys[name], what, config.get(keys[name], defaults[name])) for name, what in BIASES.items()
+    ]

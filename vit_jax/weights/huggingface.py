@@ -10,6 +10,7 @@ from typing import NamedTuple
 from vit_jax.errors import CheckpointError, shown
 from vit_jax.models.layers import GATED_MLPS
 from vit_jax.weights import formats
+from vit_jax.weights.tensor_properties import CLASS_TOKEN, LAYER_SCALE, PATCH_BIAS
 
 
 class Output(NamedTuple):
@@ -55,6 +56,15 @@ class HuggingFaceModel:
     features: Output = FEATURES
     heads: Mapping[str, Output | None] = dataclasses.field(default_factory=dict)
     allows: Mapping[str, tuple | None] = dataclasses.field(default_factory=dict)
+
+    @property
+    def tensors(self) -> dict[str, bool]:
+        """Properties of the tensors of its classes, by the names of `tensor_properties`."""
+        return {
+            CLASS_TOKEN: self.allows.get("class_token", (True,))[0],
+            PATCH_BIAS: self.allows.get("patch_bias", (True,))[0],
+            LAYER_SCALE: "layer_scale" in self.allows,
+        }
 
     @property
     def written_head(self) -> str | None:

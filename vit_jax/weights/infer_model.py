@@ -100,7 +100,7 @@ def _vit_options(weights: WeightsFile) -> dict:
         "qk_norm": f"{block}/MultiHeadDotProductAttention_0/query_ln/scale" in shapes,
         **_position_options(weights),
     }
-    if f"{block}/LayerScale_0/scale" in shapes:
+    if any(f"{block}/LayerScale_{n}/scale" in shapes for n in (0, 1)):
         options["layer_scale"] = 1.0  # Its initial value, which trained weights do not give.
     eps = {} if metadata.norm_eps is None else {"norm_eps": metadata.norm_eps}
     options |= eps | _required(weights, "gelu", "pixel_stats")
@@ -135,10 +135,10 @@ def _mlp_options(weights: WeightsFile) -> dict:
 
 
 def _qkv_bias(shapes: Mapping[str, tuple]) -> str:
-    """The value of `model.qkv_bias` for the biases in the first layer."""
+    """The value of `model.qkv_bias` with the biases of the first layer, or a few more."""
     attention = f"{BLOCK}/MultiHeadDotProductAttention_0"
     found = [name[0] for name in ("query", "key", "value") if f"{attention}/{name}/bias" in shapes]
-    return "".join(found) or "none"
+    return {"": "none", "qv": "qv"}.get("".join(found), "qkv")
 
 
 def _pool(weights: WeightsFile, D: int) -> str:

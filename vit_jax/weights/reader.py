@@ -21,6 +21,7 @@ from vit_jax.weights.tensor_layouts import (
     X_POSITIONS,
     Y_POSITIONS,
     Row,
+    has_wrong_axes,
     stem_stride,
     tensor_to_params,
 )
@@ -120,6 +121,11 @@ def open_weights_file(
             "16, 32 or 64 bits"
             for name in rows
             if 0 in arrays[name].shape or arrays[name].dtype not in READABLE
+        ]
+        + [
+            f"{name} is {arrays[name].shape}, which has the wrong number of axes"
+            for name, row in rows.items()
+            if has_wrong_axes(row, arrays[name].shape)
         ],
     )
     stored_shapes = {

@@ -127,6 +127,22 @@ LAYOUTS: dict[str, tuple[Callable, Callable]] = {
 }
 
 
+AXES = {  # Layout -> numbers of axes of its tensors; None of the others.
+    **dict.fromkeys(("linear", "heads_out", "table"), (2,)),
+    **dict.fromkeys(("heads", "qkv", "kv", "gated"), (1, 2)),
+    **dict.fromkeys(("token", "qv_of_qkv"), (1,)),
+    "conv": (4,),
+}
+TOKENS = (CLS, POSITIONS, "dist_token", "registers", "MAPHead_0/probe")  # 1 T D.
+
+
+def has_wrong_axes(row: Row, shape: tuple[int, ...]) -> bool:
+    """Returns True for a tensor with another number of axes than its layout or its use has."""
+    if row.layout == "same" and row.params[0] in TOKENS:
+        return len(shape) != 3
+    return not shape or len(shape) not in AXES.get(row.layout, (len(shape),))
+
+
 def tensor_to_params(row: Row, tensor: np.ndarray, num_heads: int) -> list[np.ndarray]:
     """Returns views of a stored tensor as parameters, one for each name in `row.params`.
 

@@ -5,18 +5,23 @@ from collections.abc import Mapping
 
 from vit_jax.errors import CheckpointError
 from vit_jax.models.pixel_stats import PIXEL_STATS
-from vit_jax.weights.tensor_layouts import num_layers
+from vit_jax.weights.tensor_layouts import CLS, num_layers
 
 BLOCK = "Transformer/encoderblock_0"
 BIAS = "bias of queries, keys and values"
 BIASES = {"query": "bias of queries", "key": "bias of keys", "value": "bias of values"}
 GATE = "gate in the MLP"
+CLASS_TOKEN, PATCH_BIAS = "class token", "bias of the patch embeddings"
+LAYER_SCALE, PROJECTION = "LayerScale", "projection after pooling"
 NORMS = {  # Property -> scale of a LayerNorm that a model may have.
     "LayerNorm before the first layer": "Transformer/pre_norm/scale",
     "LayerNorm after pooling": "fc_norm/scale",
     "LayerNorm in the MLP": f"{BLOCK}/MlpBlock_0/LayerNorm_0/scale",
 }
-FLAGS = (BIAS, *BIASES.values(), GATE, *NORMS)  # Properties that are True or False.
+FLAGS = (  # Properties that are True or False.
+    *(BIAS, *BIASES.values(), GATE, *NORMS),
+    *(CLASS_TOKEN, PATCH_BIAS, LAYER_SCALE, PROJECTION),
+)
 
 # What a config.json says of the tensors: (name in the file, property, value) each.
 Claims = tuple[tuple[str, str, object], ...]
@@ -67,7 +72,14 @@ def _properties(shapes: Mapping[str, tuple]) -> dict[str, float]:
         attention = f"{BLOCK}/MultiHeadDotProductAttention_0"
         biases = {text: f"{attention}/{name}/bias" in shapes for name, text in BIASES.items()}
         found |= biases | {BIAS: biases[BIASES["query"]]}
-        found[GATE] = f"{BLOCK}/MlpBlock_0/Dense_gate/kernel" in shapes
+        for what, name in (
+            (GATE, f"{BLOCK}/MlpBlock_0/Dense_gate/kernel"),
+            (CLASS_TOKEN, CLS),
+            (PATCH_BIAS, "embedding/bias"),
+            (LAYER_SCALE, f"{BLOCK}/LayerScale_0/scale"),
+            (PROJECTION, "projection/kernel"),
+        ):
+            found[what] = name in shapes
         found |= {what: scale in shapes for what, scale in NORMS.items()}
         if f"{BLOCK}/MlpBlock_0/Dense_0/kernel" in shapes:
             size = shapes[f"{BLOCK}/MlpBlock_0/Dense_0/kernel"][-1]
