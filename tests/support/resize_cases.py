@@ -32,3 +32,15 @@ def torch_resize(torch, grid: np.ndarray, shape, *, offset=None, **options) -> n
     resized = torch.nn.functional.interpolate(image, **size, **options)
     assert resized.shape[2:] == tuple(shape)
     return resized[0].permute(1, 2, 0).numpy()
+
+
+def nearest(old: int, new: int) -> np.ndarray:
+    """A rule of a user: each new value is an old one."""
+    matrix = np.zeros((new, old))
+    matrix[np.arange(new), np.arange(new) * old // new] = 1
+    return matrix
+
+
+def transposed(old: int, new: int) -> np.ndarray:
+    """A rule of a user that returns another shape."""
+    return nearest(old, new).T

@@ -11,7 +11,7 @@ import pytest
 import safetensors.numpy
 
 import vit_jax
-from tests.support.tiny import assert_same_model
+from tests.support.tiny import assert_same_model, some_params
 from vit_jax import create_model, main
 from vit_jax.distributed import mesh as mesh_lib
 from vit_jax.errors import CheckpointError, ConfigError, VitJaxError
@@ -414,3 +414,16 @@ def test_unreadable_download_is_deleted(server, tmp_path):
     assert "The downloaded file was deleted; try again" in error_of(load.load, f"{url}/x.npz")
     plain_npz(root / "x.npz", tiny())
     assert load.load(f"{url}/x.npz").model.num_classes == 3
+
+
+def test_load_params_resizes_by_a_rule_of_the_user(tmp_path):
+    model, larger = (tiny(image_size=size, num_classes=0) for size in ((8, 12), (16, 12)))
+    params = some_params(model)
+    vit_jax.save_params(tmp_path / "x.npz", model, params)
+    options = {"resize": True, "resize_rule": "tests.support.resize_cases:nearest"}
+    new = vit_jax.load_params(tmp_path / "x.npz", larger, **options)
+    old, new = (tree["Transformer"]["posembed_input"]["pos_embedding"][0] for tree in (params, new))
+    np.testing.assert_array_equal(new[1:].reshape(4, 3, -1)[::2], old[1:].reshape(2, 3, -1))
+    options["resize_rule"] = "tests.support.resize_cases:transposed"
+    with pytest.raises(ConfigError, match=r"resize rule transposed returns an array of \(2, 4\)"):
+        vit_jax.load_params(tmp_path / "x.npz", larger, **options)

@@ -13,7 +13,7 @@ import numpy as np
 from vit_jax.config import registry
 from vit_jax.config.schema import Init
 from vit_jax.errors import CheckpointError, ConfigError, listed
-from vit_jax.weights.resize_grid import OFFICIAL, RESIZE_RULES, resize_grid
+from vit_jax.weights.resize_grid import OFFICIAL, RESIZE_RULES, axis_matrix, resize_grid
 
 POSITIONS = r"Transformer/posembed_(?:input|\d+)/(pos|x|y)_embedding"
 HEAD = ("head/kernel", "head/bias")
@@ -319,7 +319,7 @@ def resize_positions(
     rule = registry.find(RESIZE_RULES, resize_rule, "resize_rule")
     positions = np.asarray(positions)
     if not name.endswith("pos_embedding"):
-        matrix = rule(_num_positions(name, old), _num_positions(name, new))
+        matrix = axis_matrix(rule, _num_positions(name, old), _num_positions(name, new))
         return np.einsum("nm,bmd->bnd", matrix, positions).astype(positions.dtype)
     num_tokens = positions.shape[1] - old[0] * old[1]
     grid = positions[0, num_tokens:].reshape(*old, -1)

@@ -303,13 +303,12 @@ def load_params(
     output. Changes are printed.
 
     Args:
-      path: a weights file (official or big_vision `.npz`; timm or DINO `.safetensors`), a
-        Hugging Face folder, a URL, a published name, or a workdir, checkpoint or step.
+      path: location of weights: a file, folder, URL, published name, workdir or checkpoint.
       model: the model that the parameters are for.
       new_head: permits a head of zeros, and dropping `projection` and `pre_logits`.
       resize: permits resizing the position embeddings.
-      resize_rule: the rule, a name in `vit_jax.weights.resize_grid.RESIZE_RULES`; auto is that of
-        the weights' own code.
+      resize_rule: a name in `vit_jax.weights.resize_grid.RESIZE_RULES`, or your own rule as
+        `package.module:function`; auto is the rule of the weights' own code.
       drop_token: permits dropping the class token or the distillation token for a model without it.
       allow_numerics: permits weights trained with another GELU, LayerNorm epsilon or pixel
         statistics than the model's.
@@ -319,6 +318,7 @@ def load_params(
     Raises:
       CheckpointError: the weights do not fit the model; all differences are listed in one line.
     """
+    registry.import_objects([("resize_rule", resize_rule)])
     weights = open_weights(path, model)
     permissions = Init(
         new_head=new_head,

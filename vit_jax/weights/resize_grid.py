@@ -11,6 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from vit_jax.config.registry import Table
+from vit_jax.errors import ConfigError
 
 OFFICIAL = "aligned_bilinear"
 # Added to the new length where DINO and DINOv2 compute their scale; a remedy for rounding there
@@ -99,6 +100,17 @@ RESIZE_RULES: Table = Table(
 )
 
 
+def axis_matrix(rule: ResizeRule, old: int, new: int) -> np.ndarray:
+    """Returns the new x old matrix of a rule; raises ConfigError for a rule with another result."""
+    matrix = np.asarray(rule(old, new))
+    if matrix.shape != (new, old) or not np.isfinite(matrix).all():
+        raise ConfigError(
+            f"the resize rule {getattr(rule, '__name__', rule)} returns an array of "
+            f"{matrix.shape} for lengths {old} and {new}; expected finite numbers, {new} x {old}."
+        )
+    return matrix
+
+
 def resize_grid(
     grid: np.ndarray, shape: tuple[int, int], rule: ResizeRule = interpolation_matrix
 ) -> np.ndarray:
@@ -109,6 +121,6 @@ def resize_grid(
       shape: the new rows and columns.
       rule: a value of `RESIZE_RULES`.
     """
-    rows, columns = (rule(old, new) for old, new in zip(grid.shape, shape))
+    rows, columns = (axis_matrix(rule, old, new) for old, new in zip(grid.shape, shape))
     resized = np.einsum("yh,xw,hwD->yxD", rows, columns, np.asarray(grid, np.float64))
     return resized.astype(grid.dtype)
