@@ -78,6 +78,7 @@ def test_tips_in_pytorch_is_read(tmp_path):
     model, p, stored = dino_2(registers=1, pixel_stats="unit")
     loaded = assert_reads(f"{save(tmp_path / 'tips.npz', stored)}:num_heads=2", p, model)
     assert loaded.weights.metadata.family == "tips"
+    assert (loaded.recipe.crop, loaded.recipe.resample) == ("resize", "antialias")
 
 
 def test_tips_in_flax_is_read(tmp_path):

@@ -61,7 +61,20 @@ def test_image_tower_of_two_is_read_and_the_other_one_listed(tmp_path, root, is_
     file = open_weights_file(tmp_path / "siglip.npz")
     assert_same_bits(dict(file.read()), flat_params(model))
     assert file.other_tower == tuple(f"{root}{name}" for name in TEXT_TOWER)
-    assert load.load(tmp_path / "siglip.npz").model.config.pool == "map"
+    loaded = load.load(tmp_path / "siglip.npz")
+    assert loaded.model.config.pool == "map"
+    assert (loaded.recipe.crop, loaded.recipe.resample) == ("resize", "tf_bilinear_uint8")
+
+
+def test_image_tower_of_lit_has_the_official_names_and_a_head(tmp_path):
+    model = tiny(num_classes=5, image_size=8)
+    stored = {f"img/{name}": array for name, array in flat_params(model).items()}
+    stored |= {name: np.ones(s, np.float32) for name, s in TEXT_TOWER.items() if name != "b"}
+    np.savez(tmp_path / "lit.npz", **stored)
+    file = open_weights_file(tmp_path / "lit.npz")
+    assert_same_bits(dict(file.read()), flat_params(model))
+    assert (file.format.name, file.metadata.family) == ("Flax npz", None)
+    assert load.load(tmp_path / "lit.npz").recipe.crop == "resize"
 
 
 def test_text_tower_beside_the_root_of_the_image_tower_alone_is_ignored(tmp_path):

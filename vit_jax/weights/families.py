@@ -85,6 +85,15 @@ KINDS = (  # Pattern of timm's architecture, also with its tag, or model_type ->
     (r".*(dino|eva|mae|moco|rope|sam).*", None),  # Several, or one without a row.
     (r"vit_(tiny|small|base|large|huge)(_(patch|r)\w+)?", TIMM),
 )
+WHOLE, CENTRE = {"crop": "resize"}, {"crop": "timm", "crop_fraction": 1.0}
+EVALUATIONS = {  # Row of ENCODERS -> evaluation in the authors' code, for files of these formats.
+    "siglip": WHOLE | {"resample": "tf_bilinear_uint8"},
+    "tips": WHOLE | {"resample": "antialias"},
+    "dinov3": WHOLE | {"resample": "antialias"},
+    "clip": CENTRE | {"resample": "bicubic"},
+    "openclip": CENTRE | {"resample": "bicubic"},
+}
+ORIGINAL = (formats.BIG_VISION, formats.DINO, formats.DINO_3, formats.OPEN_CLIP, formats.TIPS)
 UNDETERMINED = {"openclip": ("pixel_stats",)}  # Options in which the weights of a row differ.
 
 
@@ -264,7 +273,7 @@ def complete(
     if model is None and not metadata.crop:
         is_usual = is_official and not format.evaluation.crop
         source = OFFICIAL_CODE if is_usual else format.name
-        metadata = metadata.assuming(source, **_evaluation(format, where))
+        metadata = metadata.assuming(source, **_evaluation(format, family, where))
     if CLS in shapes or has_layers:
         if metadata.num_heads is None and (found := num_heads(shapes, family)):
             metadata = metadata.assuming(found[1], num_heads=found[0])
@@ -325,8 +334,10 @@ def grid_note(metadata: WeightsMetadata) -> str:
     return f" (assumed {note})" if "fits, too" in note else ""
 
 
-def _evaluation(format: Format, where: str) -> dict:
+def _evaluation(format: Format, family: Family | None, where: str) -> dict:
     """Returns crop and resampling of the evaluation of a project."""
+    if format.name in ORIGINAL and family and family.key in EVALUATIONS:
+        return EVALUATIONS[family.key]
     if format.evaluation.crop:
         return format.evaluation.known_fields()
     if is_of_official_code(format):
