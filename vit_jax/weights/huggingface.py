@@ -43,6 +43,7 @@ class HuggingFaceModel:
       keys: keys of its config.json beside those of all Vision Transformers.
       features: what the class of the features computes.
       heads: class with a head -> what the head is applied to; None for one that no model here has.
+      mask_axes: axes of size 1 of its mask token, which no output depends on; 0 without one.
       allows: fields of `config.model` in which its models differ from `vit_b16` -> values that it
         supports; None for all.
     """
@@ -55,6 +56,7 @@ class HuggingFaceModel:
     keys: tuple[str, ...] = ()
     features: Output = FEATURES
     heads: Mapping[str, Output | None] = dataclasses.field(default_factory=dict)
+    mask_axes: int = 0
     allows: Mapping[str, tuple | None] = dataclasses.field(default_factory=dict)
 
     @property
@@ -138,6 +140,7 @@ MODELS = {
         required={"apply_layernorm": True},
         keys=_DINO_KEYS,
         heads={"Dinov2ForImageClassification": Output("token_gap")},
+        mask_axes=1,
         allows=_DINO_ALLOWS,
     ),
     "dinov2_with_registers": HuggingFaceModel(
@@ -148,6 +151,7 @@ MODELS = {
         required={"apply_layernorm": True},
         keys=(*_DINO_KEYS, "num_register_tokens"),
         heads={"Dinov2WithRegistersForImageClassification": Output("token_gap")},
+        mask_axes=1,
         allows=_DINO_ALLOWS,
     ),
     "dinov3_vit": HuggingFaceModel(
@@ -165,6 +169,7 @@ MODELS = {
             *("intermediate_size", "use_gated_mlp", "query_bias", "key_bias", "value_bias"),
             *("num_register_tokens", "layerscale_value", "rope_theta"),
         ),
+        mask_axes=2,
         allows={
             "pool": ("token", "gap"),
             "pos_embed": ("rope",),

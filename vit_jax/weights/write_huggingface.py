@@ -143,11 +143,10 @@ def unprefixed(tensor: str) -> bool:
 
 def expected_tensors(model: ViT | BitResNet) -> dict[str, np.ndarray]:
     """Returns the tensors that a class has beside those that its outputs depend on."""
-    mask_axes = {"dinov2": 1, "dinov2_with_registers": 1, "dinov3_vit": 2}
-    model_type = model_type_of(model)
-    if model_type not in mask_axes:
+    mask_axes = MODELS[model_type_of(model)].mask_axes
+    if not mask_axes:
         return {}
-    shape = (*[1] * mask_axes[model_type], model.size.hidden_size)
+    shape = (*[1] * mask_axes, model.size.hidden_size)
     _, prefix = format_and_prefix(model)
     return {f"{prefix}embeddings.mask_token": np.zeros(shape, np.float32)}
 
