@@ -189,7 +189,7 @@ def test_load_params_takes_fixed_positions_from_the_model(tmp_path):
     model = tiny(pos_embed="sincos")
     path = plain_npz(tmp_path / "bv.npz", model)
     assert_same(flat(path, model), some_arrays(model))
-    assert "determine image_size and pos_embed (rope, sincos or none)" in error_of(load.load, path)
+    assert "determine image_size and pos_embed (sincos, rope or none)" in error_of(load.load, path)
 
 
 def test_load_params_rejects_layer_scale_of_another_width(tmp_path):

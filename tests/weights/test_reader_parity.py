@@ -45,7 +45,8 @@ def torch():
 
     torch.manual_seed(0)
     torch.set_grad_enabled(False)
-    return torch
+    yield torch
+    torch.set_grad_enabled(True)  # For the other files of this run.
 
 
 @pytest.fixture(scope="module")

@@ -266,6 +266,36 @@ def test_rotary_positions_without_convention_are_asked_about(tmp_path):
         load.load(f"{path}:{GIVEN},pos_embed=rope")
 
 
+@pytest.mark.parametrize(
+    ("title", "change", "text"),
+    [
+        ("EVA-02", {"blocks.0.attn.v_bias": None}, "key/bias is missing"),
+        ("EVA-02", {"fc_norm.weight": None}, "encoder_norm/scale is missing"),
+        ("EVA-02", {"blocks.1.mlp.fc1.weight": (127, 32)}, r"fc1.weight is \(127, 32\)"),
+        ("EVA-02", {"blocks.1.mlp.fc1.weight": (64, 32)}, r"encoderblock_1/.* is \(32, 32\)"),
+        ("EVA-02", {"blocks.0.attn.qkv.bias": (96,)}, "both map to .*query/bias"),
+        ("EVA-02", {"blocks.0.attn.q_bias": (33,)}, "33 rows are not divisible by 2 heads"),
+        ("DINOv3, gated", {"blocks.1.mlp.fc1_g.bias": None}, "Dense_gate/bias is missing"),
+        ("DeiT", {"dist_token": None}, "8x12 contradicts 7 position embeddings"),
+        ("DeiT", {"head_dist.bias": None}, "head_dist/bias is missing"),
+        ("CLIP", {"norm_pre.bias": None}, "pre_norm/bias is missing"),
+    ],
+)
+def test_damaged_file_is_refused_in_one_line(title, change, text, tmp_path):
+    model = tiny(**MODELS[title][0])
+    written(path := tmp_path / "x.safetensors", model, has_metadata=False)
+    arrays = safetensors.numpy.load_file(path)
+    for name, shape in change.items():
+        arrays.pop(name, None)
+        if shape:
+            arrays[name] = np.ones(shape, np.float32)
+    safetensors.numpy.save_file(arrays, path)
+    gelu = f",gelu={model.config.gelu}"
+    with pytest.raises(CheckpointError, match=text) as caught:
+        load.load(f"{path}:{GIVEN}{gelu}").params()
+    assert "\n" not in str(caught.value)
+
+
 # Outputs of timm, which `test_write_timm_parity.py` stores.
 
 

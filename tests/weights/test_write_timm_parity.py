@@ -117,7 +117,6 @@ CASES = {
 def torch():
     import torch
 
-    torch.set_grad_enabled(True)  # Whatever another file has set.
     return torch
 
 

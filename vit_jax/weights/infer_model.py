@@ -1,6 +1,7 @@
 """Infers the options of `create_model` from a weights file."""
 
 import dataclasses
+import re
 from collections.abc import Mapping
 
 from vit_jax.errors import CheckpointError
@@ -161,16 +162,18 @@ def _position_options(weights: WeightsFile) -> dict:
         pos_embed = "learned_2d"
     if any("/relative_embedding" in name for name in shapes):
         pos_embed = "relative"
-    unknown = [] if metadata.image_size else ["image_size"]
+    unknown = {} if metadata.image_size else {"image_size": ("", "224")}
     if not pos_embed:
-        kinds = "learned or learned_rope" if POSITIONS in shapes else "rope, sincos or none"
-        unknown.append(f"pos_embed ({kinds})")
+        kinds = "learned or learned_rope" if POSITIONS in shapes else "sincos, rope or none"
+        unknown["pos_embed"] = f" ({kinds})", re.match(r"\w+", kinds)[0]
     if "rope" in (pos_embed or "") and not metadata.rope:
-        unknown.append(f"rope ({' or '.join(ROPES)})")
+        unknown["rope"] = f" ({' or '.join(ROPES)})", next(iter(ROPES))
     if unknown:
+        listed = " and ".join(name + allowed for name, (allowed, _) in unknown.items())
+        example = ",".join(f"{name}={value}" for name, (_, value) in unknown.items())
         raise CheckpointError(
-            f"{weights.path}: neither tensors nor metadata determine {' and '.join(unknown)}; give "
-            f"them after a colon, as in {weights.path}:image_size=224,pos_embed=sincos."
+            f"{weights.path}: neither tensors nor metadata determine {listed}; give them after a "
+            f"colon, as in {weights.path}:{example}."
         )
     if pos_embed == "relative":
         _check_relative_positions(weights)
