@@ -116,6 +116,9 @@ def test_peak_of_a_small_batch_is_in_the_update():
 
 LARGE_OPTIONS = {
     "mlp": "swiglu",
+    "mlp_norm": True,
+    "pre_norm": True,
+    "projection": 2 * D,
     "pool": "map",
     "pre_logits": True,
     "qk_norm": True,
@@ -134,6 +137,7 @@ LARGE_STATE = Optimizer(ema=0.9, sam_rho=0.1, gsam_alpha=0.1)
         ({"scan": False, "pos_embed_at": "layers"}, {"batch_size": 1}),
         ({"dtype": "bfloat16", "remat": "dots"}, {}),
         (LARGE_OPTIONS, {"accumulate": 4, "optimizer": LARGE_STATE}),
+        (LARGE_OPTIONS | {"pos_embed": "learned_rope"}, {}),
         (LARGE_OPTIONS | {"pos_embed": "relative"}, {"data": Data(image_size=160, mixup=0.2)}),
     ],
 )
@@ -189,4 +193,41 @@ def test_memory_formula_matches_xla_within_ten_percent(mesh, dtype, remat):
     shape = dataclasses.astuple(mesh)
     formula = estimate(config, shape, widened=True)
     found = compile_step(config, task_registry.build_model(config, 10), jax.devices()[:8])
+    assert formula.peak == pytest.approx(found.peak, rel=0.1)
+
+
+ENCODERS = {
+    "dinov3": {
+        "pos_embed": "rope",
+        "mlp": "swiglu",
+        "registers": 4,
+        "layer_scale": 1e-5,
+        "qkv_bias": "qv",
+    },
+    "eva02": {
+        "pos_embed": "learned_rope",
+        "rope": "eva02",
+        "mlp": "swiglu",
+        "mlp_norm": True,
+        "pool": "gap",
+        "class_token": True,
+        "fc_norm": True,
+    },
+    "siglip": {"pool": "map", "class_token": False},
+    "clip": {"pre_norm": True, "gelu": "erf", "projection": 64},
+    "deit": {"distill_token": True, "gelu": "erf", "layer_scale": 1e-6},
+    "algoperf": {"mlp": "glu", "pool": "map"},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("remat", ["none", "full"])
+@pytest.mark.parametrize("name", ENCODERS)
+def test_memory_of_encoders_matches_xla_within_ten_percent(name, remat):
+    sizes = {"hidden_size": 96, "mlp_size": 384, "num_heads": 4, "num_layers": 4, "remat": remat}
+    model = dataclasses.replace(TINY, **sizes | ENCODERS[name])
+    config = make_config(model, batch_size=512, optimizer=Optimizer(name="sgd"))
+    formula = estimate(config, widened=True)
+    one_device = dataclasses.replace(config, mesh=Mesh(data=1))
+    found = compile_step(one_device, task_registry.build_model(config, 10), jax.devices()[:1])
     assert formula.peak == pytest.approx(found.peak, rel=0.1)

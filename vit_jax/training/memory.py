@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import jaxlib.version
 
 from vit_jax.config import registry
-from vit_jax.config.schema import Config
+from vit_jax.config.schema import Config, Model
 from vit_jax.distributed import mesh as mesh_lib
 from vit_jax.models import trees
 from vit_jax.models.masked_vit import MaskedViT
@@ -46,6 +46,17 @@ COPIES_ON_CPU = {
     "none": (9.2, 3.5, 2.0) if IS_BEFORE_0_11 else (15.2, 4.0, 3.0),
     "dots": (13.7, 3.8, 3.7) if IS_BEFORE_0_11 else (22.3, 5.9, 5.6),
     "full": (14.6, 4.4, 3.0) if IS_BEFORE_0_11 else (23.3, 6.0, 5.0),
+}
+# Additional arrays B T M of an MLP with GELU by erf, of a gated MLP, and of one with LayerNorm.
+MLP_COPIES = {
+    "none": (0.2, 2.2, 2.2),
+    "dots": (2.0, 1.9, 7.7),
+    "full": (2.0, 2.1, 6.1) if IS_BEFORE_0_11 else (3.1, 3.2, 7.2),
+}
+MLP_COPIES_ON_CPU = {
+    "none": (0.0, 3.2, 3.2) if IS_BEFORE_0_11 else (0.1, 4.2, 4.9),
+    "dots": (0.0, 3.4, 5.4) if IS_BEFORE_0_11 else (-2.4, 2.7, 11.5),
+    "full": (0.0, 3.2, 5.1) if IS_BEFORE_0_11 else (-0.9, 3.2, 11.2),
 }
 # Additional arrays B T D and B T M with dropout.
 DROPOUT_COPIES = {
@@ -145,7 +156,9 @@ def upper_bound(config: Config, model, mesh) -> float:
     L, D, M = size.num_layers, size.hidden_size, size.mlp_size
     # One more layer for the MAP head, and one for the pre-logits.
     parameters = (L + 2) * (4 * D + 3 * M + 2 * T + 16) * D
-    parameters += (6 * model.patch_size**2 + model.num_classes + model.config.registers) * D
+    parameters += (6 * model.patch_size**2 + model.config.registers) * D
+    projection = model.config.projection or 0
+    parameters += projection * D + 2 * model.num_classes * max(projection, D)
     copies = zip(MOST_RESIDUALS, (D, M, size.num_heads * T), strict=True)
     residuals = (L + 1) * T * 4 * sum(times * width for times, width in copies)
     examples = config.batch_size / mesh_lib.num_batch_shards(mesh)
@@ -236,6 +249,9 @@ def residuals(config: Config, model, num_examples: int) -> list[jax.ShapeDtypeSt
 
 def _residual_bytes(config: Config, model, tensor: int, as_float32: bool) -> list[float]:
     """Returns the bytes of each residual of one example on one device."""
+    if isinstance(model, ViT) and model.config.pool == "map":  # Freed before those of the layers.
+        pool = {"pool": "gap", "class_token": model.has_cls}
+        model = model.clone(config=dataclasses.replace(model.config, **pool))
     # A config of the used fields only, for more cache hits.
     traced, traced_config = with_scan(model), Config(task=config.task, data=config.data)
     times = 1  # Number of layers for each traced layer.
@@ -290,12 +306,21 @@ def _working_bytes(config: Config, model, tensor: int, widened: bool, largest: f
     size, T = model.size, num_tokens(model)
     is_widened = widened and model.config.dtype == "bfloat16"
     width = 4 if is_widened and IS_BEFORE_0_11 else jnp.dtype(model.config.dtype).itemsize
-    D, M, scores = (COPIES_ON_CPU if is_widened else COPIES)[config.model.remat]
+    remat = config.model.remat
+    D, M, scores = (COPIES_ON_CPU if is_widened else COPIES)[remat]
+    M += _mlp_copies(model.config, (MLP_COPIES_ON_CPU if is_widened else MLP_COPIES)[remat])
     if model.config.dropout:
         times = 4 / width if is_widened else 1  # XLA on a CPU stores noise in four bytes.
-        D, M = (
-            copies + times * more
-            for copies, more in zip((D, M), DROPOUT_COPIES[config.model.remat])
-        )
+        D, M = (copies + times * more for copies, more in zip((D, M), DROPOUT_COPIES[remat]))
     attention = 0 if model.config.kernels == "cudnn" else scores * size.num_heads * T
     return T * width * (D * size.hidden_size + (M * size.mlp_size + attention) / tensor)
+
+
+def _mlp_copies(config: Model, copies: tuple[float, float, float]) -> float:
+    """Returns the entry of MLP_COPIES for an MLP."""
+    by_erf, gated, with_norm = copies
+    if config.mlp_norm:
+        return with_norm
+    if config.mlp in ("swiglu", "glu"):
+        return gated
+    return by_erf if config.gelu == "erf" else 0.0
