@@ -22,6 +22,7 @@ from vit_jax.config import registry
 from vit_jax.config.schema import Config, Model
 from vit_jax.distributed import mesh as mesh_lib
 from vit_jax.models import trees
+from vit_jax.models.layers import Glu, make_mlp
 from vit_jax.models.masked_vit import MaskedViT
 from vit_jax.models.registry import ViT, make_init
 from vit_jax.tasks import registry as task_registry
@@ -321,6 +322,6 @@ def _mlp_copies(config: Model, copies: tuple[float, float, float]) -> float:
     by_erf, gated, with_norm = copies
     if config.mlp_norm:
         return with_norm
-    if config.mlp in ("swiglu", "glu"):
+    if isinstance(make_mlp(config, "mlp"), Glu):
         return gated
     return by_erf if config.gelu == "erf" else 0.0
