@@ -216,3 +216,30 @@ def test_model_of_a_published_size_has_the_name_of_its_family(tmp_path):
     write_npz(tmp_path / "y.npz", p.items(), other)
     config = load.load(tmp_path / "y.npz").model.config
     assert (config.name, config.pixel_stats) == ("vit_s14", "half")
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "text"),
+    [
+        ("class_embedding", (1, 32), "is (1, 32), which has the wrong number of axes"),
+        ("positional_embedding", (10,), "is (10,), which has the wrong number of axes"),
+        ("transformer.resblocks.0.attn.in_proj_bias", (97,), "does not result in an equal div"),
+        ("proj", (24,), "projection/kernel is (24,) in the weights and (32, 24) in the model"),
+        ("proj", (32, 0), "expected non-empty floats"),
+    ],
+)
+def test_damaged_tensor_of_clip_is_rejected_in_one_line(tmp_path, name, shape, text):
+    stored = open_clip()[2] | {f"visual.{name}": np.ones(shape, np.float32)}
+    path = save(tmp_path / "clip.safetensors", stored)
+    with pytest.raises(CheckpointError) as caught:
+        load.load(f"{path}:num_heads=2,gelu=quick,pixel_stats=clip")
+    assert text in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_registers_of_no_published_model_leave_the_family_open(tmp_path):
+    path = save(tmp_path / "x.safetensors", dino_2(registers=2)[2])
+    with pytest.raises(CheckpointError, match="cannot infer pixel_stats.* or the family"):
+        load.load(f"{path}:num_heads=2")
+    loaded = load.load(f"{path}:num_heads=2,family=dinov2_reg")
+    assert loaded.model.config.pixel_stats == "imagenet"
