@@ -239,7 +239,7 @@ def test_damaged_tensor_of_clip_is_rejected_in_one_line(tmp_path, name, shape, t
 
 def test_registers_of_no_published_model_leave_the_family_open(tmp_path):
     path = save(tmp_path / "x.safetensors", dino_2(registers=2)[2])
-    with pytest.raises(CheckpointError, match="cannot infer pixel_stats.* or the family"):
+    with pytest.raises(CheckpointError, match=r"cannot infer pixel_stats.* or the family"):
         load.load(f"{path}:num_heads=2")
     loaded = load.load(f"{path}:num_heads=2,family=dinov2_reg")
     assert loaded.model.config.pixel_stats == "imagenet"
