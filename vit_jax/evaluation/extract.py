@@ -37,8 +37,8 @@ def extract_features(
         names of `features.LAYERS`: 'pre_logits', the input of the head, B D; the encoder's
         output as 'tokens' B T D, class 'token' B D, or 'mean' of the patches B D.
 
-    The T tokens are the class token, if any, the registers, then the patches row by row. The
-    command `features` counts layers from 0: its `block_0` is layer 1 here.
+    The T tokens are the class token and DeiT's distillation token, if any, the registers, then the
+    patches row by row. The command `features` counts layers from 0: its `block_0` is layer 1 here.
 
     Raises ConfigError for a layer that the model does not have, DataError for an image that
     cannot be read, CheckpointError for features that are not finite.
