@@ -153,10 +153,10 @@ def test_upper_bound_is_far_above_every_estimate(options, fields):
     [
         {"model": Model(name="r50_s32")},
         {"model": Model(name="bit_r50x1")},
-        {"task": Task(loss="my_package.losses:mine")},
+        {"task": Task(name="my_package.tasks:Mine")},
     ],
 )
-def test_upper_bound_is_infinite_for_resnets_and_user_code(fields):
+def test_upper_bound_is_infinite_for_resnets_and_user_defined_tasks(fields):
     config = Config(steps=1, data=Data(image_size=224), **fields)
     model = registry.build(config.model, num_classes=10, image_size=224)
     assert memory.upper_bound(config, model, mesh_lib.make_mesh()) == float("inf")

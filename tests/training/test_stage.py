@@ -5,8 +5,9 @@ import types
 import numpy as np
 import pytest
 
-from vit_jax.config.schema import Config, Data, Model
+from vit_jax.config.schema import Config, Data, Model, Task
 from vit_jax.data.image_folder import FolderSource
+from vit_jax.distributed import device_memory
 from vit_jax.errors import ConfigError, DataError
 from vit_jax.training.stage import Stage, prepare_stage
 
@@ -62,4 +63,17 @@ def test_check_same_data_refuses_other_data(new, message):
 def test_prepare_stage_refuses_cudnn_without_a_gpu(tmp_path):
     config = Config(steps=1, batch_size=8, model=Model(kernels="cudnn"))
     with pytest.raises(ConfigError, match="'cudnn', which needs a GPU; the devices are cpu"):
+        prepare_stage("", config, tmp_path, {})
+
+
+def test_a_loss_of_the_user_that_fails_in_the_estimate_of_memory_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(device_memory, "memory_limit", lambda: 2**24)
+    config = Config(
+        steps=1,
+        batch_size=8,
+        model=Model(name="vit_ti16", num_layers=1),
+        task=Task(loss="math:sqrt"),
+        data=Data(image_size=32),
+    )
+    with pytest.raises(ConfigError, match=r"task\.loss='math:sqrt' cannot be used for training: T"):
         prepare_stage("", config, tmp_path, {})

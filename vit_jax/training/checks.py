@@ -1,6 +1,8 @@
 """Checks of a stage against its model, length and data, before a workdir exists."""
 
+import contextlib
 import pathlib
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -35,14 +37,22 @@ def check_stage(config: Config, model, total_steps: int) -> None:
     optimizer = config.optimizer
     if optimizer.freeze or optimizer.lr_factors or optimizer.decay_factors:
         check_groups(optimizer, param_shapes(model))
+    if any(registry.user_names(config, "config")):
+        with errors_of_user_objects(config):
+            _trace(config, model, total_steps)
+
+
+@contextlib.contextmanager
+def errors_of_user_objects(config: Config) -> Iterator[None]:
+    """Raises ConfigError, which names the user-defined objects of a config, for an error of one."""
     names = [f"{place}={name!r}" for place, name in registry.user_names(config, "config")]
-    if not names:
-        return
     try:
-        _trace(config, model, total_steps)
+        yield
     except VitJaxError:
         raise
     except Exception as error:  # User-defined objects can raise anything.
+        if not names:
+            raise
         places = ", ".join(names)
         raise ConfigError(f"{places} cannot be used for training: {raised(error)}") from error
 

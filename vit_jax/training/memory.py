@@ -148,10 +148,11 @@ def estimate(config: Config, model, state: TrainState, *, widened: bool = False)
 def upper_bound(config: Config, model, mesh) -> float:
     """Returns an upper bound of `estimate(...).peak` in far less time: nothing is traced.
 
-    There is none (infinity) for ResNets, hybrids, decoders and user-defined parts.
+    There is none (infinity) for ResNets, hybrids, decoders, and user-defined MLPs and tasks.
     """
     is_known = type(model) in (ViT, MaskedViT) and not model.stem
-    if not is_known or any(registry.user_names(config, "config")):
+    is_known &= not registry.is_user_defined(config.task.name)
+    if not is_known or any(registry.user_names(config.model, "config.model")):
         return math.inf
     size, T = model.size, num_tokens(model)
     L, D, M = size.num_layers, size.hidden_size, size.mlp_size

@@ -22,7 +22,12 @@ from vit_jax.tasks import registry as task_registry
 from vit_jax.text import print_line
 from vit_jax.training import auto
 from vit_jax.training import build as build_lib
-from vit_jax.training.checks import check_outside_data, check_stage, unusual_sizes
+from vit_jax.training.checks import (
+    check_outside_data,
+    check_stage,
+    errors_of_user_objects,
+    unusual_sizes,
+)
 from vit_jax.weights import adapt, load, metadata
 from vit_jax.weights.finite import require_finite_params
 
@@ -137,7 +142,8 @@ def prepare_stage(
         )
     # Errors of the model and the augmentation before data is read.
     model = task_registry.build_model(config, num_classes=1)
-    config, note = auto.with_accumulate(config, model, mesh)
+    with errors_of_user_objects(config):
+        config, note = auto.with_accumulate(config, model, mesh)
     train_recipe = TrainRecipe(config.data, model.image_size)
     check_user_steps(config.data.augment, model.image_size)
     wanted = (config.data, config.fewshot)
