@@ -276,7 +276,6 @@ def test_weights_without_class_names_have_none_in_any_format(tmp_path, photo_fol
         (["{npz}", "{npz}"], 2, "is the source"),
         (["{npz}", "gs://bucket/x.npz"], 2, "not the name of a new local file"),
         (["{npz}", "x.safetensor"], 2, "unknown suffix .safetensor; expected"),
-        (["{npz}", "x", "--pool=gap"], 2, "pool='gap' for this model, only pool='token'"),
         (["{npz}"], 2, "required: DESTINATION"),
     ],
     ids=lambda value: " ".join(value[1:]) if isinstance(value, list) else "",
