@@ -91,7 +91,9 @@ def test_only_peers_that_have_the_family_time_an_encoder():
     )
     assert timm().shape(cases[0])["encoder"] == "eva02_s14"
     assert cases[0].model.config.rope == "eva02"
-    with pytest.raises(ConfigError, match="--peer=equimo does not support eva02_s14"):
+    with pytest.raises(
+        ConfigError, match="--peer=equimo does not have --model=eva02_s14; choose timm"
+    ):
         peers.find_peers(["equimo"], "python", None)[0].shape(cases[0])
 
 

@@ -41,7 +41,7 @@ QKV = ("query", "key", "value")
 
 
 def common(p, attention_out, patches, names) -> dict:
-    """What all releases store in the same way, under their names of (norm1, norm2, mlp...)."""
+    """Returns the tensors that all releases store alike; `names` has those that differ."""
     stored = {f"{patches}.weight": p["embedding/kernel"].transpose(3, 2, 0, 1)}
     if "embedding/bias" in p:
         stored[f"{patches}.bias"] = p["embedding/bias"]

@@ -108,7 +108,9 @@ class Peer:
         size = model.size
         encoder = case.config.model.name if parse_name(case.config.model.name) else None
         if encoder and self.name not in WITH_ENCODERS:
-            raise ConfigError(f"--peer={self.name} does not support {encoder}; omit it.")
+            raise ConfigError(
+                f"--peer={self.name} does not have --model={encoder}; choose {WITH_ENCODERS[0]}."
+            )
         return {
             "encoder": encoder,
             "image_size": model.image_size,

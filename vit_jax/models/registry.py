@@ -165,8 +165,9 @@ def _check_tokens(config: Model) -> None:
         )
     if config.distill_token and (config.pool != "token" or config.pre_logits or config.projection):
         raise ConfigError(
-            "model.distill_token is True; it needs pool='token', pre_logits=False and "
-            "projection=None."
+            f"model.distill_token is True, with pool={config.pool!r}, "
+            f"pre_logits={config.pre_logits} and projection={config.projection}; it needs "
+            "pool='token', pre_logits=False and projection=None."
         )
 
 

@@ -18,6 +18,7 @@ from vit_jax.models.mae_vit import MaeViT
 from vit_jax.models.pixel_stats import normalize
 from vit_jax.models.vit import ViT, patchify
 from vit_jax.tasks import losses
+from vit_jax.tasks.masked_patches import rules_without_labels
 
 VARIANCE_EPS = 1e-6  # Added to the variance of a patch.
 
@@ -33,17 +34,8 @@ class MaskedAutoencoder:
 
     @staticmethod
     def rules(config: Config) -> Iterator[tuple[bool, str]]:
-        task, data = config.task, config.data
-        for field, value, allowed in (
-            ("data.mixup", data.mixup, 0.0),
-            ("data.cutmix", data.cutmix, 0.0),
-            ("data.eval_crops", data.eval_crops, 1),
-            ("task.teacher", task.teacher, ""),
-        ):
-            yield (
-                value == allowed,
-                f"{field} is {value!r}; it must be {allowed!r} with task.name={task.name!r}",
-            )
+        task = config.task
+        yield from rules_without_labels(config)
         yield (
             task.decoder_size % task.decoder_heads == 0 and task.decoder_size % 4 == 0,
             f"task.decoder_size is {task.decoder_size}; it must be divisible by 4 and by "

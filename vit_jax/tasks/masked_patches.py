@@ -33,6 +33,20 @@ class Corruption(NamedTuple):
     source: jax.Array  # Index of the patch whose pixels are used; the patch's own if unchanged.
 
 
+def rules_without_labels(config: Config) -> Iterator[tuple[bool, str]]:
+    """Yields the rules of tasks that use no labels, in the form of `Objective.rules`."""
+    for field, value, allowed in (
+        ("data.mixup", config.data.mixup, 0.0),
+        ("data.cutmix", config.data.cutmix, 0.0),
+        ("data.eval_crops", config.data.eval_crops, 1),
+        ("task.teacher", config.task.teacher, ""),
+    ):
+        yield (
+            value == allowed,
+            f"{field} is {value!r}; it must be {allowed!r} with task.name={config.task.name!r}",
+        )
+
+
 @dataclasses.dataclass(frozen=True)
 class MaskedPatches:
     """Masked patch prediction (an `Objective`)."""
@@ -50,16 +64,7 @@ class MaskedPatches:
             f"task.mask_share and random_share are {task.mask_share} and {task.random_share}; "
             "their sum must be at most 1",
         )
-        for field, value, allowed in (
-            ("data.mixup", data.mixup, 0.0),
-            ("data.cutmix", data.cutmix, 0.0),
-            ("data.eval_crops", data.eval_crops, 1),
-            ("task.teacher", task.teacher, ""),
-        ):
-            yield (
-                value == allowed,
-                f"{field} is {value!r}; it must be {allowed!r} with task.name={task.name!r}",
-            )
+        yield from rules_without_labels(config)
         yield (
             "erase" not in data.augment,
             f"data.augment is {data.augment!r}; it must not have erase with "
