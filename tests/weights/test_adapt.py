@@ -6,8 +6,8 @@ from scipy import ndimage
 
 from vit_jax.config.schema import Init
 from vit_jax.errors import CheckpointError, ConfigError
+from vit_jax.models.resize_grid import RESIZE_RULES, resize_grid
 from vit_jax.weights.adapt import apply_plan, make_plan, resize_positions
-from vit_jax.weights.resize_grid import RESIZE_RULES, resize_grid
 
 D = 2
 POSITIONS = "Transformer/posembed_input/pos_embedding"

@@ -169,7 +169,7 @@ class Init:
     resize_rule: str = field(
         "auto",
         "Rule that resizes position embeddings; auto is that of the weights' own code.",
-        table="vit_jax.weights.resize_grid:RESIZE_RULES",
+        table="vit_jax.models.resize_grid:RESIZE_RULES",
     )
     drop_token: bool = field(
         False, "Drop the class token or the distillation token for a model without it."

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from vit_jax.figures import style
-from vit_jax.weights.resize_grid import interpolation_matrix
+from vit_jax.models.resize_grid import interpolation_matrix
 
 
 def rollout(layers: Iterable[np.ndarray]) -> np.ndarray:

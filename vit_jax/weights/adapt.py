@@ -13,7 +13,7 @@ import numpy as np
 from vit_jax.config import registry
 from vit_jax.config.schema import Init
 from vit_jax.errors import CheckpointError, ConfigError, listed
-from vit_jax.weights.resize_grid import OFFICIAL, RESIZE_RULES, axis_matrix, resize_grid
+from vit_jax.models.resize_grid import OFFICIAL, RESIZE_RULES, axis_matrix, resize_grid
 
 POSITIONS = r"Transformer/posembed_(?:input|\d+)/(pos|x|y)_embedding"
 HEAD = ("head/kernel", "head/bias")

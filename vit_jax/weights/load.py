@@ -307,7 +307,7 @@ def load_params(
       model: the model that the parameters are for.
       new_head: permits a head of zeros, and dropping `projection` and `pre_logits`.
       resize: permits resizing the position embeddings.
-      resize_rule: a name in `vit_jax.weights.resize_grid.RESIZE_RULES`, or your own rule as
+      resize_rule: a name in `vit_jax.models.resize_grid.RESIZE_RULES`, or your own rule as
         `package.module:function`; auto is the rule of the weights' own code.
       drop_token: permits dropping the class token or the distillation token for a model without it.
       allow_numerics: permits weights trained with another GELU, LayerNorm epsilon or pixel

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.support.resize_cases import GOLDEN, NEW, OLD, TORCH, some_grid, torch_resize
-from vit_jax.weights.resize_grid import RESIZE_RULES, resize_grid
+from vit_jax.models.resize_grid import RESIZE_RULES, resize_grid
 
 pytestmark = pytest.mark.parity
 

@@ -5,7 +5,7 @@ import pytest
 from scipy import ndimage
 
 from tests.support.resize_cases import GOLDEN, NEW, TORCH, some_grid
-from vit_jax.weights.resize_grid import RESIZE_RULES, interpolation_matrix, resize_grid
+from vit_jax.models.resize_grid import RESIZE_RULES, interpolation_matrix, resize_grid
 
 
 @pytest.mark.parametrize(
