@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from vit_jax.config.schema import Model
 from vit_jax.models.transformer import Encoder
-from vit_jax.models.vit import ViT
+from vit_jax.models.vit import ViT, fields_of
 
 MASK_TOKEN = nn.initializers.normal(0.02)
 
@@ -28,7 +28,6 @@ class MaeViT(ViT):
         cls, vit: ViT, num_kept: int, *, num_layers: int, hidden_size: int, num_heads: int
     ) -> "MaeViT":
         """Returns a model with the shape and options of a ViT, and a decoder of a given size."""
-        names = {field.name for field in dataclasses.fields(ViT)} - {"parent", "name"}
         plain = Model()
         same = ("class_token", "distill_token", "registers", "gelu", "norm_eps", "dtype", "kernels")
         same += ("pool", "scan", "remat")
@@ -41,9 +40,7 @@ class MaeViT(ViT):
             num_heads=num_heads,
             pos_embed="sincos_mae",
         )
-        return cls(
-            **{name: getattr(vit, name) for name in names}, decoder=decoder, num_kept=num_kept
-        )
+        return cls(**fields_of(vit), decoder=decoder, num_kept=num_kept)
 
     @property
     def num_tokens(self) -> int:

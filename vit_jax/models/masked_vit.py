@@ -1,12 +1,10 @@
 """The Vision Transformer that predicts masked patches (appendix B.1.2 of arXiv:2010.11929)."""
 
-import dataclasses
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vit_jax.models.vit import ViT
+from vit_jax.models.vit import ViT, fields_of
 
 
 class MaskedViT(ViT):
@@ -21,8 +19,7 @@ class MaskedViT(ViT):
     @classmethod
     def of(cls, vit: ViT, num_outputs: int) -> "MaskedViT":
         """Returns a model with the shape and options of a ViT."""
-        names = {field.name for field in dataclasses.fields(ViT)} - {"parent", "name"}
-        return cls(**{name: getattr(vit, name) for name in names}, num_outputs=num_outputs)
+        return cls(**fields_of(vit), num_outputs=num_outputs)
 
     @nn.compact
     def __call__(

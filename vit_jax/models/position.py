@@ -6,15 +6,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_jax.config.schema import Model
+from vit_jax.models.resize_grid import RESIZE_RULES, axis_matrix
 
 TEMPERATURE = 10_000.0  # Of sincos.
+# Rule of the local crops of DINO, iBOT and DINOv2 (`interpolate_pos_encoding`).
+RESIZE_RULE = "bicubic_offset"
 
 
 class PositionEmbedding(nn.Module):
     """E_pos, 1 T D, of the class and distillation tokens and the patches, row by row.
 
     Attributes:
+      grid: grid of the parameters.
       num_class_tokens: number of tokens before the patches that have a position.
+      resized: grid that the embeddings of the patches are resized to by `RESIZE_RULE`; None for
+        `grid`.
     """
 
     kind: str
@@ -22,9 +28,18 @@ class PositionEmbedding(nn.Module):
     num_class_tokens: int
     hidden_size: int
     std: float | None = Model.pos_embed_std
+    resized: tuple[int, int] | None = None
 
     @nn.compact
     def __call__(self) -> jax.Array:
+        E_pos = self.embeddings()
+        if self.resized in (None, self.grid):
+            return E_pos
+        first, patches = jnp.split(E_pos, [self.num_class_tokens], axis=1)
+        return jnp.concatenate([first, resize(patches, self.grid, self.resized)], axis=1)
+
+    def embeddings(self) -> jax.Array:
+        """Returns the embeddings of `grid`."""
         (rows, columns), D = self.grid, self.hidden_size
         position_init = nn.initializers.normal(D**-0.5 if self.std is None else self.std)
         if self.kind in ("learned", "learned_rope"):
@@ -39,6 +54,15 @@ class PositionEmbedding(nn.Module):
         else:
             E_pos = jnp.asarray(sincos(self.grid, D, self.kind))[None]
         return jnp.pad(E_pos, ((0, 0), (self.num_class_tokens, 0), (0, 0)))
+
+
+def resize(patches: jax.Array, old: tuple[int, int], new: tuple[int, int]) -> jax.Array:
+    """Returns position embeddings 1 N D of a grid, resized to another by `RESIZE_RULE`."""
+    rule = RESIZE_RULES[RESIZE_RULE]
+    rows, columns = (np.float32(axis_matrix(rule, *sides)) for sides in zip(old, new))
+    grid = patches.reshape(*old, -1)
+    resized = jnp.einsum("yh,xw,hwD->yxD", rows, columns, grid, precision="highest")
+    return resized.reshape(1, new[0] * new[1], -1)
 
 
 def sincos(grid: tuple[int, int], hidden_size: int, kind: str = "sincos") -> np.ndarray:

@@ -82,10 +82,16 @@ class Encoder(nn.Module):
     """Position embeddings, the layers, and the LayerNorm of equation 4.
 
     Registers are placed between class tokens and patches; they get no position embedding.
+
+    Attributes:
+      grid: number of patches along height and width.
+      position_grid: grid that the position embeddings belong to, which are resized; None for
+        `grid`.
     """
 
     config: Model
     grid: tuple[int, int]
+    position_grid: tuple[int, int] | None = None
 
     @nn.compact
     def __call__(
@@ -207,10 +213,11 @@ class Encoder(nn.Module):
             return lambda z: z
         E_pos = PositionEmbedding(
             kind=config.pos_embed,
-            grid=self.grid,
+            grid=self.position_grid or self.grid,
             num_class_tokens=num_class_tokens(config),
             hidden_size=self.size.hidden_size,
             std=config.pos_embed_std,
+            resized=self.grid,
             name=name,
         )()
         E_pos = insert_registers(E_pos, num_class_tokens(config), config.registers)

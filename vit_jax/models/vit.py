@@ -8,6 +8,7 @@ Letters of shapes, used in comments, einsum strings and unpacking:
 Submodules have the names of the published checkpoints.
 """
 
+import dataclasses
 from collections.abc import Sequence
 
 import flax.linen as nn
@@ -96,6 +97,9 @@ class ViT(nn.Module):
       config: the section `config.model`.
       num_classes: K; 0 for features.
       image_size: height and width in pixels.
+      position_size: image size that the position embeddings belong to; None for `image_size`. They
+        are resized inside the program, so that images of another size share the parameters:
+        `model.clone(image_size=(96, 96), position_size=model.image_size)`.
 
     Raises ConfigError for images of another size than `image_size`, and for integers.
     """
@@ -103,6 +107,7 @@ class ViT(nn.Module):
     config: Model = Model()
     num_classes: int = 1000
     image_size: tuple[int, int] = (224, 224)
+    position_size: tuple[int, int] | None = None
 
     @property
     def shape(self) -> VitShape:
@@ -132,8 +137,12 @@ class ViT(nn.Module):
     @property
     def grid(self) -> tuple[int, int]:
         """Number of patches along height and width."""
-        height, width = self.image_size
-        return height // self.patch_pixels, width // self.patch_pixels
+        return _grid(self.image_size, self.patch_pixels)
+
+    @property
+    def position_grid(self) -> tuple[int, int]:
+        """Number of patches along height and width that the position embeddings belong to."""
+        return _grid(self.position_size or self.image_size, self.patch_pixels)
 
     @property
     def has_cls(self) -> bool:
@@ -173,7 +182,7 @@ class ViT(nn.Module):
         if config.registers:
             shape = (1, config.registers, D)
             self.registers = self.param("registers", nn.initializers.normal(1e-6), shape)
-        self.Transformer = Encoder(config, self.grid)
+        self.Transformer = Encoder(config, self.grid, self.position_grid)
         if config.pool == "map":
             self.MAPHead_0 = AttentionPooling(config)
         if config.fc_norm:
@@ -272,6 +281,27 @@ class ViT(nn.Module):
     def patches_of(self, z: jax.Array) -> jax.Array:  # B T D -> B N D
         """Returns the tokens of the patches, which come last."""
         return z[:, self.num_prefix_tokens :]
+
+
+def fields_of(vit: ViT) -> dict[str, object]:
+    """Returns the attributes of `ViT` that a model has, with which to make one that extends it."""
+    names = {field.name for field in dataclasses.fields(ViT)} - {"parent", "name"}
+    return {name: getattr(vit, name) for name in names}
+
+
+def encoder_of(model):
+    """Returns the model that turns images B H W 3 into features B D, for a model of any task.
+
+    Its parameters are among those of the task, whose others `apply` ignores.
+    """
+    if not isinstance(model, ViT):
+        return model.clone(num_classes=0)
+    return ViT(**fields_of(model) | {"num_classes": 0})
+
+
+def _grid(image_size: tuple[int, int], patch: int) -> tuple[int, int]:
+    height, width = image_size
+    return height // patch, width // patch
 
 
 def _float32(x: jax.Array) -> jax.Array:
