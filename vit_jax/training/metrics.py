@@ -129,7 +129,8 @@ class MetricWriter:
                 "removed; the run starts from the beginning."
             )
         self._put(kept)
-        self._board = _tensorboard(folder, restored_step)
+        # Imported with the first record, when the devices have work: it takes 0.3 seconds.
+        self._open_board = functools.cache(lambda: _tensorboard(folder, restored_step))
 
     def _describe_damage(self, parsed: _Parsed, recorded: dict | None) -> list[str]:
         """Returns notes about unreadable, repeated, missing and changed lines."""
@@ -203,13 +204,13 @@ class MetricWriter:
         self._show_on_board()
 
     def _show_on_board(self) -> None:
-        if self._board is None:
+        if (board := self._open_board()) is None:
             return
         for name, value in self._open_record.items():
             if name != "step" and name not in self._on_board and value is not None:
-                self._board.add_scalar(name, value, self._open_record["step"])
+                board.add_scalar(name, value, self._open_record["step"])
         self._on_board.update(self._open_record)
-        self._board.flush()
+        board.flush()
 
     def close(self) -> None:
         """Writes the open record and closes the file."""
@@ -217,8 +218,8 @@ class MetricWriter:
             self.flush()
         finally:
             self._file.close()
-        if self._board is not None:
-            self._board.close()
+        if (board := self._open_board()) is not None:
+            board.close()
 
 
 def _plain(value):
