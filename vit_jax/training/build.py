@@ -57,7 +57,7 @@ class Programs:
     abstract_state: TrainState  # Shapes, dtypes and shardings.
     init_state: Callable  # (key, params or None) -> TrainState
     train_step: Callable  # (state, batch, key, hyperparams, teacher_params) -> (state, metrics)
-    compile_step: Callable  # (prepared batch, key, hyperparams), shapes or arrays -> None
+    lower_step: Callable  # (prepared batch, key, hyperparams), shapes or arrays -> Lowered
     score: Callable  # (params, batch) -> per-example arrays, replicated on every host
     extract: Callable | None  # Frozen features in the same form, or None.
 
@@ -82,9 +82,6 @@ def _programs(
     )
     prepare = _make_prepare(mix, teacher, batches)
 
-    def compile_step(batch: dict, key: jax.Array, hyperparams: dict) -> None:
-        step.lower(abstract_state, batch, key, hyperparams).compile()
-
     return Programs(
         batch_sharding=batches,
         abstract_state=abstract_state,
@@ -95,7 +92,7 @@ def _programs(
                 state, prepare(batch, key, state.step, teacher_params), key, hyperparams
             ),
         ),
-        compile_step=_on(mesh, compile_step),
+        lower_step=_on(mesh, functools.partial(step.lower, abstract_state)),
         score=_on(mesh, make_score(model, mesh, task)),
         extract=_on(mesh, make_extract(model, mesh)) if objective.has_classes else None,
     )

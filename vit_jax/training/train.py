@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import contextlib
+import itertools
 from collections.abc import Iterator
 
 import jax
@@ -99,11 +100,11 @@ def _run(stage: Stage, stop: StopSignal, fallback: bool, profile: Window | None)
     evaluation = Evaluation(stage, programs, lambda: stop.is_received_here)
     batches = TrainBatches(stage, programs.batch_sharding, lambda: bool(stop), log.say)
     in_flight = StepsInFlight(stage, log, saver, stop, batches.crc)
-    init_key, noise_key = jax.random.split(jax.random.key(config.seed))
     with contextlib.ExitStack() as stack:
         for close in (saver.close, log.close, profiler.stop):  # Called in reverse order.
             stack.callback(close)
-        compiled = _start_to_compile(stage, programs, noise_key, hyperparams(0), stack)
+        compiled = _start_to_compile(stage, programs, hyperparams(0), stack)
+        init_key, noise_key = jax.random.split(jax.random.key(config.seed))
         for line in stage.describe_data():
             log.say(line)
         step, state = saver.restore(init_key, fallback)
@@ -114,13 +115,14 @@ def _run(stage: Stage, stop: StopSignal, fallback: bool, profile: Window | None)
             log.say(f"{name} is not sharded: mesh.fsdp divides none of its axes")
         teacher_params = teacher and jax.device_put(teacher.params(), mesh.replicated(stage.mesh))
         first = step + 1
+        rows = _read_first(stack.enter_context(contextlib.closing(batches.after(step))), stack)
         concurrent.futures.wait(compiled)  # A failure is repeated, and raised, by the first step.
         log.clock.lap("start")
         if profiler.is_past(first):
             log.say(f"no trace: the run resumes at step {first}, after the first step to trace")
         try:
             _evaluate(evaluation, step, state, log, saver, in_flight, stop)
-            for batch in stack.enter_context(contextlib.closing(batches.after(step))):
+            for batch in rows:
                 log.clock.lap("data")
                 saver.raise_if_failed()
                 if stop:
@@ -173,15 +175,32 @@ def _run(stage: Stage, stop: StopSignal, fallback: bool, profile: Window | None)
 
 
 def _start_to_compile(
-    stage: Stage, programs: build.Programs, key: jax.Array, hyperparams: dict, stack
+    stage: Stage, programs: build.Programs, hyperparams: dict, stack: contextlib.ExitStack
 ) -> list[concurrent.futures.Future]:
-    """Compiles the train step in a thread, while the state is initialised or restored."""
+    """Compiles the train step in a thread, while the state is initialised or restored.
+
+    It is traced before: two threads that both run Python would take longer.
+    """
     if stage.teacher or jax.process_count() > 1:
         return []
     size, sharding = stage.config.batch_size, programs.batch_sharding
     batch = memory.abstract_batch(stage.config, stage.model, size, sharding)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    lowered = programs.lower_step(batch, key, hyperparams)
     executor = stack.enter_context(concurrent.futures.ThreadPoolExecutor(1))
-    return [executor.submit(programs.compile_step, batch, key, hyperparams)]
+    return [executor.submit(lowered.compile)]
+
+
+def _read_first(batches: Iterator[dict], stack: contextlib.ExitStack) -> Iterator[dict]:
+    """Returns the batches; a thread reads the first one meanwhile."""
+    executor = stack.enter_context(concurrent.futures.ThreadPoolExecutor(1))
+    first = executor.submit(list, itertools.islice(batches, 1))
+
+    def read() -> Iterator[dict]:
+        yield from first.result()
+        yield from batches
+
+    return read()
 
 
 def _parameters(config: Config, params) -> str:

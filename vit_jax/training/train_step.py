@@ -34,7 +34,7 @@ def make_abstract_state(init: Callable, config: Optimizer, mesh) -> TrainState:
     Args:
       init: key -> params.
     """
-    shapes = jax.eval_shape(lambda key: _initial_state(init(key), config), jax.random.key(0))
+    shapes = jax.eval_shape(lambda: _initial_state(init(jax.random.key(0)), config))
     shardings = mesh_lib.tree_shardings(shapes, mesh)
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
