@@ -4,6 +4,7 @@ One multiply-accumulate is two FLOPs. A training step counts as three forward pa
 forward, two backward), as in the exaFLOPs of Table 6.
 """
 
+import itertools
 import math
 from collections.abc import Iterator
 
@@ -11,12 +12,14 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax.config.schema import Model
+from vit_jax.models.dino_vit import NUM_GLOBAL, DinoViT, HeadShape
 from vit_jax.models.layers import make_mlp
 from vit_jax.models.mae_vit import MaeViT
 from vit_jax.models.masked_vit import MaskedViT
 from vit_jax.models.registry import BitResNet, ViT
 from vit_jax.models.resnet_blocks import EXPANSION, ROOT_FEATURES
 from vit_jax.models.sizes import size_of
+from vit_jax.models.vit import encoder_of
 
 FLOPS_PER_MAC = 2
 FORWARDS_PER_STEP = 3
@@ -36,8 +39,15 @@ def forward_macs(model: ViT | BitResNet, *, count_padding: bool = True) -> int:
 
 
 def training_flops(model: ViT | BitResNet, examples: int) -> int:
-    """Returns the FLOPs of training on a number of examples, counted as in Table 6."""
-    return FLOPS_PER_MAC * FORWARDS_PER_STEP * forward_macs(model, count_padding=False) * examples
+    """Returns the FLOPs of training on a number of examples, counted as in Table 6.
+
+    A teacher takes a forward pass.
+    """
+    if isinstance(model, DinoViT):
+        macs = FORWARDS_PER_STEP * _student_macs(model) + _teacher_macs(model)
+    else:
+        macs = FORWARDS_PER_STEP * forward_macs(model, count_padding=False)
+    return FLOPS_PER_MAC * macs * examples
 
 
 def _vit_macs(model: ViT) -> int:
@@ -53,6 +63,8 @@ def _vit_macs(model: ViT) -> int:
         macs += 2 * T * D * D + 2 * D * D + 2 * T * D + mlp
     if isinstance(model, MaeViT):
         return macs + _decoder_macs(model)
+    if isinstance(model, DinoViT):
+        return macs + _head_macs(model.head_shape, D)
     if isinstance(model, MaskedViT):  # A prediction for every patch, and nothing pooled.
         return macs + N * D * model.num_outputs
     features = 2 * D if model.config.pool == "token_gap" else D
@@ -70,6 +82,27 @@ def _decoder_macs(model: MaeViT) -> int:
     T = N + model.num_prefix_tokens
     macs = size.num_layers * (T * (4 * d * d + 2 * d * size.mlp_size) + 2 * T * T * d)
     return macs + model.num_tokens * D * d + N * d * 3 * model.patch_size**2
+
+
+def _head_macs(shape: HeadShape, D: int) -> int:
+    """Returns the multiply-accumulates of a projection head for one token."""
+    hidden = [shape.hidden_size] * (shape.num_layers - 1)
+    widths = [D, *hidden, shape.bottleneck, shape.num_prototypes]
+    return sum(a * b for a, b in itertools.pairwise(widths))
+
+
+def _teacher_macs(model: DinoViT) -> int:
+    """Returns the multiply-accumulates of both global crops of an image."""
+    D = model.size.hidden_size
+    macs = _vit_macs(encoder_of(model)) + _head_macs(model.head_shape, D)
+    return NUM_GLOBAL * (macs + model.num_masked * _head_macs(model.patch_head_shape, D))
+
+
+def _student_macs(model: DinoViT) -> int:
+    """Returns the multiply-accumulates of all crops of an image."""
+    head = _head_macs(model.head_shape, model.size.hidden_size)
+    local = _vit_macs(encoder_of(model.for_local_crops)) + head
+    return _teacher_macs(model) + model.local_crops * local
 
 
 def _mlp_macs(config: Model, D: int) -> int:
