@@ -5,7 +5,7 @@ from typing import Protocol
 
 from vit_jax.config import registry
 from vit_jax.config.schema import Task
-from vit_jax.evaluation import accuracy, masked_accuracy
+from vit_jax.evaluation import accuracy, masked_accuracy, self_distillation
 from vit_jax.tasks.registry import find_task
 
 
@@ -38,6 +38,7 @@ class Evaluator(Protocol):
 EVALUATORS: dict[str, Evaluator] = {
     "classification": accuracy.score_examples,
     "masked_patches": masked_accuracy.score_examples,
+    "self_distillation": self_distillation.score_examples,
 }
 
 
