@@ -21,6 +21,13 @@ WITHOUT_EFFECT = [
         "optimizer.sam_rho_min",
         "a learning rate that changes",
     ),
+    ({"optimizer.end_weight_decay": 0.4}, "optimizer.end_weight_decay", "weight_decay above 0"),
+    ({"optimizer.end_ema": 1.0}, "optimizer.end_ema", "optimizer.ema"),
+    (
+        {"optimizer.clip_norm": None, "optimizer.clip_per": "parameter"},
+        "optimizer.clip_per",
+        "optimizer.clip_norm",
+    ),
     ({"optimizer.layer_decay": 0.7, "model.name": "bit_r50x1"}, "optimizer.layer_decay", "Vision"),
     ({"task.temperature": 2.0}, "task.temperature", "task.teacher"),
     ({"task.teacher": "t.npz", "task.distill_weight": 0.0}, "task.teacher", "distill_weight above"),

@@ -40,6 +40,15 @@ def checked(**overrides: str):
             "optimizer.decay_factors: 'a' has the factor -1.0, below 0.",
         ),
         (
+            {"optimizer__freeze_steps": "(('(', 5),)"},
+            "optimizer.freeze_steps: '(' is no regular expression.",
+        ),
+        (
+            {"optimizer__freeze_steps": "(('head', 0),)"},
+            "optimizer.freeze_steps: 'head' has 0 steps; expected 1 or more.",
+        ),
+        ({"optimizer__end_ema": "1.5"}, "optimizer.end_ema is 1.5; it must be at most 1."),
+        (
             {"optimizer__stair_at": "(0.6, 0.3)"},
             "optimizer.stair_at is (0.6, 0.3); the values must increase.",
         ),

@@ -13,6 +13,7 @@ from vit_jax.training.param_groups import (
     factor_of,
     frozen_names,
     layer_of,
+    module_of,
     num_layers_of,
 )
 
@@ -66,6 +67,14 @@ def test_layer_of_places_the_parameters_of_encoders(options, names, layer):
     assert [layer_of(name, 2) for name in names] == list(layers)
 
 
+def test_module_of_is_a_head_or_the_encoder():
+    modules = {name: module_of(name) for name in SHAPES if name.startswith("head")}
+    assert modules == {"head/kernel": "head", "head/bias": "head"}
+    assert {module_of(name) for name in SHAPES.keys() - modules.keys()} == {"encoder"}
+    assert module_of("class_head/last_layer/kernel") == "class_head"
+    assert module_of("patch_head/layer_0/bias") == "patch_head"
+
+
 def test_freeze_and_factors_of_zero_add_up():
     config = Optimizer(freeze="all but head", lr_factors=(("head/bias", 0.0),))
     assert set(SHAPES) - frozen_names(config, SHAPES) == {"head/kernel"}
@@ -78,6 +87,7 @@ def test_freeze_and_factors_of_zero_add_up():
         ({"lr_factors": (("encoderblok", 0.1),)}, "lr_factors: 'encoderblok' matches no param"),
         ({"lr_factors": (("head", 0.1), ("head/bias", 0.2))}, "that an earlier pattern matches"),
         ({"decay_factors": (("relative", 0.0),)}, "decay_factors: 'relative' matches no"),
+        ({"freeze_steps": (("last_layer", 3),)}, "freeze_steps: 'last_layer' matches no param"),
         ({"freeze": "first 3 blocks"}, "freeze is 'first 3 blocks'; the model has only 2"),
         ({"freeze": "all but head", "lr_factors": (("head", 0.0),)}, "factor 0 for every"),
     ],

@@ -98,3 +98,22 @@ def test_radius_of_sam_falls_with_the_rate():
     assert float(make_hyperparams(level, 3)(2)["rho"]) == np.float32(0.6)
     constant = make_hyperparams(Optimizer(lr=0.4, sam_rho=0.6), 12)
     assert [float(constant(step)["rho"]) for step in (0, 11)] == [np.float32(0.6)] * 2
+
+
+def test_weight_decay_and_decay_of_averages_follow_half_a_cosine_over_all_steps():
+    """As `cosine_scheduler` of the DINO repository: the end is reached after the last step."""
+    config = Optimizer(weight_decay=0.04, end_weight_decay=0.4, ema=0.996, end_ema=1.0)
+    hyperparams = make_hyperparams(config, 100)
+    for step in (0, 1, 25, 50, 99):
+        cosine = (1 + np.cos(np.pi * step / 100)) / 2
+        values = hyperparams(step)
+        assert set(values) == {"lr", "weight_decay", "ema_step"}
+        np.testing.assert_allclose(values["weight_decay"], 0.4 - 0.36 * cosine, rtol=1e-6)
+        np.testing.assert_allclose(values["ema_step"], 0.004 * cosine, rtol=1e-6)
+        assert {value.dtype for value in values.values()} == {np.dtype(np.float32)}
+    np.testing.assert_allclose(hyperparams(0)["weight_decay"], 0.04, rtol=1e-6)
+
+
+def test_constant_weight_decay_and_averages_are_no_hyperparameters():
+    config = Optimizer(weight_decay=0.04, ema=0.996)
+    assert set(make_hyperparams(config, 10)(0)) == {"lr"}

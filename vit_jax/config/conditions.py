@@ -177,6 +177,15 @@ CONDITIONS = (
         "optimizer.weight_decay above 0",
     ),
     Condition(
+        "optimizer.end_weight_decay",
+        lambda c: bool(c.optimizer.weight_decay),
+        "optimizer.weight_decay above 0",
+    ),
+    Condition("optimizer.end_ema", lambda c: c.optimizer.ema is not None, "optimizer.ema"),
+    Condition(
+        "optimizer.clip_per", lambda c: c.optimizer.clip_norm is not None, "optimizer.clip_norm"
+    ),
+    Condition(
         "optimizer.layer_decay",
         lambda c: not str(c.model.name).startswith("bit_"),
         "a Vision Transformer",

@@ -48,6 +48,13 @@ class Optimizer:
     weight_decay: float = field(
         0.0, "Decoupled weight decay, in units of the learning rate (Table 3).", least=0
     )
+    end_weight_decay: float | None = field(
+        None,
+        "Weight decay at the end, reached by half a cosine from `weight_decay`; None for a "
+        "constant one.",
+        least=0,
+        is_traced=True,
+    )
     decay_factors: tuple[tuple[str, float], ...] = field(
         (),
         "Weight-decay factors: (regex, factor) pairs; the first regex found in a parameter's name "
@@ -57,6 +64,11 @@ class Optimizer:
         (),
         "Learning-rate factors: (regex, factor) pairs, as in `decay_factors`; factor 0 freezes the "
         "parameter, which then has no optimizer state.",
+    )
+    freeze_steps: tuple[tuple[str, int], ...] = field(
+        (),
+        "Parameters that do not change in the first steps: (regex, steps) pairs, as in "
+        "`decay_factors`. Their optimizer state is updated.",
     )
     freeze: str = field(
         "",
@@ -71,13 +83,27 @@ class Optimizer:
         most=1,
     )
     clip_norm: float | None = field(
-        1.0, "Largest global norm of the gradients; None does not clip.", above=0
+        1.0, "Largest norm of the gradients; None does not clip.", above=0
+    )
+    clip_per: str = field(
+        "model",
+        "Gradients that share a norm: those of the model, of the encoder and of each head "
+        "(arXiv:2304.07193), or of each parameter (arXiv:2104.14294).",
+        choices=("model", "module", "parameter"),
     )
     ema: float | None = field(
         None,
         "Decay of averaged weights, which are then evaluated (Table 2: 0.9999).",
         least=0,
         most=0.9999999,
+    )
+    end_ema: float | None = field(
+        None,
+        "Decay of averaged weights at the end, reached by half a cosine from `ema`; None for a "
+        "constant one.",
+        least=0,
+        most=1,
+        is_traced=True,
     )
     sam_rho: float | None = field(
         None, "Radius of SAM (arXiv:2106.01548).", above=0, is_traced=True

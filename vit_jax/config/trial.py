@@ -77,3 +77,4 @@ def _shrink_schedule(optimizer) -> None:
     optimizer.cooldown_steps = min(optimizer.cooldown_steps, 2)
     optimizer.freeze = re.sub(r"\d+", "1", optimizer.freeze)  # Of two blocks.
     optimizer.ema = optimizer.ema and min(optimizer.ema, 0.9)  # Averages must follow 20 steps.
+    optimizer.freeze_steps = tuple((name, min(n, 2)) for name, n in optimizer.freeze_steps)

@@ -181,10 +181,17 @@ def _data_rules(data: Data) -> Iterator[tuple[bool, str]]:
 
 
 def _optimizer_rules(optimizer: Optimizer) -> Iterator[tuple[bool, str]]:
+    for name in ("decay_factors", "lr_factors", "freeze_steps"):
+        for pattern, _ in getattr(optimizer, name):
+            yield _compiles(pattern), f"optimizer.{name}: {pattern!r} is no regular expression"
     for name in ("decay_factors", "lr_factors"):
         for pattern, factor in getattr(optimizer, name):
-            yield _compiles(pattern), f"optimizer.{name}: {pattern!r} is no regular expression"
             yield factor >= 0, f"optimizer.{name}: {pattern!r} has the factor {factor}, below 0"
+    for pattern, steps in optimizer.freeze_steps:
+        yield (
+            steps > 0,
+            f"optimizer.freeze_steps: {pattern!r} has {steps} steps; expected 1 or more",
+        )
     yield (
         list(optimizer.stair_at) == sorted(optimizer.stair_at),
         f"optimizer.stair_at is {optimizer.stair_at}; the values must increase",

@@ -1,9 +1,6 @@
 """Optimizers (section 4.1, Tables 3 and 4).
 
 `config.optimizer.name` chooses an entry of OPTIMIZERS, or any importable function of that form.
-
-Factors by name are (regex, factor) pairs: the first regex found in a parameter's slash name gives
-its factor; without one the factor is 1.
 """
 
 import math
@@ -20,13 +17,13 @@ from vit_jax.config.fields import bounds
 from vit_jax.config.schema import Optimizer
 from vit_jax.errors import ConfigError
 from vit_jax.models import trees
-from vit_jax.training.param_groups import (
-    HEAD,
-    Factors,
-    factor_of,
-    frozen_names,
-    layer_of,
-    num_layers_of,
+from vit_jax.training.param_groups import HEAD, frozen_names
+from vit_jax.training.transforms import (
+    add_decayed_weights,
+    clip_by_norm,
+    freeze_first_steps,
+    scale_by_name,
+    where_decayed,
 )
 
 DecayRate = Annotated[float, bounds(least=0, most=0.99999)]
@@ -252,7 +249,9 @@ OPTIMIZERS: Mapping[str, OptimizerEntry] = {
 
 
 def make_optimizer(
-    config: Optimizer, learning_rate: optax.ScalarOrSchedule
+    config: Optimizer,
+    learning_rate: optax.ScalarOrSchedule,
+    weight_decay: jax.typing.ArrayLike | None = None,
 ) -> optax.GradientTransformation:
     """Returns the optimizer of a config: clipping, update rule, weight decay and learning rate.
 
@@ -260,11 +259,13 @@ def make_optimizer(
     is the unit of Table 3; big_vision's `wd=1e-4` at `lr=1e-3` is 0.1 here.
 
     A frozen parameter (`freeze`, or learning-rate factor 0) has no optimizer state, and its
-    gradient is not part of the global norm.
+    gradient is not part of a norm.
 
     Args:
       config: fields with `is_traced` are not used, so that they may be None.
       learning_rate: a number, a traced scalar or a schedule.
+      weight_decay: a number or a traced scalar; None for `config.weight_decay`. It has no effect
+        if that is 0.
     """
     rule = registry.find(OPTIMIZERS, config.name, "config.optimizer.name")(**config.kwargs)
     if isinstance(rule, optax.GradientTransformation):
@@ -275,16 +276,17 @@ def make_optimizer(
             "optax.GradientTransformation or a vit_jax.training.optimizer.UpdateRule."
         )
     schedule = learning_rate if callable(learning_rate) else lambda _: learning_rate
-    decays = [(pattern, config.weight_decay * factor) for pattern, factor in config.decay_factors]
-    decays.append(("", config.weight_decay))  # All other parameters.
+    weight_decay = config.weight_decay if weight_decay is None else weight_decay
+    decays = config.decay_factors if config.weight_decay else (("", 0.0),)
     clips, is_scaled = config.clip_norm is not None, config.lr_factors or config.layer_decay
     tx = optax.chain(  # Checkpoints store positions in this chain, so they never change.
-        optax.clip_by_global_norm(config.clip_norm) if clips else optax.identity(),
+        clip_by_norm(config.clip_norm, config.clip_per) if clips else optax.identity(),
         rule.direction,
-        _add_decayed_weights(decays) if config.weight_decay else optax.identity(),
-        _where_decayed(rule.after_decay, decays) if rule.after_decay else optax.identity(),
-        _scale_by_name(config.lr_factors, config.layer_decay) if is_scaled else optax.identity(),
+        add_decayed_weights(weight_decay, decays) if config.weight_decay else optax.identity(),
+        where_decayed(rule.after_decay, decays) if rule.after_decay else optax.identity(),
+        scale_by_name(config.lr_factors, config.layer_decay) if is_scaled else optax.identity(),
         optax.scale_by_learning_rate(schedule),
+        *([freeze_first_steps(config.freeze_steps)] if config.freeze_steps else []),
     )
     if rule.wrap:
         tx = rule.wrap(tx, schedule)
@@ -349,40 +351,3 @@ def gradient_params(opt_state: optax.OptState, params):
     nodes = jax.tree.leaves(opt_state, is_leaf=is_schedule_free)
     state = next(filter(is_schedule_free, nodes), None)
     return params if state is None else state.points(params)
-
-
-def _add_decayed_weights(decays: Factors) -> optax.GradientTransformation:
-    def add(updates, params):
-        factors = trees.map_with_names(lambda name, _: factor_of(name, decays), params)
-        return jax.tree.map(lambda factor, u, p: u + factor * p, factors, updates, params)
-
-    return optax.stateless(add)
-
-
-def _where_decayed(
-    tx: optax.GradientTransformation, decays: Factors
-) -> optax.GradientTransformation:
-    def is_decayed(params):
-        return trees.map_with_names(lambda name, _: factor_of(name, decays) > 0, params)
-
-    return optax.masked(tx, is_decayed)
-
-
-def _scale_by_name(factors: Factors, layer_decay: float | None) -> optax.GradientTransformation:
-    """Multiplies updates by the factor of their name and by layer_decay^(layers above)."""
-    layer_decay = layer_decay or 1.0
-
-    def scale(updates, params):
-        # Frozen parameters are masked here; their layers count.
-        leaves = jax.tree_util.tree_leaves_with_path(
-            params, is_leaf=lambda node: isinstance(node, optax.MaskedNode)
-        )
-        num_layers = num_layers_of([trees.leaf_name(path) for path, _ in leaves])
-
-        def scale_leaf(name: str, update: jax.Array) -> jax.Array:
-            layers_above = num_layers + 1 - layer_of(name, num_layers)
-            return update * (factor_of(name, factors) * layer_decay**layers_above)
-
-        return trees.map_with_names(scale_leaf, updates)
-
-    return optax.stateless(scale)

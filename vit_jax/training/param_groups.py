@@ -10,7 +10,7 @@ from vit_jax.errors import ConfigError
 Factors = Sequence[tuple[str, float]]
 
 FREEZE = r"all but head|first ([1-9]\d{0,3}) blocks?|all but last ([1-9]\d{0,3}) blocks?"
-HEAD = r"(head|head_dist|patch_head)/"
+HEAD = r"(head|head_dist|class_head|patch_head)/"
 AFTER_ENCODER = rf"(Transformer/encoder_norm|fc_norm|projection|pre_logits|MAPHead_0)/|{HEAD}"
 BLOCK = r"Transformer/encoderblock_(\d+)/"
 
@@ -28,7 +28,18 @@ def normalize_freeze(value: str, place: str) -> str:
 
 def factor_of(name: str, factors: Factors) -> float:
     """Returns the factor of the first pattern that matches a name, or 1."""
-    return next((factor for pattern, factor in factors if re.search(pattern, name)), 1.0)
+    return first_match(name, factors, 1.0)
+
+
+def first_match(name: str, values: Sequence[tuple[str, float]], default: float) -> float:
+    """Returns the value of the first pattern that matches a name, or the default."""
+    return next((value for pattern, value in values if re.search(pattern, name)), default)
+
+
+def module_of(name: str) -> str:
+    """Returns the head that a parameter belongs to, or "encoder"."""
+    head = re.match(HEAD, name)
+    return head[1] if head else "encoder"
 
 
 def layer_of(name: str, num_layers: int) -> int:
@@ -66,7 +77,7 @@ def check_groups(config: Optimizer, shapes: Mapping[str, tuple[int, ...]]) -> No
       config: the section of the optimizer.
       shapes: shapes of the parameters by name.
     """
-    for field in ("lr_factors", "decay_factors"):
+    for field in ("lr_factors", "decay_factors", "freeze_steps"):
         _check_patterns(f"config.optimizer.{field}", getattr(config, field), shapes)
     num_layers = num_layers_of(shapes)
     numbers = [int(n) for n in re.findall(r"\d+", config.freeze)]

@@ -87,10 +87,12 @@ def _decay_steps(config: Optimizer, total_steps: int) -> int:
 
 
 def make_hyperparams(config: Optimizer, total_steps: int) -> Callable[[int], dict[str, np.float32]]:
-    """Returns `hyperparams(step)`: `lr`, and SAM's radius `rho` if the config sets one.
+    """Returns `hyperparams(step)`: `lr`, and what else of a config changes with the step.
 
-    The radius falls with the learning rate from `sam_rho` to `sam_rho_min`
-    (arXiv:2203.08065, section 4.2).
+    With SAM, `rho` is its radius. It falls with the learning rate from `sam_rho` to `sam_rho_min`
+    (arXiv:2203.08065, section 4.2). With `end_weight_decay`, `weight_decay` is that of the step;
+    with `end_ema`, `ema_step` is 1 - the decay of averaged weights, which float32 has with more
+    digits than the decay. Both follow half a cosine over all steps (arXiv:2104.14294).
     """
     schedule = make_schedule(config, total_steps)
     lr = np.asarray(jax.jit(jax.vmap(schedule))(jnp.arange(total_steps)), np.float32)
@@ -101,4 +103,15 @@ def make_hyperparams(config: Optimizer, total_steps: int) -> Callable[[int], dic
         if span:
             fraction = np.maximum((lr - config.end_lr) / span, 0.0)
         values["rho"] = np.float32(smallest + (config.sam_rho - smallest) * fraction)
+    if config.end_weight_decay is not None:
+        decays = _half_cosine(config.weight_decay, config.end_weight_decay, total_steps)
+        values["weight_decay"] = np.float32(decays)
+    if config.end_ema is not None:
+        values["ema_step"] = np.float32(1 - _half_cosine(config.ema, config.end_ema, total_steps))
     return lambda step: {name: array[step] for name, array in values.items()}
+
+
+def _half_cosine(start: float, end: float, total_steps: int) -> np.ndarray:
+    """Returns the values of all steps in float64, from `start` at the first towards `end`."""
+    fraction = np.arange(total_steps) / total_steps
+    return end + (start - end) * (1 + np.cos(np.pi * fraction)) / 2
