@@ -21,7 +21,10 @@ CHANGES = [  # Fields, and if they change the program.
     ({"optimizer.kwargs.b2": 0.98}, True),
     ({"optimizer.kwargs.b2": 0.999}, False),  # The default.
     ({"optimizer.ema": 0.9}, True),
+    ({"optimizer.end_ema": 1.0, "optimizer.end_weight_decay": 0.4}, False),
     ({"optimizer.clip_norm": None}, True),
+    ({"optimizer.clip_per": "parameter"}, True),
+    ({"optimizer.freeze_steps": (("head", 2),)}, True),
     ({"model.dropout": 0.1}, True),
     ({"task.label_smoothing": 0.1}, True),
     ({"data.mixup": 0.5}, True),

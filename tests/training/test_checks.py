@@ -2,11 +2,12 @@
 
 import pytest
 
-from vit_jax.config.schema import Config, Data
+from tests.support.tiny import tiny
+from vit_jax.config.schema import Config, Data, Optimizer
 from vit_jax.data.image_folder import folder_source
 from vit_jax.data.subsets import Subset
 from vit_jax.errors import ConfigError
-from vit_jax.training.checks import check_outside_data, unusual_sizes
+from vit_jax.training.checks import check_outside_data, check_stage, unusual_sizes
 from vit_jax.weights.metadata import UNKNOWN, WeightsMetadata
 
 
@@ -35,3 +36,9 @@ def test_unusual_sizes_name_a_smaller_batch_and_image():
     assert unusual_sizes(config, 512, WeightsMetadata(image_size=(96, 64))) == []
     [batch] = unusual_sizes(config, 511, UNKNOWN)
     assert "--config.batch_size=256 is" in batch
+
+
+def test_check_stage_refuses_parameters_that_are_frozen_for_more_steps_than_the_run_has():
+    check_stage(Config(optimizer=Optimizer(freeze_steps=(("^head/", 10),))), tiny(), 10)
+    with pytest.raises(ConfigError, match=r"freeze_steps has 11 steps for '\^head/'; it must be"):
+        check_stage(Config(optimizer=Optimizer(freeze_steps=(("^head/", 11),))), tiny(), 10)

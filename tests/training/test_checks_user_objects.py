@@ -1,5 +1,6 @@
 """Checks of user-defined objects before a run starts: what they return, in one line."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -124,3 +125,33 @@ def test_a_distillation_must_return_a_value_per_example():
 def test_the_scores_of_a_task_have_a_row_per_example():
     with pytest.raises(ConfigError, match=r"MeanScore': score 'loss' is float32 \(\) for 4 examp"):
         check(**{"task.name": f"{HERE}:MeanScore"})
+
+
+class Averaged(Classification):
+    """Learns from the class probabilities of its averaged parameters."""
+
+    def init_task_state(self):
+        return {"center": jnp.zeros(5)}
+
+    def teacher_targets(self, teacher_params, task_state, batch, step, key):
+        logits = self.model.apply({"params": teacher_params}, batch["image"])
+        return {"targets": jax.nn.softmax(logits - task_state["center"][None])}, task_state, {}
+
+
+class OtherState(Averaged):
+    def teacher_targets(self, teacher_params, task_state, batch, step, key):
+        return super().teacher_targets(teacher_params, {"center": jnp.zeros(1)}, batch, step, key)
+
+
+class MeanTarget(Averaged):
+    def teacher_targets(self, teacher_params, task_state, batch, step, key):
+        columns, *rest = super().teacher_targets(teacher_params, task_state, batch, step, key)
+        return columns | {"mean": columns["targets"].mean(0)}, *rest
+
+
+def test_targets_of_a_teacher_have_a_row_per_example_and_keep_the_form_of_the_task_state():
+    check(**{"task.name": f"{HERE}:Averaged"})
+    with pytest.raises(ConfigError, match=r"OtherState': teacher_targets returns the task state"):
+        check(**{"task.name": f"{HERE}:OtherState"})
+    with pytest.raises(ConfigError, match=r"MeanTarget': target 'mean' is float32 \(5,\) for 4 ex"):
+        check(**{"task.name": f"{HERE}:MeanTarget"})

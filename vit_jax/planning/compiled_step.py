@@ -15,7 +15,7 @@ from vit_jax.planning import hlo
 from vit_jax.planning.communication import bytes_sent_by_kind
 from vit_jax.planning.scenario import Scenario
 from vit_jax.tasks import registry as task_registry
-from vit_jax.training import memory
+from vit_jax.training import memory, schedules
 from vit_jax.training.train_step import make_train_step
 
 MAX_DEVICES = 64  # Compiling for more devices takes too long.
@@ -44,10 +44,16 @@ def compile_step(config: Config, model, devices) -> CompiledStep:
     model, options = memory.with_scan(model), config.optimizer
     state = memory.add_shardings(memory.state_shapes(config, model), mesh)
     sharding = mesh_lib.batch_sharding(mesh)
-    loss = task_registry.make_task(config.task, model).loss
-    step = make_train_step(loss, options, state, sharding, accumulate=config.accumulate)
-    hyperparams = {"lr": options.lr}
-    hyperparams |= {"rho": options.sam_rho} if options.sam_rho is not None else {}
+    objective = task_registry.make_task(config.task, model)
+    step = make_train_step(
+        objective.loss,
+        options,
+        state,
+        sharding,
+        accumulate=config.accumulate,
+        teacher_targets=task_registry.teacher_targets_of(objective),
+    )
+    hyperparams = schedules.make_hyperparams(options, total_steps=1)(0)
     batch = memory.abstract_batch(config, model, config.batch_size, sharding)
     start = time.perf_counter()
     with jax.set_mesh(mesh):

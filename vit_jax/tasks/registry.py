@@ -1,12 +1,14 @@
 """Tasks by name: the model, the loss and the scores of a `config.task`."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import ClassVar, Protocol
 
 import jax
+import numpy as np
 
 from vit_jax.config import registry
 from vit_jax.config.schema import Config, Task
+from vit_jax.data.preprocess import TrainRecipe
 from vit_jax.models.registry import ViT
 from vit_jax.tasks.classification import Classification
 from vit_jax.tasks.mae import MaskedAutoencoder
@@ -20,6 +22,20 @@ class Objective(Protocol):
       evaluator: name in `evaluation.evaluators.EVALUATORS`, or `package.module:name`.
       has_classes: the model predicts the classes of the data. If False, checkpoints of a run are
         loaded without a head, and config.fewshot has no features to use.
+
+    A task may also have these members, which the functions below look up:
+
+      train_recipe(config, model): static method that returns the recipe of training examples, a
+        function (image, generator) -> dict of columns, whose property `columns` has the shape and
+        the dtype of each. With V global views, the column `image` is V H W 3. The default is
+        `data.preprocess.TrainRecipe`, with the column `image` H W 3.
+      init_task_state(): returns a dict of arrays of the task at step 0, such as centres. They are
+        a part of the training state, which checkpoints contain, and replicated on the devices.
+      teacher_targets(teacher_params, task_state, batch, step, key): returns columns B ..., which
+        are added to the batch of the loss, the new task state, and metrics, which are scalars.
+        Called once in a step with the whole global batch, also with config.accumulate, and before
+        the gradient, which does not pass through it. Teacher parameters are the averaged ones of
+        `optimizer.ema`, or else those of the model. JAX traces the method.
     """
 
     evaluator: ClassVar[str]
@@ -76,3 +92,27 @@ def build_model(config: Config, num_classes: int) -> ViT:
 def make_task(section: Task, model: ViT) -> Objective:
     """Returns the loss and the scores of a `config.task` section for a model."""
     return find_task(section)(section, model)
+
+
+def make_train_recipe(config: Config, model: ViT) -> Callable:
+    """Returns the recipe that turns an image into a training example of the config's task."""
+    make = getattr(find_task(config.task), "train_recipe", None)
+    return make(config, model) if make else TrainRecipe(config.data, model.image_size)
+
+
+def train_columns(config: Config, model: ViT) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    """Returns the shape and the dtype of the columns that the training recipe makes of an image."""
+    make = getattr(find_task(config.task), "train_recipe", None)
+    if make:
+        return make(config, model).columns
+    return {"image": ((*model.image_size, 3), np.dtype(np.float32))}
+
+
+def task_state_of(objective: Objective) -> Callable[[], dict | None]:
+    """Returns the function that creates the state of a task at step 0: None for no state."""
+    return getattr(objective, "init_task_state", lambda: None)
+
+
+def teacher_targets_of(objective: Objective) -> Callable | None:
+    """Returns the `teacher_targets` of a task, or None if it has none."""
+    return getattr(objective, "teacher_targets", None)

@@ -75,17 +75,23 @@ def _programs(
 ) -> Programs:
     batches = mesh_lib.batch_sharding(mesh)
     init = make_init(model)
-    abstract_state = make_abstract_state(init, optimizer, mesh)
     objective = task_registry.make_task(task, model)
+    task_state = task_registry.task_state_of(objective)
+    abstract_state = make_abstract_state(init, optimizer, mesh, task_state)
     step = make_train_step(
-        objective.loss, optimizer, abstract_state, batches, accumulate=accumulate
+        objective.loss,
+        optimizer,
+        abstract_state,
+        batches,
+        accumulate=accumulate,
+        teacher_targets=task_registry.teacher_targets_of(objective),
     )
     prepare = _make_prepare(mix, teacher, batches)
 
     return Programs(
         batch_sharding=batches,
         abstract_state=abstract_state,
-        init_state=make_init_state(init, optimizer, abstract_state),
+        init_state=make_init_state(init, optimizer, abstract_state, task_state),
         train_step=_on(
             mesh,
             lambda state, batch, key, hyperparams, teacher_params=None: step(

@@ -13,6 +13,7 @@ from vit_jax.data.image_folder import FolderSource
 from vit_jax.data.overview import inner_sources
 from vit_jax.data.sources import Source
 from vit_jax.errors import ConfigError, VitJaxError, form, raised
+from vit_jax.models import trees
 from vit_jax.models.registry import make_init, param_shapes
 from vit_jax.tasks import losses
 from vit_jax.tasks import registry as task_registry
@@ -35,7 +36,15 @@ def check_stage(config: Config, model, total_steps: int) -> None:
                 "length as an argument of the config file, if it has one (FILE:steps=N)."
             )
     optimizer = config.optimizer
-    if optimizer.freeze or optimizer.lr_factors or optimizer.decay_factors:
+    for pattern, steps in optimizer.freeze_steps:
+        if steps > total_steps:
+            raise ConfigError(
+                f"config.optimizer.freeze_steps has {steps} steps for {pattern!r}; it must be at "
+                f"most the {total_steps} steps of the run. To freeze parameters in all steps, use "
+                "optimizer.lr_factors with factor 0."
+            )
+    by_name = (optimizer.lr_factors, optimizer.decay_factors, optimizer.freeze_steps)
+    if optimizer.freeze or any(by_name):
         check_groups(optimizer, param_shapes(model))
     if any(registry.user_names(config, "config")):
         with errors_of_user_objects(config):
@@ -68,12 +77,14 @@ def _trace(config: Config, model, total_steps: int) -> None:
         )
     params = jax.eval_shape(make_init(model), jax.random.key(0))
     batch = memory.abstract_batch(config, model, EXAMPLES_TRACED)
+    objective = task_registry.make_task(config.task, model)
+    if task_registry.teacher_targets_of(objective):
+        batch |= _trace_targets(config, objective, params, batch)
     if config.task.teacher:
         logits = (EXAMPLES_TRACED, model.num_classes)
         batch["teacher"] = jax.ShapeDtypeStruct(logits, jnp.float32)
     if task_registry.find_task(config.task).has_classes:
         _check_losses(config, model)
-    objective = task_registry.make_task(config.task, model)
     loss, _ = jax.eval_shape(objective.loss, params, batch, jax.random.key(0))
     if loss.shape:
         raise ConfigError(
@@ -81,9 +92,35 @@ def _trace(config: Config, model, total_steps: int) -> None:
             "one number."
         )
     if registry.is_user_defined(config.task.name):
-        _check_scores(config, objective, params, batch)
+        _check_scores(config, objective, params, model)
     tx = make_optimizer(config.optimizer, config.optimizer.lr)
     jax.eval_shape(tx.init, params)
+
+
+def _trace_targets(config: Config, objective, params, batch: dict) -> dict:
+    """Returns the traced columns that the teacher of a task adds to a batch."""
+    place = f"config.task.name={config.task.name!r}"
+    state = jax.eval_shape(task_registry.task_state_of(objective))
+    step = jax.ShapeDtypeStruct((), jnp.int32)
+    columns, new_state, _ = jax.eval_shape(
+        objective.teacher_targets, params, state, batch, step, jax.random.key(0)
+    )
+    forms = [
+        {name: form(leaf) for name, leaf in trees.flatten(tree).items()}
+        for tree in (new_state, state)
+    ]
+    if forms[0] != forms[1]:
+        raise ConfigError(
+            f"{place}: teacher_targets returns the task state {forms[0]}; expected that of "
+            f"init_task_state, {forms[1]}."
+        )
+    for name, column in columns.items():
+        if column.shape[:1] != (EXAMPLES_TRACED,):
+            raise ConfigError(
+                f"{place}: target {name!r} is {form(column)} for {EXAMPLES_TRACED} examples; "
+                "expected one row per example."
+            )
+    return columns
 
 
 def check_outside_data(folder: pathlib.Path, config: Config, train_source: Source) -> None:
@@ -123,10 +160,15 @@ def unusual_sizes(config: Config, num_examples: int, start: WeightsMetadata) -> 
     return notes
 
 
-def _check_scores(config: Config, objective, params, batch: dict) -> None:
+def _check_scores(config: Config, objective, params, model) -> None:
     """Traces the scores of a user-defined task, which evaluation computes."""
-    batch = {name: batch[name] for name in ("image", "label", "mask")}
-    batch["number"] = batch["label"]
+    B, numbers = EXAMPLES_TRACED, jax.ShapeDtypeStruct((EXAMPLES_TRACED,), jnp.int32)
+    batch = {
+        "image": jax.ShapeDtypeStruct((B, *model.image_size, 3), jnp.float32),
+        "label": numbers,
+        "mask": jax.ShapeDtypeStruct((B,), jnp.float32),
+        "number": numbers,
+    }
     for name, score in jax.eval_shape(objective.score, params, batch).items():
         if score.shape[:1] != (EXAMPLES_TRACED,):
             raise ConfigError(

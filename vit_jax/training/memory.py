@@ -23,8 +23,11 @@ from vit_jax.config.schema import Config, Model
 from vit_jax.distributed import mesh as mesh_lib
 from vit_jax.models import trees
 from vit_jax.models.layers import Glu, make_mlp
+from vit_jax.models.mae_vit import MaeViT
 from vit_jax.models.masked_vit import MaskedViT
 from vit_jax.models.registry import ViT, make_init
+from vit_jax.models.size_table import Size
+from vit_jax.models.sizes import size_of
 from vit_jax.tasks import registry as task_registry
 from vit_jax.training.optimizer import make_optimizer
 from vit_jax.training.train_step import TrainState
@@ -78,9 +81,10 @@ class Memory:
     """Bytes on one device."""
 
     parameters: int
-    optimizer: int
+    optimizer: int  # State of the optimizer and of the task.
     ema: int
     batch: int  # Images and labels of a step.
+    targets: int  # Columns of a step that a teacher computes.
     stacked: int  # With model.scan: a copy of the layers' parameters, kernels in model.dtype.
     gradients: int
     activations: int  # Residuals of the forward pass of a micro-batch.
@@ -104,7 +108,7 @@ class Memory:
 
     @property
     def _backward(self) -> int:
-        return self.stacked + self.gradients + self.activations + self.working
+        return self.targets + self.stacked + self.gradients + self.activations + self.working
 
 
 def estimate(config: Config, model, state: TrainState, *, widened: bool = False) -> Memory:
@@ -120,9 +124,10 @@ def estimate(config: Config, model, state: TrainState, *, widened: bool = False)
     mesh = jax.tree.leaves(state)[0].sharding.mesh
     num_examples = config.batch_size // mesh_lib.num_batch_shards(mesh)  # Per device.
     parameters, optimizer_state, ema = (
-        _bytes_per_device(tree) for tree in (state.params, state.opt_state, state.ema or {})
+        _bytes_per_device(tree) for tree in (state.params, (state.opt_state, state.task), state.ema)
     )
     batch = trees.num_bytes(abstract_batch(config, model, num_examples))
+    targets = round(num_examples * _target_bytes(config, model))
     options = config.optimizer
     gradients = parameters * (1 + (config.accumulate > 1) + (options.sam_rho is not None))
     as_float32 = widened and IS_BEFORE_0_11
@@ -137,10 +142,11 @@ def estimate(config: Config, model, state: TrainState, *, widened: bool = False)
         optimizer=optimizer_state,
         ema=ema,
         batch=batch,
+        targets=targets,
         stacked=_stacked_bytes(model, state.params),
         gradients=gradients + (parameters if options.gsam_alpha else 0),
         activations=round(examples * sum(residual_bytes)),
-        working=round(examples * working) + (batch if config.accumulate > 1 else 0),
+        working=round(examples * working) + (batch + targets if config.accumulate > 1 else 0),
         update=parameters + optimizer_state + ema,  # Updates replace the gradients in memory.
     )
 
@@ -174,9 +180,13 @@ def state_shapes(config: Config, model) -> TrainState:
     """Returns ShapeDtypeStructs of the state without shardings."""
     params = _init_shapes(model)
     tx = make_optimizer(config.optimizer, config.optimizer.lr)
-    opt_state = jax.eval_shape(tx.init, params)
-    step = jax.ShapeDtypeStruct((), jnp.int32)
-    return TrainState(step, params, opt_state, None if config.optimizer.ema is None else params)
+    return TrainState(
+        step=jax.ShapeDtypeStruct((), jnp.int32),
+        params=params,
+        opt_state=jax.eval_shape(tx.init, params),
+        ema=None if config.optimizer.ema is None else params,
+        task=_task_state_shapes(task_registry.make_task(config.task, model)),
+    )
 
 
 def add_shardings(shapes: TrainState, mesh) -> TrainState:
@@ -186,9 +196,8 @@ def add_shardings(shapes: TrainState, mesh) -> TrainState:
 
 
 def abstract_batch(config: Config, model, num_examples: int, sharding=None) -> dict:
-    """Returns ShapeDtypeStructs of a batch, as the loss takes it."""
-    shapes = {
-        "image": ((*model.image_size, 3), jnp.float32),
+    """Returns ShapeDtypeStructs of a batch, as the train step takes it."""
+    shapes = task_registry.train_columns(config, model) | {
         "label": ((), jnp.int32),
         "mask": ((), jnp.float32),
     }
@@ -198,6 +207,34 @@ def abstract_batch(config: Config, model, num_examples: int, sharding=None) -> d
         name: jax.ShapeDtypeStruct((num_examples, *shape), dtype, sharding=sharding)
         for name, (shape, dtype) in shapes.items()
     }
+
+
+@functools.lru_cache(maxsize=64)
+def abstract_targets(config: Config, model, num_examples: int) -> dict:
+    """Returns ShapeDtypeStructs of the columns that a teacher adds to the batch of the loss."""
+    objective = task_registry.make_task(config.task, model)
+    teacher_targets = task_registry.teacher_targets_of(objective)
+    if teacher_targets is None:
+        return {}
+    columns, _, _ = jax.eval_shape(
+        teacher_targets,
+        _init_shapes(model),
+        _task_state_shapes(objective),
+        abstract_batch(config, model, num_examples),
+        jax.ShapeDtypeStruct((), jnp.int32),
+        jax.random.key(0),
+    )
+    return columns
+
+
+def _target_bytes(config: Config, model) -> float:
+    """Returns the bytes of the targets of one example."""
+    config, n = Config(task=config.task, data=config.data), EXAMPLES_TRACED[0]
+    return trees.num_bytes(abstract_targets(config, with_scan(model), n)) / n
+
+
+def _task_state_shapes(objective) -> dict | None:
+    return jax.eval_shape(task_registry.task_state_of(objective))
 
 
 def _bytes_per_device(tree) -> int:
@@ -246,6 +283,7 @@ def residuals(config: Config, model, num_examples: int) -> list[jax.ShapeDtypeSt
         return pullback  # A pytree whose leaves are the residuals.
 
     batch = abstract_batch(config, model, num_examples)
+    batch |= abstract_targets(config, model, num_examples)
     return jax.tree.leaves(jax.eval_shape(vjp, params, batch, jax.random.key(0)))
 
 
@@ -285,6 +323,12 @@ def with_scan(model):
     return model.clone(config=dataclasses.replace(model.config, scan=can_scan, kernels="plain"))
 
 
+def num_views(config: Config, model) -> int:
+    """Returns the number of global views of an image in a training batch."""
+    shape, _ = task_registry.train_columns(config, model)["image"]
+    return math.prod(shape[:-3])
+
+
 def num_tokens(model: ViT) -> int:
     """Returns the number of tokens T."""
     return model.num_tokens
@@ -305,16 +349,26 @@ def _working_bytes(config: Config, model, tensor: int, widened: bool, largest: f
     """Returns the bytes per example of additional arrays in the backward pass of a layer."""
     if not isinstance(model, ViT):
         return 4 * largest  # Input and output of a convolution, and their gradients.
-    size, T = model.size, num_tokens(model)
-    is_widened = widened and model.config.dtype == "bfloat16"
-    width = 4 if is_widened and IS_BEFORE_0_11 else jnp.dtype(model.config.dtype).itemsize
-    remat = config.model.remat
+    working = num_views(config, model) * _layer_bytes(
+        model.config, model.size, num_tokens(model), tensor, widened
+    )
+    if isinstance(model, MaeViT):
+        T, size = model.num_prefix_tokens + math.prod(model.grid), size_of(model.decoder)
+        working = max(working, _layer_bytes(model.decoder, size, T, tensor, widened))
+    return working
+
+
+def _layer_bytes(config: Model, size: Size, T: int, tensor: int, widened: bool) -> float:
+    """Returns the bytes per image of additional arrays in the backward pass of a layer."""
+    is_widened = widened and config.dtype == "bfloat16"
+    width = 4 if is_widened and IS_BEFORE_0_11 else jnp.dtype(config.dtype).itemsize
+    remat = config.remat
     D, M, scores = (COPIES_ON_CPU if is_widened else COPIES)[remat]
-    M += _mlp_copies(model.config, (MLP_COPIES_ON_CPU if is_widened else MLP_COPIES)[remat])
-    if model.config.dropout:
+    M += _mlp_copies(config, (MLP_COPIES_ON_CPU if is_widened else MLP_COPIES)[remat])
+    if config.dropout:
         times = 4 / width if is_widened else 1  # XLA on a CPU stores noise in four bytes.
         D, M = (copies + times * more for copies, more in zip((D, M), DROPOUT_COPIES[remat]))
-    attention = 0 if model.config.kernels == "cudnn" else scores * size.num_heads * T
+    attention = 0 if config.kernels == "cudnn" else scores * size.num_heads * T
     return T * width * (D * size.hidden_size + (M * size.mlp_size + attention) / tensor)
 
 

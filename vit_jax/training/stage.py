@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 
@@ -12,7 +12,6 @@ from vit_jax.config.schema import Config, Init
 from vit_jax.config.validate import import_user_code
 from vit_jax.data.labels import match_classes, relabelled, same_form
 from vit_jax.data.overview import describe_splits
-from vit_jax.data.preprocess import TrainRecipe
 from vit_jax.data.sketch import count_removed, make_sketch
 from vit_jax.data.sources import Source, find_kind, open_both, open_split
 from vit_jax.data.step_checks import check_user_steps
@@ -59,7 +58,7 @@ class Stage:
     fewshot_sources: dict[str, tuple[Source, Source]]  # Name -> training and test source.
     model: ViT
     mesh: jax.sharding.Mesh
-    train_recipe: TrainRecipe
+    train_recipe: Callable  # Image and generator -> the columns of a training example.
     total_steps: int
     start_from: load.LazyWeights | None
     plan: adapt.AdaptPlan | None
@@ -144,7 +143,7 @@ def prepare_stage(
     model = task_registry.build_model(config, num_classes=1)
     with errors_of_user_objects(config):
         config, note = auto.with_accumulate(config, model, mesh)
-    train_recipe = TrainRecipe(config.data, model.image_size)
+    train_recipe = task_registry.make_train_recipe(config, model)
     check_user_steps(config.data.augment, model.image_size)
     wanted = (config.data, config.fewshot)
     alike = (e for e in earlier.values() if (e.config.data, e.config.fewshot) == wanted)

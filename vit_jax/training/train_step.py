@@ -12,6 +12,8 @@ from vit_jax.distributed import mesh as mesh_lib
 from vit_jax.models import trees
 from vit_jax.training.optimizer import gradient_params, make_optimizer
 
+TEACHER = 2**32 - 1  # Folded into the key of the teacher; the numbers of micro-batches are below.
+
 
 @flax.struct.dataclass
 class TrainState:
@@ -21,6 +23,7 @@ class TrainState:
     params: dict
     opt_state: optax.OptState
     ema: dict | None  # Averaged parameters (Table 2), or None.
+    task: dict | None = None  # State of the task, such as centres, or None.
 
     @property
     def eval_params(self) -> dict:
@@ -28,13 +31,22 @@ class TrainState:
         return self.params if self.ema is None else self.ema
 
 
-def make_abstract_state(init: Callable, config: Optimizer, mesh) -> TrainState:
+def no_task_state() -> None:
+    """The state of a task that has none."""
+
+
+def make_abstract_state(
+    init: Callable, config: Optimizer, mesh, init_task_state: Callable = no_task_state
+) -> TrainState:
     """Returns shapes, dtypes and shardings of the state; allocates no memory.
 
     Args:
       init: key -> params.
+      init_task_state: () -> state of the task at step 0.
     """
-    shapes = jax.eval_shape(lambda: _initial_state(init(jax.random.key(0)), config))
+    shapes = jax.eval_shape(
+        lambda: _initial_state(init(jax.random.key(0)), config, init_task_state)
+    )
     shardings = mesh_lib.tree_shardings(shapes, mesh)
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
@@ -43,7 +55,12 @@ def make_abstract_state(init: Callable, config: Optimizer, mesh) -> TrainState:
     )
 
 
-def make_init_state(init: Callable, config: Optimizer, abstract_state: TrainState) -> Callable:
+def make_init_state(
+    init: Callable,
+    config: Optimizer,
+    abstract_state: TrainState,
+    init_task_state: Callable = no_task_state,
+) -> Callable:
     """Returns `init_state(key, params=None) -> TrainState`: the state at step 0, sharded.
 
     Given `params` replace those of `init`, and their memory is reused. Those that are not given
@@ -53,12 +70,14 @@ def make_init_state(init: Callable, config: Optimizer, abstract_state: TrainStat
     # This program runs once: on a CPU, its second level of optimisation saves more than it costs.
     is_on_cpu = jax.default_backend() == "cpu"
     from_key = jax.jit(
-        lambda key: _initial_state(init(key), config),
+        lambda key: _initial_state(init(key), config, init_task_state),
         out_shardings=shardings,
         compiler_options={"xla_backend_optimization_level": 2} if is_on_cpu else None,
     )
     from_params = jax.jit(
-        lambda params: _initial_state(params, config), out_shardings=shardings, donate_argnums=0
+        lambda params: _initial_state(params, config, init_task_state),
+        out_shardings=shardings,
+        donate_argnums=0,
     )
 
     def init_state(key: jax.Array, params=None) -> TrainState:
@@ -75,12 +94,13 @@ def make_init_state(init: Callable, config: Optimizer, abstract_state: TrainStat
     return init_state
 
 
-def _initial_state(params, config: Optimizer) -> TrainState:
+def _initial_state(params, config: Optimizer, init_task_state: Callable) -> TrainState:
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         opt_state=make_optimizer(config, 0.0).init(params),
         ema=None if config.ema is None else jax.tree.map(jnp.copy, params),
+        task=init_task_state(),
     )
 
 
@@ -147,6 +167,7 @@ def make_train_step(
     batch_sharding,
     *,
     accumulate: int = 1,
+    teacher_targets: Callable | None = None,
 ) -> Callable:
     """Returns `step(state, batch, key, hyperparams) -> (state, metrics)`, jitted; state is donated.
 
@@ -154,46 +175,49 @@ def make_train_step(
       loss_fn: (params, batch, key) -> (loss, metrics), all scalars.
       config: fields with `is_traced` are not used; the step takes their values as `hyperparams`.
       accumulate: micro-batches per step.
+      teacher_targets: as in `tasks.registry.Objective`; None for a task without a teacher.
 
     Arguments of `step`:
       key: the same at every step; dropout gets `fold_in(key, step)`, so that a resumed run draws
         the same noise.
-      hyperparams: scalars `lr`, the learning rate, and for SAM its radius `rho`. They are
-        arguments, so runs that differ in learning rate or length share a program.
+      hyperparams: scalars of `schedules.make_hyperparams`. They are arguments, so runs that differ
+        in learning rate or length share a program.
 
-    A step with a non-finite loss or gradient leaves parameters and optimizer state unchanged, so
-    that no checkpoint contains such values.
+    A step with a non-finite loss or gradient leaves parameters, optimizer state and task state
+    unchanged, so that no checkpoint contains such values.
     """
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state)
     gradient = make_gradient(loss_fn, accumulate, batch_sharding)
 
     def train_step(state: TrainState, batch: dict, key: jax.Array, hyperparams: dict):
         key = jax.random.fold_in(key, state.step)
+        columns, task, teacher_metrics = {}, state.task, {}
+        if teacher_targets is not None:
+            teacher_key = jax.random.fold_in(key, TEACHER)
+            columns, task, teacher_metrics = teacher_targets(
+                state.eval_params, state.task, batch, state.step, teacher_key
+            )
+            columns = jax.lax.with_sharding_constraint(columns, batch_sharding)
         step_gradient = gradient
         if "rho" in hyperparams:
             step_gradient = make_sharp_gradient(gradient, hyperparams["rho"], config.gsam_alpha)
         points = gradient_params(state.opt_state, state.params)
-        (loss, metrics), grads = step_gradient(points, batch, key)
+        (loss, metrics), grads = step_gradient(points, batch | columns, key)
         grad_norm = optax.tree.norm(grads)
-        tx = make_optimizer(config, hyperparams["lr"])
+        tx = make_optimizer(config, hyperparams["lr"], hyperparams.get("weight_decay"))
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        ema = state.ema and optax.incremental_update(params, state.ema, 1 - config.ema)
+        ema = state.ema and _average(state.ema, params, config, hyperparams)
         # The norm squares the gradients, so a finite norm cannot overflow a second moment.
         is_finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-        params, opt_state, ema = jax.tree.map(
-            # Counts always increase, so that the schedule stays at the logged step.
-            lambda new, old: new if new.dtype == jnp.int32 else jnp.where(is_finite, new, old),
-            (params, opt_state, ema),
-            (state.params, state.opt_state, state.ema),
-        )
         scalars = {
             "loss": loss,
             "grad_norm": grad_norm,
             "lr": hyperparams["lr"],
             "skipped": 1.0 - is_finite,
         }
-        return TrainState(state.step + 1, params, opt_state, ema), metrics | scalars
+        new = TrainState(state.step + 1, params, opt_state, ema, task)
+        return _skip_unless(is_finite, new, state), teacher_metrics | metrics | scalars
 
     return jax.jit(
         train_step,
@@ -201,3 +225,20 @@ def make_train_step(
         in_shardings=(shardings, batch_sharding, None, None),
         out_shardings=(shardings, None),
     )
+
+
+def _average(ema, params, config: Optimizer, hyperparams: dict):
+    """Returns the averaged parameters after a step; their decay may change with the step."""
+    step_size = hyperparams["ema_step"] if "ema_step" in hyperparams else 1 - config.ema
+    return optax.incremental_update(params, ema, step_size)
+
+
+def _skip_unless(is_finite: jax.Array, new: TrainState, old: TrainState) -> TrainState:
+    """Returns the new state, or after a step that is skipped the old one with the new counts."""
+
+    def select(new: jax.Array, old: jax.Array) -> jax.Array:
+        return jnp.where(is_finite, new, old)
+
+    # Counts always increase, so that the schedule stays at the logged step.
+    state = jax.tree.map(lambda a, b: a if a.dtype == jnp.int32 else select(a, b), new, old)
+    return state.replace(task=jax.tree.map(select, new.task, old.task))
