@@ -8,6 +8,7 @@ the time until its first step belong to this case alone.
 """
 
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -19,6 +20,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from vit_jax import config as config_lib
 from vit_jax.atomic_io import to_json
@@ -105,7 +107,7 @@ def _training(config: Config) -> tuple[Callable[[], jax.Array], int]:
     hyperparams = schedules.make_hyperparams(config.optimizer, config.steps)(0)
     init_key, batch_key, key = jax.random.split(jax.random.key(config.seed), 3)
     state = parts.init_state(init_key)
-    batch = _random_batch(config, parts.batch_sharding, batch_key)
+    batch = _random_batch(config, model, parts.batch_sharding, batch_key)
 
     def step() -> jax.Array:
         nonlocal state
@@ -124,7 +126,7 @@ def _inference(config: Config) -> tuple[Callable[[], jax.Array], int]:
     shapes = jax.eval_shape(init, init_key)
     shardings = mesh_lib.tree_shardings(shapes, mesh)
     params = jax.jit(init, out_shardings=shardings)(init_key)
-    images = _random_batch(config, mesh_lib.batch_sharding(mesh), batch_key)["image"]
+    images = _random_images(config, mesh_lib.batch_sharding(mesh), batch_key)
     forward = jax.jit(lambda params, images: model.apply({"params": params}, images))
 
     def step() -> jax.Array:
@@ -137,17 +139,27 @@ def _inference(config: Config) -> tuple[Callable[[], jax.Array], int]:
 MAKE_STEP = {"training": _training, "inference": _inference}
 
 
-def _random_batch(config: Config, sharding, key: jax.Array) -> dict:
-    """Returns a batch of random images and labels, created on the devices."""
-    size, (height, width) = config.batch_size, config.data.size
+def _random_batch(config: Config, model, sharding, key: jax.Array) -> dict:
+    """Returns a training batch of random images and labels, created on the devices."""
+    size, columns = config.batch_size, task_registry.train_columns(config, model)
+
+    def draw_column(key: jax.Array, shape: tuple[int, ...], dtype) -> jax.Array:
+        if np.issubdtype(dtype, np.bool_):
+            return jax.random.bernoulli(key, shape=(size, *shape))
+        return jax.random.uniform(key, (size, *shape), minval=-1.0, maxval=1.0)
 
     def draw(key: jax.Array) -> dict:
-        return {
-            "image": jax.random.uniform(key, (size, height, width, 3), minval=-1.0, maxval=1.0),
-            "label": jax.random.randint(key, (size,), 0, config.data.num_classes),
-            "mask": jnp.ones((size,)),
-        }
+        drawn = {name: draw_column(key, *form) for name, form in columns.items()}
+        label = jax.random.randint(key, (size,), 0, config.data.num_classes)
+        return drawn | {"label": label, "mask": jnp.ones((size,))}
 
+    return jax.jit(draw, out_shardings=sharding)(key)
+
+
+def _random_images(config: Config, sharding, key: jax.Array) -> jax.Array:
+    """Returns random images B H W 3, created on the devices."""
+    shape = (config.batch_size, *config.data.size, 3)
+    draw = functools.partial(jax.random.uniform, shape=shape, minval=-1.0, maxval=1.0)
     return jax.jit(draw, out_shardings=sharding)(key)
 
 

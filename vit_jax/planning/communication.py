@@ -83,6 +83,7 @@ def expected_collectives(
     remat: str = "none",
     accumulate: int = 1,
     gradients_per_step: int = 1,
+    teacher_activation_bytes: float | None = None,
 ) -> list[Collective]:
     """Returns the collectives that a training step needs in theory.
 
@@ -99,6 +100,8 @@ def expected_collectives(
       remat: config.model.remat.
       accumulate: number of micro-batches in a step.
       gradients_per_step: gradients computed of every micro-batch; 2 for SAM.
+      teacher_activation_bytes: the same as `activation_bytes` for a teacher, which has the
+        parameters' shapes and computes targets of the whole batch; None for no teacher.
     """
     leaves = list(trees.flatten(params).values())
     mesh = leaves[0].sharding.mesh.shape
@@ -120,8 +123,12 @@ def expected_collectives(
         Collective("all-reduce", tensor, 1, sums_per_layer * num_layers * activation_bytes),
     ]
     num_gradients = accumulate * gradients_per_step
-    return [
-        dataclasses.replace(each, num_bytes=num_gradients * each.num_bytes)
-        for each in per_gradient
-        if each.group_size > 1 and each.num_bytes
+    collectives = [
+        dataclasses.replace(each, num_bytes=num_gradients * each.num_bytes) for each in per_gradient
     ]
+    if teacher_activation_bytes is not None:
+        collectives += [
+            Collective("all-gather", fsdp, tensor, sharded),
+            Collective("all-reduce", tensor, 1, 2 * num_layers * teacher_activation_bytes),
+        ]
+    return [each for each in collectives if each.group_size > 1 and each.num_bytes]

@@ -69,20 +69,23 @@ class Scenario:
     def collectives(self) -> list[Collective]:
         """Returns the collectives of a training step in theory."""
         config, model = self.config, self.model
-        num_layers, activation_bytes = 0, 0.0
+        num_layers, activation_bytes = 0, 0.0  # Of the batch of one device.
         if isinstance(model, ViT):
             num_layers = model.size.num_layers
             width = model.size.hidden_size * jnp.dtype(model.config.dtype).itemsize
-            shards = mesh_lib.num_batch_shards(self.mesh)
-            examples = config.batch_size / shards / config.accumulate
-            activation_bytes = examples * memory.num_tokens(model) * width
+            images = config.batch_size * memory.num_views(config, model)
+            tokens = images / mesh_lib.num_batch_shards(self.mesh) * memory.num_tokens(model)
+            activation_bytes = tokens * width
+        objective = task_registry.make_task(config.task, model)
+        has_teacher = task_registry.teacher_targets_of(objective) is not None
         return expected_collectives(
             memory.cast_layer_kernels(model, self.state.params),
             num_layers=num_layers,
-            activation_bytes=activation_bytes,
+            activation_bytes=activation_bytes / config.accumulate,
             remat=config.model.remat,
             accumulate=config.accumulate,
             gradients_per_step=self.num_gradients,
+            teacher_activation_bytes=activation_bytes if has_teacher else None,
         )
 
     def flops(self) -> int:
