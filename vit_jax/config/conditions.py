@@ -107,6 +107,16 @@ CONDITIONS = (
         "data.fast_crop", lambda c: _reads(c.data, "dir") or c.data.mix, "a data.source with files"
     ),
     Condition(
+        "data.second_augment data.local_crops",
+        lambda c: _is(c.task.name, "dino"),
+        "task.name='dino'",
+    ),
+    Condition(
+        "data.local_size data.local_augment",
+        lambda c: bool(c.data.local_crops),
+        "data.local_crops above 0",
+    ),
+    Condition(
         "data.mixup_shift",
         lambda c: bool(c.data.mixup or c.data.cutmix),
         "data.mixup or data.cutmix",

@@ -16,12 +16,15 @@ class Data:
 
     source: str = field(
         "fake",
-        "Kind of data set; 'prepared' reads a folder that the command `prepare` wrote, 'vtab' the "
-        "task `dataset` of VTAB-1k (Table 9).",
+        "Kind of data set; 'images' reads images without classes, 'prepared' a folder that the "
+        "command `prepare` wrote, 'vtab' the task `dataset` of VTAB-1k (Table 9).",
         table="vit_jax.data.sources:SOURCES",
     )
     dir: str = field(
-        "", "Image folder, CSV list, prepared folder, or data folder of TFDS.", is_path=True
+        "",
+        "Image folder, CSV list, tar file or list of images, prepared folder, or data folder of "
+        "TFDS.",
+        is_path=True,
     )
     dataset: str = field("", "TFDS name, such as cifar10 or my_set:1.0.0.")
     mix: tuple[tuple[str, int], ...] = field(
@@ -79,6 +82,25 @@ class Data:
         "Augmentation of training images: a crop, then steps in order, such as "
         "`inception_crop(0.08)|flip|randaug(2,10)|erase(0.25)`. A step is a row of "
         "`vit_jax/data/augment.py` or `package.module:name`, with arguments.",
+        parser="vit_jax.data.augment:normalize",
+    )
+    second_augment: str = field(
+        "",
+        "Augmentation of the second of two global crops; '' for `augment`.",
+        parser="vit_jax.data.augment:normalize",
+    )
+    local_crops: int = field(
+        0,
+        "Number of local crops of an image, beside the two global ones (DINO, arXiv:2104.14294).",
+        least=0,
+        most=2**6,
+    )
+    local_size: int | tuple[int, int] = field(
+        96, "Side of a local crop in pixels, or (height, width).", least=1, most=2**13
+    )
+    local_augment: str = field(
+        "random_resized_crop(0.05,0.4)|flip",
+        "Augmentation of local crops.",
         parser="vit_jax.data.augment:normalize",
     )
     fast_crop: bool = field(
@@ -144,5 +166,13 @@ class Data:
     @property
     def size(self) -> tuple[int, int]:
         """Height and width of `image_size`."""
-        sides = self.image_size
-        return (sides, sides) if isinstance(sides, int) else sides
+        return _sides(self.image_size)
+
+    @property
+    def local_sides(self) -> tuple[int, int]:
+        """Height and width of `local_size`."""
+        return _sides(self.local_size)
+
+
+def _sides(size: int | tuple[int, int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else size

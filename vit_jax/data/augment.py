@@ -16,11 +16,19 @@ from collections.abc import Callable
 from typing import Annotated, ClassVar, NamedTuple, Protocol
 
 import numpy as np
-from PIL import Image, ImageEnhance, ImageFilter, ImageOps
+from PIL import Image
 
 from vit_jax.config import registry
 from vit_jax.config.fields import bounds
+from vit_jax.config.schema import Data
 from vit_jax.config.values import check_kwargs
+from vit_jax.data.color_steps import (
+    ColorJitter,
+    GaussianBlur,
+    Grayscale,
+    Solarize,
+    ThreeAugment,
+)
 from vit_jax.data.crops import (
     AlgoPerfCrop,
     Crop,
@@ -38,6 +46,8 @@ from vit_jax.data.randaugment import (
 from vit_jax.errors import ConfigError, one_line
 
 FIELD = "config.data.augment"
+SECOND_FIELD = "config.data.second_augment"
+LOCAL_FIELD = "config.data.local_augment"
 PIXEL_MEAN = np.array([0.485, 0.456, 0.406])  # ImageNet's, of RGB in [0, 1].
 PIXEL_STD = np.array([0.229, 0.224, 0.225])
 
@@ -72,69 +82,6 @@ def mirror(image: np.ndarray) -> np.ndarray:
     for channel in range(3):  # Several times as fast as all channels at once.
         mirrored[..., channel] = image[:, ::-1, channel]
     return mirrored
-
-
-@dataclasses.dataclass(frozen=True)
-class ThreeAugment:
-    """Converts to grey, solarises from 128 on, or blurs with a radius of 0.1 to 2, at random.
-
-    From DeiT III (arXiv:2204.07118). Draws which of the three, and the radius of a blur.
-    """
-
-    def __call__(self, image: np.ndarray, random: np.random.Generator) -> np.ndarray:
-        picture = Image.fromarray(image)
-        match random.integers(3):
-            case 0:
-                picture = picture.convert("L").convert("RGB")
-            case 1:
-                picture = ImageOps.solarize(picture, 128)
-            case 2:
-                picture = picture.filter(ImageFilter.GaussianBlur(random.uniform(0.1, 2)))
-        return np.asarray(picture)
-
-
-@dataclasses.dataclass(frozen=True)
-class ColorJitter:
-    """Changes brightness, contrast and saturation by factors of 1 +- their strength, and the hue.
-
-    As in torchvision. Draws the order of the changes, the three factors, and the shift if `hue` is
-    not 0.
-
-    Args:
-      brightness, contrast, saturation: the strengths; None for that of brightness.
-      hue: largest shift of the hue, to either side, as a fraction of the colour circle.
-    """
-
-    brightness: Annotated[float, bounds(least=0, most=1)]
-    contrast: Annotated[float | None, bounds(least=0, most=1)] = None
-    saturation: Annotated[float | None, bounds(least=0, most=1)] = None
-    hue: Annotated[float, bounds(least=0, most=0.5)] = 0.0
-
-    def __call__(self, image: np.ndarray, random: np.random.Generator) -> np.ndarray:
-        picture = Image.fromarray(image)
-        enhancers = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
-        strengths = np.array(
-            [
-                self.brightness if strength is None else strength
-                for strength in (self.brightness, self.contrast, self.saturation)
-            ]
-        )
-        order = random.permutation(4 if self.hue else 3)
-        factors = random.uniform(1 - strengths, 1 + strengths)
-        shift = random.uniform(-self.hue, self.hue) if self.hue else 0.0
-        for i in order:
-            if i < 3:
-                picture = enhancers[i](picture).enhance(factors[i])
-            else:
-                picture = _shift_hue(picture, shift)
-        return np.asarray(picture)
-
-
-def _shift_hue(picture: Image.Image, shift: float) -> Image.Image:
-    """Returns the picture with its hue shifted by a fraction of the colour circle."""
-    hue, saturation, value = picture.convert("HSV").split()
-    hue = Image.fromarray(np.asarray(hue) + np.uint8(int(shift * 255) % 256))  # Wraps around.
-    return Image.merge("HSV", (hue, saturation, value)).convert("RGB")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,6 +162,9 @@ AUGMENTATIONS: dict[str, Callable[..., Crop | Step]] = {
     "randaug_algoperf": AlgoPerfRandAugment,
     "three_augment": ThreeAugment,
     "color_jitter": ColorJitter,
+    "grayscale": Grayscale,
+    "solarize": Solarize,
+    "gaussian_blur": GaussianBlur,
     "affine": Affine,
     "erase": Erase,
 }
@@ -248,6 +198,18 @@ def normalize(text: str, where: str = FIELD) -> str:
     if not user_steps(text):
         _ordered(calls, where)
     return "|".join(map(str, calls))
+
+
+def augmentations(data: Data) -> dict[str, str]:
+    """Returns the augmentation of the first and the second global crop, and of local crops.
+
+    The keys are the fields, for messages.
+    """
+    return {
+        FIELD: data.augment,
+        SECOND_FIELD: data.second_augment or data.augment,
+        LOCAL_FIELD: data.local_augment,
+    }
 
 
 def pixels_of(step: Step) -> str:

@@ -5,6 +5,7 @@ The published weights take (x - 127.5) / 127.5, without ImageNet's mean and devi
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
@@ -17,6 +18,7 @@ from vit_jax.errors import ConfigError
 
 PILLOWS = {"antialias": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 POSITIONS = ((0.5, 0.5), (0, 0), (0, 1), (1, 0), (1, 1))  # The centre, then the corners.
+Columns = dict[str, tuple[tuple[int, ...], np.dtype]]  # Column of a batch -> shape and dtype.
 
 
 def resize(image: Pixels, size: Size, resample: str) -> np.ndarray:
@@ -168,6 +170,46 @@ def _render(
     return np.asarray(_cut(image, view.window))
 
 
+def crop_image(
+    image: Encoded | np.ndarray,
+    crops: Sequence[tuple[augment.Crop, Size]],
+    data: Data,
+    random: np.random.Generator,
+) -> list[np.ndarray]:
+    """Returns one crop h w 3 of an image for each pair of crop and size, drawn in their order.
+
+    The image is decoded once. With `data.fast_crop`, a JPEG is decoded at the smallest size that
+    suits all crops, and OpenCV's bilinear is rounded to whole values.
+    """
+    decoder, resample, limit = data.decoder, data.resample, data.max_megapixels
+    if not data.fast_crop:
+        pixels = decode.read(image, decoder, max_megapixels=limit)
+        views = [crop.view(_size(pixels), size, random) for crop, size in crops]
+        return [_render(pixels, view, resample, decoder) for view in views]
+    old = decode.size_of(image, decoder, limit)
+    views = [crop.view(old, size, random) for crop, size in crops]
+    factor = min(view.shrink() for view in views)
+    pixels = decode.read(image, decoder, factor, limit)
+    if _size(pixels) != old:  # Only a JPEG is decoded smaller.
+        views = [view.of_smaller(factor) for view in views]
+    return [_render(pixels, view, resample, decoder, is_rounded=True) for view in views]
+
+
+def apply_steps(
+    pixels: np.ndarray, steps: augment.Augmentation, random: np.random.Generator
+) -> np.ndarray:
+    """Returns a crop h w 3 after the other steps of an augmentation, float32 in [-1, 1]."""
+    for step in steps.uint8_steps:
+        if augment.pixels_of(step) == "uint8" and pixels.dtype != np.uint8:
+            # Published numbers have fractions cut off before augmentation.
+            pixels = np.clip(pixels, 0, 255).astype(np.uint8)
+        pixels = step(pixels, random)
+    pixels = to_unit_range(pixels)
+    for step in steps.float_steps:
+        pixels = step(pixels, random)
+    return pixels
+
+
 @dataclasses.dataclass(frozen=True)
 class TrainRecipe:
     """Turns images into training examples: (image, generator) -> h w 3 float32 in [-1, 1].
@@ -186,32 +228,15 @@ class TrainRecipe:
         augment.parse(self.data.augment)
         decode.check_decoder(self.data.decoder)
 
+    @property
+    def columns(self) -> Columns:
+        """Shape and dtype of what the recipe gives a training batch for an example."""
+        return {"image": ((*self.size, 3), np.dtype(np.float32))}
+
     def __call__(self, image: Encoded | np.ndarray, random: np.random.Generator) -> np.ndarray:
         steps = augment.parse(self.data.augment)
-        pixels = self._crop(image, steps.crop, random)
-        for step in steps.uint8_steps:
-            if augment.pixels_of(step) == "uint8" and pixels.dtype != np.uint8:
-                # Published numbers have fractions cut off before augmentation.
-                pixels = np.clip(pixels, 0, 255).astype(np.uint8)
-            pixels = step(pixels, random)
-        pixels = to_unit_range(pixels)
-        for step in steps.float_steps:
-            pixels = step(pixels, random)
-        return pixels
-
-    def _crop(self, image: Encoded | np.ndarray, crop: augment.Crop, random) -> np.ndarray:
-        decoder, resample, limit = self.data.decoder, self.data.resample, self.data.max_megapixels
-        if not self.data.fast_crop:
-            pixels = decode.read(image, decoder, max_megapixels=limit)
-            view = crop.view(_size(pixels), self.size, random)
-            return _render(pixels, view, resample, decoder)
-        size = decode.size_of(image, decoder, limit)
-        view = crop.view(size, self.size, random)
-        factor = view.shrink()
-        pixels = decode.read(image, decoder, factor, limit)
-        if _size(pixels) != size:  # Only a JPEG is decoded smaller.
-            view = view.of_smaller(factor)
-        return _render(pixels, view, resample, decoder, is_rounded=True)
+        (pixels,) = crop_image(image, [(steps.crop, self.size)], self.data, random)
+        return apply_steps(pixels, steps, random)
 
 
 @dataclasses.dataclass(frozen=True)

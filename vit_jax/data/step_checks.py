@@ -1,8 +1,18 @@
-"""Checks of user-defined steps of `config.data.augment`, on one image before a run starts."""
+"""Checks of user-defined steps of augmentation, on one image before a run starts."""
 
 import numpy as np
 
-from vit_jax.data.augment import FIELD, Crop, Step, parse, pixels_of, user_steps
+from vit_jax.config.schema import Data
+from vit_jax.data.augment import (
+    FIELD,
+    LOCAL_FIELD,
+    Crop,
+    Step,
+    augmentations,
+    parse,
+    pixels_of,
+    user_steps,
+)
 from vit_jax.data.preprocess import to_unit_range
 from vit_jax.data.view import Size
 from vit_jax.errors import ConfigError, form, raised
@@ -11,20 +21,30 @@ SEEDS = range(4)  # A step can depend on its random numbers.
 DTYPES = {"uint8": ("uint8",), "float32": ("float32",), "any": ("uint8", "float32")}
 
 
-def check_user_steps(text: str, size: Size) -> None:
+def check_augmentations(data: Data, size: Size) -> None:
+    """Checks the user-defined steps of all augmentations of a config, as `check_user_steps`.
+
+    Args:
+      size: of a training image; that of local crops is in `data`.
+    """
+    for field, text in augmentations(data).items():
+        check_user_steps(text, data.local_sides if field == LOCAL_FIELD else size, field)
+
+
+def check_user_steps(text: str, size: Size, field: str = FIELD) -> None:
     """Applies each user-defined step of an augmentation string to an image of a size.
 
     Raises ConfigError for a step that raises an error, returns another shape or dtype, changes
     its input, or does not repeat its result for the same state of the generator.
     """
-    crop, uint8_steps, float_steps = parse(text)
+    crop, uint8_steps, float_steps = parse(text, field)
     for name, step in zip(map(str.strip, text.split("|")), (crop, *uint8_steps, *float_steps)):
         if name not in user_steps(text):
             continue
         if step is crop:
-            _check_crop(crop, size, f"{FIELD}: {name}")
+            _check_crop(crop, size, f"{field}: {name}")
         else:
-            _check_step(step, size, f"{FIELD}: {name}")
+            _check_step(step, size, f"{field}: {name}")
 
 
 def _check_crop(crop: Crop, size: Size, where: str) -> None:

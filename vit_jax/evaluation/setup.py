@@ -24,7 +24,11 @@ from vit_jax.weights.finite import require_finite_params
 
 OVERRIDABLE = ("data.", "batch_size")
 TRAINING_ONLY = tuple(
-    f"data.{name}" for name in ("augment", "repeats", "mixup", "cutmix", "mixup_shift", "fast_crop")
+    f"data.{name}"
+    for name in (
+        *("augment", "second_augment", "local_crops", "local_size", "local_augment"),
+        *("repeats", "mixup", "cutmix", "mixup_shift", "fast_crop"),
+    )
 )
 SUBSET = tuple(f"data.{name}" for name in ("per_class", "fraction", "count", "subset_seed"))
 DEV = "dev"  # The split that a run with `data.dev` is scored on.
