@@ -210,14 +210,15 @@ def make_train_step(
         ema = state.ema and _average(state.ema, params, config, hyperparams)
         # The norm squares the gradients, so a finite norm cannot overflow a second moment.
         is_finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        new = TrainState(state.step, params, opt_state, ema, task)
+        new = _skip_unless(is_finite, new, state)
         scalars = {
             "loss": loss,
             "grad_norm": grad_norm,
             "lr": hyperparams["lr"],
             "skipped": 1.0 - is_finite,
         }
-        new = TrainState(state.step + 1, params, opt_state, ema, task)
-        return _skip_unless(is_finite, new, state), teacher_metrics | metrics | scalars
+        return new.replace(step=state.step + 1), teacher_metrics | metrics | scalars
 
     return jax.jit(
         train_step,
