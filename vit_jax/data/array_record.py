@@ -16,7 +16,7 @@ from vit_jax.config import registry
 from vit_jax.config.schema import Data
 from vit_jax.data import class_folders, manifest
 from vit_jax.data.decode import Encoded
-from vit_jax.data.listing import no_such_folder
+from vit_jax.data.listing import describe_missing
 from vit_jax.errors import DataError, nearest, one_line
 
 CLASS_KEYS = ("pythonClassName", "python_class_name", "type")  # In features.json.
@@ -122,7 +122,7 @@ def open_prepared(data: Data, split: str) -> PreparedSource:
     if not dir or not folder.is_dir():
         unfinished = pathlib.Path(f"{dir.rstrip('/')}.partial").is_dir() if dir else False
         problem = "`prepare` has not finished it; run it again" if unfinished else None
-        raise DataError(f"data.dir={dir or '(empty)'}: {problem or no_such_folder(dir)}.")
+        raise DataError(f"data.dir={dir or '(empty)'}: {problem or describe_missing(dir)}.")
     if manifest.read_info(folder) is None:
         raise DataError(
             f"data.dir={dir}: `prepare` did not write this folder; use data.source=folder for "

@@ -9,6 +9,10 @@ OTHER_IMAGES = (
 )
 ARCHIVES = (".7z", ".bz2", ".gz", ".rar", ".tar", ".tbz2", ".tgz", ".txz", ".xz", ".zip", ".zst")
 DECODED = ("a JPEG", "a PNG", "a WebP")
+COMPRESSED = (
+    *("a gzip archive", "a bzip2 archive", "an xz archive", "a zstd archive", "a 7z archive"),
+    *("a ZIP archive", "a RAR archive"),
+)
 STARTS = (  # First bytes -> kind.
     (b"\xff\xd8\xff", "a JPEG"),
     (b"\x89PNG\r\n\x1a\n", "a PNG"),
@@ -27,6 +31,9 @@ STARTS = (  # First bytes -> kind.
     (b"%PDF", "a PDF"),
     (b"PK\x03\x04", "a ZIP archive"),
     (b"\x1f\x8b", "a gzip archive"),
+    (b"BZh", "a bzip2 archive"),
+    (b"\xfd7zXZ\0", "an xz archive"),
+    (b"(\xb5/\xfd", "a zstd archive"),
     (b"7z\xbc\xaf", "a 7z archive"),
     (b"Rar!", "a RAR archive"),
     (b"version https://git-lfs", "a Git LFS pointer; `git lfs pull` downloads the file"),

@@ -4,14 +4,14 @@ import dataclasses
 import os
 import pathlib
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
 from vit_jax.config.schema import Data
 from vit_jax.data import class_folders, manifest
 from vit_jax.data.decode import Encoded, UnreadableImage
-from vit_jax.data.listing import Listing, no_such_folder
+from vit_jax.data.listing import Listing, describe_missing
 from vit_jax.errors import DataError
 
 
@@ -103,11 +103,17 @@ def _notes(
 
 def _check_folder(folder: str) -> None:
     """Raises DataError if `data.dir` is not a folder that may contain class folders."""
-    where = f"data.dir={folder or '(empty)'}"
     if not os.path.isdir(folder):
-        raise DataError(f"{where}: {no_such_folder(folder)}.")
+        raise DataError(f"data.dir={folder or '(empty)'}: {describe_missing(folder)}.")
+    check_not_prepared(folder)
+
+
+def check_not_prepared(folder: str) -> None:
+    """Raises DataError for a folder that `prepare` wrote."""
     if manifest.read_info(pathlib.Path(folder)) is not None:
-        raise DataError(f"{where}: `prepare` wrote this folder; set data.source=prepared.")
+        raise DataError(
+            f"data.dir={folder}: `prepare` wrote this folder; set data.source=prepared."
+        )
 
 
 def share_files(
@@ -115,14 +121,21 @@ def share_files(
 ) -> dict[str, list[str]]:
     """Returns the files of each class that belong to 'train' or to 'val'.
 
-    A checksum of the file's name decides, so that it is the same on every machine. With a
-    `val_fraction` between 0 and 1, a class of two or more files has at least one in each split.
+    With a `val_fraction` between 0 and 1, a class of two or more files has at least one in each
+    split.
     """
-    return {name: _share(names, split, val_fraction) for name, names in files.items()}
+    return {name: share(names, split, val_fraction) for name, names in files.items()}
 
 
-def _share(files: list[str], split: str, val_fraction: float) -> list[str]:
-    ordered = sorted(files, key=lambda name: (zlib.crc32(os.fsencode(name)), name))
+def share(files: list, split: str, val_fraction: float, path_of: Callable = str) -> list:
+    """Returns the files that belong to 'train' or to 'val', sorted.
+
+    A checksum of the path decides, so that it is the same on every machine.
+
+    Args:
+      path_of: returns the path of a file.
+    """
+    ordered = sorted(files, key=lambda file: (zlib.crc32(os.fsencode(path_of(file))), file))
     if val_fraction in (0, 1):
         cut = len(files) * int(val_fraction)
     else:

@@ -24,6 +24,7 @@ SYSTEM_FOLDERS = {  # Hold copies of images that are not part of a data set.
 HIDDEN = "hidden"
 OTHER_FORMAT = "not JPEG, PNG or WebP"
 ARCHIVE = "archive, which `prepare` reads if it is a .tar"
+OTHER_ARCHIVE = "archive; decompress it to a .tar, or unpack it"
 NO_IMAGE = "no image suffix"
 MISSING_TARGET = "link to a missing file"
 LOOP = "link to a folder above it or to itself"
@@ -93,12 +94,12 @@ def suffix_of(path: str) -> str:
     return os.path.splitext(os.path.basename(path))[1].lower() or "without suffix"
 
 
-def no_such_folder(folder: str) -> str:
-    """Returns the error of a missing folder: the target of a link, and what a path starts from."""
-    is_relative = folder and not os.path.isabs(folder)
+def describe_missing(path: str, expected: str = "folder") -> str:
+    """Returns the error of a missing path: the target of a link, and what a path starts from."""
+    is_relative = path and not os.path.isabs(path)
     start = f" in {os.getcwd()}, the current folder" if is_relative else ""
-    link = f" (a link to {os.readlink(folder)})" if os.path.islink(folder) else ""
-    return f"no such folder{start}{link}"
+    link = f" (a link to {os.readlink(path)})" if os.path.islink(path) else ""
+    return f"no such {expected}{start}{link}"
 
 
 def is_hidden(name: str) -> bool:
@@ -111,7 +112,8 @@ class Listing:
 
     Attributes:
       source: path of a folder; with `reads_tar` also of a tar file.
-      reads_tar: tar files count as folders, and images have sizes.
+      reads_tar: tar files count as folders.
+      reads_sizes: image files have their size; else 0.
       skipped: files that are not images, or cannot be read.
       folders: paths of all folders, also of those without images; '' for the source itself.
       broken_links: paths of links to missing files or folders, without an image suffix.
@@ -119,6 +121,7 @@ class Listing:
 
     source: str
     reads_tar: bool = False
+    reads_sizes: bool = False
     skipped: Skipped = dataclasses.field(default_factory=Skipped)
     folders: set[str] = dataclasses.field(default_factory=set)
     broken_links: list[str] = dataclasses.field(default_factory=list)
@@ -138,6 +141,19 @@ class Listing:
                 )
             return self._in_tar(self.source, 0, None, "", self.source)
         return self._in_folder()
+
+    def named(self, path: str, container: str) -> Iterator[ImageFile]:
+        """Yields the image, or the images of the tar file, that a list of files names.
+
+        Args:
+          path: path in the list.
+          container: path on disk.
+        """
+        kind = self._kind_of_file(path)
+        if kind == "image":
+            yield ImageFile(path, container, 0, 0)
+        elif kind == "tar":
+            yield from self._in_tar(container, 0, None, f"{path[: -len(TAR)]}/", container)
 
     def remove_prefix(self, prefix: str) -> None:
         """Removes the start of all paths: a folder that contains everything."""
@@ -167,7 +183,7 @@ class Listing:
                 if kind == "folder":
                     todo.append((entry.path, f"{path}/", (*ancestors, identity)))
                 elif kind == "image":
-                    size = entry.stat().st_size if self.reads_tar else 0
+                    size = entry.stat().st_size if self.reads_sizes else 0
                     yield ImageFile(path, entry.path, 0, size)
                 elif kind == "tar":
                     inner = f"{path[: -len(TAR)]}/"
@@ -204,7 +220,8 @@ class Listing:
             return "image"
         if suffix == TAR and self.reads_tar:
             return "tar"
-        reason = ARCHIVE if suffix in file_kind.ARCHIVES else NO_IMAGE
+        archive = OTHER_ARCHIVE if self.reads_tar else ARCHIVE
+        reason = archive if suffix in file_kind.ARCHIVES else NO_IMAGE
         self.skipped.add(path, OTHER_FORMAT if suffix in file_kind.OTHER_IMAGES else reason)
         return None
 
@@ -238,7 +255,12 @@ class Listing:
                     if any(part.read(tarfile.BLOCKSIZE)):
                         raise DataError(f"{name}: damaged tar file (at byte {tar.offset:,}).")
             except tarfile.TarError as error:
-                raise DataError(f"{name}: damaged tar file ({error}).") from error
+                part.seek(0)
+                kind = file_kind.describe(part.read(tarfile.BLOCKSIZE))
+                problem = f"damaged tar file ({error})"
+                if kind in file_kind.COMPRESSED:
+                    problem = f"{kind}, not a tar file; decompress it first"
+                raise DataError(f"{name}: {problem}.") from error
 
     def _in_member(self, member, container, start, above, name, depth) -> Iterator[ImageFile]:
         parts = [part for part in member.name.split("/") if part not in ("", ".")]

@@ -12,7 +12,7 @@ def describe_splits(sources: Mapping[str, object]) -> list[str]:
     set. Splits that are not read are listed; a split that is not there is a part of 'train'.
     """
     counts = [
-        f"{split} {len(source):,} images, {len(source.classes):,} classes"
+        f"{split} {len(source):,} images, {_count_classes(source)}"
         for split, source in sources.items()
     ]
     lines, unread = [], {}
@@ -25,6 +25,10 @@ def describe_splits(sources: Mapping[str, object]) -> list[str]:
     rest = [f"{split} {count:,} images" for split, count in unread.items() if count]
     unused = f" (not used: {', '.join(rest)})" if rest else ""
     return [f"data: {'; '.join(counts)}{unused}", *lines]
+
+
+def _count_classes(source) -> str:
+    return f"{len(source.classes):,} classes" if source.classes else "no classes"
 
 
 def inner_sources(source) -> Iterator[object]:

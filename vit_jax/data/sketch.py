@@ -6,6 +6,7 @@ import zlib
 import numpy as np
 
 from vit_jax.data.image_folder import FolderSource
+from vit_jax.data.unlabeled import UnlabeledSource
 
 NUM_BUCKETS = 256
 
@@ -16,11 +17,12 @@ def make_sketch(source) -> list[list[int]] | None:
     A CRC-32 of class and file name is the checksum of an image, and selects its bucket. Returns
     None for data sets that are not image files, of which none can be removed.
     """
-    if not isinstance(source, FolderSource):
+    if not isinstance(source, FolderSource | UnlabeledSource):
         return None
     sketch = np.zeros((NUM_BUCKETS, 2), np.int64)
     for file, label in zip(source.files, source.labels):
-        checksum = zlib.crc32(os.fsencode(f"{source.classes[label]}\0{file}"))
+        title = source.classes[label] if source.classes else ""
+        checksum = zlib.crc32(os.fsencode(f"{title}\0{file}"))
         sketch[checksum % NUM_BUCKETS] += (1, checksum)
     return sketch.tolist()
 

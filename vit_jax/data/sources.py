@@ -17,6 +17,7 @@ from vit_jax.data.array_record import open_prepared, open_tfds
 from vit_jax.data.csv_lists import open_csv
 from vit_jax.data.image_folder import open_folder
 from vit_jax.data.mixture import mix
+from vit_jax.data.unlabeled import open_images
 from vit_jax.data.vtab import open_vtab
 from vit_jax.errors import DataError, VitJaxError, one_line
 
@@ -27,7 +28,8 @@ class Source(Protocol):
     A source whose images have several right labels also has `label_sets`, N tuples of labels.
 
     Attributes:
-      classes: class names in the order of the labels, the same for all splits.
+      classes: class names in the order of the labels, the same for all splits; () if the data set
+        has no classes, whose labels are -1.
       labels: N int64, without reading images.
     """
 
@@ -73,12 +75,14 @@ class SourceKind:
         no effect.
       dev_splits: splits for training and for scoring that the data set prescribes for the choice
         of hyperparameters: config.data.dev uses them, and config.data.mix is an error.
+      has_classes: False if no data set of the kind has classes.
     """
 
     open: Opener
     named_by: str = "dir"
     reads: tuple[str, ...] = ("dir", "dataset", "val_fraction", "num_classes", "num_examples")
     dev_splits: tuple[str, str] | None = None
+    has_classes: bool = True
 
     @property
     def can_mix(self) -> bool:
@@ -186,6 +190,7 @@ SOURCES = registry.Table(
         "digits": SourceKind(functools.partial(open_packaged, packaged.digits), "", ()),
         "folder": SourceKind(open_folder, reads=("dir", "val_fraction")),
         "csv": SourceKind(open_csv, reads=("dir", "val_fraction")),
+        "images": SourceKind(open_images, reads=("dir", "val_fraction"), has_classes=False),
         "prepared": SourceKind(open_prepared, reads=("dir", "val_fraction")),
         "tfds": SourceKind(open_tfds, "dataset", ("dir", "dataset")),
         "vtab": SourceKind(open_vtab, "dataset", ("dir", "dataset"), ("train800", "val200")),
@@ -213,6 +218,21 @@ def open_split(data: Data, split: str) -> Source:
             raise
         reason = f"{type(error).__name__}: {one_line(error)}"
         raise DataError(f"data.source={data.source!r} cannot open {split!r}: {reason}") from error
+
+
+def check_classes(source: Source, data: Data, purpose: str) -> None:
+    """Raises DataError for a data set without classes.
+
+    Args:
+      purpose: what needs classes.
+    """
+    if source.classes:
+        return
+    labelled = ", ".join(name for name, kind in SOURCES.items() if kind.has_classes)
+    raise DataError(
+        f"data.source={data.source} has no classes, which {purpose} needs; use a data.source with "
+        f"classes ({labelled}). Tasks such as task.name='mae' and the command `features` need none."
+    )
 
 
 def open_training(data: Data) -> Source:

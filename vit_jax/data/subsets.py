@@ -73,6 +73,11 @@ def split_off_dev(source, data: Data) -> tuple:
 
 def _first_of_each_class(source, order: np.ndarray, count: int) -> np.ndarray:
     """Returns the first `count` indices of each class in `order`."""
+    if not source.classes:
+        raise DataError(
+            f"data.per_class is {count}, but the data has no classes; use data.count or "
+            "data.fraction."
+        )
     labels = source.labels[order]
     sizes = np.bincount(labels, minlength=len(source.classes))
     if sizes.min() < count:

@@ -10,6 +10,7 @@ from vit_jax.checkpoints import workdir
 from vit_jax.config.fields import expand_home
 from vit_jax.data import labels as labels_lib
 from vit_jax.data.overview import describe_splits
+from vit_jax.data.sources import check_classes
 from vit_jax.distributed.progress import Progress
 from vit_jax.errors import DataError
 from vit_jax.evaluation import accuracy, scoring, setup
@@ -109,6 +110,7 @@ def score_split(
     loaded.require_head()
     split = prepared.split()
     source = prepared.open_scored(split)
+    check_classes(source, prepared.config.data, "accuracy")
     for line in describe_splits({split: source}):
         print_line(line)
     relabelled = _with_model_labels(source, loaded, class_map)

@@ -150,7 +150,7 @@ def _write_npz(path: pathlib.Path, batches: Iterator[dict], source, dtype, about
         labels.append(batch["label"])
         names += [source.name(int(i)) for i in batch["index"]]
     stacked = np.concatenate(features)
-    texts = {name: np.array(value) for name, value in (about | {"names": names}).items()}
+    texts = {name: np.array(value, str) for name, value in (about | {"names": names}).items()}
     with open_atomically(path, stacked.nbytes) as file:
         np.savez(file, features=stacked, labels=np.concatenate(labels), **texts)
     return stacked.shape

@@ -7,6 +7,7 @@ Labels of both splits must have the same classes; they may differ from those of 
 from vit_jax.checkpoints import workdir
 from vit_jax.data.labels import relabelled
 from vit_jax.data.overview import describe_splits
+from vit_jax.data.sources import check_classes
 from vit_jax.distributed.progress import Progress
 from vit_jax.errors import ConfigError
 from vit_jax.evaluation import frozen, scoring
@@ -44,6 +45,7 @@ def evaluate_features(
         )
     path = prepared.result_path(out, f"{protocol}-{data.val_split}.json")
     train = prepared.open(data.split)
+    check_classes(train, data, f"--protocol={protocol}")
     test = relabelled(prepared.open(data.val_split), train.classes)
     for line in describe_splits({data.split: train, data.val_split: test}):
         print_line(line)

@@ -8,7 +8,7 @@ import jax
 from vit_jax.config.schema import Config, Mesh
 from vit_jax.config.validate import import_user_code
 from vit_jax.data import dataset_info
-from vit_jax.data.sources import find_kind, open_training
+from vit_jax.data.sources import check_classes, find_kind, open_training
 from vit_jax.distributed import mesh as mesh_lib
 from vit_jax.errors import ConfigError, DataError
 from vit_jax.models import trees
@@ -22,6 +22,7 @@ from vit_jax.planning.advice import advise, largest_batch
 from vit_jax.planning.communication import bytes_sent_by_kind, total_seconds
 from vit_jax.planning.compiled_step import compare_with_xla
 from vit_jax.planning.scenario import Scenario
+from vit_jax.tasks.registry import find_task
 from vit_jax.training import auto, build, sweep_runs
 
 # The paper's own MFU on TPUv3 is 0.43 for L/16, 0.32 for H/14 and 0.39 for L/16 on ImageNet-21k:
@@ -62,6 +63,7 @@ def plan_run(
 
     Raises:
       ConfigError: the mesh or the batch does not fit the devices, or an argument is invalid.
+      DataError: the task needs classes, and the data has none.
     """
     config = import_user_code(config)
     if config.model.dtype == auto.AUTO:
@@ -150,10 +152,13 @@ def infer_data_size(
     else:
         try:
             records = open_training(data)
-            sizes, source = [len(records.classes), len(records)], "read from the data"
         except (DataError, ConfigError, OSError):
             sizes = list(dataset_info.DATASETS["imagenet"])
             source = "assumed as in ImageNet: the data cannot be read"
+        else:
+            sizes, source = [len(records.classes), len(records)], "read from the data"
+            if num_classes is None and find_task(config.task).has_classes:
+                check_classes(records, data, f"task.name={config.task.name!r}")
     arguments = (num_classes, num_examples)
     sizes = [argument or size for argument, size in zip(arguments, sizes)]
     num_given = sum(argument is not None for argument in arguments)

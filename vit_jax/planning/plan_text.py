@@ -26,7 +26,9 @@ def _format_plan(stage: str, plan: dict) -> str:
     memory, time = plan["memory"], plan["time"]
     flops, communication = plan["flops"], plan["communication"]
     mesh = ",".join(f"{axis}:{size}" for axis, size in plan["mesh"].items())
-    data = "{num_examples:,} examples, {num_classes:,} classes ({from})".format(**plan["data"])
+    num_classes = plan["data"]["num_classes"]
+    classes = f"{num_classes:,} classes" if num_classes else "no classes"
+    data = "{num_examples:,} examples, {} ({from})".format(classes, **plan["data"])
     batch = plan["largest_batch"]
     bytes_sent = communication["bytes_sent"]
     rows = [

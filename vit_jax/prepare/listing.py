@@ -48,7 +48,7 @@ def list_images(source: str) -> tuple[list[ImageFile], Listing]:
     if not os.path.exists(source):
         link = f" (a link to {os.readlink(source)})" if os.path.islink(source) else ""
         raise DataError(f"{source or '(empty)'}: this folder or .tar file does not exist{link}.")
-    listing = Listing(source, reads_tar=True)
+    listing = Listing(source, reads_tar=True, reads_sizes=True)
     images = sorted(listing.images())
     if not os.path.isdir(source):
         images = _strip_common_folder(images, listing)

@@ -12,6 +12,7 @@ from vit_jax.config.schema import Config
 from vit_jax.data.image_folder import FolderSource
 from vit_jax.data.overview import inner_sources
 from vit_jax.data.sources import Source
+from vit_jax.data.unlabeled import UnlabeledSource
 from vit_jax.errors import ConfigError, VitJaxError, form, raised
 from vit_jax.models import trees
 from vit_jax.models.registry import make_init, param_shapes
@@ -124,14 +125,18 @@ def _trace_targets(config: Config, objective, params, batch: dict) -> dict:
 
 
 def check_outside_data(folder: pathlib.Path, config: Config, train_source: Source) -> None:
-    """Raises ConfigError for a workdir inside a folder of classes: it would become a class."""
-    if config.data.source != "folder":
+    """Raises ConfigError for a workdir inside a folder whose images are the data."""
+    if config.data.source not in ("folder", "images"):
         return
     own = (folder.resolve(), *folder.resolve().parents)
     for source in inner_sources(train_source):
-        if isinstance(source, FolderSource) and pathlib.Path(source.root).resolve() in own:
+        is_unlabeled = isinstance(source, UnlabeledSource) and source.is_folder
+        if not (isinstance(source, FolderSource) or is_unlabeled):
+            continue
+        if pathlib.Path(source.root).resolve() in own:
+            contents = "images are the data" if is_unlabeled else "folders are classes"
             raise ConfigError(
-                f"workdir {folder} is inside {source.root}, whose folders are classes; choose a "
+                f"workdir {folder} is inside {source.root}, whose {contents}; choose a "
                 "folder outside the data."
             )
 

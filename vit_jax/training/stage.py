@@ -13,8 +13,8 @@ from vit_jax.config.validate import import_user_code
 from vit_jax.data.labels import match_classes, relabelled, same_form
 from vit_jax.data.overview import describe_splits
 from vit_jax.data.sketch import count_removed, make_sketch
-from vit_jax.data.sources import Source, find_kind, open_both, open_split
-from vit_jax.data.step_checks import check_user_steps
+from vit_jax.data.sources import Source, check_classes, find_kind, open_both, open_split
+from vit_jax.data.step_checks import check_augmentations
 from vit_jax.errors import CheckpointError, ConfigError, DataError
 from vit_jax.models.registry import ViT, build, param_shapes
 from vit_jax.tasks import registry as task_registry
@@ -144,11 +144,13 @@ def prepare_stage(
     with errors_of_user_objects(config):
         config, note = auto.with_accumulate(config, model, mesh)
     train_recipe = task_registry.make_train_recipe(config, model)
-    check_user_steps(config.data.augment, model.image_size)
+    check_augmentations(config.data, model.image_size)
     wanted = (config.data, config.fewshot)
     alike = (e for e in earlier.values() if (e.config.data, e.config.fewshot) == wanted)
     same = next(alike, None)  # Its data is open already.
     train_source, val_source = (same.train_source, same.val_source) if same else _open_data(config)
+    if task_registry.find_task(config.task).has_classes:
+        check_classes(train_source, config.data, f"task.name={config.task.name!r}")
     check_outside_data(folder, config, train_source)
     model = task_registry.build_model(config, num_classes=len(train_source.classes))
     checkpoints = folder / layout.FOLDER
@@ -209,6 +211,7 @@ def _open_fewshot(config: Config) -> dict[str, tuple]:
     for selected in [kind.select(data, name) for name in section.sets] or [data]:
         title = kind.title(selected)
         train = open_split(selected, section.split)
+        check_classes(train, selected, "config.fewshot")
         test = relabelled(open_split(selected, section.test_split), train.classes)
         for source, split in ((train, section.split), (test, section.test_split)):
             if not len(source):
