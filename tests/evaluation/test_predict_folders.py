@@ -1,5 +1,7 @@
 """The images that `predict` finds in folders."""
 
+import tarfile
+
 import pytest
 from PIL import Image
 
@@ -57,3 +59,14 @@ def test_predict_files_reports_unreadable_files_and_large_images(predictor, tmp_
     found = predicted(tmp_path, tmp_path, max_megapixels=0.01)
     assert found == {"empty.png": None, "large.png": None}
     assert "0.04 megapixels are more than max_megapixels=0.01" in capsys.readouterr().err
+
+
+def test_predict_files_reads_the_members_of_a_tar_file(predictor, tmp_path, capsys):
+    for name, grey in (("b/1.png", 50), ("a.png", 100)):
+        make_image(tmp_path / "files" / name, grey)
+    (tmp_path / "files" / "c.txt").write_bytes(b"")
+    with tarfile.open(tmp_path / "photos.tar", "w") as tar:
+        tar.add(tmp_path / "files", ".")
+    expected = {"photos.tar/a.png": "100", "photos.tar/b/1.png": "50"}
+    assert predicted(tmp_path, tmp_path / "photos.tar") == expected
+    assert "photos.tar: skipped 1 .txt (no image suffix" in capsys.readouterr().err

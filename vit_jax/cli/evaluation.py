@@ -164,7 +164,9 @@ def run_features(args, file: str | None, overrides: dict[str, str]) -> int:
 
 def add_predict_flags(parser) -> None:
     arguments.add_where(parser)
-    parser.add_argument("images", nargs="+", metavar="IMAGE|FOLDER", help="image files or folders")
+    parser.add_argument(
+        "images", nargs="+", metavar="IMAGE|FOLDER", help="image files, folders or .tar files"
+    )
     parser.add_argument(
         "--top", type=int, default=5, metavar="N", help="classes per image (default 5)"
     )

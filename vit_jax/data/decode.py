@@ -23,6 +23,7 @@ from vit_jax.data.image_metadata import (
     exif_orientation,
     without_metadata,
 )
+from vit_jax.data.listing import ImageFile
 from vit_jax.errors import ConfigError, DataError
 
 # The only formats that are parsed; decoders of rare formats are a risk with untrusted files.
@@ -99,15 +100,19 @@ def read(
     return _with_pillow(image, max_megapixels, decoded)
 
 
-def as_image(image: str | os.PathLike | Image.Image | np.ndarray) -> Encoded | np.ndarray:
-    """Returns what recipes take for a path, a PIL image, or an array H W 3 uint8.
+def as_image(
+    image: str | os.PathLike | ImageFile | Image.Image | np.ndarray,
+) -> Encoded | np.ndarray:
+    """Returns what recipes take for a file, a PIL image, or an array H W 3 uint8.
 
     Raises DataError for a file that cannot be read and for any other array.
     """
     if isinstance(image, Image.Image):
         return np.asarray(_upright(_to_rgb(image), _orientation(image)))
-    if isinstance(image, str | os.PathLike):
+    if isinstance(image, str | os.PathLike | ImageFile):
         try:
+            if isinstance(image, ImageFile):
+                return Encoded(image.read(), os.path.join(image.container, image.path))
             mode = os.stat(image).st_mode
             if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):  # May have no end.
                 raise DataError(f"{image}: a device; expected an image file.")

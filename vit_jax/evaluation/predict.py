@@ -14,7 +14,7 @@ import numpy as np
 from vit_jax.config.schema import Data
 from vit_jax.data import decode
 from vit_jax.data.class_folders import no_images
-from vit_jax.data.listing import Listing
+from vit_jax.data.listing import TAR, ImageFile, Listing, suffix_of
 from vit_jax.data.preprocess import EvalRecipe
 from vit_jax.errors import ConfigError, DataError
 from vit_jax.text import warn
@@ -42,8 +42,8 @@ def predict(
 
     Args:
       where: a workdir, checkpoint, file of weights or published name.
-      images: paths, PIL images, or arrays H W 3 uint8, of any size; or one of these. A folder is
-        replaced by the image files in it, sorted by name.
+      images: paths, PIL images, or arrays H W 3 uint8, of any size; or one of these. A folder or
+        a .tar file is replaced by the image files in it, sorted by name.
       top: number of classes for each image; at most the number of classes of the model.
       classes: class names in the order of the head, instead of those of the weights.
 
@@ -133,7 +133,7 @@ def predict_files(
     A file that cannot be read is reported on standard error.
 
     Args:
-      images: image files, and folders that are searched for image files.
+      images: image files, and folders and .tar files that are searched for image files.
       max_megapixels: largest image to read, in millions of pixels.
     """
     predictor = Predictor(where, top=top, classes=classes)
@@ -145,27 +145,36 @@ def predict_files(
         pixels = [_read(path, recipe) for path in batch]
         readable = [image for image in pixels if image is not None]
         predictions = iter(predictor(_padded(readable, size)) if readable else ())
-        for path, image in zip(batch, pixels):
-            yield path, None if image is None else next(predictions)
+        for file, image in zip(batch, pixels):
+            yield _path_of(file), None if image is None else next(predictions)
 
 
-def _read(path: pathlib.Path, recipe: EvalRecipe) -> np.ndarray | None:
+def _path_of(file: pathlib.Path | ImageFile) -> pathlib.Path:
+    return pathlib.Path(file.container, file.path) if isinstance(file, ImageFile) else file
+
+
+def _read(file: pathlib.Path | ImageFile, recipe: EvalRecipe) -> np.ndarray | None:
     try:
-        return recipe(decode.as_image(path))
+        return recipe(decode.as_image(file))
     except DataError as error:
         warn(error)
         return None
 
 
-def _image_files(images: Sequence[str]) -> Iterator[pathlib.Path]:
-    """Yields the files named and the files in folders, sorted; raises DataError for none."""
+def _image_files(images: Sequence[str]) -> Iterator[pathlib.Path | ImageFile]:
+    """Yields the files named, and those in folders and tar files, sorted.
+
+    Raises DataError for a folder or tar file without images.
+    """
     for name in images:
         path = pathlib.Path(name)
-        if not path.is_dir():
+        is_tar = suffix_of(str(path)) == TAR and path.is_file()
+        if not (path.is_dir() or is_tar):
             yield path  # A missing file is reported when it is read.
             continue
-        listing = Listing(str(path))
-        files = sorted(pathlib.Path(image.container) for image in listing.images())
+        listing = Listing(str(path), reads_tar=is_tar)
+        found = listing.images()
+        files = sorted(found if is_tar else (pathlib.Path(image.container) for image in found))
         skipped = listing.skipped.describe()
         if not files:
             raise DataError(f"{name}: {no_images(skipped)}")
