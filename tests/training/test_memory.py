@@ -1,16 +1,20 @@
 """Tests of the memory formula against hand counts, training states and XLA."""
 
 import dataclasses
+import itertools
 
 import jax
+import jax.numpy as jnp
 import pytest
 from jax.sharding import AbstractMesh, AxisType
 
+from vit_jax.config import registry as registry_lib
 from vit_jax.config.schema import Config, Data, Mesh, Model, Optimizer, Task
 from vit_jax.distributed import mesh as mesh_lib
 from vit_jax.models import registry
 from vit_jax.planning.compiled_step import compile_step
 from vit_jax.tasks import registry as task_registry
+from vit_jax.tasks.classification import Classification
 from vit_jax.training import build, memory
 
 # T = 17 tokens, D = 24, M = 42, h = 3: all different, so that shapes identify the arrays.
@@ -162,6 +166,41 @@ def test_upper_bound_is_infinite_for_resnets_and_user_defined_tasks(fields):
     assert memory.upper_bound(config, model, mesh_lib.make_mesh()) == float("inf")
 
 
+def make_mae_config(decoder_layers=4, **fields) -> Config:
+    """A masked autoencoder whose decoder has more tokens than its encoder."""
+    model = dataclasses.replace(TINY, hidden_size=48, mlp_size=96, num_heads=4)
+    task = Task(name="mae", decoder_layers=decoder_layers, decoder_size=32, decoder_heads=4)
+    return make_config(model, task=task, **fields)
+
+
+def test_activations_of_a_decoder_are_proportional_to_its_layers():
+    sizes = [estimate(make_mae_config(layers)).activations for layers in (2, 3, 4, 5)]
+    steps = [b - a for a, b in itertools.pairwise(sizes)]
+    assert steps[0] > 0
+    assert steps == [steps[0]] * 3
+
+
+class MeanTeacher(Classification):
+    """Learns from the outputs of a teacher for two views."""
+
+    def init_task_state(self):
+        return {"center": jnp.zeros((7, 10))}
+
+    def teacher_targets(self, teacher_params, task_state, batch, step, key):
+        logits = self.model.apply({"params": teacher_params}, batch["image"])
+        return {"soft": jnp.stack([logits] * 5, axis=1)}, task_state, {}
+
+
+def test_state_and_targets_of_a_teacher_are_counted():
+    name = f"{__name__}:MeanTeacher"
+    registry_lib.import_objects([("config.task.name", name)])
+    plain, taught = (estimate(make_config(task=Task(name=each))) for each in (Task().name, name))
+    assert taught.optimizer == plain.optimizer + 4 * 7 * 10
+    assert taught.targets == 16 * 5 * 10 * 4
+    assert plain.targets == 0
+    assert taught.peak - plain.peak == taught.targets + 4 * 7 * 10
+
+
 @pytest.mark.parametrize("name", ["adamw", "sgd", "adafactor", "lamb"])
 def test_state_shapes_are_those_of_a_training_run(name):
     config = make_config(optimizer=Optimizer(name=name, ema=0.9, warmup_steps=1))
@@ -193,6 +232,19 @@ def test_memory_formula_matches_xla_within_ten_percent(mesh, dtype, remat):
     shape = dataclasses.astuple(mesh)
     formula = estimate(config, shape, widened=True)
     found = compile_step(config, task_registry.build_model(config, 10), jax.devices()[:8])
+    assert formula.peak == pytest.approx(found.peak, rel=0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("accumulate", [1, 4])
+@pytest.mark.parametrize("remat", ["none", "dots", "full"])
+def test_memory_of_masked_autoencoders_matches_xla_within_ten_percent(remat, accumulate):
+    config = make_mae_config(batch_size=512, accumulate=accumulate, data=Data(image_size=64))
+    model = dataclasses.replace(config.model, remat=remat)
+    config = dataclasses.replace(config, model=model, optimizer=Optimizer(name="sgd"))
+    formula = estimate(config, widened=True)
+    one_device = dataclasses.replace(config, mesh=Mesh(data=1))
+    found = compile_step(one_device, task_registry.build_model(config, 0), jax.devices()[:1])
     assert formula.peak == pytest.approx(found.peak, rel=0.1)
 
 

@@ -258,9 +258,9 @@ def _stacked_bytes(model, params: dict) -> int:
     """Returns the bytes of the stacked parameters that a scan over layers uses."""
     if not isinstance(model, ViT) or not model.config.scan:
         return 0
-    layers = cast_layer_kernels(model, params)["Transformer"]
+    leaves = trees.flatten(cast_layer_kernels(model, params))
     return _bytes_per_device(
-        {name: layers[name] for name in layers if name.startswith("encoderblock")}
+        {name: leaf for name, leaf in leaves.items() if "/encoderblock_" in name}
     )
 
 
@@ -294,10 +294,12 @@ def _residual_bytes(config: Config, model, tensor: int, as_float32: bool) -> lis
         model = model.clone(config=dataclasses.replace(model.config, **pool))
     # A config of the used fields only, for more cache hits.
     traced, traced_config = with_scan(model), Config(task=config.task, data=config.data)
-    times = 1  # Number of layers for each traced layer.
+    times, layers = 1, LAYERS_TRACED  # Number of layers for each traced layer.
+    if isinstance(model, MaeViT) and model.decoder.num_layers == layers:
+        layers += 1  # Else its residuals would be taken for those of the encoder.
     if isinstance(model, ViT) and traced.config.scan:
-        times = model.size.num_layers / LAYERS_TRACED
-        traced = traced.clone(config=dataclasses.replace(traced.config, num_layers=LAYERS_TRACED))
+        times = model.size.num_layers / layers
+        traced = traced.clone(config=dataclasses.replace(traced.config, num_layers=layers))
     fewer, more = (residuals(traced_config, traced, n) for n in EXAMPLES_TRACED)
     sizes = []
     for a, b in zip(fewer, more, strict=True):
@@ -309,7 +311,7 @@ def _residual_bytes(config: Config, model, tensor: int, as_float32: bool) -> lis
             continue
         width = 4 if as_float32 and b.dtype == jnp.bfloat16 else b.dtype.itemsize
         parts = tensor if isinstance(model, ViT) and _is_split(model, shape, tensor) else 1
-        is_stacked = batch_dim > 0 and b.shape[0] == LAYERS_TRACED
+        is_stacked = batch_dim > 0 and b.shape[0] == layers
         size = (math.prod(b.shape) - math.prod(a.shape)) * width / parts
         sizes.append(size * times if is_stacked else size)
     return sizes
