@@ -6,6 +6,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import time
 
 from vit_jax.checkpoints import layout
 
@@ -41,6 +42,22 @@ def run_main(*arguments: str, devices: int = 1, timeout: float = 300) -> Finishe
         timeout=timeout,
     )
     return Finished(done.returncode, done.stdout, done.stderr)
+
+
+def run_until(step: int, number: int, *arguments: str, folder: pathlib.Path) -> int:
+    """Starts a run, sends a signal once metrics.jsonl has the step; returns the exit code."""
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "vit_jax.main", *arguments, f"--workdir={folder}"]
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
+        while process.poll() is None:
+            path = folder / "metrics.jsonl"
+            if path.is_file() and path.read_text().count("\n") >= step:
+                process.send_signal(number)
+                break
+            time.sleep(0.005)
+        return process.wait()
 
 
 TIMINGS = ("train/img_per_sec", "train/data_wait", "train/device", "train/host")

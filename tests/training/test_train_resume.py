@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 
-from tests.support.runs import ROOT, final_state, records, run_main
+from tests.support.runs import ROOT, final_state, records, run_main, run_until
 from vit_jax import main
 from vit_jax.checkpoints import layout
 from vit_jax.errors import VitJaxError
@@ -45,22 +45,6 @@ def uninterrupted(noisy, tmp_path_factory) -> pathlib.Path:
     done = run_main(f"--config={noisy}", f"--workdir={folder}")
     assert done.code == 0, done.err
     return folder
-
-
-def run_until(step: int, number: int, *arguments: str, folder: pathlib.Path) -> int:
-    """Starts a run, sends a signal once the step stands in metrics.jsonl; returns the code."""
-    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "vit_jax.main", *arguments, f"--workdir={folder}"]
-    with subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    ) as process:
-        while process.poll() is None:
-            path = folder / "metrics.jsonl"
-            if path.is_file() and path.read_text().count("\n") >= step:
-                process.send_signal(number)
-                break
-            time.sleep(0.005)
-        return process.wait()
 
 
 @pytest.fixture(scope="module")

@@ -53,7 +53,7 @@ def test_load_gives_features_and_no_classes(run):
     body = {name: array for name, array in params.items() if name not in MASKED_PATCH_PARAMS}
     assert param_shapes(loaded.model) == loaded.weights.shapes
     assert same_arrays(loaded.params(), body)
-    text = r"7 is a run of masked patch prediction and has no classes; fine-tune it first\.$"
+    text = r"7 is a run of task\.name=.masked_patches. without classes; use the command features"
     with pytest.raises(CheckpointError, match=text):
         loaded.require_head()
 

@@ -148,6 +148,33 @@ CONDITIONS = (
         "task.name='mae'",
     ),
     Condition(
+        "task.prototypes task.head_layers task.head_hidden task.bottleneck "
+        "task.normalize_last_layer task.student_temperature task.teacher_temperature "
+        "task.end_teacher_temperature task.teacher_warmup_steps task.centering "
+        "task.center_momentum task.patch_weight task.patch_prototypes task.masked_crops "
+        "task.mask_ratios task.koleo_weight",
+        lambda c: _is(c.task.name, "dino"),
+        "task.name='dino'",
+    ),
+    Condition(
+        "task.patch_prototypes task.masked_crops task.mask_ratios",
+        lambda c: c.task.patch_weight > 0,
+        "task.patch_weight above 0",
+    ),
+    Condition(
+        "task.center_momentum", lambda c: c.task.centering == "mean", "task.centering='mean'"
+    ),
+    Condition(
+        "task.teacher_warmup_steps",
+        lambda c: c.task.end_teacher_temperature is not None,
+        "task.end_teacher_temperature",
+    ),
+    Condition(
+        "task.end_teacher_temperature",
+        lambda c: c.task.teacher_warmup_steps > 0,
+        "task.teacher_warmup_steps above 0",
+    ),
+    Condition(
         "task.distill task.distill_weight task.temperature",
         lambda c: bool(c.task.teacher) or is_user_defined(c.task.name),
         "task.teacher",

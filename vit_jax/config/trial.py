@@ -27,8 +27,8 @@ def smoke(config: ConfigDict, keep_data: bool = False) -> ConfigDict:
             stage.data.update(source="digits", split="train", val_split="val", mix=())
         _shrink_subset(stage.data)
         _shrink_schedule(stage.optimizer)
-        if stage.task.name == "mae":
-            stage.task.update(decoder_layers=1, decoder_size=32, decoder_heads=2)
+        _shrink_task(stage.task)
+        stage.data.update(local_size=2 * patch, local_crops=min(stage.data.local_crops, 2))
         if stage.accumulate != "auto":
             stage.accumulate = min(stage.accumulate, 2)
         stage.batch_size = 16
@@ -64,6 +64,16 @@ def _shrink_model(model) -> int:
     model.update(name="r_ti16" if is_hybrid else "vit_ti16", patch=None if is_hybrid else 8)
     model.update(num_layers=2, hidden_size=32, mlp_size=64, num_heads=2)
     return 32 if is_hybrid else 8
+
+
+def _shrink_task(task) -> None:
+    """Shrinks the parts of a model that only its task has."""
+    if task.name == "mae":
+        task.update(decoder_layers=1, decoder_size=32, decoder_heads=2)
+    if task.name == "dino":
+        task.update(prototypes=64, head_hidden=64, bottleneck=16)
+        task.patch_prototypes = task.patch_prototypes and 64
+        task.teacher_warmup_steps = min(task.teacher_warmup_steps, 5)
 
 
 def _shrink_subset(data) -> None:

@@ -11,6 +11,7 @@ from vit_jax.config.schema import Config, Task
 from vit_jax.data.preprocess import TrainRecipe
 from vit_jax.models.registry import ViT
 from vit_jax.tasks.classification import Classification
+from vit_jax.tasks.dino import SelfDistillation
 from vit_jax.tasks.mae import MaskedAutoencoder
 from vit_jax.tasks.masked_patches import MaskedPatches
 
@@ -74,6 +75,7 @@ TASKS = registry.Table(
         "classification": Classification,
         "masked_patches": MaskedPatches,
         "mae": MaskedAutoencoder,
+        "dino": SelfDistillation,
     },
     attributes=("evaluator", "has_classes", "rules", "build_model", "loss", "score"),
 )

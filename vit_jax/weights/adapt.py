@@ -22,6 +22,8 @@ HEADS = (*HEAD, *HEAD_DIST)
 MASKED_PATCH_PARAMS = ("mask_token", "patch_head/kernel", "patch_head/bias")
 TASK_PARAMS = (*HEADS, *MASKED_PATCH_PARAMS)
 DECODER = r"[dD]ecoder(_\w+)?(/.*)?"  # Parameters of the decoder of a masked autoencoder.
+PROJECTION_HEAD = r"(class|patch)_head/(layer_\d+|last_layer)/\w+"  # Of self-distillation.
+DRAWN = rf"{DECODER}|{PROJECTION_HEAD}"  # New ones keep the initial values of the model.
 BEFORE_HEAD = ("projection/kernel", "pre_logits/kernel", "pre_logits/bias")
 # Tokens with a position embedding of their own, in its order, and their names in messages.
 CLASS_TOKENS = {"cls": "class token", "dist_token": "distillation token"}
@@ -42,7 +44,8 @@ class AdaptPlan:
 
     Attributes:
       new_shapes: shapes of the parameters of a new head; see `initial_bias`.
-      drawn: parameters of a new decoder, which keep the initial values of the model.
+      drawn: parameters of a new decoder or new projection heads, which keep the initial values of
+        the model.
       dropped: parameters that are not used.
       folded: dense parameter -> LayerScale that is multiplied into it.
       old_grid, new_grid: grids of the position embeddings; None for models without one.
@@ -77,8 +80,8 @@ class AdaptPlan:
             modules = dict.fromkeys(name.split("/")[0] for name in self.new_shapes)
             bias = f", with bias {self.initial_bias:g}" if self.initial_bias else ""
             lines.append(f"{', '.join(modules)} replaced by zeros{bias}")
-        if self.drawn:
-            lines.append("a new decoder with random initial values")
+        drawn = {_part(name) for name in self.drawn}
+        lines += [f"a new {part} with random initial values" for part in sorted(drawn)]
         if self.head_rows:
             lines.append("outputs of the head put in the order of the class names")
         tokens = [name for name in CLASS_TOKENS if name in self.dropped]
@@ -86,10 +89,9 @@ class AdaptPlan:
         if self.folded:
             lines.append("LayerScale folded into the dense layers before it")
         reported = {*self.new_shapes, *self.folded.values(), *tokens}
-        decoder = {name for name in self.dropped if re.fullmatch(DECODER, name)}
-        if decoder:
-            lines.append("decoder dropped")
-        reported |= decoder
+        parts = {name: _part(name) for name in self.dropped if re.fullmatch(DRAWN, name)}
+        lines += [f"{part} dropped" for part in sorted(set(parts.values()))]
+        reported |= parts.keys()
         dropped = [name for name in self.dropped if name not in reported]
         if dropped:
             lines.append(f"dropped {', '.join(dropped)}")
@@ -97,8 +99,12 @@ class AdaptPlan:
 
 
 def is_of_masked_training(name: str) -> bool:
-    """Returns True for a parameter of masked patch prediction or of a decoder."""
-    return name in MASKED_PATCH_PARAMS or re.fullmatch(DECODER, name) is not None
+    """Returns True for a parameter that only training without labels has, such as a decoder's."""
+    return name in MASKED_PATCH_PARAMS or re.fullmatch(DRAWN, name) is not None
+
+
+def _part(name: str) -> str:
+    return "decoder" if re.fullmatch(DECODER, name) else name.split("/")[0]
 
 
 def make_plan(
@@ -146,9 +152,10 @@ def make_plan(
     new_shapes = {
         name: tuple(target[name]) for name in target if is_new_head and name in TASK_PARAMS
     }
-    has_decoder = all(name in source for name in target if re.fullmatch(DECODER, name))
-    is_drawn = is_new_head and not has_decoder
-    drawn = tuple(name for name in target if is_drawn and re.fullmatch(DECODER, name))
+    parts = [name for name in target if re.fullmatch(DRAWN, name)]
+    has_parts = all(tuple(source.get(name, ())) == tuple(target[name]) for name in parts)
+    is_drawn = is_new_head and not has_parts
+    drawn = tuple(parts) if is_drawn else ()
     folded = _find_folded(source, target)
     tokens = [name for name in CLASS_TOKENS if name in source]
     dropped_tokens = [name for name in tokens if permissions.drop_token and name not in target]
@@ -158,7 +165,7 @@ def make_plan(
     if is_new_head:
         kept = target.keys() - new_shapes.keys()
         dropped |= (source.keys() & {*TASK_PARAMS, *BEFORE_HEAD}) - kept
-        dropped |= {n for n in source if re.fullmatch(DECODER, n) and (is_drawn or n not in target)}
+        dropped |= {n for n in source if re.fullmatch(DRAWN, n) and (is_drawn or n not in target)}
     bias = head_bias if "head/bias" in new_shapes else 0.0
     plan = AdaptPlan(
         new_shapes,
@@ -200,7 +207,8 @@ def _missing_or_misshapen(
     for name in target:
         if name in plan.new_shapes or name in plan.drawn:
             continue
-        hint = f" ({section}new_head=True permits a new one)" if name in TASK_PARAMS else ""
+        is_of_task = name in TASK_PARAMS or re.fullmatch(DRAWN, name)
+        hint = f" ({section}new_head=True permits a new one)" if is_of_task else ""
         if name not in source:
             yield f"{name} is missing in the weights{hint}"
         elif _changes_grid(plan, name, source[name], target[name]):
@@ -225,11 +233,13 @@ def _misshapen_scales(plan: AdaptPlan, source: Shapes, target: Shapes) -> Iterat
 
 
 def _unexpected(plan: AdaptPlan, source: Shapes, target: Shapes, section: str) -> Iterator[str]:
-    permitted_by = dict.fromkeys(TASK_PARAMS + BEFORE_HEAD, f"{section}new_head=True")
+    new_head = f"{section}new_head=True"
+    permitted_by = dict.fromkeys(TASK_PARAMS + BEFORE_HEAD, new_head)
     permitted_by |= dict.fromkeys(CLASS_TOKENS, f"{section}drop_token=True")
     for name in source:
         if name not in target and name not in plan.dropped:
-            hint = f" ({permitted_by[name]} permits dropping it)" if name in permitted_by else ""
+            permission = permitted_by.get(name) or (new_head if re.fullmatch(DRAWN, name) else "")
+            hint = f" ({permission} permits dropping it)" if permission else ""
             yield f"{name} is not in the model{hint}"
 
 

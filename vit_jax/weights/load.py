@@ -85,11 +85,12 @@ class LoadedModel:
         """Raises CheckpointError for a model without classes."""
         if self.model.num_classes:
             return
-        if self.config and not _has_classes(self.config):
-            reason = "is a run of masked patch prediction and has no classes; fine-tune it first"
-        else:
-            reason = "has no head and returns features only"
-        raise CheckpointError(f"{self.weights.where} {reason}.")
+        is_run = self.config and not _has_classes(self.config)
+        about = f"a run of task.name={self.config.task.name!r}" if is_run else "an encoder"
+        raise CheckpointError(
+            f"{self.weights.where} is {about} without classes; use the command features, evaluate "
+            "--protocol=probe, or fine-tune it by --config=configs/finetune.py:init=WHERE."
+        )
 
     def params(self, names: Collection[str] | None = None) -> dict:
         """Reads the parameters, or those in `names`, as nested dictionaries.
@@ -156,17 +157,16 @@ def _build_step_model(step_folder: pathlib.Path, meta: dict) -> Model:
 
 
 def _has_classes(config: Config) -> bool:
-    """Returns False for tasks such as masked patches, whose models have no classes."""
     return task_registry.find_task(config.task).has_classes
 
 
 def _without_masked_patch_params(weights: LazyWeights) -> LazyWeights:
     shapes = {n: s for n, s in weights.shapes.items() if not adapt.is_of_masked_training(n)}
-
-    def read(names: Collection[str] | None = None) -> Iterator[tuple[str, np.ndarray]]:
-        return weights.read(shapes.keys() if names is None else names)
-
-    return dataclasses.replace(weights, shapes=shapes, read=read)
+    return dataclasses.replace(
+        weights,
+        shapes=shapes,
+        read=lambda names=None: weights.read(shapes.keys() if names is None else names),
+    )
 
 
 def _read_config(step_folder: pathlib.Path, meta: dict) -> Config:
