@@ -343,6 +343,8 @@ WRONG = {
     "augreg.py:aug=heavy": "aug is 'heavy'; choose from none, light1, light2, medium1",
     "positions.py:kind=none,at=layers": "at is 'layers'; none has stem.",
     "vtab.py:task=clevr": "task is 'clevr'; choose from caltech101, cifar100, dtd, flowers",
+    "dino.py:recipe=simclr": "recipe is 'simclr'; choose from dino, ibot, dinov2.",
+    "dino.py:recipe=dinov2,model=vit_s16": "model is 'vit_s16'; choose from vit_l16.",
     "bit_hyperrule.py:dataset=svhn": "dataset is 'svhn'; give regime, or cifar10, cifar100",
 }
 
@@ -411,6 +413,7 @@ def test_a_trial_keeps_the_recipe(row):
     assert list(whole) == list(small)
     for name, stage in small.items():
         changed = ("teacher", "decoder_layers", "decoder_size", "decoder_heads")
+        changed += ("prototypes", "head_hidden", "bottleneck", "teacher_warmup_steps")
         changes = {field: getattr(stage.task, field) for field in changed}
         kept = dataclasses.replace(whole[name].task, **changes)
         assert stage.task == kept
