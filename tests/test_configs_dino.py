@@ -62,6 +62,15 @@ NUMBERS = {  # Row -> fields and their values.
             f"random_resized_crop(0.32)|{COLORS}|gaussian_blur(0.1)|solarize(0.2)"
         ),
     },
+    "continue_dino.py:init=WHERE,dir=DIR": {
+        "model.name": "auto",
+        "init.new_head": True,
+        "optimizer.layer_decay": 0.9,
+        "optimizer.weight_decay": 0.04,
+        "optimizer.end_weight_decay": None,
+        "optimizer.ema": 0.999,
+        "optimizer.freeze_steps": (("^(?!class_head/|patch_head/)", 250),),
+    },
 }
 
 
@@ -79,7 +88,16 @@ def test_a_recipe_has_its_published_numbers(row):
 
 
 def test_a_batch_scales_the_rate_and_examples_the_length():
-    row = "dino.py:recipe=ibot,batch=256,examples=2560,epochs=50,dir=d"
+    row = "dino.py:recipe=ibot,batch=256,examples=2560,epochs=50,dir=d,source=images"
     config = config_lib.check(config_lib.load(f"{ROOT}/configs/{row}"))[""]
     assert (config.optimizer.lr, config.steps, config.optimizer.warmup_steps) == (5e-4, 500, 100)
-    assert (config.data.source, config.data.dir, config.data.val_split) == ("prepared", "d", "val")
+    assert (config.data.source, config.data.dir, config.data.val_split) == ("images", "d", "val")
+
+
+def test_images_whose_colours_have_a_meaning_keep_them():
+    row = "continue_dino.py:init=w.npz,dir=d,color=False,pixel_stats=half,patches"
+    config = config_lib.check(config_lib.load(f"{ROOT}/configs/{row}"))[""]
+    steps = f"{config.data.augment}|{config.data.second_augment}|{config.data.local_augment}"
+    assert not any(name in steps for name in ("jitter", "grayscale", "solarize"))
+    assert (config.model.pixel_stats, config.init.allow_numerics) == ("half", True)
+    assert config.task.patch_weight == 1.0
