@@ -9,6 +9,9 @@ import pytest
 from vit_jax import create_model
 from vit_jax.errors import ConfigError
 from vit_jax.evaluation.features import make_extractor
+from vit_jax.models.mae_vit import MaeViT
+from vit_jax.models.masked_vit import MaskedViT
+from vit_jax.models.vit import encoder_of
 
 SHAPE = {"patch": 4, "num_layers": 3, "hidden_size": 16, "mlp_size": 32, "num_heads": 2}
 IMAGES = np.random.default_rng(0).uniform(-1, 1, (2, 8, 12, 3)).astype(np.float32)
@@ -19,6 +22,10 @@ def vit(**options):
     model = create_model("vit_ti16", **options)
     params = jax.jit(model.init)(jax.random.key(0), IMAGES)["params"]
     return model, jax.tree.map(lambda p: np.array(p) + 0.01, params)  # No zeros and ones left.
+
+
+def small_mae(vit):
+    return MaeViT.of(vit, 3, num_layers=1, hidden_size=8, num_heads=2)
 
 
 def features(model, params, layer: str) -> np.ndarray:
@@ -128,3 +135,15 @@ def test_a_layer_that_is_not_there_is_told(layer, words):
     model, _ = vit(pool="gap")
     with pytest.raises(ConfigError, match=words):
         make_extractor(model, layer)
+
+
+@pytest.mark.parametrize("of", [lambda vit: MaskedViT.of(vit, 7), small_mae])
+def test_features_of_a_task_without_classes_are_those_of_its_encoder(of):
+    model, params = vit(num_layers=1, num_classes=0)
+    task_model = of(model)
+    assert encoder_of(task_model) == model
+    shapes = jax.eval_shape(task_model.init, jax.random.key(1), IMAGES)["params"]
+    own = {name: jax.tree.map(lambda p: np.ones(p.shape), part) for name, part in shapes.items()}
+    assert set(own) > set(params)
+    found = features(task_model, own | params, "pre_logits")
+    np.testing.assert_allclose(found, model.apply({"params": params}, IMAGES), atol=1e-6)

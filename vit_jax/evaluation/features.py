@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax.errors import ConfigError
-from vit_jax.models.registry import ViT
+from vit_jax.models.vit import ViT, encoder_of
 
 LAYERS = ("pre_logits", "token", "mean", "tokens", "block_I")
 BLOCK = r"block_(0|[1-9][0-9]*)"
@@ -47,8 +47,8 @@ def make_extractor(model, layer: str = "pre_logits") -> Callable:
     Raises ConfigError for a layer that the model has not.
     """
     check_layer(model, layer)
+    body = encoder_of(model)
     if layer == "pre_logits":
-        body = model.clone(num_classes=0)
         return lambda params, batch: {"features": body.apply({"params": params}, batch["image"])}
     block = re.fullmatch(BLOCK, layer)
     is_normalised = not block and not model.config.fc_norm
@@ -56,7 +56,7 @@ def make_extractor(model, layer: str = "pre_logits") -> Callable:
     name = "encoder_norm" if is_normalised else f"encoderblock_{index}"
     # Layers that are looped over in one program have no outputs of their own to tell.
     config = dataclasses.replace(model.config, scan=False)
-    body = model.clone(num_classes=0, config=config)
+    body = body.clone(config=config)
 
     def extract(params, batch: dict) -> dict[str, jax.Array]:
         _, state = body.apply(
