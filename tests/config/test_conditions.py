@@ -100,6 +100,13 @@ WITHOUT_EFFECT = [
     ({"task.mask_ratio": 0.5}, "task.mask_ratio", "task.name='mae'"),
     ({"fewshot.seeds": 5}, "fewshot.seeds", "fewshot.every"),
     ({"fewshot.every": 5, "fewshot.dir": "d"}, "fewshot.dir", "a fewshot.source"),
+    ({"probe.k": 5}, "probe.k", "probe.every"),
+    ({"probe.every": 5, "probe.dir": "d"}, "probe.dir", "a probe.source that reads it"),
+    (
+        {"probe.every": 5, "probe.source": "folder", "probe.dataset": "cifar10"},
+        "probe.dataset",
+        "a probe.source that reads it",
+    ),
     ({"sweep.dev": 0.2}, "sweep.dev", "sweep.grid"),
 ]
 

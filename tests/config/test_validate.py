@@ -92,6 +92,14 @@ def checked(**overrides: str):
             "fewshot.shots is empty; expected at least one number of examples per class.",
         ),
         (
+            {"probe__every": "5", "probe__test_split": "train"},
+            "probe.test_split is 'train'; it must differ from probe.split.",
+        ),
+        (
+            {"probe__every": "5", "data__source": "tfds", "data__mix": "(('a', 1),)"},
+            "probe.source is ''; with data.mix=(('a', 1),), it must name a labelled data set.",
+        ),
+        (
             {"optimizer__sam_rho_min": "0.2"},
             "optimizer.sam_rho_min is 0.2; sam_rho must be at least that, and is None",
         ),

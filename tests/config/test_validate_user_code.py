@@ -9,7 +9,7 @@ import pytest
 
 from vit_jax import config as config_lib
 from vit_jax.config import base_config, check, registry
-from vit_jax.config.schema import Config, Data, FewShot, Model, Optimizer, Task
+from vit_jax.config.schema import Config, Data, FewShot, Model, Optimizer, Probe, Task
 from vit_jax.config.validate import import_user_code
 from vit_jax.errors import ConfigError
 from vit_jax.models.registry import create_model, param_shapes
@@ -33,6 +33,7 @@ HOSTILE = Config(
     task=Task(name="hostile:f", loss="hostile:f", distill="hostile:f"),
     optimizer=Optimizer(name="hostile:f", schedule="hostile:f"),
     fewshot=FewShot(source="hostile:f"),
+    probe=Probe(source="hostile:f"),
 )
 
 
@@ -56,6 +57,7 @@ def own_module(tmp_path, monkeypatch):
         ("optimizer.schedule", {}),
         ("optimizer.name", {}),
         ("fewshot.source", {"fewshot.every": 1}),
+        ("probe.source", {"probe.every": 1}),
     ],
 )
 def test_check_imports_nothing_and_training_does(field, others, own_module):
@@ -189,7 +191,7 @@ def test_no_combination_of_fields_is_imported_by_a_check(import_spy):
     """Rules of one field may look at the object that another one names."""
     random = np.random.default_rng(0)
     names = [place.removeprefix("config.") for place, _ in registry.user_names(HOSTILE, "config")]
-    assert len(names) == 9
+    assert len(names) == 10
     for _ in range(300):
         fields = {name: "hostile.part:f" for name in names if random.random() < 0.3}
         fields = {k: f"resize|{v}(1)" if k == "data.augment" else v for k, v in fields.items()}

@@ -152,6 +152,7 @@ WITHOUT_EFFECT = [
     ("data.subset_seed=1", "which has no effect without data.per_class"),
     ("init.new_head=True", "which has no effect without init.path or init.stage"),
     ("fewshot.seeds=9", "which has no effect without fewshot.every"),
+    ("probe.k=9", "which has no effect without probe.every"),
     ("sweep.dev=0.2", "which has no effect without sweep.grid"),
     ("data.val_split= eval_every=2", "which has no effect without data.val_split"),
 ]

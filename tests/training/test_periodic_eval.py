@@ -96,7 +96,6 @@ def test_rerun_computes_the_evaluations_that_an_interrupt_left_out(measured, tmp
         (("fewshot.test_split=train",), "must differ from fewshot.split"),
         (("fewshot.shots=()",), "at least one number of examples"),
         (("fewshot.source=digits", "fewshot.sets=('x',)"), "is one data set"),
-        (("task.name=masked_patches",), "does not support few-shot evaluation"),
     ],
 )
 def test_config_rejects_impossible_fewshot_before_the_run(tmp_path, fields, words):

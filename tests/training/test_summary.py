@@ -27,6 +27,7 @@ def stage(tmp_path):
         train_source=range(3),
         val_source=range(2),
         fewshot_sources={},
+        probe_sets=None,
         check_same_data=lambda meta, data: None,
         last_step=step,
     )

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from vit_jax.config import registry
 from vit_jax.config.registry import is_user_defined
-from vit_jax.config.schema import Config, Data
+from vit_jax.config.schema import Config, Data, Probe
 from vit_jax.errors import shown
 
 
@@ -45,6 +45,12 @@ def _reads(data: Data, field: str) -> bool:
     is_replaced = bool(data.mix) and field == kind.named_by
     reads_val = bool(data.val_split) and data.dev is None
     return field in kind.reads and (not is_replaced or reads_val)
+
+
+def _probe_reads(probe: Probe, field: str) -> bool:
+    """Returns True if the data set of `config.probe` is of its own kind, which reads a field."""
+    kind = registry.chosen(probe, "source") if probe.source else None
+    return bool(probe.source) and (kind is None or field in kind.reads)
 
 
 def _changes_lr(config: Config) -> bool:
@@ -249,6 +255,22 @@ CONDITIONS = (
         "fewshot.dir",
         lambda c: c.fewshot.source not in ("", c.data.source),
         "a fewshot.source that is not data.source",
+    ),
+    Condition(
+        "probe.source probe.dir probe.dataset probe.split probe.test_split probe.count probe.k "
+        "probe.linear",
+        lambda c: c.probe.every is not None,
+        "probe.every",
+    ),
+    Condition(
+        "probe.dir",
+        lambda c: _probe_reads(c.probe, "dir"),
+        "a probe.source that reads it",
+    ),
+    Condition(
+        "probe.dataset",
+        lambda c: _probe_reads(c.probe, "dataset"),
+        "a probe.source that reads it",
     ),
     Condition("sweep.dev", lambda c: bool(c.sweep.grid), "sweep.grid"),
 )

@@ -43,6 +43,7 @@ FREE_ON_RESUME = (
     "model.scan",
     "model.remat",
     "model.kernels",
+    "probe",
 )
 
 

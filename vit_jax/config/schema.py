@@ -180,6 +180,29 @@ class FewShot:
 
 
 @dataclasses.dataclass(frozen=True)
+class Probe:
+    """config.probe: frozen features on a labelled set during training, for any task."""
+
+    every: int | None = field(
+        None, "Steps between probes; also before the first step and after the last.", least=1
+    )
+    source: str = field(
+        "",
+        "Kind of the labelled data set, as in config.data; '' for the data of the run.",
+        table="vit_jax.data.sources:SOURCES",
+    )
+    dir: str = field("", "Folder of the labelled data set, as in config.data.", is_path=True)
+    dataset: str = field("", "TFDS name of the labelled data set.")
+    split: str = field("train", "Split whose features and labels the classifiers use.")
+    test_split: str = field("val", "Split that is scored.")
+    count: int | None = field(
+        None, "Largest number of examples of each split, drawn at random; None for all.", least=1
+    )
+    k: int = field(20, "Number of nearest neighbours that vote.", least=1, most=10**4)
+    linear: bool = field(True, "Also score a linear classifier, by least squares.")
+
+
+@dataclasses.dataclass(frozen=True)
 class Sweep:
     """config.sweep: several runs instead of one, as in Tables 2 and 4."""
 
@@ -254,6 +277,7 @@ class Config:
     mesh: Mesh = Mesh()
     init: Init = Init()
     fewshot: FewShot = FewShot()
+    probe: Probe = Probe()
     sweep: Sweep = Sweep()
 
 

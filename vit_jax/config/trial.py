@@ -36,6 +36,9 @@ def smoke(config: ConfigDict, keep_data: bool = False) -> ConfigDict:
         stage.update(log_every=5, eval_every=stage.eval_every and 10, checkpoint_every=10)
         if stage.fewshot.every:
             stage.fewshot.update(every=10, source="digits", sets=(), test_split="val", shots=(1,))
+        if stage.probe.every:
+            stage.probe.update(every=10, source="digits", dir="", dataset="")
+            stage.probe.update(split="train", test_split="val")
         stage.init.path = ""
         if stage.task.teacher not in config.stages:
             stage.task.teacher = ""

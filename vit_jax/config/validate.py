@@ -118,7 +118,8 @@ def _rules(config: Config) -> Iterator[tuple[bool, str]]:
         "select is 'best'; in a sweep it must be 'last', because the final runs would select "
         "on the split that they are scored on",
     )
-    yield from _fewshot_rules(config, task)
+    yield from _fewshot_rules(config)
+    yield from _probe_rules(config)
     sizes = (mesh.data, mesh.fsdp, mesh.tensor)
     yield (
         0 not in sizes and sizes.count(-1) <= 1,
@@ -127,7 +128,7 @@ def _rules(config: Config) -> Iterator[tuple[bool, str]]:
     )
 
 
-def _fewshot_rules(config: Config, task) -> Iterator[tuple[bool, str]]:
+def _fewshot_rules(config: Config) -> Iterator[tuple[bool, str]]:
     fewshot = config.fewshot
     kind = registry.chosen(fewshot, "source") if fewshot.source else None
     is_unknown = bool(fewshot.source) and kind is None
@@ -145,10 +146,17 @@ def _fewshot_rules(config: Config, task) -> Iterator[tuple[bool, str]]:
         fewshot.every is None or bool(fewshot.shots),
         "fewshot.shots is empty; expected at least one number of examples per class",
     )
+
+
+def _probe_rules(config: Config) -> Iterator[tuple[bool, str]]:
+    probe = config.probe
     yield (
-        fewshot.every is None or task is None or task.has_classes,
-        f"fewshot.every is {fewshot.every}; it must be None, because "
-        f"task.name={config.task.name!r} does not support few-shot evaluation",
+        probe.every is None or probe.test_split != probe.split,
+        f"probe.test_split is {probe.test_split!r}; it must differ from probe.split",
+    )
+    yield (
+        probe.every is None or bool(probe.source) or not config.data.mix,
+        f"probe.source is ''; with data.mix={config.data.mix}, it must name a labelled data set",
     )
 
 

@@ -22,7 +22,7 @@ class Objective(Protocol):
     Attributes:
       evaluator: name in `evaluation.evaluators.EVALUATORS`, or `package.module:name`.
       has_classes: the model predicts the classes of the data. If False, checkpoints of a run are
-        loaded without a head, and config.fewshot has no features to use.
+        loaded without a head.
 
     A task may also have these members, which the functions below look up:
 

@@ -59,7 +59,7 @@ class Programs:
     train_step: Callable  # (state, batch, key, hyperparams, teacher_params) -> (state, metrics)
     lower_step: Callable  # (prepared batch, key, hyperparams), shapes or arrays -> Lowered
     score: Callable  # (params, batch) -> per-example arrays, replicated on every host
-    extract: Callable | None  # Frozen features in the same form, or None.
+    extract: Callable  # Frozen features in the same form.
 
 
 def build_programs(config: Config, model: ViT, mesh: Mesh, teacher: ViT | None = None) -> Programs:
@@ -100,7 +100,7 @@ def _programs(
         ),
         lower_step=_on(mesh, functools.partial(step.lower, abstract_state)),
         score=_on(mesh, make_score(model, mesh, task)),
-        extract=_on(mesh, make_extract(model, mesh)) if objective.has_classes else None,
+        extract=_on(mesh, make_extract(model, mesh)),
     )
 
 

@@ -1,17 +1,21 @@
-"""Evaluation during training: scores on `val`, and few-shot accuracy on other data.
+"""Evaluation during training: scores on `val`, few-shot accuracy, and probes of frozen features.
 
-Each has its own schedule, and both also run at the last step. They read their own data and draw
-no random numbers of training, so training is the same with and without them.
+Each has its own schedule, and all of them also run at the last step. They read their own data and
+draw no random numbers of training, so training is the same with and without them.
 """
 
 import dataclasses
+import re
 from collections.abc import Callable
 
 from vit_jax.data.preprocess import EvalRecipe
-from vit_jax.evaluation import frozen, scoring
+from vit_jax.evaluation import frozen, online, scoring
 from vit_jax.evaluation.evaluators import find_evaluator
 from vit_jax.training.build import Programs
 from vit_jax.training.stage import Stage
+
+# Names of printed metrics.
+PRINTED = r"val/(top1|loss|feature_std|teacher_entropy)|fewshot/.*shot|probe/(?!n$).*"
 
 
 class Evaluation:
@@ -30,19 +34,24 @@ class Evaluation:
         }
 
     def due(self, step: int) -> list[str]:
-        """Returns the evaluations that follow a step: 'val', 'fewshot', both or none."""
+        """Returns the evaluations that follow a step: some of 'val', 'fewshot' and 'probe'."""
         config, total = self.stage.config, self.stage.total_steps
         names = []
         if self.stage.val_source is not None and _is_due(step, config.eval_every, total):
             names.append("val")
         if self.stage.fewshot_sources and _is_due(step, config.fewshot.every, total):
             names.append("fewshot")
+        # Later probes are compared with that of the initial weights.
+        has_probe = self.stage.probe_sets is not None
+        if has_probe and (step == 0 or _is_due(step, config.probe.every, total)):
+            names.append("probe")
         return names
 
     def measure(self, name: str, params) -> dict | None:
         """Returns metrics by their names in `metrics.jsonl`, or None if it is stopped."""
+        measure = {"val": self._val, "fewshot": self._fewshot, "probe": self._probe}[name]
         try:
-            return self._val(params) if name == "val" else self._fewshot(params)
+            return measure(params)
         except scoring.Stopped:
             return None
 
@@ -55,8 +64,7 @@ class Evaluation:
 
     def _fewshot(self, params) -> dict:
         stage, section = self.stage, self.stage.config.fewshot
-        extract = self.programs.extract
-        features_of = frozen.make_feature_function(extract, params, self.recipe, **self.options)
+        features_of = self._features_of(params)
         draws, metrics = {"shots": section.shots, "seeds": section.seeds}, {}
         for title, (train, test) in stage.fewshot_sources.items():
             report = frozen.few_shot(features_of, train, test, len(train.classes), **draws)
@@ -67,30 +75,40 @@ class Evaluation:
                 metrics[f"fewshot/{title}_{shots}shot_std"] = accuracy["std"]
         return metrics
 
+    def _probe(self, params) -> dict:
+        section = self.stage.config.probe
+        return online.score_features(self._features_of(params), *self.stage.probe_sets, section)
+
+    def _features_of(self, params) -> Callable:
+        extract = self.programs.extract
+        return frozen.make_feature_function(extract, params, self.recipe, **self.options)
+
     def format(self, step: int, metrics: dict) -> str:
-        """Returns the line of an evaluation: accuracies, loss, and numbers of examples.
+        """Returns the line of an evaluation: its scores, and numbers of examples.
 
         Scores on examples that are held out of training (`data.dev`) are called `dev/...`.
         """
-        scores = {
-            name: value
-            for name, value in metrics.items()
-            if name in ("val/top1", "val/loss") or name.endswith("shot")
-        }
         val = "val/" if self.stage.config.data.dev is None else "dev/"
         text = "  ".join(
-            f"{name.replace('val/', val, 1)} {value:.4f}" for name, value in scores.items()
+            f"{name.replace('val/', val, 1)} {value:.4f}"
+            for name, value in metrics.items()
+            if re.fullmatch(PRINTED, name)
         )
         counts = [value for name, value in metrics.items() if name.endswith(("/n", "_n"))]
-        sizes = (
-            [len(self.stage.val_source)]
-            if "val/n" in metrics
-            else [len(test) for _, test in self.stage.fewshot_sources.values()]
-        )
+        sizes = _sizes(self.stage, metrics)
         n = " ".join(f"n={count}/{size}" for count, size in zip(counts, sizes, strict=True))
         bad = metrics.get("val/bad_images")
         skipped = f" bad_images={bad}" if bad else ""
         return f"step {step}/{self.stage.total_steps}  {text}  {n}{skipped}"
+
+
+def _sizes(stage: Stage, metrics: dict) -> list[int]:
+    """Returns the number of examples of each set that an evaluation has scored."""
+    if "val/n" in metrics:
+        return [len(stage.val_source)]
+    if "probe/n" in metrics:
+        return [len(stage.probe_sets[1])]
+    return [len(test) for _, test in stage.fewshot_sources.values()]
 
 
 def _is_due(step: int, every: int | None, total: int) -> bool:

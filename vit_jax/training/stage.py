@@ -16,6 +16,7 @@ from vit_jax.data.sketch import count_removed, make_sketch
 from vit_jax.data.sources import Source, check_classes, find_kind, open_both, open_split
 from vit_jax.data.step_checks import check_augmentations
 from vit_jax.errors import CheckpointError, ConfigError, DataError
+from vit_jax.evaluation.online import open_probe_sets
 from vit_jax.models.registry import ViT, build, param_shapes
 from vit_jax.tasks import registry as task_registry
 from vit_jax.text import print_line
@@ -56,6 +57,7 @@ class Stage:
     train_source: Source
     val_source: Source | None
     fewshot_sources: dict[str, tuple[Source, Source]]  # Name -> training and test source.
+    probe_sets: tuple[Source, Source] | None  # Training and test source of config.probe.
     model: ViT
     mesh: jax.sharding.Mesh
     train_recipe: Callable  # Image and generator -> the columns of a training example.
@@ -81,7 +83,13 @@ class Stage:
         splits = {data.split: self.train_source}
         if self.val_source is not None:
             splits["dev" if data.dev is not None else data.val_split] = self.val_source
-        return describe_splits(splits)
+        lines = describe_splits(splits)
+        if self.probe_sets is not None:
+            train, test = self.probe_sets
+            lines.append(
+                f"probe: {len(train):,} images, {len(test):,} scored; {len(train.classes)} classes"
+            )
+        return lines
 
     @functools.cached_property
     def sketch(self) -> list[list[int]] | None:
@@ -145,8 +153,8 @@ def prepare_stage(
         config, note = auto.with_accumulate(config, model, mesh)
     train_recipe = task_registry.make_train_recipe(config, model)
     check_augmentations(config.data, model.image_size)
-    wanted = (config.data, config.fewshot)
-    alike = (e for e in earlier.values() if (e.config.data, e.config.fewshot) == wanted)
+    wanted = _data_sections(config)
+    alike = (e for e in earlier.values() if _data_sections(e.config) == wanted)
     same = next(alike, None)  # Its data is open already.
     train_source, val_source = (same.train_source, same.val_source) if same else _open_data(config)
     if task_registry.find_task(config.task).has_classes:
@@ -174,6 +182,7 @@ def prepare_stage(
         train_source=train_source,
         val_source=val_source,
         fewshot_sources=same.fewshot_sources if same else _open_fewshot(config),
+        probe_sets=same.probe_sets if same else open_probe_sets(config),
         model=model,
         mesh=mesh,
         train_recipe=train_recipe,
@@ -183,6 +192,10 @@ def prepare_stage(
         teacher=_teacher(config, earlier, train_source.classes),
         notes=tuple(notes),
     )
+
+
+def _data_sections(config: Config) -> tuple:
+    return config.data, config.fewshot, config.probe
 
 
 def _open_data(config: Config) -> tuple:

@@ -89,6 +89,7 @@ def _is_complete(summary: dict | None, stage: Stage) -> bool:
         return False
     wanted = {"val"} if stage.val_source is not None else set()
     wanted |= {"fewshot"} if stage.fewshot_sources else set()
+    wanted |= {"probe"} if stage.probe_sets else set()
     return wanted <= {name.partition("/")[0] for name in values}
 
 
