@@ -10,6 +10,7 @@ import os
 import pathlib
 import time
 import zlib
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import jax
@@ -21,6 +22,7 @@ from vit_jax.distributed.progress import Progress, format_duration
 from vit_jax.errors import listed
 
 FILE = "metrics.jsonl"
+SHOWN = ("loss", "top1", "teacher_entropy", "kl")  # In the progress line.
 
 
 def read(folder: pathlib.Path) -> list[dict]:
@@ -258,9 +260,19 @@ class Clock:
 class TrainingLog:
     """Output of a training loop by process 0: records of steps, and the progress line."""
 
-    def __init__(self, folder: pathlib.Path, name: str, total_steps: int, batch_size: int):
-        """Every line starts with `name`, the name of the stage."""
-        self.clock = Clock()
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        name: str,
+        total_steps: int,
+        batch_size: int,
+        warnings_of: Callable[[int, dict], Iterable[str]] = lambda step, values: (),
+    ):
+        """Every line starts with `name`, the name of the stage.
+
+        `warnings_of(step, values)` returns lines to print about the metrics of a step.
+        """
+        self.clock, self._warnings_of = Clock(), warnings_of
         self._folder, self._name, self._progress = folder, name, Progress()
         self._total_steps, self._batch_size = total_steps, batch_size
         self._writer: MetricWriter | None = None
@@ -322,8 +334,8 @@ class TrainingLog:
         busy, data, device = (b - a for a, b in zip(self._before, self._seconds()))
         num_images = (step - self._step) * self._batch_size
         self.start_interval(step)
-        top1 = f"  top1 {values['top1']:.4f}" if "top1" in values else ""
-        line = f"step {step}/{self._total_steps}  loss {values['loss']:.4f}{top1}"
+        shown = (f"  {name} {values[name]:.4f}" for name in SHOWN if name in values)
+        line = f"step {step}/{self._total_steps}{''.join(shown)}"
         shares = {"data_wait": data, "device": device, "host": busy - data - device}
         shares = {name: seconds / busy if busy else 0.0 for name, seconds in shares.items()}
         values = values | shares
@@ -339,9 +351,11 @@ class TrainingLog:
         self._show(line)
 
     def write(self, step: int, values: dict) -> None:
-        """Adds metrics to the record of a step."""
+        """Adds metrics to the record of a step, and prints the warnings about them."""
         if self._writer is not None:
             self._writer.write(step, values)
+        for line in self._warnings_of(step, values):
+            self.say(line)
 
     def values(self, step: int, section: str) -> dict:
         """Returns the values `section/...` of the open record, by name, if it is of this step."""

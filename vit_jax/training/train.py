@@ -24,6 +24,7 @@ from vit_jax.errors import (
 from vit_jax.models import trees
 from vit_jax.training import auto, build, memory, schedules
 from vit_jax.training.batches import TrainBatches
+from vit_jax.training.collapse import CollapseWarnings
 from vit_jax.training.in_flight import StepsInFlight
 from vit_jax.training.metrics import TrainingLog
 from vit_jax.training.param_groups import count_trained
@@ -94,7 +95,8 @@ def _run(stage: Stage, stop: StopSignal, fallback: bool, profile: Window | None)
     teacher = stage.teacher
     programs = programs_of(stage)
     hyperparams = schedules.make_hyperparams(config.optimizer, stage.total_steps)
-    log = TrainingLog(stage.folder, stage.name, stage.total_steps, config.batch_size)
+    warnings = CollapseWarnings(config, stage.total_steps)
+    log = TrainingLog(stage.folder, stage.name, stage.total_steps, config.batch_size, warnings)
     saver = Saver(stage, programs, log)
     profiler = Profiler(stage.folder, profile)
     evaluation = Evaluation(stage, programs, lambda: stop.is_received_here)
