@@ -11,6 +11,7 @@ from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.select import Select
 
+from tests.support.finished_runs import write_run_without_labels
 from tests.support.written_pages import change_config, copy_as_killed, train_quickstart
 from vit_jax import main
 
@@ -52,6 +53,8 @@ def folder(tmp_path_factory):
     assert main.run(["report", str(folder)]) == 0
     killed = copy_as_killed(folder / "finetune", folder / "killed", keep_checkpoints=False)
     assert main.run(["report", str(killed)]) == 0
+    write_run_without_labels(folder / "features")
+    assert main.run(["report", "--no_model", str(folder / "features")]) == 0
     return folder
 
 
@@ -63,7 +66,7 @@ def show(browser, path, width: int, scheme: str = "light") -> None:
     browser.get(path.as_uri())
 
 
-PAGES = ("finetune/report.html", "killed/report.html", "report.html")
+PAGES = ("finetune/report.html", "killed/report.html", "features/report.html", "report.html")
 
 
 @pytest.mark.parametrize("width", WIDTHS)

@@ -18,3 +18,16 @@ def write_finished_run(
     summary = {"step": 5, "metrics": metrics, "flops": flops, "seconds": {"device": device}}
     (folder / "summary.json").write_text(json.dumps(summary))
     return str(folder)
+
+
+def write_run_without_labels(folder) -> None:
+    """Writes a finished run with probes and the targets of a teacher, which have collapsed."""
+    write_finished_run(folder, 0.5, task__name="mae", probe__every=10)
+    names = ("train/teacher_entropy", "train/mean_entropy", "train/kl", "train/center_norm")
+    names += ("train/loss", "train/class_loss", "train/prototypes_used", "probe/knn")
+    names += ("probe/linear", "probe/rankme", "probe/feature_std")
+    lines = [{"step": step} | dict.fromkeys(names, 1 / (1 + step)) for step in range(0, 900, 100)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    summary = json.loads((folder / "summary.json").read_text())
+    metrics = {name: value for name, value in lines[-1].items() if name != "step"}
+    (folder / "summary.json").write_text(json.dumps(summary | {"metrics": metrics}))

@@ -14,7 +14,7 @@ from vit_jax.distributed.progress import format_duration
 from vit_jax.report import curves as curves_lib
 from vit_jax.report import sections as html
 from vit_jax.report.page import PLOT_NOTE, config_value, flops_and_unit, state_badge
-from vit_jax.report.run_record import REPORT_FILE, RunRecord
+from vit_jax.report.run_record import REPORT_FILE, RunRecord, is_accuracy
 
 HEADER = ("run", "state", "model", "score", "metric", "step", "images/s", "time", "compute")
 SCORED_DATA = ("source", "dataset", "dir", "mix", "val_split", "val_fraction", "dev")
@@ -146,7 +146,7 @@ def _cells(run: RunRecord) -> tuple:
 
 def format_score(metric: str, value: float) -> str:
     """Returns an accuracy as a percentage with two decimals, a loss with four decimals."""
-    return f"{100 * value:.2f} %" if metric.endswith("top1") else f"{value:.4f}"
+    return f"{100 * value:.2f} %" if is_accuracy(metric) else f"{value:.4f}"
 
 
 def best_runs(runs: Mapping[str, RunRecord], groups: Sequence[Seeds] = ()) -> set[str]:
@@ -163,7 +163,8 @@ def best_runs(runs: Mapping[str, RunRecord], groups: Sequence[Seeds] = ()) -> se
             if group := group_of.get(name):
                 name, score = _group_name(group), group.mean
             data = tuple(repr(getattr(run.config.data, field)) for field in SCORED_DATA)
-            compared[(metric, *data)][name] = score if metric.endswith("top1") else -score
+            probe = repr(run.config.probe) if metric.startswith("probe/") else ""
+            compared[(metric, *data, probe)][name] = score if is_accuracy(metric) else -score
     return {max(scores, key=scores.get) for scores in compared.values() if len(scores) > 1}
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from vit_jax.report.run_record import RunRecord
 
@@ -36,15 +36,25 @@ CHARTS = (
     Chart("Images per second", r"train/img_per_sec", "rate"),
     Chart("Fraction of step time", r"train/(data_wait|device|host)", "share"),
 )
+FEATURE_CHARTS = (
+    Chart("Accuracy of frozen features", r"probe/(knn|linear)", "share", smooths=False),
+    Chart("Rank of the features", r"probe/rankme", smooths=False),
+    Chart("Deviation of the features", r"(probe|val|dev)/feature_std", smooths=False),
+    Chart("Entropy of the targets", r"(train|val|dev)/(teacher|mean)_entropy"),
+    Chart("Divergence of the student", r"train/kl"),
+    Chart("Terms of the loss", r"train/(class_loss|patch_loss|koleo)"),
+    Chart("Norm of the centre", r"train/center_norm"),
+    Chart("Prototypes in use", r"(train|val|dev)/prototypes_used"),
+)
 
 
-def run_charts(run: RunRecord) -> list[dict]:
+def run_charts(run: RunRecord, charts: Sequence[Chart] = CHARTS) -> list[dict]:
     """Returns the charts of one run, with a curve per metric; charts without data are left out."""
-    charts = (
+    plots = (
         _chart_data(chart, {name: (run, name) for name in _metric_names(run, chart)})
-        for chart in CHARTS
+        for chart in charts
     )
-    return list(filter(None, charts))
+    return list(filter(None, plots))
 
 
 def run_axes(run: RunRecord, seeds: str | None = None) -> dict:
@@ -80,7 +90,7 @@ def comparison_charts(runs: Mapping[str, RunRecord]) -> list[dict]:
       runs: label of a curve -> run.
     """
     charts = []
-    for chart in CHARTS:
+    for chart in (*CHARTS, *FEATURE_CHARTS):
         names = dict.fromkeys(name for run in runs.values() for name in _metric_names(run, chart))
         for name in names:
             single = dataclasses.replace(chart, title=f"{chart.title}: {name}")

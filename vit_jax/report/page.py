@@ -12,10 +12,10 @@ from vit_jax.atomic_io import to_json
 from vit_jax.checkpoints import workdir
 from vit_jax.distributed.progress import format_duration
 from vit_jax.models import titles
-from vit_jax.report import curves
+from vit_jax.report import curves, features
 from vit_jax.report import sections as html
 from vit_jax.report.inputs import first_training_inputs
-from vit_jax.report.run_record import RunRecord
+from vit_jax.report.run_record import RunRecord, is_accuracy
 from vit_jax.tables import results
 from vit_jax.weights import load
 
@@ -40,7 +40,9 @@ def render_run_page(run: RunRecord, with_model: bool = True, refresh: int | None
         applied to examples.
       refresh: seconds after which the page of a running run loads itself again.
     """
-    parts = [_header(run), _command(run), _curves(run), _inputs(run)]
+    parts = [_header(run), _command(run), _curves(run)]
+    parts += filter(None, [features.features_section(run)])
+    parts.append(_inputs(run))
     if with_model:
         from vit_jax.report import model_sections  # Imports matplotlib, which takes half a second.
 
@@ -81,9 +83,10 @@ def _header(run: RunRecord) -> html.Html:
 def _cards(run: RunRecord) -> list[tuple[str, str]]:
     """Returns the most important numbers of a run, each with its name."""
     cards, metrics = [], run.metrics
-    if (score := run.main_score()) is not None:
-        name, value = score
-        text = f"{100 * value:.2f} %" if name.endswith("top1") else f"{value:.4f}"
+    scores = dict(filter(None, [run.main_score()]))
+    scores |= {name: metrics[name] for name in ("probe/knn",) if metrics.get(name) is not None}
+    for name, value in scores.items():
+        text = f"{100 * value:.2f} %" if is_accuracy(name) else f"{value:.4f}"
         n = metrics.get(f"{name.partition('/')[0]}/n")
         cards.append((text, f"{name}, n={n:,}" if n else name))
     total = f"of {run.total_steps:,} steps" if run.total_steps else "steps"

@@ -13,6 +13,8 @@ from vit_jax.training import build, metrics
 
 REPORT_FILE = "report.html"  # In a run's folder.
 TIME_CATEGORIES = ("start", "data", "train", "eval", "save")
+# The first of these metrics that was logged is the score of a run.
+MAIN_SCORES = ("val/top1", "dev/top1", "probe/knn", "val/loss", "dev/loss", "train/loss")
 State = typing.Literal["finished", "running", "stopped"]
 
 
@@ -75,10 +77,15 @@ class RunRecord:
 
     def main_score(self) -> tuple[str, float] | None:
         """Returns name and value of the most important metric; None if none was logged."""
-        for name in ("val/top1", "dev/top1", "val/loss", "dev/loss", "train/loss"):
+        for name in MAIN_SCORES:
             if self.metrics.get(name) is not None:
                 return name, self.metrics[name]
         return None
+
+
+def is_accuracy(metric: str) -> bool:
+    """Returns True for a metric that is the fraction of correct predictions."""
+    return metric.endswith("/top1") or metric in ("probe/knn", "probe/linear")
 
 
 def read_run_records(
