@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable
 
 import jax
@@ -10,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_jax.evaluation.scoring import score_all
+from vit_jax.evaluation.spectrum import deviation
 from vit_jax.models.dino_vit import prototypes
 from vit_jax.tasks.prototypes import entropy
 
@@ -60,16 +60,10 @@ def score_examples(
     last_layer = params["class_head"]["last_layer"]
     return CollapseScores(
         n=len(columns["features"]),
-        feature_std=feature_std(columns["features"]),
+        feature_std=deviation(columns["features"]),
         **target_usage(last_layer, columns["bottleneck"], options["sharding"]),
         num_bad=len(source) - len(columns["features"]),
     )
-
-
-def feature_std(features: np.ndarray) -> float:
-    """Returns the mean deviation of features N D of norm 1, times sqrt(D)."""
-    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
-    return float(unit.std(axis=0, dtype=np.float64).mean() * math.sqrt(features.shape[1]))
 
 
 def target_usage(last_layer: dict, inputs: np.ndarray, sharding) -> dict:
