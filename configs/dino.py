@@ -18,8 +18,8 @@ temperature that ends at 0.07 and task.normalize_last_layer=False; ibot S/16 75.
 from vit_jax.config import ConfigError, base_config, parse_arg, smoke
 
 EXAMPLES = 1_281_167  # Of ImageNet.
-ROWS = {  # Batch and epochs: README of facebookresearch/dino; README of bytedance/ibot, and for
-    # its B/16 section 3.1 of the paper; ssl_default_config.yaml of facebookresearch/dinov2.
+ROWS = {  # Batch and epochs: README of facebookresearch/dino; README of bytedance/ibot,
+    # for its B/16 the paper; ssl_default_config.yaml of facebookresearch/dinov2.
     ("dino", "vit_s16"): (512, 100.0),
     ("dino", "vit_b16"): (1024, 100.0),
     ("ibot", "vit_s16"): (1024, 800.0),
