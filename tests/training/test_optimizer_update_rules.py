@@ -216,6 +216,20 @@ def lamb_by_hand(config, decay, undecayed=""):
         yield dict(params)
 
 
+def lars_by_hand(config, decay, momentum=0.9, trust_coefficient=0.001):
+    """Equations 4 to 6 of arXiv:1708.03888, with the vectors moved as in SGD."""
+    params = {name: p.copy() for name, p in START.items()}
+    velocity = zeros()
+    for grads, rate in zip(GRADIENTS, rates_of(config)):
+        for name, g in clipped(grads, config.clip_norm).items():
+            step = g + decay * params[name]
+            if params[name].ndim > 1:
+                step *= trust_coefficient * np.linalg.norm(params[name]) / np.linalg.norm(step)
+            velocity[name] = momentum * velocity[name] + step
+            params[name] = params[name] - rate * velocity[name]
+        yield dict(params)
+
+
 RULES = [  # Name, options and the same rule in numpy.
     ("adamw", {}, adamw_by_hand),
     ("adamw", {"b1": 0.8, "b2": 0.99}, adamw_by_hand),
@@ -239,6 +253,8 @@ RULES = [  # Name, options and the same rule in numpy.
     ("adafactor", {}, adafactor_by_hand),
     ("adafactor", {"momentum": 0.8, "beta2_cap": 0.95}, adafactor_by_hand),
     ("lamb", {}, lamb_by_hand),
+    ("lars", {}, lars_by_hand),
+    ("lars", {"momentum": 0.8, "trust_coefficient": 0.1}, lars_by_hand),
 ]
 
 
@@ -267,6 +283,16 @@ def test_lamb_moves_undecayed_parameters_as_adam():
     config = with_options(CONSTANT, "lamb", weight_decay=0.02)
     config = Optimizer(**{**vars(config), "decay_factors": (("bias", 0.0),)})
     assert_same_trace(trace(config)[0], lamb_by_hand(config, 0.02, undecayed="bias"))
+
+
+def test_lars_moves_a_kernel_of_zeros_by_its_gradient_and_biases_of_two_axes_as_vectors():
+    config = with_options(CONSTANT, "lars", trust_coefficient=0.5)
+    params = {"kernel": jnp.zeros((2, 2)), "query/bias": jnp.ones((2, 2))}
+    grads = {name: jnp.full((2, 2), 3.0) for name in params}
+    tx = make_optimizer(config, RATE)
+    updates, _ = tx.update(grads, tx.init(params), params)
+    for name in params:
+        np.testing.assert_allclose(updates[name], np.full((2, 2), -3 * RATE), rtol=1e-6)
 
 
 def test_adafactor_stores_a_row_and_a_column_of_second_moments_of_a_matrix():

@@ -39,12 +39,14 @@ class UpdateRule(NamedTuple):
     Attributes:
       direction: transformation of gradients.
       after_decay: transformation of the sum, for the parameters that decay.
+      after_sum: transformation of the sum for all parameters, in place of `after_decay`.
       wrap: function of the optimizer with all of the above, and of its learning rate, that returns
         the optimizer to use.
     """
 
     direction: optax.GradientTransformation
     after_decay: optax.GradientTransformation | None = None
+    after_sum: optax.GradientTransformation | None = None
     wrap: (
         Callable[[optax.GradientTransformation, optax.Schedule], optax.GradientTransformation]
         | None
@@ -235,6 +237,24 @@ def lamb(
     return UpdateRule(adam, after_decay=optax.scale_by_trust_ratio())
 
 
+def lars(
+    momentum: DecayRate = 0.9, trust_coefficient: Annotated[float, bounds(above=0)] = 0.001
+) -> UpdateRule:
+    """LARS (arXiv:1708.03888), as in linear probes of MAE and MoCo v3.
+
+    The gradient plus weight decay of a kernel is scaled to `trust_coefficient` times the norm of
+    the kernel, except for vectors and biases, before the momentum.
+    """
+    scale = optax.scale_by_trust_ratio(trust_coefficient=trust_coefficient)
+    scaled = optax.masked(scale, lambda params: trees.map_with_names(_is_matrix, params))
+    return UpdateRule(optax.identity(), after_sum=optax.chain(scaled, optax.trace(momentum)))
+
+
+def _is_matrix(name: str, leaf: jax.Array) -> bool:
+    """Returns False for vectors, and for biases, which have two axes in attention."""
+    return leaf.ndim > 1 and not name.endswith("bias")
+
+
 OPTIMIZERS: Mapping[str, OptimizerEntry] = {
     "adamw": adamw,
     "nadamw": nadamw,
@@ -244,6 +264,7 @@ OPTIMIZERS: Mapping[str, OptimizerEntry] = {
     "sgd": sgd,
     "adafactor": adafactor,
     "lamb": lamb,
+    "lars": lars,
     "lion": lion,
 }
 
@@ -283,7 +304,9 @@ def make_optimizer(
         clip_by_norm(config.clip_norm, config.clip_per) if clips else optax.identity(),
         rule.direction,
         add_decayed_weights(weight_decay, decays) if config.weight_decay else optax.identity(),
-        where_decayed(rule.after_decay, decays) if rule.after_decay else optax.identity(),
+        where_decayed(rule.after_decay, decays)
+        if rule.after_decay
+        else rule.after_sum or optax.identity(),
         scale_by_name(config.lr_factors, config.layer_decay) if is_scaled else optax.identity(),
         optax.scale_by_learning_rate(schedule),
         *([freeze_first_steps(config.freeze_steps)] if config.freeze_steps else []),
