@@ -10,7 +10,7 @@ from vit_jax.config.schema import Model
 from vit_jax.models.transformer import Encoder
 from vit_jax.models.vit import ViT, fields_of
 
-MASK_TOKEN = nn.initializers.normal(0.02)
+TOKEN_INIT = nn.initializers.normal(0.02)  # Of the class token and of the mask token.
 
 
 class MaeViT(ViT):
@@ -22,6 +22,8 @@ class MaeViT(ViT):
 
     decoder: Model = Model()  # Section of the decoder; its size is num_layers, hidden_size, ...
     num_kept: int = 49  # V, the number of patches that the encoder sees.
+
+    token_init = staticmethod(TOKEN_INIT)
 
     @classmethod
     def of(
@@ -50,7 +52,7 @@ class MaeViT(ViT):
         super().setup()
         d = self.decoder.hidden_size
         self.decoder_embed = nn.Dense(d, kernel_init=nn.initializers.xavier_uniform())
-        self.decoder_mask_token = self.param("decoder_mask_token", MASK_TOKEN, (1, 1, d))
+        self.decoder_mask_token = self.param("decoder_mask_token", TOKEN_INIT, (1, 1, d))
         self.Decoder = Encoder(self.decoder, self.grid)
         outputs = 3 * self.patch_size**2
         self.decoder_pred = nn.Dense(outputs, kernel_init=nn.initializers.xavier_uniform())

@@ -169,6 +169,9 @@ class ViT(nn.Module):
         """Number of tokens T that the layers process."""
         return self.num_prefix_tokens + self.grid[0] * self.grid[1]
 
+    # Initial values of the class token and of the distillation token.
+    token_init = staticmethod(nn.initializers.zeros)
+
     def setup(self):
         config, D = self.config, self.size.hidden_size
         if self.stem:
@@ -176,9 +179,9 @@ class ViT(nn.Module):
                 setattr(self, name, module)
         self.embedding = PatchEmbedding(config)
         if self.has_cls:
-            self.cls = self.param("cls", nn.initializers.zeros, (1, 1, D))
+            self.cls = self.param("cls", self.token_init, (1, 1, D))
         if config.distill_token:
-            self.dist_token = self.param("dist_token", nn.initializers.zeros, (1, 1, D))
+            self.dist_token = self.param("dist_token", self.token_init, (1, 1, D))
         if config.registers:
             shape = (1, config.registers, D)
             self.registers = self.param("registers", nn.initializers.normal(1e-6), shape)
