@@ -29,6 +29,7 @@ WITHOUT_EFFECT = [
         "optimizer.clip_norm",
     ),
     ({"optimizer.layer_decay": 0.7, "model.name": "bit_r50x1"}, "optimizer.layer_decay", "Vision"),
+    ({"model.head_norm": True}, "model.head_norm", "optimizer.freeze='all but head'"),
     ({"task.temperature": 2.0}, "task.temperature", "task.teacher"),
     ({"task.teacher": "t.npz", "task.distill_weight": 0.0}, "task.teacher", "distill_weight above"),
     (

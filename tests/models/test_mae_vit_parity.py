@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.support.tiny import some_images
-from vit_jax import create_model
+from vit_jax import create_model, load_params
 from vit_jax.config.schema import Task
 from vit_jax.models import trees
 from vit_jax.models.mae_vit import MaeViT
@@ -77,6 +77,30 @@ def to_params(state: dict) -> dict:
 def relative_error(ours, theirs):
     theirs = theirs.detach().numpy()
     return np.abs(np.array(ours) - theirs).max() / np.abs(theirs).max()
+
+
+def make_ours() -> MaeViT:
+    """The same autoencoder here."""
+    sizes = {"hidden_size": D, "num_layers": 2, "num_heads": HEADS, "mlp_size": 4 * D}
+    sizes |= {"patch": PATCH, "pos_embed": "sincos_mae"}
+    vit = create_model("mae_b16", num_classes=0, image_size=SIDE, **sizes)
+    return MaeViT.of(vit, KEPT, num_layers=2, hidden_size=d, num_heads=HEADS)
+
+
+def test_folder_that_transformers_saves_has_its_loss(tmp_path):
+    import torch
+
+    theirs = make_theirs(torch)
+    theirs.save_pretrained(tmp_path)
+    model, images = make_ours(), jnp.array(some_images(3, SIDE, SIDE, 3))
+    params = load_params(tmp_path, model)
+    noise = torch.rand(3, (SIDE // PATCH) ** 2)
+    pixels = np.array(normalize(images, "imagenet")).transpose(0, 3, 1, 2).copy()
+    with torch.no_grad():
+        expected = theirs(torch.tensor(pixels), noise=noise).loss.item()
+    order = jnp.argsort(jnp.array(noise.numpy()), axis=1)
+    task = mae.MaskedAutoencoder(Task(name="mae"), model)
+    assert abs(jnp.mean(task.losses_of(params, images, order)) - expected) < 1e-5
 
 
 def test_predictions_loss_and_gradients_are_those_of_transformers():

@@ -79,6 +79,11 @@ CONDITIONS = (
     Condition(  # The rate is linear in depth, from 0 at the first layer.
         "model.drop_path", lambda c: c.model.num_layers != 1, "two or more layers"
     ),
+    Condition(  # Its statistics are those of frozen features.
+        "model.head_norm",
+        lambda c: c.optimizer.freeze == "all but head",
+        "optimizer.freeze='all but head'",
+    ),
     Condition(
         "data.dir",
         lambda c: _reads(c.data, "dir"),

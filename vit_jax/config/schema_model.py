@@ -106,6 +106,18 @@ class Model:
         "Mean and standard deviation that pixels are normalised with.",
         choices=("half", "imagenet", "clip", "unit"),
     )
+    head_std: float = field(
+        0.0,
+        "Standard deviation of the initial kernel of the head; 0 for zeros. Linear probes of "
+        "arXiv:2111.06377 have 0.01.",
+        least=0,
+        most=1,
+    )
+    head_norm: bool = field(
+        False,
+        "Standardise the input of the head by mean and variance over training images, measured "
+        "before the first step: the BatchNorm of linear probes (arXiv:2111.06377).",
+    )
     head_bias: float = field(
         0.0, "Initial bias of the head: -10 or -6.9 for the sigmoid loss (arXiv:2106.10270)."
     )

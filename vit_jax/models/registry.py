@@ -163,6 +163,8 @@ def _check_tokens(config: Model) -> None:
         raise ConfigError(
             f"model.class_token is False; model.pool={config.pool!r} needs it: use pool='gap'."
         )
+    if config.distill_token and config.head_norm:
+        raise ConfigError("model.head_norm is True; model.distill_token=True does not support it.")
     if config.distill_token and (config.pool != "token" or config.pre_logits or config.projection):
         raise ConfigError(
             f"model.distill_token is True, with pool={config.pool!r}, "

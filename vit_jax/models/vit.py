@@ -29,6 +29,7 @@ from vit_jax.models.size_table import Size
 from vit_jax.models.sizes import VitShape, shape_of
 from vit_jax.models.transformer import Encoder, has_cls, num_class_tokens, shard_over_batch
 
+HEAD_NORM_EPS = 1e-6  # Added to the variance that `model.head_norm` divides by.
 POOLS = {
     "token": "class token (equation 4)",
     "gap": "mean of the patch tokens (appendix D.3)",
@@ -61,6 +62,19 @@ class PatchEmbedding(nn.Module):
         patches = patchify(images.astype(self.config.dtype), P)
         E = kernel.reshape(P * P * C, D)
         return cpu_ops.choose(self.config.kernels).dense(patches, E, bias)
+
+
+class HeadNorm(nn.Module):
+    """Standardises features by fixed statistics: BatchNorm in evaluation, without scale and bias.
+
+    The statistics are parameters that no gradient changes; `training/head_norm.py` measures them.
+    """
+
+    @nn.compact
+    def __call__(self, y: jax.Array) -> jax.Array:  # B D -> B D
+        mean = self.param("mean", nn.initializers.zeros, y.shape[-1:])
+        var = self.param("var", nn.initializers.ones, y.shape[-1:])
+        return (y - mean[None]) * jax.lax.rsqrt(var + HEAD_NORM_EPS)[None]
 
 
 class AttentionPooling(nn.Module):
@@ -194,16 +208,19 @@ class ViT(nn.Module):
             self.projection = nn.Dense(config.projection, use_bias=False)
         if config.pre_logits:
             self.pre_logits = nn.Dense(D)
+        if self.num_classes and config.head_norm:
+            self.head_norm = HeadNorm()
         if self.num_classes:
             self.head = self.make_head()
             if config.distill_token:
                 self.head_dist = self.make_head()
 
     def make_head(self) -> nn.Dense:
-        """Returns a head of zeros, which is named by the attribute that it is assigned to."""
+        """Returns an initial head, which is named by the attribute that it is assigned to."""
+        std, initializers = self.config.head_std, nn.initializers
         return nn.Dense(
             self.num_classes,
-            kernel_init=nn.initializers.zeros,
+            kernel_init=initializers.normal(std) if std else initializers.zeros,
             bias_init=nn.initializers.constant(self.config.head_bias),
         )
 
@@ -224,6 +241,7 @@ class ViT(nn.Module):
         """Returns the logits of a pooled representation, or its features if K is 0."""
         y = self.projection(y) if self.config.projection else y
         y = nn.tanh(self.pre_logits(y)) if self.config.pre_logits else y
+        y = self.head_norm(y) if self.num_classes and self.config.head_norm else y
         return self.head(y) if self.num_classes else y
 
     def embed(self, images: jax.Array) -> jax.Array:  # B H W 3 -> B N D

@@ -26,7 +26,8 @@ from vit_jax.weights import load
 AUTO = "auto"
 USABLE = 0.9  # Part of the limit that an estimate may take.
 # Fields of a model that training chooses; all others are taken from the starting weights.
-CHOSEN = ("dropout", "drop_path", "head_bias", "dtype", "scan", "remat", "kernels")
+CHOSEN = ("dropout", "drop_path", "head_bias", "head_std", "head_norm")
+CHOSEN += ("dtype", "scan", "remat", "kernels")
 SIZES = ("num_layers", "hidden_size", "mlp_size", "patch", "registers")
 
 

@@ -22,7 +22,7 @@ from vit_jax.errors import (
     one_line,
 )
 from vit_jax.models import trees
-from vit_jax.training import auto, build, memory, schedules
+from vit_jax.training import auto, build, head_norm, memory, schedules
 from vit_jax.training.batches import TrainBatches
 from vit_jax.training.collapse import CollapseWarnings
 from vit_jax.training.in_flight import StepsInFlight
@@ -110,6 +110,8 @@ def _run(stage: Stage, stop: StopSignal, fallback: bool, profile: Window | None)
         for line in stage.describe_data():
             log.say(line)
         step, state = saver.restore(init_key, fallback)
+        if not step and config.model.head_norm:
+            state = head_norm.measure(stage, programs, batches, state)
         for note in stage.notes:
             log.say(note)
         log.say(_parameters(config, programs.abstract_state.params))

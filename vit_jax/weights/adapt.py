@@ -14,13 +14,15 @@ from vit_jax.config import registry
 from vit_jax.config.schema import Init
 from vit_jax.errors import CheckpointError, ConfigError, listed
 from vit_jax.models.resize_grid import OFFICIAL, RESIZE_RULES, axis_matrix, resize_grid
+from vit_jax.models.vit import HEAD_NORM_EPS
 
 POSITIONS = r"Transformer/posembed_(?:input|\d+)/(pos|x|y)_embedding"
 HEAD = ("head/kernel", "head/bias")
 HEAD_DIST = ("head_dist/kernel", "head_dist/bias")  # Of the distillation token.
 HEADS = (*HEAD, *HEAD_DIST)
+HEAD_NORM = ("head_norm/mean", "head_norm/var")  # Statistics, computed before the first step.
 MASKED_PATCH_PARAMS = ("mask_token", "patch_head/kernel", "patch_head/bias")
-TASK_PARAMS = (*HEADS, *MASKED_PATCH_PARAMS)
+TASK_PARAMS = (*HEADS, *HEAD_NORM, *MASKED_PATCH_PARAMS)
 DECODER = r"[dD]ecoder(_\w+)?(/.*)?"  # Parameters of the decoder of a masked autoencoder.
 PROJECTION_HEAD = r"(class|patch)_head/(layer_\d+|last_layer)/\w+"  # Of self-distillation.
 DRAWN = rf"{DECODER}|{PROJECTION_HEAD}"  # New ones keep the initial values of the model.
@@ -44,10 +46,11 @@ class AdaptPlan:
 
     Attributes:
       new_shapes: shapes of the parameters of a new head; see `initial_bias`.
-      drawn: parameters of a new decoder or new projection heads, which keep the initial values of
-        the model.
+      drawn: new parameters that keep the initial values of the model: those of a decoder, of
+        projection heads, of `model.head_norm`, and the kernel of a head with `model.head_std`.
       dropped: parameters that are not used.
       folded: dense parameter -> LayerScale that is multiplied into it.
+      folds_head_norm: the statistics of `model.head_norm` become a part of the head.
       old_grid, new_grid: grids of the position embeddings; None for models without one.
       dropped_tokens: places of the class tokens whose position embeddings are dropped, too.
       initial_bias: value of the bias of a new head; its other parameters are zeros.
@@ -60,6 +63,7 @@ class AdaptPlan:
     drawn: tuple[str, ...]
     dropped: tuple[str, ...]
     folded: dict[str, str]
+    folds_head_norm: bool
     old_grid: Grid | None
     new_grid: Grid | None
     dropped_tokens: tuple[int, ...]
@@ -76,19 +80,25 @@ class AdaptPlan:
             old, new = map(_format_grid, (self.old_grid, self.new_grid))
             how = "" if self.resize_rule == OFFICIAL else f" by {self.resize_rule}"
             lines.append(f"position embeddings resized from {old} to {new}{how}{self.grid_note}")
-        if self.new_shapes:
-            modules = dict.fromkeys(name.split("/")[0] for name in self.new_shapes)
+        drawn = dict.fromkeys(name.split("/")[0] for name in self.drawn if name in HEADS)
+        if drawn:
+            lines.append(f"{', '.join(drawn)} replaced by random initial values")
+        new = dict.fromkeys(name.split("/")[0] for name in self.new_shapes)
+        if modules := [name for name in new if name not in drawn]:
             bias = f", with bias {self.initial_bias:g}" if self.initial_bias else ""
             lines.append(f"{', '.join(modules)} replaced by zeros{bias}")
-        drawn = {_part(name) for name in self.drawn}
-        lines += [f"a new {part} with random initial values" for part in sorted(drawn)]
+        parts = {_part(name) for name in self.drawn if re.fullmatch(DRAWN, name)}
+        lines += [f"a new {part} with random initial values" for part in sorted(parts)]
         if self.head_rows:
             lines.append("outputs of the head put in the order of the class names")
         tokens = [name for name in CLASS_TOKENS if name in self.dropped]
         lines += [f"{CLASS_TOKENS[name]} and its position embedding dropped" for name in tokens]
         if self.folded:
             lines.append("LayerScale folded into the dense layers before it")
-        reported = {*self.new_shapes, *self.folded.values(), *tokens}
+        if self.folds_head_norm:
+            lines.append("head_norm folded into the head")
+        reported = {*self.new_shapes, *self.drawn, *self.folded.values(), *tokens}
+        reported |= {*HEAD_NORM} if self.folds_head_norm else set()
         parts = {name: _part(name) for name in self.dropped if re.fullmatch(DRAWN, name)}
         lines += [f"{part} dropped" for part in sorted(set(parts.values()))]
         reported |= parts.keys()
@@ -115,6 +125,7 @@ def make_plan(
     new_grid: Grid | None,
     permissions: Init,
     head_bias: float = 0.0,
+    head_std: float = 0.0,
     head_rows: tuple[int, ...] | None = None,
     grid_note: str = "",
     resize_rule: str | None = None,
@@ -124,8 +135,8 @@ def make_plan(
 ) -> AdaptPlan:
     """Returns how parameters of shapes `source` become parameters of shapes `target`.
 
-    LayerScale that the model does not have is folded into the dense layer before it, which
-    changes no output.
+    LayerScale that the model does not have is folded into the dense layer before it, and
+    `head_norm` into the head, which changes no output.
 
     Args:
       source: shapes of the pretrained parameters.
@@ -134,6 +145,7 @@ def make_plan(
       permissions: permitted changes. `new_head` also covers the head of the distillation token,
         `projection`, `pre_logits` and the parameters of masked patch prediction.
       head_bias: initial bias of a new head.
+      head_std: deviation of the initial kernel of a new head, which is zeros for 0.
       head_rows: output of the pretrained head for each output of the model; None for the same.
       grid_note: an assumption about `old_grid`, for messages.
       resize_rule: name of the family's own rule; None for the official code's. The permissions may
@@ -149,29 +161,33 @@ def make_plan(
     if old_grid is None or not any(re.fullmatch(POSITIONS, name) for name in source):
         old_grid = new_grid  # There are no position embeddings to resize.
     is_new_head = permissions.new_head
+    drawn = _find_drawn(source, target, head_std) if is_new_head else []
     new_shapes = {
-        name: tuple(target[name]) for name in target if is_new_head and name in TASK_PARAMS
+        name: tuple(target[name])
+        for name in target
+        if is_new_head and name in TASK_PARAMS and name not in drawn
     }
-    parts = [name for name in target if re.fullmatch(DRAWN, name)]
-    has_parts = all(tuple(source.get(name, ())) == tuple(target[name]) for name in parts)
-    is_drawn = is_new_head and not has_parts
-    drawn = tuple(parts) if is_drawn else ()
     folded = _find_folded(source, target)
     tokens = [name for name in CLASS_TOKENS if name in source]
     dropped_tokens = [name for name in tokens if permissions.drop_token and name not in target]
     dropped = {*folded.values(), *dropped_tokens}
+    has_norms = [HEAD_NORM[0] in source, HEAD_NORM[0] in target]
+    folds_head_norm = has_norms == [True, False] and not is_new_head
+    dropped |= {*HEAD_NORM} if folds_head_norm else set()
     if "dist_token" in dropped:
         dropped |= source.keys() & set(HEAD_DIST)
     if is_new_head:
-        kept = target.keys() - new_shapes.keys()
+        kept = target.keys() - new_shapes.keys() - set(drawn)
         dropped |= (source.keys() & {*TASK_PARAMS, *BEFORE_HEAD}) - kept
-        dropped |= {n for n in source if re.fullmatch(DRAWN, n) and (is_drawn or n not in target)}
+        parts = {name for name in source if re.fullmatch(DRAWN, name)}
+        dropped |= {name for name in parts if name in drawn or name not in target}
     bias = head_bias if "head/bias" in new_shapes else 0.0
     plan = AdaptPlan(
         new_shapes,
-        drawn,
+        tuple(drawn),
         tuple(sorted(dropped)),
         folded,
+        folds_head_norm,
         old_grid,
         new_grid,
         tuple(map(tokens.index, dropped_tokens)),
@@ -182,6 +198,7 @@ def make_plan(
     )
     lines = [
         *differences,
+        *_other_decoder(source, target, section, is_permitted=is_new_head),
         *_missing_or_misshapen(plan, source, target, permissions.resize, section),
         *_misshapen_scales(plan, source, target),
         *_unexpected(plan, source, target, section),
@@ -189,6 +206,22 @@ def make_plan(
     if lines:
         raise CheckpointError(f"{where} does not fit the model: {listed(lines)}.")
     return plan
+
+
+def _find_drawn(source: Shapes, target: Shapes, head_std: float) -> list[str]:
+    """Parameters of a new head and of new parts that keep the initial values of the model."""
+    kernels = [name for name in HEADS if head_std and name.endswith("kernel")]
+    drawn = [name for name in target if name in (*HEAD_NORM, *kernels)]
+    if _decoder_of(source) != _decoder_of(target):
+        drawn += _decoder_of(target)
+    heads = [name for name in target if re.fullmatch(PROJECTION_HEAD, name)]
+    if any(tuple(source.get(name, ())) != tuple(target[name]) for name in heads):
+        drawn += heads
+    return drawn
+
+
+def _decoder_of(shapes: Shapes) -> Shapes:
+    return {name: tuple(shapes[name]) for name in shapes if re.fullmatch(DECODER, name)}
 
 
 def _resize_rule(permissions: Init, own_rule: str | None, section: str) -> str:
@@ -201,11 +234,27 @@ def _resize_rule(permissions: Init, own_rule: str | None, section: str) -> str:
     return permissions.resize_rule
 
 
+def _other_decoder(
+    source: Shapes, target: Shapes, section: str, *, is_permitted: bool
+) -> Iterator[str]:
+    """Yields one line if decoders differ, in place of one for each of their parameters."""
+    old, new = _decoder_of(source), _decoder_of(target)
+    if old != new and not is_permitted:
+        difference = (
+            "the decoder of the weights is not in the model"
+            if not new
+            else "the decoder of the model has other shapes than that of the weights"
+            if old
+            else "the weights have no decoder"
+        )
+        yield f"{difference} ({section}new_head=True permits it)"
+
+
 def _missing_or_misshapen(
     plan: AdaptPlan, source: Shapes, target: Shapes, may_resize: bool, section: str
 ) -> Iterator[str]:
     for name in target:
-        if name in plan.new_shapes or name in plan.drawn:
+        if name in plan.new_shapes or name in plan.drawn or re.fullmatch(DECODER, name):
             continue
         is_of_task = name in TASK_PARAMS or re.fullmatch(DRAWN, name)
         hint = f" ({section}new_head=True permits a new one)" if is_of_task else ""
@@ -237,7 +286,7 @@ def _unexpected(plan: AdaptPlan, source: Shapes, target: Shapes, section: str) -
     permitted_by = dict.fromkeys(TASK_PARAMS + BEFORE_HEAD, new_head)
     permitted_by |= dict.fromkeys(CLASS_TOKENS, f"{section}drop_token=True")
     for name in source:
-        if name not in target and name not in plan.dropped:
+        if name not in {*target, *plan.dropped} and not re.fullmatch(DECODER, name):
             permission = permitted_by.get(name) or (new_head if re.fullmatch(DRAWN, name) else "")
             hint = f" ({permission} permits dropping it)" if permission else ""
             yield f"{name} is not in the model{hint}"
@@ -293,12 +342,14 @@ def apply_plan(plan: AdaptPlan, read: ReadParams) -> Iterator[tuple[str, np.ndar
       read: names, or None for all -> (name, array) of the pretrained parameters.
     """
     scales = dict(read(set(plan.folded.values()))) if plan.folded else {}
+    heads = _fold_head_norm(read) if plan.folds_head_norm else {}
     for name, array in read(None):
         if name in plan.dropped:
             continue
         if name in plan.folded:
             scale = scales[plan.folded[name]]
             array = array * scale.reshape((1,) * (array.ndim - 1) + scale.shape)
+        array = heads.get(name, array)
         if plan.head_rows and name in HEADS:
             array = array[..., list(plan.head_rows)]
         if re.fullmatch(POSITIONS, name):
@@ -312,6 +363,14 @@ def apply_plan(plan: AdaptPlan, read: ReadParams) -> Iterator[tuple[str, np.ndar
     for name, shape in plan.new_shapes.items():
         is_bias = name in HEADS and name.endswith("bias")
         yield name, np.full(shape, plan.initial_bias if is_bias else 0, np.float32)
+
+
+def _fold_head_norm(read: ReadParams) -> dict[str, np.ndarray]:
+    """Returns kernel and bias of a head whose input is not standardised: it is linear in that."""
+    arrays = dict(read({*HEAD, *HEAD_NORM}))
+    mean, var = (arrays[name] for name in HEAD_NORM)
+    kernel = arrays[HEAD[0]] / np.sqrt(var + HEAD_NORM_EPS)[:, None]
+    return {HEAD[0]: kernel, HEAD[1]: arrays[HEAD[1]] - mean @ kernel}
 
 
 def resize_positions(

@@ -49,6 +49,7 @@ CLAIMS = {  # Key in config.json -> property of the tensors.
     "use_swiglu_ffn": GATE,
     "projection_dim": "projection width",
     "num_labels": "classes",
+    "decoder_num_attention_heads": "decoder heads",
 }
 
 

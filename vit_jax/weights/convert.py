@@ -19,6 +19,7 @@ from vit_jax.models.registry import BitResNet, ViT, build, create_model, param_s
 from vit_jax.text import print_line
 from vit_jax.weights import download, load, save, write_timm, writer
 from vit_jax.weights.finite import require_finite, require_finite_params
+from vit_jax.weights.lazy_weights import with_fixed_positions
 from vit_jax.weights.losses import list_losses
 from vit_jax.weights.metadata import WeightsMetadata
 from vit_jax.weights.model_card import model_card
@@ -27,7 +28,7 @@ from vit_jax.weights.tensor_table import tensor_table
 ORBAX = "orbax"
 FILE_FORMATS = (*writer.FILE_FORMATS, ORBAX)
 TOLERANCE = 1e-5  # Largest difference of outputs, relative to the largest output.
-FOLDED_TOLERANCE = 2e-4  # The same where LayerScale is folded, which rounds the kernels.
+FOLDED_TOLERANCE = 2e-4  # The same where a scale is folded, which rounds the kernels.
 
 
 def convert(
@@ -78,10 +79,13 @@ def convert(
         _check_model_name(name, loaded)
     model = _build_target(loaded.model, file_format, image_size, pool, no_head)
     permissions = Init(new_head=no_head, resize=image_size is not None, drop_token=pool is not None)
-    plan = load.plan_adaptation(loaded.weights, model, permissions)
+    weights, has_new_positions = loaded.weights, _has_new_positions(loaded.model, model)
+    if has_new_positions:
+        weights = with_fixed_positions(weights, loaded.model, model.grid)
+    plan = load.plan_adaptation(weights, model, permissions)
     shapes = param_shapes(model)
     export = None if file_format == ORBAX else writer.plan_export(file_format, model, shapes)
-    params = load.read_params(loaded.weights, plan)
+    params = load.read_params(weights, plan)
     require_finite_params(params, source)
     metadata = _target_metadata(loaded, model)
     losses = list_losses(file_format, model, metadata)
@@ -95,7 +99,9 @@ def convert(
         losses=losses,
     )
     outputs = _photo_outputs(model, params)
-    if plan.folded and image_size is None and pool is None and not no_head:
+    is_folded = bool(plan.folded or plan.folds_head_norm)
+    has_same_outputs = image_size is None and pool is None and not no_head
+    if (is_folded or has_new_positions) and has_same_outputs:
         outputs = _photo_outputs(*_source_model_and_params(loaded))
     photo = {f"{kind} of a photo": array for kind, array in outputs.items()}
     require_finite(photo, params, source)
@@ -103,7 +109,7 @@ def convert(
     with save.aside(path) as new:
         notes = _write(new, model, params, metadata, export, card)
         save.check_class_names_beside(path, new, overwrite)
-        tolerance = FOLDED_TOLERANCE if plan.folded else TOLERANCE
+        tolerance = FOLDED_TOLERANCE if is_folded else TOLERANCE
         compared = _verify(new, params, outputs, export, tolerance)
     notes += [f"different in {line}" for line in losses]
     if file_format == "safetensors":
@@ -230,6 +236,11 @@ def _build_target(
     if no_head and isinstance(source, ViT):
         changes["pre_logits"] = False
         changes["pool"] = changes.get("pool", config.pool).replace("token_gap", "token")
+    if file_format != ORBAX and config.head_norm:
+        changes["head_norm"] = False  # Folded into the head.
+    is_fixed = isinstance(source, ViT) and config.pos_embed.startswith("sincos")
+    if is_fixed and config.pos_embed_at == "stem" and file_format in ("safetensors", "huggingface"):
+        changes["pos_embed"] = "learned"  # timm and transformers store positions as a tensor.
     if file_format == "npz" and config.layer_scale is not None:
         changes["layer_scale"] = None  # The official code has none; folded, outputs are the same.
     return build(
@@ -237,6 +248,11 @@ def _build_target(
         num_classes=0 if no_head else source.num_classes,
         image_size=image_size or source.image_size,
     )
+
+
+def _has_new_positions(source: ViT | BitResNet, target: ViT | BitResNet) -> bool:
+    """Returns True if fixed positions are written as learned ones."""
+    return source.config.pos_embed != target.config.pos_embed
 
 
 def _check_model_name(name: str, loaded: load.LoadedModel) -> None:

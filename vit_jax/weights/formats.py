@@ -28,6 +28,8 @@ class Format:
       name: name shown in messages.
       key_tensor: name of a tensor that only this format has; identifies the format.
       rows: the name table.
+      decoder: the name table of the decoder of a masked autoencoder, which is read for a model that
+        has one, and else ignored.
       prefixes: prefixes that may precede every name; files are written with the first.
       is_torch: names of PyTorch, which any attribute of a user's own module may precede.
       ignored: regular expression of tensors that are not parameters of the model.
@@ -42,6 +44,7 @@ class Format:
     name: str
     key_tensor: str
     rows: tuple[Row, ...]
+    decoder: tuple[Row, ...] = ()
     prefixes: tuple[str, ...] = ("",)
     is_torch: bool = False
     ignored: str = r"(?!)"
@@ -114,7 +117,7 @@ def _timm_formats() -> list[Format]:
     }
     return [
         Format(TIMM_STEM, "patch_embed.backbone.conv.weight", stem_without_units, **options),
-        Format(TIMM, "patch_embed.proj.weight", vit, **options),
+        Format(TIMM, "patch_embed.proj.weight", vit, names_timm.mae_decoder(), **options),
         *(Format(name, "patch_embed.proj.weight", rows, **options) for name, rows in eva.items()),
         Format(TIMM_BIT, "stem.conv.weight", names_timm.timm_bit(), is_torch=True),
     ]
@@ -168,6 +171,7 @@ def _huggingface_formats() -> list[Format]:
         f"{_LAYER_0}.attention.q_proj.weight",
     )
     vit = {"prefixes": ("vit.", "deit.", "ijepa.", ""), "norm_eps": 1e-12, "model_type": "vit"}
+    vit["decoder"] = names.huggingface_mae_decoder()
     deit = {"prefixes": ("deit.", ""), "norm_eps": 1e-12, "model_type": "deit"}
     deit["ignored"] = rf"{exact['ignored']}|pooler\..*"  # Of the class token alone.
     dino = {"prefixes": ("dinov2.", "dinov2_with_registers.", ""), "norm_eps": 1e-6}
@@ -259,6 +263,14 @@ def row_of_tensor(format: Format, name: str, has_gated_fc1: bool = False) -> Row
     return None
 
 
+def decoder_row_of_tensor(format: Format, name: str) -> Row | None:
+    """Returns the row of a tensor of the decoder, as `row_of_tensor`; None for other tensors."""
+    for row, pattern in _patterns(format.name, "decoder"):
+        if match := pattern.fullmatch(name):
+            return _fill_indices(row, match)
+    return None
+
+
 def rows_of_params(format: Format, names: Iterable[str]) -> tuple[list[Row], list[str]]:
     """Returns rows that store the named parameters, and the names that the format cannot store.
 
@@ -280,11 +292,16 @@ def rows_of_params(format: Format, names: Iterable[str]) -> tuple[list[Row], lis
 
 @functools.cache
 def _patterns(format_name: str, field: str) -> list[tuple[Row, re.Pattern]]:
-    """Each row with the pattern of its tensor name, or of each of its parameter names."""
+    """Each row with the pattern of its tensor name, or of each of its parameter names.
+
+    Args:
+      field: tensor, params, or decoder for the tensor names of the decoder.
+    """
+    format = FORMATS[format_name]
     return [
         (row, re.compile(_as_pattern(name)))
-        for row in FORMATS[format_name].rows
-        for name in ((row.tensor,) if field == "tensor" else row.params)
+        for row in (format.decoder if field == "decoder" else format.rows)
+        for name in (row.params if field == "params" else (row.tensor,))
     ]
 
 

@@ -6,7 +6,7 @@ published name.
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 
 import jax
 import numpy as np
@@ -21,41 +21,21 @@ from vit_jax.data.preprocess import EvalRecipe
 from vit_jax.errors import CheckpointError, ConfigError
 from vit_jax.models import encoders, trees
 from vit_jax.models import registry as model_registry
-from vit_jax.models.registry import BitResNet, ViT, build, param_shapes
+from vit_jax.models.mae_vit import MaeViT
+from vit_jax.models.registry import BitResNet, ViT, build, make_init, param_shapes
 from vit_jax.tasks import registry as task_registry
 from vit_jax.text import print_line
 from vit_jax.weights import adapt, families, published
 from vit_jax.weights import metadata as metadata_lib
 from vit_jax.weights.infer_model import infer_model_options
+from vit_jax.weights.lazy_weights import LazyWeights, without_fixed_positions
 from vit_jax.weights.location import is_weights_file, resolve, split_options
-from vit_jax.weights.metadata import WeightsMetadata
 from vit_jax.weights.reader import WeightsFile, open_weights_file
 from vit_jax.weights.writer import CLASSES_SUFFIX
 
 Model = ViT | BitResNet
 # Options that change outputs but no shapes.
 NUMERICS = ("gelu", "norm_eps", "pixel_stats", "pos_embed", "pos_embed_at", "rope", "mlp")
-
-
-@dataclasses.dataclass(frozen=True)
-class LazyWeights:
-    """Parameters in storage: shapes are known, arrays are read one at a time on demand.
-
-    Attributes:
-      where: location, for messages.
-      shapes: shape by slash name.
-      grid: grid of the position embeddings; None for a model without.
-      metadata: model options that shapes do not give.
-      read: names, or None for all -> (name, array) of the parameters.
-      read_classes: class names in the order of the head; None for weights without names.
-    """
-
-    where: str
-    shapes: dict[str, tuple[int, ...]]
-    grid: tuple[int, int] | None
-    metadata: WeightsMetadata
-    read: Callable[[Collection[str] | None], Iterator[tuple[str, np.ndarray]]]
-    read_classes: Callable[[], tuple[str, ...] | None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,16 +87,18 @@ def open_weights(where: str | pathlib.Path, model: Model | None = None) -> LazyW
     Args:
       where: location of weights.
       model: model that the weights are for; supplies the number of heads and the grid where a
-        file does not determine them.
+        file does not determine them. The decoder in a file is read for a masked autoencoder.
 
     Raises:
       CheckpointError: there are no readable weights.
     """
     path, entry, given = resolve(where)
     if is_weights_file(path):
-        file = open_weights_file(path, model and metadata_lib.from_model(model), given)
+        heads = model.decoder.num_heads if isinstance(model, MaeViT) else None
+        metadata = model and metadata_lib.from_model(model)
+        file = open_weights_file(path, metadata, given, decoder_heads=heads)
         families.report(file.metadata, str(file.path), entry is not None, len(file.other_tower))
-        return _weights_of_file(file, entry)
+        return without_fixed_positions(_weights_of_file(file, entry), model)
     meta = layout.read_item(path, "meta")
     return _weights_of_step(path, _build_step_model(path, meta), meta)
 
@@ -158,15 +140,6 @@ def _build_step_model(step_folder: pathlib.Path, meta: dict) -> Model:
 
 def _has_classes(config: Config) -> bool:
     return task_registry.find_task(config.task).has_classes
-
-
-def _without_masked_patch_params(weights: LazyWeights) -> LazyWeights:
-    shapes = {n: s for n, s in weights.shapes.items() if not adapt.is_of_masked_training(n)}
-    return dataclasses.replace(
-        weights,
-        shapes=shapes,
-        read=lambda names=None: weights.read(shapes.keys() if names is None else names),
-    )
 
 
 def _read_config(step_folder: pathlib.Path, meta: dict) -> Config:
@@ -257,7 +230,7 @@ def _load_step(path: pathlib.Path) -> LoadedModel:
     return LoadedModel(
         folder=None if is_converted else path.parent.parent if is_in_run else path.parent,
         model=model,
-        weights=weights if has_classes else _without_masked_patch_params(weights),
+        weights=weights if has_classes else weights.without(adapt.is_of_masked_training),
         classes=tuple(meta["classes"]) if has_classes else (),
         has_class_names=meta.get("has_class_names", True),
         recipe=EvalRecipe.from_data(config.data, model.image_size),
@@ -305,7 +278,8 @@ def load_params(
     Args:
       path: location of weights: a file, folder, URL, published name, workdir or checkpoint.
       model: the model that the parameters are for.
-      new_head: permits a head of zeros, and dropping `projection` and `pre_logits`.
+      new_head: permits a head of zeros, and dropping `projection` and `pre_logits`. A decoder that
+        the weights do not have gets initial values.
       resize: permits resizing the position embeddings.
       resize_rule: a name in `vit_jax.models.resize_grid.RESIZE_RULES`, or your own rule as
         `package.module:function`; auto is the rule of the weights' own code.
@@ -330,7 +304,11 @@ def load_params(
     plan = plan_adaptation(weights, model, permissions, section="")
     for note in plan.notes:
         print_line(f"{path}: {note}")
-    return read_params(weights, plan, shardings)
+    params = read_params(weights, plan, shardings)
+    if plan.drawn:
+        drawn = trees.flatten(make_init(model)(jax.random.key(0)))
+        params = trees.unflatten(trees.flatten(params) | {name: drawn[name] for name in plan.drawn})
+    return params
 
 
 def plan_adaptation(
@@ -361,6 +339,7 @@ def plan_adaptation(
         new_grid=model.grid,
         permissions=permissions,
         head_bias=model.config.head_bias,
+        head_std=model.config.head_std,
         head_rows=head_rows,
         grid_note=families.grid_note(weights.metadata),
         resize_rule=weights.metadata.resize_rule,

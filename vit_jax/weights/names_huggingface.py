@@ -5,7 +5,7 @@ of version 4. The names of version 5 are those of a `state_dict`.
 """
 
 from vit_jax.weights.names_timm import timm_bit
-from vit_jax.weights.names_torch import dense, gated, heads, norm, out, rename
+from vit_jax.weights.names_torch import dense, gated, heads, norm, of_decoder, out, rename
 from vit_jax.weights.tensor_layouts import ATTENTION, BLOCK, CLS, POSITIONS, Row
 
 _MLP = f"{BLOCK}/MlpBlock_0"
@@ -79,6 +79,24 @@ def huggingface_vit(version: int) -> tuple[Row, ...]:
         mlp = _mlp(block, ("mlp.fc1", "mlp.fc2"))
     pooler = dense("pooler.dense", "pre_logits")
     return (*_EMBEDDINGS, *_block(block, attention, norms), *mlp, *pooler)
+
+
+def huggingface_mae_decoder() -> tuple[Row, ...]:
+    """Returns the rows of the decoder of ViTMAEForPreTraining, with the names of 4 and of 5."""
+    block, norms = "decoder.decoder_layers.{i}", ("layernorm_before", "layernorm_after")
+    return of_decoder(
+        (
+            *dense("decoder.decoder_embed", "decoder_embed"),
+            Row("decoder.mask_token", ("decoder_mask_token",)),
+            Row("decoder.decoder_pos_embed", (POSITIONS,)),
+            *_block(block, _ATTENTION_4, norms),
+            *_mlp(block, ("intermediate.dense", "output.dense")),
+            *_block(block, _ATTENTION_5, norms),
+            *_mlp(block, ("mlp.fc1", "mlp.fc2")),
+            *norm("decoder.decoder_norm", "Transformer/encoder_norm"),
+            *dense("decoder.decoder_pred", "decoder_pred"),
+        )
+    )
 
 
 def huggingface_deit(version: int) -> tuple[Row, ...]:

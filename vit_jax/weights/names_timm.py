@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from vit_jax.weights.names_torch import dense, gated, heads, norm, out
+from vit_jax.weights.names_torch import dense, gated, heads, norm, of_decoder, out, rename
 from vit_jax.weights.tensor_layouts import ATTENTION, BLOCK, CLS, POSITIONS, UNIT, Row
 
 _LAYER, _MLP = "blocks.{i}", f"{BLOCK}/MlpBlock_0"
@@ -80,6 +80,22 @@ def timm_vit() -> tuple[Row, ...]:
         *norm(f"{stem}.stem.norm", "gn_root"),
         *_units(f"{stem}.stages.{{b0}}.blocks.{{u0}}"),
         *norm(f"{stem}.stages.{{b0}}.blocks.{{u0}}.downsample.norm", f"{UNIT}/gn_proj"),
+    )
+
+
+def mae_decoder() -> tuple[Row, ...]:
+    """Returns the rows of the decoder in files of the code of MAE (arXiv:2111.06377)."""
+    mlp = dense(f"{_LAYER}.mlp.fc1", f"{_MLP}/Dense_0")
+    layers = rename(tuple(_block("ls{}.gamma", _FUSED, mlp)), ("blocks.", "decoder_blocks."))
+    return of_decoder(
+        (
+            *dense("decoder_embed", "decoder_embed"),
+            Row("mask_token", ("decoder_mask_token",)),
+            Row("decoder_pos_embed", (POSITIONS,)),
+            *layers,
+            *norm("decoder_norm", "Transformer/encoder_norm"),
+            *dense("decoder_pred", "decoder_pred"),
+        )
     )
 
 

@@ -47,3 +47,13 @@ def rename(rows: tuple[Row, ...], *changes: tuple[str, str]) -> tuple[Row, ...]:
     for old, new in changes:
         rows = tuple(dataclasses.replace(row, tensor=row.tensor.replace(old, new)) for row in rows)
     return rows
+
+
+def of_decoder(rows: tuple[Row, ...]) -> tuple[Row, ...]:
+    """Returns rows of an encoder as those of the decoder of a masked autoencoder."""
+    return tuple(
+        dataclasses.replace(
+            row, params=tuple(param.replace("Transformer/", "Decoder/") for param in row.params)
+        )
+        for row in rows
+    )

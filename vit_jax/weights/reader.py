@@ -46,6 +46,7 @@ class WeightsFile:
       shapes: shape by parameter name.
       grid: grid of the position embeddings; None for a model without.
       pads_cls: the file has no position embedding for the class token; zeros are inserted.
+      decoder_heads: heads of the decoder, if it is read.
     """
 
     archive: Archive | ShardedArchive
@@ -58,6 +59,7 @@ class WeightsFile:
     shapes: dict[str, tuple[int, ...]]
     grid: Grid | None
     pads_cls: bool
+    decoder_heads: int | None = None
 
     @property
     def path(self) -> pathlib.Path:
@@ -80,18 +82,23 @@ class WeightsFile:
                 if stack_name != stored_name:
                     stack_name, stack = stored_name, self.archive.read(stored_name)
                 tensor = stack[layer]
-            params = tensor_to_params(row, tensor, self.metadata.num_heads or 1)
+            params = tensor_to_params(row, tensor, self._num_heads(row))
             for param, array in zip(row.params, params):
                 if names is None or param in names:
                     if param == POSITIONS and self.pads_cls:
                         array = np.pad(array, ((0, 0), (1, 0), (0, 0)))
                     yield param, np.ascontiguousarray(array)
 
+    def _num_heads(self, row: Row) -> int:
+        return _num_heads(row, self.metadata.num_heads, self.decoder_heads)
+
 
 def open_weights_file(
     path: str | pathlib.Path,
     model: WeightsMetadata | None = None,
     given: WeightsMetadata = UNKNOWN,
+    *,
+    decoder_heads: int | None = None,
 ) -> WeightsFile:
     """Returns the weights of a file or folder without reading array contents.
 
@@ -103,6 +110,7 @@ def open_weights_file(
       model: metadata of the model that the weights are for; supplies the number of heads, the
         grid and options that change outputs.
       given: options from the user, which replace those of the file.
+      decoder_heads: heads of the decoder of a masked autoencoder; None ignores a decoder.
 
     Raises:
       CheckpointError: the format is unknown, or tensors do not belong to a supported model; all
@@ -113,7 +121,10 @@ def open_weights_file(
     arrays = _unstack_layers(archive)
     format, prefix = _detect_format(archive.path, arrays)
     config = config_files.read_config(archive, path)
-    rows, ignored, other_tower = _match_rows(archive.path, format, prefix, arrays, config.unused)
+    decoder = _match_decoder(format, prefix, arrays)
+    rest = {name: info for name, info in arrays.items() if name not in decoder or not decoder_heads}
+    rows, ignored, other_tower = _match_rows(archive.path, format, prefix, rest, config.unused)
+    rows |= decoder if decoder_heads else {}
     _raise_if_any(
         archive.path,
         [
@@ -135,7 +146,7 @@ def open_weights_file(
         check_new_names(given.classes, config.metadata.classes, f"{path}:classes")
     metadata = given.with_defaults(config.metadata)
     family = families.find_family(
-        format, prefix, stored_shapes, config.kind, gelu=metadata.gelu, ignored=ignored
+        format, prefix, stored_shapes, config.kind, gelu=metadata.gelu, ignored=(*ignored, *decoder)
     )
     metadata = families.complete(
         metadata,
@@ -145,7 +156,7 @@ def open_weights_file(
         model,
         str(path),
     )
-    shapes = _shapes_of_params(archive.path, rows, arrays, metadata.num_heads or 1)
+    shapes = _shapes_of_params(archive.path, rows, arrays, metadata.num_heads, decoder_heads)
     tensor_properties.check_claims(config.claims, shapes, str(archive.path.parent))
     grid, pads_cls = None, False
     if len(shapes.get("embedding/kernel", ())) == 4:
@@ -154,7 +165,17 @@ def open_weights_file(
         _, num_positions, width = shapes[POSITIONS]
         shapes[POSITIONS] = (1, num_positions + 1, width)
     return WeightsFile(
-        archive, format, prefix, rows, ignored, other_tower, metadata, shapes, grid, pads_cls
+        archive=archive,
+        format=format,
+        prefix=prefix,
+        rows=rows,
+        ignored=ignored,
+        other_tower=other_tower,
+        metadata=metadata,
+        shapes=shapes,
+        grid=grid,
+        pads_cls=pads_cls,
+        decoder_heads=decoder_heads,
     )
 
 
@@ -175,15 +196,24 @@ def _detect_format(path: pathlib.Path, names: Collection[str]) -> tuple[Format, 
     return detected[0]
 
 
+def _num_heads(row: Row, encoder: int | None, decoder: int | None) -> int:
+    """The number of heads of the layer that a row is of; 1 where it is unknown."""
+    return (decoder if row.params[0].startswith("Decoder/") else encoder) or 1
+
+
 def _shapes_of_params(
-    path: pathlib.Path, rows: dict[str, Row], arrays: Mapping[str, ArrayInfo], num_heads: int
+    path: pathlib.Path,
+    rows: dict[str, Row],
+    arrays: Mapping[str, ArrayInfo],
+    num_heads: int | None,
+    decoder_heads: int | None,
 ) -> dict[str, tuple[int, ...]]:
     """Shape by parameter name; rejects tensors that their layout does not allow."""
     shapes, mismatches = {}, []
     for name, row in rows.items():
         zeros = np.broadcast_to(np.float32(0), arrays[name].shape)  # Takes no memory.
         try:
-            params = tensor_to_params(row, zeros, num_heads)
+            params = tensor_to_params(row, zeros, _num_heads(row, num_heads, decoder_heads))
             for param, array in zip(row.params, params, strict=True):
                 shapes[param] = array.shape
         except (ValueError, IndexError) as error:
@@ -247,6 +277,16 @@ def _match_rows(
             rows[name] = row
     _raise_if_any(path, errors)
     return rows, tuple(ignored), tuple(other_tower)
+
+
+def _match_decoder(format: Format, prefix: str, arrays: Mapping[str, ArrayInfo]) -> dict[str, Row]:
+    """Row by tensor name of the decoder of a masked autoencoder; {} for a file without one."""
+    rows = {}
+    for name in arrays:
+        bare_name = formats.without_wrappers(name).removeprefix(prefix)
+        if row := formats.decoder_row_of_tensor(format, bare_name):
+            rows[name] = row
+    return rows
 
 
 def _raise_if_any(path: pathlib.Path, errors: list[str]) -> None:

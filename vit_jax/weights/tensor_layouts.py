@@ -11,15 +11,15 @@ BLOCK = "Transformer/encoderblock_{i}"
 ATTENTION = f"{BLOCK}/MultiHeadDotProductAttention_0"
 UNIT = "block{b}/unit{u}"
 POSITIONS = "Transformer/posembed_input/pos_embedding"
+DECODER_POSITIONS = POSITIONS.replace("Transformer", "Decoder")
 X_POSITIONS, Y_POSITIONS = (f"Transformer/posembed_input/{axis}_embedding" for axis in "xy")
 CLS = "cls"
 
 
 def num_layers(names: Iterable[str]) -> int:
     """Returns the number of encoder layers that have parameters of these names."""
-    return len(
-        {match[1] for match in (re.search(r"encoderblock_(\d+)/", n) for n in names) if match}
-    )
+    matches = (re.search(r"Transformer/encoderblock_(\d+)/", name) for name in names)
+    return len({match[1] for match in matches if match})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,6 +134,7 @@ AXES = {  # Layout -> numbers of axes of its tensors; None of the others.
     "conv": (4,),
 }
 TOKENS = (CLS, POSITIONS, "dist_token", "registers", "MAPHead_0/probe")  # 1 T D.
+TOKENS += ("decoder_mask_token", DECODER_POSITIONS)
 
 
 def has_wrong_axes(row: Row, shape: tuple[int, ...]) -> bool:

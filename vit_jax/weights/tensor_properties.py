@@ -72,6 +72,9 @@ def _properties(shapes: Mapping[str, tuple]) -> dict[str, float]:
         attention = f"{BLOCK}/MultiHeadDotProductAttention_0"
         biases = {text: f"{attention}/{name}/bias" in shapes for name, text in BIASES.items()}
         found |= biases | {BIAS: biases[BIASES["query"]]}
+        decoder = f"{attention.replace('Transformer', 'Decoder')}/query/kernel"
+        if len(shapes.get(decoder, ())) == 3:
+            found["decoder heads"] = shapes[decoder][1]
         for what, name in (
             (GATE, f"{BLOCK}/MlpBlock_0/Dense_gate/kernel"),
             (CLASS_TOKEN, CLS),

@@ -47,7 +47,9 @@ def tensor_table(
                 ("class token's position zeros", file and file.pads_cls and name == POSITIONS),
                 ("position folded in", export and export.folds_cls and name == CLS),
                 ("LayerScale folded in", name in plan.folded),
+                ("head_norm folded in", plan.folds_head_norm and name in adapt.HEAD),
                 ("zeros", name in plan.new_shapes),
+                ("fixed positions", old is None and is_position),
                 ("rounded from float64", old and old.tensor in doubles),
             )
             if is_made
@@ -58,7 +60,8 @@ def tensor_table(
             text = f"{format_shape(before)}->{text}"
         lines.append((old.tensor if old else "-", new.tensor, text, change))
     for name in plan.dropped:
-        change = "folded" if name in plan.folded.values() else "dropped"
+        is_folded = name in plan.folded.values() or name in adapt.HEAD_NORM * plan.folds_head_norm
+        change = "folded" if is_folded else "dropped"
         shape = _stored_shape(sources[name], loaded.weights.shapes, arrays)
         lines.append((sources[name].tensor, "-", format_shape(shape), change))
     for name in file.ignored if file else ():
