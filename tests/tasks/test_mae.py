@@ -122,3 +122,42 @@ def checked(**fields):
 def test_a_config_that_cannot_be_a_masked_autoencoder_is_refused(fields, words):
     with pytest.raises(ConfigError, match=words):
         MaskedAutoencoder.build_model(checked(**fields), 0)
+
+
+class Perfect:
+    """A masked autoencoder whose predictions are its targets."""
+
+    def __init__(self, model, is_normalized):
+        self.model, self.is_normalized = model, is_normalized
+
+    def apply(self, variables, images, order):
+        return mae.targets(images, self.model, self.is_normalized)
+
+    def __getattr__(self, name):
+        return getattr(self.model, name)
+
+
+@pytest.mark.parametrize("is_normalized", [True, False])
+@pytest.mark.parametrize("pixel_stats", ["imagenet", "half"])
+def test_a_perfect_prediction_reconstructs_the_image(pixel_stats, is_normalized):
+    section = Task(name="mae", mask_ratio=0.5, normalize_targets=is_normalized)
+    model, images = small_mae(pixel_stats=pixel_stats), jnp.array(some_images(3, 8, 12, 3))
+    task = MaskedAutoencoder(section, Perfect(model, is_normalized))
+    found = task.reconstruct({}, {"image": images, "number": jnp.arange(3)})
+    np.testing.assert_allclose(found.images, images, atol=2e-6)
+    assert found.is_predicted.sum(axis=1).tolist() == [3, 3, 3]
+
+
+def test_the_patches_that_are_reconstructed_are_those_of_the_score():
+    model, images = small_mae(), some_images(2, 8, 12, 3)
+    params, task = params_of(model), MaskedAutoencoder(SECTION, small_mae())
+    batch = {"image": images, "mask": np.ones(2, np.float32), "number": np.int32([4, 9])}
+    found = task.reconstruct(params, batch)
+    where = np.array(found.is_predicted).reshape(2, 2, 3, 1).repeat(4, 1).repeat(4, 2)
+    patches = np.float64(images).reshape(2, 2, 4, 3, 4, 3).transpose(0, 1, 3, 2, 4, 5)
+    variance = patches.reshape(2, 2, 3, 48).var(-1, ddof=1, keepdims=True)
+    deviation = np.sqrt(variance + 1e-6)
+    deviation = deviation.repeat(4, 1).repeat(4, 2)
+    errors = ((np.float64(found.images) - images) / deviation) ** 2
+    expected = (errors * where).sum((1, 2, 3)) / (3 * 48)
+    np.testing.assert_allclose(task.score(params, batch)["loss"], expected, rtol=1e-4)

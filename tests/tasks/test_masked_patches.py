@@ -17,6 +17,7 @@ from vit_jax.tasks.masked_patches import (
     MaskedPatches,
     colour_classes,
     draw_corruption,
+    patches_of_classes,
     unpatchify,
 )
 
@@ -71,6 +72,16 @@ def test_colour_classes_equal_those_of_integer_arithmetic(patch, side):
     expected = expected_classes(pixels, patch, side)
     assert expected.shape == (6, side * side)
     np.testing.assert_array_equal(classes_of(pixels, patch, side), expected)
+
+
+@pytest.mark.parametrize("side", [1, 4])
+def test_patches_of_classes_are_the_middle_of_the_levels_of_each_colour(side):
+    classes = np.random.default_rng(0).integers(0, 512, (2, 6, side**2))
+    patches = np.asarray(patches_of_classes(classes, 8))
+    np.testing.assert_array_equal(colour_classes(patches, side), classes)
+    first = patches[0, 0].reshape(8, 8, 3)[0, 0]  # Of the first cell: red, green, blue.
+    levels = np.array([classes[0, 0, 0] // 64, classes[0, 0, 0] // 8 % 8, classes[0, 0, 0] % 8])
+    np.testing.assert_allclose((first + 1) * 127.5, 32 * levels + 16, rtol=1e-6)
 
 
 def test_unpatchify_is_the_inverse_of_patchify():

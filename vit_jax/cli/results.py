@@ -135,7 +135,7 @@ REPORT = Verb(
 )
 FIGURES = Verb(
     "figures",
-    "draw the paper's figures 6, 7, 10, 11 and 14 from any weights",
+    "draw the paper's figures 6, 7, 10, 11 and 14 from any weights, and reconstructions",
     "--checkpoint=imagenet21k/ViT-B_16 --image=photo.jpg --out=figures",
     add_figures_flags,
     run_figures,

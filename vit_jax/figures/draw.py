@@ -1,4 +1,4 @@
-"""Draws the paper's Figures 6, 7, 10, 11 and 14 for any weights."""
+"""Draws the paper's Figures 6, 7, 10, 11 and 14 for any weights, and reconstructions."""
 
 import dataclasses
 import functools
@@ -19,6 +19,7 @@ from vit_jax.figures import (
     attention_rollout,
     filters,
     position_similarity,
+    reconstruction,
     style,
 )
 from vit_jax.figures.attention_statistics import ReadLayers, compute_statistics
@@ -31,6 +32,7 @@ from vit_jax.weights.finite import require_finite_params
 NUM_PAIRS = 3  # Images in Figure 6.
 NUM_IMAGES = 128  # Images that Figure 11 averages over, if there are as many (appendix D.7).
 NUM_SELECTED = 16  # Images in Figure 14.
+NUM_RECONSTRUCTED = 6  # Images in `reconstruction`.
 NUM_ROWS, NUM_PATCHES = 8, 8  # Filters in `patches`, and patches beside each.
 
 
@@ -66,6 +68,8 @@ def draw_figures(
 ) -> str:
     """Writes figures 6, 7, 10, 11 and 14, `heads` and `patches` as PNG and SVG.
 
+    A run that predicts patches also has the figure `reconstruction`.
+
     Args:
       where: a workdir, checkpoint, file of weights or published name.
       out: folder to write into.
@@ -100,7 +104,7 @@ def draw_figures(
         )
     inputs = _load_inputs(where, loaded, files, overrides)
     title = titles.title_of(loaded.model.config, inputs.model.image_size)
-    plot_functions = _plot_functions(inputs, title, block)
+    plot_functions = _plot_functions(inputs, title, block) | _plot_reconstruction(inputs)
     if beside:
         similarities = _read_similarities([where, *beside])
         plot_functions["figure10"] = lambda: position_similarity.plot_similarities(similarities)
@@ -231,6 +235,19 @@ def _plot_functions(
     if model.stem is None:  # The patches of a hybrid are features, not pixels.
         functions["patches"] = plot_patches
     return functions
+
+
+def _plot_reconstruction(inputs: FigureInputs) -> dict[str, Callable[[], style.Figure]]:
+    """Returns the function that plots `reconstruction`, or nothing for weights without a task."""
+    found = reconstruction.find_objective(inputs.where)
+    if not found or found[0].model.image_size != inputs.model.image_size:
+        return {}  # A task is trained at its own size.
+
+    def plot() -> style.Figure:
+        images = inputs.images[:NUM_RECONSTRUCTED]
+        return reconstruction.plot_reconstructions(reconstruction.reconstruct(*found, images))
+
+    return {"reconstruction": plot}
 
 
 def _read_similarities(weights: Sequence[str]) -> dict[str, np.ndarray]:

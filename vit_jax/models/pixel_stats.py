@@ -26,6 +26,16 @@ def normalize(images: jax.Array, pixel_stats: str) -> jax.Array:
     )
 
 
+def denormalize(pixels: jax.Array, pixel_stats: str) -> jax.Array:
+    """Returns images B H W 3 in [-1, 1] of normalised pixels: the inverse of `normalize`."""
+    mean, deviation = np.array(PIXEL_STATS[pixel_stats])
+    scale, shift = 2 * deviation, 2 * mean - 1
+    return (
+        pixels * scale.astype(np.float32)[None, None, None]
+        + shift.astype(np.float32)[None, None, None]
+    )
+
+
 def check_images(images: jax.Array, image_size: tuple[int, int]) -> None:
     """Raises ConfigError unless images are floats B H W 3 of the model's size."""
     if not jnp.issubdtype(images.dtype, jnp.floating):

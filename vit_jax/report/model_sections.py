@@ -2,16 +2,27 @@
 
 import math
 
+from vit_jax.config import registry
 from vit_jax.evaluation import setup
+from vit_jax.figures import reconstruction
 from vit_jax.report import predictions as predictions_lib
 from vit_jax.report import sections as html
 from vit_jax.report.run_record import RunRecord
+from vit_jax.tasks.registry import can_reconstruct
 
 MAX_CLASSES = 20  # Of a confusion matrix; for more classes, the most frequent confusions.
 NUM_CONFUSIONS = 15
 ATTENTION_NOTE = (
     "Examples of the scored split, and their attention rollout from the output token to the input "
     "(Figure 6 of the paper). Dark areas contribute little to the output."
+)
+RECONSTRUCTION_NOTE = (
+    "Examples of the scored split: the image, the patches that the model sees, its predictions of "
+    "all patches, and its predictions beside the visible patches (Figure 2 of arXiv:2111.06377)."
+)
+NORMALIZED_NOTE = (
+    " Each predicted patch has the mean and the deviation of the image's own patch, which the "
+    "model does not predict (task.normalize_targets)."
 )
 POSITIONS_NOTE = (
     "One tile per patch: the cosine similarity of its position embedding with those of all "
@@ -20,15 +31,16 @@ POSITIONS_NOTE = (
 
 
 def model_sections(run: RunRecord) -> list[html.Html]:
-    """Returns predictions, attention and position embeddings, or why they are unavailable."""
+    """Returns the sections that need the model, or why they are unavailable."""
     if not run.config.data.val_split and run.config.data.dev is None:
         note = "Unavailable: this run has no split to score; its data.val_split is empty."
-        return [html.section("Model outputs", note=note), _position_section(run)]
+        sections = [html.section("Model outputs", note=note), _position_section(run)]
+        return _reconstruction_sections(run) + sections
     try:
         run_setup = setup.prepare_setup(str(run.folder), {}, "report")
     except html.SECTION_ERRORS as error:
         return [html.unavailable("Model outputs", error)]
-    parts = []
+    parts = _reconstruction_sections(run)
     if run_setup.model.num_classes:
         parts.append(html.section_or_error("Predictions", lambda: _predictions(run_setup)))
     parts.append(html.section_or_error("Attention", lambda: _attention(run_setup), ATTENTION_NOTE))
@@ -88,6 +100,36 @@ def _confusion(predictions: predictions_lib.Predictions) -> html.Html:
     header = (html.element("th", title) for title in ("label \\ prediction", *classes))
     table = html.element("table", html.element("tr", *header), *rows, class_="confusion")
     return html.element("div", table, class_="scroll")
+
+
+def _reconstruction_sections(run: RunRecord) -> list[html.Html]:
+    """Returns the section of a run that predicts patches; [] for others."""
+    section, task = run.config.task, registry.chosen(run.config.task, "name")
+    if task is None or not can_reconstruct(task):
+        return []
+    note = RECONSTRUCTION_NOTE
+    if section.name == "mae" and section.normalize_targets:
+        note += NORMALIZED_NOTE
+    return [html.section_or_error("Reconstruction", lambda: _reconstruction(run), note)]
+
+
+def _reconstruction(run: RunRecord) -> list:
+    rows = (
+        html.element(
+            "figure",
+            html.element(
+                "div",
+                *(
+                    html.image_figure(pixels, alt=title)
+                    for title, pixels in zip(reconstruction.TITLES, images, strict=True)
+                ),
+                class_="row",
+            ),
+            html.element("figcaption", name),
+        )
+        for name, images in predictions_lib.reconstruction_images(run)
+    )
+    return [html.grid(rows, "wide")]
 
 
 def _attention(run_setup: setup.EvaluationSetup) -> list:

@@ -1,4 +1,4 @@
-"""Predictions, attention and position embeddings of a run's model."""
+"""Predictions, reconstructions, attention and position embeddings of a run's model."""
 
 import collections
 import dataclasses
@@ -12,7 +12,7 @@ from vit_jax.data.preprocess import from_unit_range
 from vit_jax.errors import CheckpointError, ConfigError
 from vit_jax.evaluation import accuracy, scoring, setup
 from vit_jax.figures import attention as attention_lib
-from vit_jax.figures import attention_rollout, position_similarity, style
+from vit_jax.figures import attention_rollout, position_similarity, reconstruction, style
 from vit_jax.report.run_record import RunRecord
 from vit_jax.tables import results
 from vit_jax.weights.finite import require_finite
@@ -20,6 +20,7 @@ from vit_jax.weights.finite import require_finite
 NUM_SHOWN = 8  # Correct predictions, and as many incorrect ones.
 MAX_SCORED = 1000  # Examples of the split.
 NUM_ATTENTION_IMAGES = 6
+NUM_RECONSTRUCTED = 6
 MAX_TILES = 14  # Tiles in a row of the image of position embeddings.
 TILE_SIZE = 32  # Pixels of a tile, if the grid is smaller.
 
@@ -138,6 +139,26 @@ def attention_images(run_setup: setup.EvaluationSetup) -> list[tuple[str, np.nda
         darkened = from_unit_range((image + 1) * brightness - 1)
         images.append((source.name(int(i)), from_unit_range(image), darkened))
     return images
+
+
+def reconstruction_images(run: RunRecord) -> list[tuple[str, reconstruction.Reconstruction]]:
+    """Returns name and images H W 3 uint8 of some examples whose patches are predicted.
+
+    The examples are of the scored split, or of the training split of a run without one.
+    """
+    data = run.config.data
+    has_split = bool(data.val_split) or data.dev is not None
+    overrides = {} if has_split else {"data.split": data.split}
+    run_setup = setup.prepare_setup(run.folder, overrides, "report")
+    source = run_setup.open_scored(run_setup.split())
+    indices = _evenly_spaced(len(source), NUM_RECONSTRUCTED)
+    images = np.stack([run_setup.recipe(source[int(i)]["image"]) for i in indices])
+    found = reconstruction.find_objective(str(run.folder))
+    columns = [np.uint8(np.round(255 * x)) for x in reconstruction.reconstruct(*found, images)]
+    return [
+        (source.name(int(i)), reconstruction.Reconstruction(*row))
+        for i, *row in zip(indices, *columns, strict=True)
+    ]
 
 
 def position_embedding_images(run: RunRecord) -> dict[str, np.ndarray]:

@@ -15,10 +15,15 @@ from vit_jax.config.schema import Config, Task
 from vit_jax.errors import ConfigError
 from vit_jax.models import registry as model_registry
 from vit_jax.models.mae_vit import MaeViT
-from vit_jax.models.pixel_stats import normalize
+from vit_jax.models.pixel_stats import denormalize, normalize
 from vit_jax.models.vit import ViT, patchify
 from vit_jax.tasks import losses
-from vit_jax.tasks.masked_patches import rules_without_labels
+from vit_jax.tasks.masked_patches import (
+    Reconstruction,
+    keys_of_numbers,
+    rules_without_labels,
+    unpatchify,
+)
 
 VARIANCE_EPS = 1e-6  # Added to the variance of a patch.
 
@@ -78,12 +83,32 @@ class MaskedAutoencoder:
         batch: image B H W 3, mask B, number B int32. The removed patches of an example depend on
         its number only, so scores are the same at every step and for every batch size.
         """
-        key = jax.random.key(0, impl="threefry2x32")  # `rbg` has one noise under vmap.
-        keys = jax.vmap(lambda number: jax.random.fold_in(key, number))(batch["number"])
+        keys = keys_of_numbers(batch["number"])
         return {
             "loss": self.image_losses(params, batch["image"], keys),
             "mask": batch["mask"],
         }
+
+    def reconstruct(self, params, batch: dict) -> Reconstruction:
+        """Returns the predictions for the patches that `score` removes, without dropout.
+
+        batch: image B H W 3, number B int32. Predictions of normalised targets get the mean and
+        the deviation of their patch in the image.
+        """
+        model, images = self.model, batch["image"]
+        order = self._orders(keys_of_numbers(batch["number"]))
+        patches = model.apply({"params": params}, images, order)  # B N PPC
+        if self.section.normalize_targets:
+            mean, deviation = _statistics(_pixels(images, model))
+            patches = patches * deviation + mean
+        is_predicted = jnp.argsort(order, axis=1) >= model.num_kept
+        pixels = unpatchify(patches, model.grid)
+        return Reconstruction(is_predicted, denormalize(pixels, model.config.pixel_stats))
+
+    def _orders(self, keys: jax.Array) -> jax.Array:
+        """Returns the order B N of the patches of images with these keys."""
+        N = self.model.grid[0] * self.model.grid[1]
+        return jax.vmap(lambda key: draw_order(key, N))(keys)
 
     def image_losses(self, params, images: jax.Array, keys: jax.Array, **apply) -> jax.Array:
         """Returns the mean squared error over the removed patches of each image, B.
@@ -92,9 +117,7 @@ class MaskedAutoencoder:
           keys: one per image, which draws its order of patches.
           **apply: options of `model.apply`.
         """
-        N = self.model.grid[0] * self.model.grid[1]
-        order = jax.vmap(lambda key: draw_order(key, N))(keys)  # B N
-        return self.losses_of(params, images, order, **apply)
+        return self.losses_of(params, images, self._orders(keys), **apply)
 
     def losses_of(self, params, images: jax.Array, order: jax.Array, **apply) -> jax.Array:
         """Returns the losses B of images whose patches have an order B N; the first V are kept."""
@@ -119,6 +142,8 @@ def _model_rules(config: Config, vit) -> Iterator[tuple[bool, str]]:
         ("pre_logits", (False,)),
         ("projection", (None,)),
         ("head_bias", (0.0,)),
+        ("head_std", (0.0,)),
+        ("head_norm", (False,)),
     ):
         value = getattr(config.model, name)
         choices = " or ".join(map(repr, allowed))
@@ -151,9 +176,20 @@ def targets(images: jax.Array, model: ViT, is_normalized: bool) -> jax.Array:
     Pixels have the statistics `model.pixel_stats`. Normalised, those of each patch have the mean 0
     and the unbiased variance 1.
     """
-    patches = patchify(normalize(images, model.config.pixel_stats), model.patch_size)
+    patches = _pixels(images, model)
     if not is_normalized:
         return patches
+    mean, deviation = _statistics(patches)
+    return (patches - mean) / deviation
+
+
+def _pixels(images: jax.Array, model: ViT) -> jax.Array:
+    """Returns the patches B N PPC of images, with the statistics of the model."""
+    return patchify(normalize(images, model.config.pixel_stats), model.patch_size)
+
+
+def _statistics(patches: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns the mean and the deviation of the pixels of each patch, B N 1."""
     mean = jnp.mean(patches, axis=-1, keepdims=True)
     variance = jnp.var(patches, axis=-1, keepdims=True, ddof=1)
-    return (patches - mean) / jnp.sqrt(variance + VARIANCE_EPS)
+    return mean, jnp.sqrt(variance + VARIANCE_EPS)

@@ -33,6 +33,18 @@ class Corruption(NamedTuple):
     source: jax.Array  # Index of the patch whose pixels are used; the patch's own if unchanged.
 
 
+class Reconstruction(NamedTuple):
+    """Images beside the content that a model predicts for some of their patches.
+
+    Attributes:
+      is_predicted: B N, True for the patches whose content is predicted.
+      images: B H W 3 in about [-1, 1], the predictions of all patches.
+    """
+
+    is_predicted: jax.Array
+    images: jax.Array
+
+
 def rules_without_labels(config: Config) -> Iterator[tuple[bool, str]]:
     """Yields the rules of tasks that use no labels, in the form of `Objective.rules`."""
     for field, value, allowed in (
@@ -102,9 +114,23 @@ class MaskedPatches:
         batch: image B H W 3, mask B, number B int32. The corruption of an example depends on its
         number only, so scores are the same at every step and for every batch size.
         """
-        key = jax.random.key(0, impl="threefry2x32")  # `rbg` has one noise under vmap.
-        keys = jax.vmap(lambda number: jax.random.fold_in(key, number))(batch["number"])
+        keys = keys_of_numbers(batch["number"])
         return self.image_metrics(params, batch["image"], keys) | {"mask": batch["mask"]}
+
+    def reconstruct(self, params, batch: dict) -> Reconstruction:
+        """Returns the predictions for the patches that `score` corrupts, without dropout.
+
+        batch: image B H W 3, number B int32. A colour is shown by the middle of its three levels.
+        """
+        corruption, _, predictions = self._predict(
+            params, batch["image"], keys_of_numbers(batch["number"])
+        )
+        model, targets = self.model, self.section.targets
+        patches = predictions
+        if targets != "pixels":
+            logits = predictions.reshape(*predictions.shape[:2], -1, NUM_COLOURS)
+            patches = patches_of_classes(jnp.argmax(logits, axis=-1), model.patch_size)
+        return Reconstruction(corruption.is_corrupted, unpatchify(patches, model.grid))
 
     def image_metrics(self, params, images: jax.Array, keys: jax.Array, **apply) -> dict:
         """Returns loss and top1 of each image, B: means over its corrupted patches.
@@ -115,18 +141,22 @@ class MaskedPatches:
           keys: one per image, which draws its corruption.
           **apply: options of `model.apply`.
         """
-        model, task = self.model, self.section
-        N = model.grid[0] * model.grid[1]
-        draw = jax.vmap(lambda key: draw_corruption(key, N, task))
-        is_corrupted, is_masked, source = draw(keys)
-        patches = patchify(images, model.patch_size)  # B N PPC
-        # Replacing pixels equals replacing embeddings, and its gradient needs no scatter.
-        replaced = jnp.take_along_axis(patches, source[..., None], axis=1)
-        inputs = unpatchify(replaced, model.grid)
-        predictions = model.apply({"params": params}, inputs, is_masked, **apply)  # B N O
-        metrics = patch_metrics(predictions, patches, task.targets)
+        (is_corrupted, *_), patches, predictions = self._predict(params, images, keys, **apply)
+        metrics = patch_metrics(predictions, patches, self.section.targets)
         count = jnp.sum(is_corrupted, axis=1)
         return {name: jnp.sum(value * is_corrupted, 1) / count for name, value in metrics.items()}
+
+    def _predict(self, params, images: jax.Array, keys: jax.Array, **apply) -> tuple:
+        """Returns the corruption, the patches B N PPC of the images, and predictions B N O."""
+        model, task = self.model, self.section
+        N = model.grid[0] * model.grid[1]
+        corruption = jax.vmap(lambda key: draw_corruption(key, N, task))(keys)
+        patches = patchify(images, model.patch_size)
+        # Replacing pixels equals replacing embeddings, and its gradient needs no scatter.
+        replaced = jnp.take_along_axis(patches, corruption.source[..., None], axis=1)
+        inputs = unpatchify(replaced, model.grid)
+        predictions = model.apply({"params": params}, inputs, corruption.is_masked, **apply)
+        return corruption, patches, predictions
 
 
 def _model_rules(config: Config, vit) -> Iterator[tuple[bool, str]]:
@@ -142,7 +172,7 @@ def _model_rules(config: Config, vit) -> Iterator[tuple[bool, str]]:
         config.model.pool != "map",
         "model.pool is 'map'; masked patches need 'token', 'gap' or 'token_gap'",
     )
-    for name in ("pre_logits", "projection", "head_bias"):
+    for name in ("pre_logits", "projection", "head_bias", "head_std", "head_norm"):
         value = getattr(config.model, name)
         yield (
             not value,
@@ -160,6 +190,12 @@ def _model_rules(config: Config, vit) -> Iterator[tuple[bool, str]]:
         f"task.targets is {task.targets!r}; a patch of {P}x{P} pixels does not divide "
         f"into {side}x{side}",
     )
+
+
+def keys_of_numbers(numbers: jax.Array) -> jax.Array:
+    """Returns one key for each example number B, which draws what is hidden from evaluation."""
+    key = jax.random.key(0, impl="threefry2x32")  # `rbg` has one noise under vmap.
+    return jax.vmap(lambda number: jax.random.fold_in(key, number))(numbers)
 
 
 def num_outputs(targets: str, patch_size: int) -> int:
@@ -204,6 +240,19 @@ def colour_classes(patches: jax.Array, side: int) -> jax.Array:
     levels = jnp.clip(jnp.floor(means * LEVELS / 256), 0, LEVELS - 1).astype(jnp.int32)
     r, g, b = jnp.moveaxis(levels, -1, 0)
     return (LEVELS**2 * r + LEVELS * g + b).reshape(B, N, side**2)
+
+
+def patches_of_classes(classes: jax.Array, patch_size: int) -> jax.Array:
+    """Returns patches of the colours of classes: B N S, S = side^2 -> B N PPC in [-1, 1].
+
+    A level l of a channel becomes 32 l + 16 of 255. `colour_classes` of the result are the classes.
+    """
+    B, N, S = classes.shape
+    P, side = patch_size, math.isqrt(S)
+    levels = jnp.stack([classes // LEVELS**2, classes // LEVELS % LEVELS, classes % LEVELS], -1)
+    cells = ((levels + 0.5) * (256 // LEVELS) / 127.5 - 1).reshape(B, N, side, 1, side, 1, 3)
+    cells = jnp.broadcast_to(cells, (B, N, side, P // side, side, P // side, 3))
+    return cells.reshape(B, N, 3 * P**2)
 
 
 def patch_metrics(predictions: jax.Array, patches: jax.Array, targets: str) -> dict:

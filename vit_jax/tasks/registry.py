@@ -37,6 +37,8 @@ class Objective(Protocol):
         Called once in a step with the whole global batch, also with config.accumulate, and before
         the gradient, which does not pass through it. Teacher parameters are the averaged ones of
         `optimizer.ema`, or else those of the model. JAX traces the method.
+      reconstruct(params, batch): returns a `tasks.masked_patches.Reconstruction` of a batch with
+        image and number, which figures show.
     """
 
     evaluator: ClassVar[str]
@@ -118,3 +120,8 @@ def task_state_of(objective: Objective) -> Callable[[], dict | None]:
 def teacher_targets_of(objective: Objective) -> Callable | None:
     """Returns the `teacher_targets` of a task, or None if it has none."""
     return getattr(objective, "teacher_targets", None)
+
+
+def can_reconstruct(task: type[Objective] | Objective) -> bool:
+    """Returns True for a task with `reconstruct`, which predicts the patches of images."""
+    return hasattr(task, "reconstruct")
