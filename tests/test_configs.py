@@ -282,6 +282,24 @@ NUMBERS = {  # Recipes beside the paper's tables: what must hold in which stage.
             "init.stage": "pretrain",
         },
     },
+    "mae.py:mode=linear": {
+        "linear": {
+            "epochs": 90.0,
+            "batch_size": 16_384,
+            "optimizer.name": "lars",
+            "optimizer.lr": 6.4,
+            "optimizer.warmup_steps": 781,
+            "optimizer.weight_decay": 0.0,
+            "optimizer.clip_norm": None,
+            "optimizer.freeze": "all but head",
+            "model.pool": "token",
+            "model.head_norm": True,
+            "model.head_std": 0.01,
+            "data.augment": "random_resized_crop|flip",
+            "task.label_smoothing": 0.0,
+            "init.stage": "pretrain",
+        },
+    },
     "mae_finetune.py:model=vit_l16": {
         "": {
             "optimizer.lr": 4e-3,
@@ -332,6 +350,8 @@ def test_a_recipe_has_its_published_numbers(row):
 WRONG = {
     "transfer.py:seeds=5": "config argument seeds has no effect without grid.",
     "transfer.py:grid,lr=0.1": "config argument lr has no effect with grid",
+    "mae.py:mode=probe": "mode is 'probe'; choose from finetune, linear, both.",
+    "mae.py:linear_batch=256": "linear_batch has no effect with mode=finetune; give mode=linear.",
     "heads.py:source=folder,dataset=cifar10": "config argument source has no effect with dataset",
     "deit3.py:source=folder": "source and dir are those of data=imagenet21k; give imagenet_dir.",
     "finetune.py:data=d,init=nowhere,smoke": "config argument init has no effect with smoke",
