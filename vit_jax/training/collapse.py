@@ -28,12 +28,12 @@ class Sign(NamedTuple):
 SIGNS = (
     Sign(
         ("probe/feature_std",),
-        lambda deviation: deviation < 0.02,
+        lambda deviation: deviation < 0.05,
         "all images have nearly the same features (probe/feature_std {:.3f}, healthy near 1)",
     ),
     Sign(
         ("probe/rankme",),
-        lambda rank: rank < 1.1,
+        lambda rank: rank < 2,
         "the features have one dimension (probe/rankme {:.2f}, healthy far above 1)",
     ),
     Sign(
