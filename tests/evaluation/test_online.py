@@ -12,7 +12,7 @@ from vit_jax.errors import DataError
 from vit_jax.evaluation import online, spectrum
 
 D, CLASSES = 6, ("a", "b", "c")
-SECTION = Probe(every=1, k=3)
+SECTION = Probe(every=1, k=9)
 
 
 def source(num, seed=0) -> ArraySource:
@@ -58,7 +58,8 @@ def test_metrics_are_those_of_numpy_and_scikit_learn():
     fitted, scored = features_of(train), features_of(test)
     metrics = online.score_features(features_of, train, test, SECTION)
     assert 0.5 < metrics["probe/knn"] < 1
-    assert metrics["probe/knn"] == nearest_by_hand(fitted, scored, k=3)
+    assert metrics["probe/knn"] == nearest_by_hand(fitted, scored, k=9)
+    assert metrics["probe/knn"] != nearest_by_hand(fitted, scored, k=1)
     linear = [linear_by_hand(fitted, scored, 90 * l2) for l2 in online.L2_GRID]
     assert metrics["probe/linear"] in linear
     assert metrics["probe/rankme"] == spectrum.rankme(fitted["features"])

@@ -67,7 +67,10 @@ def test_accuracy_of_nearest_neighbours_is_the_score_of_a_run_without_labels(tmp
 
 def test_comparison_plots_features_and_marks_the_best_of_the_same_probe(tmp_path):
     other = Config(**vars(CONFIG) | {"probe": Probe(every=10, k=1)})
-    runs = {each.name: each for each in (run("a"), run("b", probe__knn=0.8), run("c", other))}
+    runs = {
+        each.name: each
+        for each in (run("a"), run("b", probe__knn=0.8), run("c", other, probe__knn=0.95))
+    }
     assert compare.best_runs(runs) == {"a"}
     path = tmp_path / "comparison.html"
     path.write_text(compare.render_comparison_page("runs", list(runs.values()), path))
