@@ -24,7 +24,7 @@ def features_of(source) -> dict:
     """Noise around one point for each class."""
     centres = np.random.default_rng(9).normal(size=(len(CLASSES), D))
     noise = np.random.default_rng(len(source)).normal(size=(len(source), D))
-    features = (centres[source.labels] + 0.8 * noise).astype(np.float32)
+    features = (centres[source.labels] + 1.6 * noise).astype(np.float32)
     return {"features": features, "label": source.labels, "index": np.arange(len(source))}
 
 
