@@ -69,7 +69,7 @@ def original(p, width=16) -> dict:
     return stored | {"decoder_pos_embed": positions(width)}
 
 
-def huggingface(p, version: int) -> dict:
+def huggingface(p, version: int, layers="decoder.decoder_layers") -> dict:
     """The tensors of ViTMAEForPreTraining, with the names of transformers 4 or 5."""
     q = ("attention.attention.query", "attention.q_proj")[version - 4]
     out = ("attention.output.dense", "attention.o_proj")[version - 4]
@@ -79,7 +79,7 @@ def huggingface(p, version: int) -> dict:
     names["mlp"] = dict(zip(("Dense_0", "Dense_1"), mlp, strict=True))
     patches = "vit.embeddings.patch_embeddings.projection"
     stored = common(p, out, patches, names | {"layer": layer})
-    names["layer"] = "decoder.decoder_layers.{}"
+    names["layer"] = f"{layers}.{{}}"
     decoder = of_decoder(p)
     layers = common(decoder, out, "unused", names)
     stored |= {name: array for name, array in layers.items() if not name.startswith("unused")}
@@ -137,11 +137,18 @@ def test_original_file_gives_encoder_and_decoder(tmp_path):
     assert_same_bits(load_params(f"{path}:num_heads=2", model), p)
 
 
-@pytest.mark.parametrize("version", [4, 5])
-def test_folder_of_hugging_face_gives_encoder_and_decoder(version, tmp_path):
+@pytest.mark.parametrize(
+    ("version", "layers"),
+    [
+        (4, "decoder.decoder_layers"),
+        (5, "decoder.decoder_layers"),
+        (4, "decoder.decoder_encoder.layer"),  # As transformers 5 writes files.
+    ],
+)
+def test_folder_of_hugging_face_gives_encoder_and_decoder(version, layers, tmp_path):
     model = autoencoder()
     p = flat_params(model)
-    folder = write_huggingface(tmp_path / "hf", huggingface(p, version))
+    folder = write_huggingface(tmp_path / "hf", huggingface(p, version, layers))
     assert_same_bits(load_params(folder, model), p)
 
 

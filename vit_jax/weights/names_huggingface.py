@@ -82,17 +82,23 @@ def huggingface_vit(version: int) -> tuple[Row, ...]:
 
 
 def huggingface_mae_decoder() -> tuple[Row, ...]:
-    """Returns the rows of the decoder of ViTMAEForPreTraining, with the names of 4 and of 5."""
-    block, norms = "decoder.decoder_layers.{i}", ("layernorm_before", "layernorm_after")
+    """Returns the rows of the decoder of ViTMAEForPreTraining, with the names of 4 and of 5.
+
+    Files that version 5 writes have the names of version 4, with another name of the layers.
+    """
+    norms, layers = ("layernorm_before", "layernorm_after"), []
+    blocks = ("decoder.decoder_layers.{i}", "decoder.decoder_encoder.layer.{i}")
+    for block in blocks:
+        layers += _block(block, _ATTENTION_4, norms)
+        layers += _mlp(block, ("intermediate.dense", "output.dense"))
+    layers += _block(blocks[0], _ATTENTION_5, norms)
+    layers += _mlp(blocks[0], ("mlp.fc1", "mlp.fc2"))
     return of_decoder(
         (
             *dense("decoder.decoder_embed", "decoder_embed"),
             Row("decoder.mask_token", ("decoder_mask_token",)),
             Row("decoder.decoder_pos_embed", (POSITIONS,)),
-            *_block(block, _ATTENTION_4, norms),
-            *_mlp(block, ("intermediate.dense", "output.dense")),
-            *_block(block, _ATTENTION_5, norms),
-            *_mlp(block, ("mlp.fc1", "mlp.fc2")),
+            *layers,
             *norm("decoder.decoder_norm", "Transformer/encoder_norm"),
             *dense("decoder.decoder_pred", "decoder_pred"),
         )
