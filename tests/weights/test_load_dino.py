@@ -89,7 +89,11 @@ def test_a_run_starts_from_an_encoder_or_other_heads_with_new_ones(
         with pytest.raises(CheckpointError, match="class_head/layer_0/bias is missing"):
             load.load_params(where, model)
     started = load.load_params(where, model, new_head=True)
-    assert is_same(started, encoder(params) | {"mask_token": np.zeros((1, 1, 8))})
+    found = trees.flatten(started)
+    assert {name: array.shape for name, array in found.items()} == param_shapes(model)
+    kept = {name: found[name] for name in encoder(params) | {"mask_token": None}}
+    assert is_same(kept, encoder(params) | {"mask_token": np.zeros((1, 1, 8))})
+    assert np.any(found["class_head/last_layer/kernel"])
     output = capsys.readouterr().out
     assert "a new class_head with random initial values" in output
     assert "a new patch_head with random initial values" in output
