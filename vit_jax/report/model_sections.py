@@ -18,7 +18,8 @@ ATTENTION_NOTE = (
 )
 RECONSTRUCTION_NOTE = (
     "Examples of the scored split: the image, the patches that the model sees, its predictions of "
-    "all patches, and its predictions beside the visible patches (Figure 2 of arXiv:2111.06377)."
+    "all patches, and its predictions beside the visible patches (Figure 2 of arXiv:2111.06377). "
+    "Predictions of visible patches are not trained."
 )
 NORMALIZED_NOTE = (
     " Each predicted patch has the mean and the deviation of the image's own patch, which the "
