@@ -248,6 +248,47 @@ def test_memory_of_masked_autoencoders_matches_xla_within_ten_percent(remat, acc
     assert formula.peak == pytest.approx(found.peak, rel=0.1)
 
 
+SELF_DISTILLATION = {
+    "dino": {},
+    "many prototypes": {"prototypes": 16384},
+    "ibot": {"prototypes": 8192, "patch_weight": 1.0},
+    "dinov2": {
+        "patch_weight": 1.0,
+        "patch_prototypes": 2048,
+        "centering": "sinkhorn",
+        "koleo_weight": 0.1,
+    },
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "remat", "accumulate"),
+    [
+        ("dino", "none", 1),
+        ("dino", "full", 4),
+        ("many prototypes", "none", 1),
+        ("many prototypes", "full", 1),
+        ("ibot", "none", 1),
+        ("dinov2", "none", 1),
+    ],
+)
+def test_memory_of_self_distillation_matches_xla_within_ten_percent(name, remat, accumulate):
+    sizes = {"hidden_size": 96, "mlp_size": 384, "num_heads": 4, "num_layers": 4, "remat": remat}
+    head = {"prototypes": 1024, "head_hidden": 256, "bottleneck": 64}
+    config = make_config(
+        dataclasses.replace(TINY, **sizes),
+        batch_size=128,
+        accumulate=accumulate,
+        task=Task(name="dino", **head | SELF_DISTILLATION[name]),
+        data=Data(image_size=64, local_crops=4, local_size=32),
+        optimizer=Optimizer(ema=0.99),
+        mesh=Mesh(data=1),
+    )
+    found = compile_step(config, task_registry.build_model(config, 0), jax.devices()[:1])
+    assert estimate(config, widened=True).peak == pytest.approx(found.peak, rel=0.1)
+
+
 ENCODERS = {
     "dinov3": {
         "pos_embed": "rope",

@@ -73,8 +73,8 @@ class Scenario:
         if isinstance(model, ViT):
             num_layers = model.size.num_layers
             width = model.size.hidden_size * jnp.dtype(model.config.dtype).itemsize
-            images = config.batch_size * memory.num_views(config, model)
-            tokens = images / mesh_lib.num_batch_shards(self.mesh) * memory.num_tokens(model)
+            images = config.batch_size * task_registry.num_views(config, model)
+            tokens = images / mesh_lib.num_batch_shards(self.mesh) * model.num_tokens
             activation_bytes = tokens * width
         objective = task_registry.make_task(config.task, model)
         has_teacher = task_registry.teacher_targets_of(objective) is not None
@@ -97,7 +97,7 @@ class Scenario:
         """Returns the FLOPs that `model.remat` adds: all of each layer, or its attention."""
         if not isinstance(self.model, ViT):
             return 0
-        T, size = memory.num_tokens(self.model), self.model.size
+        T, size = self.model.num_tokens, self.model.size
         D, M = size.hidden_size, size.mlp_size
         attention = 2 * T * T * D
         layer = attention + T * (4 * D * D + 2 * D * M)

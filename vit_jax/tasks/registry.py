@@ -1,5 +1,6 @@
 """Tasks by name: the model, the loss and the scores of a `config.task`."""
 
+import math
 from collections.abc import Callable, Iterator
 from typing import ClassVar, Protocol
 
@@ -110,6 +111,12 @@ def train_columns(config: Config, model: ViT) -> dict[str, tuple[tuple[int, ...]
     if make:
         return make(config, model).columns
     return {"image": ((*model.image_size, 3), np.dtype(np.float32))}
+
+
+def num_views(config: Config, model: ViT) -> int:
+    """Returns the number of global views of an image in a training batch."""
+    shape, _ = train_columns(config, model)["image"]
+    return math.prod(shape[:-3])
 
 
 def task_state_of(objective: Objective) -> Callable[[], dict | None]:

@@ -194,6 +194,6 @@ def _least_bytes(config: Config, model, mesh) -> float:
     size = model.size
     per_layer = 4 * size.hidden_size**2 + 2 * size.hidden_size * size.mlp_size
     weights = 4 * size.num_layers * per_layer / (mesh.shape["fsdp"] * mesh.shape["tensor"])
-    tokens = memory.num_tokens(model) * examples / config.accumulate
+    tokens = model.num_tokens * examples / config.accumulate
     itemsize = jax.numpy.dtype(model.config.dtype).itemsize
     return images + 2 * weights + size.num_layers * tokens * size.hidden_size * itemsize

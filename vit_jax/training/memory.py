@@ -4,7 +4,7 @@ The memory between steps is exact: it follows from the shapes and shardings of t
 memory of the residuals, which the forward pass stores for the backward pass, is exact as well: the
 step is traced for two numbers of examples, and the difference is the residuals of one example. The
 additional memory while the gradients of a layer are computed depends on how the compiler fuses and
-orders operations; COPIES is fitted to XLA on a CPU.
+orders operations; `layer_memory.COPIES` is fitted to XLA on a CPU.
 
 Shapes are in the alphabet of models/vit.py.
 """
@@ -16,58 +16,19 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import jaxlib.version
 
 from vit_jax.config import registry
-from vit_jax.config.schema import Config, Model
+from vit_jax.config.schema import Config
 from vit_jax.distributed import mesh as mesh_lib
 from vit_jax.models import trees
-from vit_jax.models.layers import Glu, make_mlp
 from vit_jax.models.mae_vit import MaeViT
 from vit_jax.models.masked_vit import MaskedViT
 from vit_jax.models.registry import ViT, make_init
-from vit_jax.models.size_table import Size
-from vit_jax.models.sizes import size_of
 from vit_jax.tasks import registry as task_registry
+from vit_jax.training.layer_memory import IS_BEFORE_0_11, Residual, working_bytes
 from vit_jax.training.optimizer import make_optimizer
 from vit_jax.training.train_step import TrainState
 
-# From jax 0.11 on, tanh stores one residual instead of two, so that GELU stores one array B T M
-# less, and XLA on a CPU stores bfloat16 in two bytes instead of widening it to float32.
-IS_BEFORE_0_11 = jaxlib.version.__version_info__ < (0, 11)
-# Numbers of arrays B T D, B T M and B h T T that exist at the peak of a layer's backward pass, in
-# addition to the residuals of all layers, for each value of model.remat. Fitted by non-negative
-# least squares to modules compiled for a CPU: with jax 0.10.2 for layers of five shapes (error
-# below 1 %, and 5 % for bfloat16 with dots); with jax 0.12.0.1 for six shapes (0.3 % and 2 %).
-COPIES = {
-    "none": (10.2, 2.0, 2.0),
-    "dots": (14.2, 1.3, 3.9),
-    "full": (15.5, 4.9, 2.6) if IS_BEFORE_0_11 else (14.4, 4.0, 3.0),
-}
-# The same for bfloat16 on a CPU, counted in arrays of four bytes before jax 0.11 and of two bytes
-# since then, where arrays that XLA stores as float32 count twice.
-COPIES_ON_CPU = {
-    "none": (9.2, 3.5, 2.0) if IS_BEFORE_0_11 else (15.2, 4.0, 3.0),
-    "dots": (13.7, 3.8, 3.7) if IS_BEFORE_0_11 else (22.3, 5.9, 5.6),
-    "full": (14.6, 4.4, 3.0) if IS_BEFORE_0_11 else (23.3, 6.0, 5.0),
-}
-# Additional arrays B T M of an MLP with GELU by erf, of a gated MLP, and of one with LayerNorm.
-MLP_COPIES = {
-    "none": (0.2, 2.2, 2.2),
-    "dots": (2.0, 1.9, 7.7),
-    "full": (2.0, 2.1, 6.1) if IS_BEFORE_0_11 else (3.1, 3.2, 7.2),
-}
-MLP_COPIES_ON_CPU = {
-    "none": (0.0, 3.2, 3.2) if IS_BEFORE_0_11 else (0.1, 4.2, 4.9),
-    "dots": (0.0, 3.4, 5.4) if IS_BEFORE_0_11 else (-2.4, 2.7, 11.5),
-    "full": (0.0, 3.2, 5.1) if IS_BEFORE_0_11 else (-0.9, 3.2, 11.2),
-}
-# Additional arrays B T D and B T M with dropout.
-DROPOUT_COPIES = {
-    "none": (0.0, 0.9),
-    "dots": (0.9, 6.7),
-    "full": (1.9, 3.8) if IS_BEFORE_0_11 else (3.0, 4.7),
-}
 # For `upper_bound`, more than any options need: copies of the parameters during a step; arrays
 # B T D, B T M and B h T T that the forward pass stores of a layer.
 MOST_STATE = 10
@@ -131,12 +92,9 @@ def estimate(config: Config, model, state: TrainState, *, widened: bool = False)
     options = config.optimizer
     gradients = parameters * (1 + (config.accumulate > 1) + (options.sam_rho is not None))
     as_float32 = widened and IS_BEFORE_0_11
-    residual_bytes = _residual_bytes(config, model, mesh.shape["tensor"], as_float32)
+    stored = _residual_bytes(config, model, mesh.shape["tensor"], as_float32)
     examples = -(-num_examples // config.accumulate)
-    largest = max(residual_bytes, default=0)
-    working = _working_bytes(config, model, mesh.shape["tensor"], widened, largest)
-    if as_float32 and config.model.dtype == "bfloat16":  # XLA widens one array at a time.
-        working = max(working, largest / 2)
+    working = working_bytes(config, model, mesh.shape["tensor"], widened, stored)
     return Memory(
         parameters=parameters,
         optimizer=optimizer_state,
@@ -145,7 +103,7 @@ def estimate(config: Config, model, state: TrainState, *, widened: bool = False)
         targets=targets,
         stacked=_stacked_bytes(model, state.params),
         gradients=gradients + (parameters if options.gsam_alpha else 0),
-        activations=round(examples * sum(residual_bytes)),
+        activations=round(examples * sum(size for _, size in stored)),
         working=round(examples * working) + (batch + targets if config.accumulate > 1 else 0),
         update=parameters + optimizer_state + ema,  # Updates replace the gradients in memory.
     )
@@ -160,7 +118,7 @@ def upper_bound(config: Config, model, mesh) -> float:
     is_known &= not registry.is_user_defined(config.task.name)
     if not is_known or any(registry.user_names(config.model, "config.model")):
         return math.inf
-    size, T = model.size, num_tokens(model)
+    size, T = model.size, model.num_tokens
     L, D, M = size.num_layers, size.hidden_size, size.mlp_size
     # One more layer for the MAP head, and one for the pre-logits.
     parameters = (L + 2) * (4 * D + 3 * M + 2 * T + 16) * D
@@ -171,7 +129,7 @@ def upper_bound(config: Config, model, mesh) -> float:
     residuals = (L + 1) * T * 4 * sum(times * width for times, width in copies)
     examples = config.batch_size / mesh_lib.num_batch_shards(mesh)
     batch = 2 * trees.num_bytes(abstract_batch(config, model, 1))
-    working = _working_bytes(config, model, 1, widened=True, largest=0)
+    working = working_bytes(config, model, 1, widened=True, residuals=[])
     saved = (residuals + 2 * working) / config.accumulate
     return 4 * MOST_STATE * parameters + examples * (batch + saved)
 
@@ -274,7 +232,7 @@ def _init_shapes(model) -> dict:
 
 @functools.lru_cache(maxsize=64)
 def residuals(config: Config, model, num_examples: int) -> list[jax.ShapeDtypeStruct]:
-    """Returns the arrays that the forward pass stores for the backward pass."""
+    """Returns the arrays that the forward pass stores for the backward pass, except its inputs."""
     params = _init_shapes(model)
     loss_fn = task_registry.make_task(config.task, model).loss
 
@@ -284,11 +242,14 @@ def residuals(config: Config, model, num_examples: int) -> list[jax.ShapeDtypeSt
 
     batch = abstract_batch(config, model, num_examples)
     batch |= abstract_targets(config, model, num_examples)
-    return jax.tree.leaves(jax.eval_shape(vjp, params, batch, jax.random.key(0)))
+    jaxpr = jax.make_jaxpr(vjp)(params, batch, jax.random.key(0)).jaxpr
+    inputs = set(map(id, jaxpr.invars))
+    avals = [each.aval for each in jaxpr.outvars if id(each) not in inputs]
+    return [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in avals]
 
 
-def _residual_bytes(config: Config, model, tensor: int, as_float32: bool) -> list[float]:
-    """Returns the bytes of each residual of one example on one device."""
+def _residual_bytes(config: Config, model, tensor: int, as_float32: bool) -> list[Residual]:
+    """Returns the residuals of one example on one device."""
     if isinstance(model, ViT) and model.config.pool == "map":  # Freed before those of the layers.
         pool = {"pool": "gap", "class_token": model.has_cls}
         model = model.clone(config=dataclasses.replace(model.config, **pool))
@@ -313,7 +274,7 @@ def _residual_bytes(config: Config, model, tensor: int, as_float32: bool) -> lis
         parts = tensor if isinstance(model, ViT) and _is_split(model, shape, tensor) else 1
         is_stacked = batch_dim > 0 and b.shape[0] == layers
         size = (math.prod(b.shape) - math.prod(a.shape)) * width / parts
-        sizes.append(size * times if is_stacked else size)
+        sizes.append((shape, size * times if is_stacked else size))
     return sizes
 
 
@@ -325,60 +286,12 @@ def with_scan(model):
     return model.clone(config=dataclasses.replace(model.config, scan=can_scan, kernels="plain"))
 
 
-def num_views(config: Config, model) -> int:
-    """Returns the number of global views of an image in a training batch."""
-    shape, _ = task_registry.train_columns(config, model)["image"]
-    return math.prod(shape[:-3])
-
-
-def num_tokens(model: ViT) -> int:
-    """Returns the number of tokens T."""
-    return model.num_tokens
-
-
 def _is_fused(model: ViT, shape: tuple[int, ...]) -> bool:
     """Returns True for an array h T T that cuDNN's fused attention does not create."""
-    return model.config.kernels == "cudnn" and shape[-2:].count(num_tokens(model)) == 2
+    return model.config.kernels == "cudnn" and shape[-2:].count(model.num_tokens) == 2
 
 
 def _is_split(model: ViT, shape: tuple[int, ...], tensor: int) -> bool:
     """Returns True if `tensor` splits an array of one example: it has heads or the MLP width."""
-    is_replicated = model.size.num_heads % tensor and shape[-2:].count(num_tokens(model)) == 2
+    is_replicated = model.size.num_heads % tensor and shape[-2:].count(model.num_tokens) == 2
     return not is_replicated and (model.size.num_heads in shape or model.size.mlp_size in shape)
-
-
-def _working_bytes(config: Config, model, tensor: int, widened: bool, largest: float) -> float:
-    """Returns the bytes per example of additional arrays in the backward pass of a layer."""
-    if not isinstance(model, ViT):
-        return 4 * largest  # Input and output of a convolution, and their gradients.
-    working = num_views(config, model) * _layer_bytes(
-        model.config, model.size, num_tokens(model), tensor, widened
-    )
-    if isinstance(model, MaeViT):
-        T, size = model.num_prefix_tokens + math.prod(model.grid), size_of(model.decoder)
-        working = max(working, _layer_bytes(model.decoder, size, T, tensor, widened))
-    return working
-
-
-def _layer_bytes(config: Model, size: Size, T: int, tensor: int, widened: bool) -> float:
-    """Returns the bytes per image of additional arrays in the backward pass of a layer."""
-    is_widened = widened and config.dtype == "bfloat16"
-    width = 4 if is_widened and IS_BEFORE_0_11 else jnp.dtype(config.dtype).itemsize
-    remat = config.remat
-    D, M, scores = (COPIES_ON_CPU if is_widened else COPIES)[remat]
-    M += _mlp_copies(config, (MLP_COPIES_ON_CPU if is_widened else MLP_COPIES)[remat])
-    if config.dropout:
-        times = 4 / width if is_widened else 1  # XLA on a CPU stores noise in four bytes.
-        D, M = (copies + times * more for copies, more in zip((D, M), DROPOUT_COPIES[remat]))
-    attention = 0 if config.kernels == "cudnn" else scores * size.num_heads * T
-    return T * width * (D * size.hidden_size + (M * size.mlp_size + attention) / tensor)
-
-
-def _mlp_copies(config: Model, copies: tuple[float, float, float]) -> float:
-    """Returns the entry of MLP_COPIES for an MLP."""
-    by_erf, gated, with_norm = copies
-    if config.mlp_norm:
-        return with_norm
-    if isinstance(make_mlp(config, "mlp"), Glu):
-        return gated
-    return by_erf if config.gelu == "erf" else 0.0
