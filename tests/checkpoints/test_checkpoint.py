@@ -8,6 +8,7 @@ import shutil
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -206,7 +207,7 @@ def test_save_on_a_full_disk_raises_and_keeps_the_last_step(tmp_path, monkeypatc
         await asyncio.sleep(0)
         raise OSError(28, "No space left on device")
 
-    handler = checkpoint.ocp.JsonCheckpointHandler
+    handler = ocp.JsonCheckpointHandler
     monkeypatch.setattr(handler, "_save_fn", raise_disk_full)
     with pytest.raises(CheckpointError, match=r"cannot save .*No space left on device"):
         writer.save(4, make_state(), data=DATA, meta=META)

@@ -18,9 +18,7 @@ import sys
 import google_crc32c
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
-from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from vit_jax.atomic_io import describe_space, to_json
 from vit_jax.checkpoints import workdir
@@ -38,6 +36,13 @@ from vit_jax.errors import CheckpointError, listed, one_line
 from vit_jax.models import trees
 
 
+def _orbax():
+    """Imports Orbax, which takes 0.2 seconds: a new run needs it at its first checkpoint only."""
+    import orbax.checkpoint as ocp
+
+    return ocp
+
+
 @dataclasses.dataclass(frozen=True)
 class _KeepLinks:
     """Keeps steps that are links to other folders, which Orbax cannot remove."""
@@ -51,8 +56,8 @@ class _KeepLinks:
 
 def remove_unfinished(folder: pathlib.Path) -> None:
     """Removes unfinished steps, which failed or killed processes have left, and may fill a disk."""
-    for name in (FOLDER, BEST):
-        for unfinished in (folder / name).glob(f"*{ocp.path.atomicity.TMP_DIR_SUFFIX}"):
+    for name in filter(lambda name: (folder / name).is_dir(), (FOLDER, BEST)):
+        for unfinished in (folder / name).glob(f"*{_orbax().path.atomicity.TMP_DIR_SUFFIX}"):
             shutil.rmtree(unfinished, ignore_errors=True)
 
 
@@ -60,23 +65,34 @@ class Checkpoints:
     """Checkpoints of one run, written by background threads; `wait` waits for them."""
 
     def __init__(self, folder: pathlib.Path, keep_last: int = 2, keep_every: int | None = None):
-        policies = [preservation_policy.LatestN(keep_last), _KeepLinks(folder)]
-        if keep_every:
-            policies.append(preservation_policy.EveryNSteps(keep_every))
+        self.folder, self._keep_last, self._keep_every = folder, keep_last, keep_every
+        self._num_bytes, self._is_writing = 0, False  # Of the step that is being written.
+        folder.mkdir(parents=True, exist_ok=True)
+
+    @functools.cached_property
+    def _manager(self):
+        from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+        ocp = _orbax()
+        policies = [preservation_policy.LatestN(self._keep_last), _KeepLinks(self.folder)]
+        if self._keep_every:
+            policies.append(preservation_policy.EveryNSteps(self._keep_every))
         options = ocp.CheckpointManagerOptions(
             preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
             cleanup_tmp_directories=True,
             # `checkpoints` and `best` may save the same step: make their barrier names differ.
             multiprocessing_options=ocp.options.MultiprocessingOptions(
-                barrier_sync_key_prefix="_".join(folder.parts[-2:])
+                barrier_sync_key_prefix="_".join(self.folder.parts[-2:])
             ),
         )
         for name in ("absl", "asyncio"):  # Failures are raised as well, as one line.
             logging.getLogger(name).setLevel(logging.CRITICAL)
         _silence_cancelled_reads()
-        self.folder = folder
-        self._num_bytes, self._is_writing = 0, False  # Of the step that is being written.
-        self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+        return ocp.CheckpointManager(self.folder.absolute(), options=options)
+
+    @property
+    def _has_manager(self) -> bool:
+        return "_manager" in self.__dict__
 
     def save(self, step: int, state, *, data: dict, meta: dict) -> None:
         """Starts to write a step; the arrays may be donated as soon as this returns.
@@ -86,6 +102,7 @@ class Checkpoints:
         """
         # A copy, because the caller may change the items before they are written.
         items = json.loads(to_json({"data": data, "meta": meta}))
+        ocp = _orbax()
         arguments = {name: ocp.args.JsonSave(item) for name, item in items.items()}
         tree = trees.unflatten(trees.flatten(state))
         self._num_bytes = trees.num_bytes(tree)
@@ -105,7 +122,8 @@ class Checkpoints:
     def move_damaged_step(self, step: int) -> pathlib.Path:
         """Moves a damaged step to the folder `damaged` of the run; returns its new path."""
         path = multihost.broadcast_from_process_0("damaged step", lambda: str(self._move(step)))
-        self._manager.reload()
+        if self._has_manager:
+            self._manager.reload()
         return pathlib.Path(path)
 
     def _move(self, step: int) -> pathlib.Path:
@@ -132,11 +150,13 @@ class Checkpoints:
     def wait(self) -> None:
         """Waits until all steps are on disk; raises CheckpointError if one cannot be written."""
         self._is_writing = False
-        self._wrap_errors(self._manager.wait_until_finished)
+        if self._has_manager:
+            self._wrap_errors(self._manager.wait_until_finished)
 
     def close(self) -> None:
         """Waits until all steps are on disk and stops the writer threads."""
-        self._wrap_errors(self._manager.close)
+        if self._has_manager:
+            self._wrap_errors(self._manager.close)
 
     def _wrap_errors(self, action) -> None:
         try:
@@ -296,6 +316,7 @@ def _read_arrays(step_folder: pathlib.Path, expected: dict) -> dict:
     """
     tree = trees.unflatten(expected)
     restore_args = trees.unflatten({name: _restore_args(leaf) for name, leaf in expected.items()})
+    ocp = _orbax()
     arguments = ocp.args.PyTreeRestore(item=tree, restore_args=restore_args, partial_restore=True)
     index = jax.process_index()
     options = ocp.options.MultiprocessingOptions(primary_host=index, active_processes={index})
@@ -344,6 +365,7 @@ def stored_param_shapes(step_folder: pathlib.Path) -> dict:
 
 
 def _restore_args(leaf: jax.ShapeDtypeStruct):
+    ocp = _orbax()
     if leaf.sharding is None:
         return ocp.RestoreArgs(restore_type=np.ndarray)
     return ocp.ArrayRestoreArgs(sharding=leaf.sharding)
