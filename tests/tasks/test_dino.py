@@ -192,6 +192,11 @@ def test_the_model_of_a_config_has_the_sizes_of_its_section():
     [
         ({"optimizer__ema": None}, "the averaged weights are the teacher"),
         ({"model__fc_norm": True}, "model.fc_norm is True; it must be False"),
+        ({"model__head_std": 0.01}, "model.head_std is 0.01; it must be 0.0"),
+        (
+            {"model__head_norm": True, "optimizer__freeze": "all but head"},
+            "model.head_norm is True; it must be False",
+        ),
         ({"model__pool": "map"}, "without a class token"),
         ({"model__pool": "gap"}, "set model.class_token=True"),
         ({"model__pos_embed": "relative"}, "model.pos_embed is 'relative'; it must be 'learned'"),

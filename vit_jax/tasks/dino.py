@@ -237,6 +237,8 @@ def _model_rules(config: Config, vit) -> Iterator[tuple[bool, str]]:
         ("pre_logits", (False,)),
         ("projection", (None,)),
         ("head_bias", (0.0,)),
+        ("head_std", (0.0,)),
+        ("head_norm", (False,)),
     ):
         value, choices = getattr(model, name), " or ".join(map(repr, allowed))
         yield (
