@@ -4,6 +4,7 @@ import dataclasses
 
 from vit_jax.config.fields import field
 
+NUM_GLOBAL = 2  # Global crops of an image in self-distillation: the teacher sees these only.
 RESAMPLES = (
     *("antialias", "bicubic"),
     *("tf_bilinear", "tf_bicubic", "tf_bilinear_uint8", "tf_area_uint8"),

@@ -4,14 +4,12 @@ import dataclasses
 
 import numpy as np
 
-from vit_jax.config.schema import Data
+from vit_jax.config.schema_data import NUM_GLOBAL, Data
 from vit_jax.data import augment, decode
 from vit_jax.data.block_masks import BlockMasks
 from vit_jax.data.decode import Encoded
 from vit_jax.data.preprocess import Columns, apply_steps, crop_image
 from vit_jax.data.view import Size
-
-NUM_GLOBAL = 2  # Global crops of an image: the teacher sees these, the student all crops.
 
 
 @dataclasses.dataclass(frozen=True)

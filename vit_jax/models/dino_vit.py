@@ -17,7 +17,6 @@ from vit_jax.models.layers import Dense
 from vit_jax.models.transformer import shard_over_batch
 from vit_jax.models.vit import ViT, fields_of
 
-NUM_GLOBAL = 2  # G, global crops of an image.
 # Truncated in PyTorch at -2 and 2, which are 100 deviations.
 MLP_INIT = nn.initializers.normal(0.02)
 NORM_EPS = 1e-12  # Smallest norm that a vector is divided by.

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax.config.schema import Model
-from vit_jax.models.dino_vit import NUM_GLOBAL, DinoViT, HeadShape
+from vit_jax.config.schema_data import NUM_GLOBAL
+from vit_jax.models.dino_vit import DinoViT, HeadShape
 from vit_jax.models.layers import make_mlp
 from vit_jax.models.mae_vit import MaeViT
 from vit_jax.models.masked_vit import MaskedViT

@@ -15,11 +15,12 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax.config.schema import Config, Task
+from vit_jax.config.schema_data import NUM_GLOBAL
 from vit_jax.data.block_masks import BlockMasks
 from vit_jax.data.multi_crop import MultiCropRecipe
 from vit_jax.errors import ConfigError
 from vit_jax.models import registry as model_registry
-from vit_jax.models.dino_vit import NUM_GLOBAL, DinoViT, HeadShape
+from vit_jax.models.dino_vit import DinoViT, HeadShape
 from vit_jax.models.vit import ViT
 from vit_jax.tasks import losses, prototypes
 from vit_jax.tasks.masked_patches import rules_without_labels
