@@ -188,16 +188,11 @@ def make_train_step(
     """
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state)
     gradient = make_gradient(loss_fn, accumulate, batch_sharding)
+    targets = _make_targets(teacher_targets, batch_sharding)
 
     def train_step(state: TrainState, batch: dict, key: jax.Array, hyperparams: dict):
         key = jax.random.fold_in(key, state.step)
-        columns, task, teacher_metrics = {}, state.task, {}
-        if teacher_targets is not None:
-            teacher_key = jax.random.fold_in(key, TEACHER)
-            columns, task, teacher_metrics = teacher_targets(
-                state.eval_params, state.task, batch, state.step, teacher_key
-            )
-            columns = jax.lax.with_sharding_constraint(columns, batch_sharding)
+        columns, task, teacher_metrics = targets(state, batch, key)
         step_gradient = gradient
         if "rho" in hyperparams:
             step_gradient = make_sharp_gradient(gradient, hyperparams["rho"], config.gsam_alpha)
@@ -226,6 +221,21 @@ def make_train_step(
         in_shardings=(shardings, batch_sharding, None, None),
         out_shardings=(shardings, None),
     )
+
+
+def _make_targets(teacher_targets: Callable | None, batch_sharding) -> Callable:
+    """Returns `targets(state, batch, key) -> (columns, new state of the task, metrics)`."""
+    if teacher_targets is None:
+        return lambda state, batch, key: ({}, state.task, {})
+
+    def targets(state: TrainState, batch: dict, key: jax.Array) -> tuple[dict, dict, dict]:
+        teacher_key = jax.random.fold_in(key, TEACHER)
+        columns, task, metrics = teacher_targets(
+            state.eval_params, state.task, batch, state.step, teacher_key
+        )
+        return jax.lax.with_sharding_constraint(columns, batch_sharding), task, metrics
+
+    return targets
 
 
 def _average(ema, params, config: Optimizer, hyperparams: dict):
