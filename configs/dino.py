@@ -13,6 +13,8 @@ Hardware: dino S/16 8 V100 for 1.75 days, B/16 16; ibot S/16 16; dinov2 32 A100 
 on ImageNet, kNN and linear: dino S/16 69.3, 74.0, and 73.3, 76.0 with `epochs=300`, a teacher
 temperature that ends at 0.07 and task.normalize_last_layer=False; ibot S/16 75.2, 77.9, B/16 77.1,
 79.5; dinov2 L/16 81.6, 82.9. Stochastic depth is linear in depth; in dinov2's code it is uniform.
+Gradients of query, key and value are clipped separately; in the code of dino and ibot they are one
+tensor.
 """
 
 from vit_jax.config import ConfigError, base_config, parse_arg, smoke
