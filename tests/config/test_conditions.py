@@ -10,6 +10,7 @@ from vit_jax.config.schema import Config
 from vit_jax.errors import ConfigError
 
 # Fields that are set -> one that has no effect beside the others, and what it needs.
+DINO = {"task.name": "dino", "optimizer.ema": 0.99}
 WITHOUT_EFFECT = [
     ({"optimizer.schedule": "stair"}, "optimizer.schedule", "optimizer.stair_at"),
     ({"optimizer.stair_at": (0.5,)}, "optimizer.stair_at", "optimizer.schedule='stair'"),
@@ -99,6 +100,23 @@ WITHOUT_EFFECT = [
         "a model without class token (model.pool='gap' or 'map') or without distillation token",
     ),
     ({"task.mask_ratio": 0.5}, "task.mask_ratio", "task.name='mae'"),
+    ({"task.prototypes": 64}, "task.prototypes", "task.name='dino'"),
+    (DINO | {"task.mask_ratios": (0.2, 0.4)}, "task.mask_ratios", "task.patch_weight above 0"),
+    (
+        DINO | {"task.centering": "sinkhorn", "task.center_momentum": 0.8},
+        "task.center_momentum",
+        "task.centering='mean'",
+    ),
+    (
+        DINO | {"task.teacher_warmup_steps": 5},
+        "task.teacher_warmup_steps",
+        "task.end_teacher_temperature",
+    ),
+    (
+        DINO | {"task.end_teacher_temperature": 0.07},
+        "task.end_teacher_temperature",
+        "task.teacher_warmup_steps above 0",
+    ),
     ({"fewshot.seeds": 5}, "fewshot.seeds", "fewshot.every"),
     ({"fewshot.every": 5, "fewshot.dir": "d"}, "fewshot.dir", "a fewshot.source"),
     ({"probe.k": 5}, "probe.k", "probe.every"),
