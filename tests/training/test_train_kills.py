@@ -1,4 +1,4 @@
-"""Fifty random kills of a run with two stages, data workers and evaluations: equal to the bit."""
+"""Random kills of runs with two stages, data workers and evaluations: equal to the bit."""
 
 import collections
 import itertools
@@ -20,7 +20,8 @@ from tests.support.runs import ROOT, records
 from vit_jax import atomic_io
 from vit_jax.checkpoints import layout
 
-KILLS, INTERVAL, EVALS, STEPS = 50, 12, 18, 72
+INTERVAL, EVALS, STEPS = 12, 18, 72
+KILLS = {"classification": 50, "masked_patches": 10, "mae": 10, "dino": 10}  # By first task.
 STAGES = ("pretrain", "finetune")
 # Dropout, stochastic depth, augmentation and shuffling: all that depends on random numbers.
 CONFIG = f"""
@@ -29,6 +30,7 @@ from vit_jax.config import base_config
 
 def get_config(arg=None):
     config = base_config("pretrain", "finetune")
+    pretrain, finetune = config.stages.pretrain, config.stages.finetune
     for stage in config.stages.values():
         stage.model.update(name="vit_ti16", patch=7, num_layers=2, hidden_size=32, mlp_size=64)
         stage.model.update(num_heads=2, dropout=0.1, drop_path=0.1)
@@ -36,9 +38,18 @@ def get_config(arg=None):
         stage.optimizer.update(warmup_steps=5, weight_decay=0.1)
         stage.update(batch_size=16, steps={STEPS}, log_every=1)
         stage.update(checkpoint_every={INTERVAL}, eval_every={EVALS})
-    config.stages.pretrain.data.workers = 2
-    config.stages.finetune.select = "best"
-    config.stages.finetune.init.update(stage="pretrain", new_head=True)
+    pretrain.data.workers = 2
+    pretrain.task.name = arg
+    if arg == "mae":
+        pretrain.task.update(decoder_layers=1, decoder_size=16, decoder_heads=2)
+    if arg == "dino":
+        pretrain.task.update(prototypes=32, head_hidden=32, bottleneck=16, patch_weight=1.0)
+        pretrain.task.update(koleo_weight=0.1, end_teacher_temperature=0.07)
+        pretrain.task.teacher_warmup_steps = 50
+        pretrain.data.update(local_crops=2, local_size=14)
+        pretrain.optimizer.update(ema=0.99, end_ema=1.0, end_weight_decay=0.2)
+    finetune.select = "best"
+    finetune.init.update(stage="pretrain", new_head=True)
     return config
 """
 # Place of a kill -> its share of the kills.
@@ -161,9 +172,11 @@ def contents(folder: pathlib.Path) -> dict:
 
 
 @pytest.mark.stress
-def test_fifty_kills_change_no_bit_and_leave_no_files(tmp_path):
-    config = tmp_path / "config.py"
-    config.write_text(CONFIG)
+@pytest.mark.parametrize("task", KILLS)
+def test_kills_change_no_bit_and_leave_no_files(tmp_path, task):
+    file = tmp_path / "config.py"
+    file.write_text(CONFIG)
+    config, num_kills = f"{file}:{task}", KILLS[task]
     environment = os.environ | {
         "JAX_NUM_CPU_DEVICES": "1",
         "JAX_ENABLE_COMPILATION_CACHE": "true",
@@ -192,7 +205,7 @@ def test_fifty_kills_change_no_bit_and_leave_no_files(tmp_path):
             number = signal.SIGKILL if random.random() < 0.7 else signal.SIGTERM
             for _ in range(3):
                 place = str(random.choice(names, p=shares))
-                is_over = kills.total() >= KILLS
+                is_over = kills.total() >= num_kills
                 if is_over or not reach(place, run, folder, random, start_up):
                     break
                 if place != "worker":
@@ -220,7 +233,7 @@ def test_fifty_kills_change_no_bit_and_leave_no_files(tmp_path):
         for key, value in expected.items():
             assert found[key] == value, key
         assert not temporary_files(folder)
-        if kills.total() >= KILLS:
+        if kills.total() >= num_kills:
             break
     print(f"\n{kills.total()} kills: {dict(kills)}; {round_number + 1} rounds equal to the bit")
     print(f"steps lost per kill: median {statistics.median(lost)}, most {max(lost)}")
