@@ -8,7 +8,7 @@ weights, on the same labelled images. `data` is mnist5k (4,000 images) or a fold
 with splits train and val. `seed` draws the labelled images as well as the weights.
 `benchmarks/few_labels.py` compares the methods over several seeds.
 
-Hardware and time: two CPU cores, one to three minutes. Expected: docs/selfsupervised.md.
+Hardware and time: two CPU cores, one to six minutes. Expected: docs/selfsupervised.md.
 """
 
 from vit_jax.config import ConfigError, base_config, parse_arg, smoke

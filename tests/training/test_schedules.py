@@ -101,7 +101,7 @@ def test_radius_of_sam_falls_with_the_rate():
 
 
 def test_weight_decay_and_decay_of_averages_follow_half_a_cosine_over_all_steps():
-    """As `cosine_scheduler` of the DINO repository: the end is reached after the last step."""
+    """The cosine of DINO's code, which reaches its end value one step after the last."""
     config = Optimizer(weight_decay=0.04, end_weight_decay=0.4, ema=0.996, end_ema=1.0)
     hyperparams = make_hyperparams(config, 100)
     for step in (0, 1, 25, 50, 99):
