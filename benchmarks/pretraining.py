@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from vit_jax import config as config_lib
+from vit_jax.distributed.process import prepare_process
 from vit_jax.models.flops import forward_macs
 from vit_jax.tasks import registry as task_registry
 from vit_jax.training import build, schedules
@@ -78,6 +79,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--decoder_layers", type=int, default=8)
     args = parser.parse_args()
+    prepare_process()  # As the command `train` does.
     trainers = {task: Trainer(task, args) for task in ("classification", "mae")}
     for trainer in trainers.values():
         trainer.run(1)  # Compiles.
