@@ -1,5 +1,7 @@
 """Tests of `errors`: messages in one line, and errors of memory."""
 
+import pickle
+
 import pytest
 
 from vit_jax import errors
@@ -41,3 +43,15 @@ def test_is_out_of_memory_knows_the_errors_of_python_and_xla(error, is_memory):
 )
 def test_listed_counts_what_it_leaves_out(items, options, text):
     assert errors.listed(items, **options) == text
+
+
+@pytest.mark.parametrize(
+    "error", [errors.Interrupted("saved", 15), errors.DataError("a"), errors.ConfigError("b")]
+)
+def test_errors_and_their_notes_survive_pickling(error):
+    error.add_note(errors.Note("Step 3 is saved."))
+    copy = pickle.loads(pickle.dumps(error))
+    assert type(copy) is type(error)
+    assert str(copy) == str(error)
+    assert copy.exit_code == error.exit_code
+    assert errors.notes_of(copy) == errors.notes_of(error)

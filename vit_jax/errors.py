@@ -64,6 +64,9 @@ class Interrupted(VitJaxError):
         super().__init__(message)
         self.exit_code = 128 + signal_number
 
+    def __reduce__(self):
+        return type(self), (*self.args, self.exit_code - 128), self.__dict__
+
 
 def notes_of(error: BaseException) -> list[Note]:
     """Returns the notes on an error that are this package's own."""

@@ -23,6 +23,7 @@ from vit_jax.errors import listed
 
 FILE = "metrics.jsonl"
 SHOWN = ("loss", "top1", "teacher_entropy", "kl")  # In the progress line.
+OnLog = Callable[[pathlib.Path, int, dict], bool | None]  # Of a folder, a step and metrics.
 
 
 def read(folder: pathlib.Path) -> list[dict]:
@@ -267,12 +268,11 @@ class TrainingLog:
         total_steps: int,
         batch_size: int,
         warnings_of: Callable[[int, dict], Iterable[str]] = lambda step, values: (),
+        on_log: OnLog | None = None,
     ):
-        """Every line starts with `name`, the name of the stage.
-
-        `warnings_of(step, values)` returns lines to print about the metrics of a step.
-        """
+        """Lines start with `name`; `warnings_of(step, values)` returns warnings about metrics."""
         self.clock, self._warnings_of = Clock(), warnings_of
+        self._on_log, self.is_save_requested = on_log, False  # See `run.train`.
         self._folder, self._name, self._progress = folder, name, Progress()
         self._total_steps, self._batch_size = total_steps, batch_size
         self._writer: MetricWriter | None = None
@@ -356,6 +356,7 @@ class TrainingLog:
             self._writer.write(step, values)
         for line in self._warnings_of(step, values):
             self.say(line)
+        self.is_save_requested |= bool(self._on_log and self._on_log(self._folder, step, values))
 
     def values(self, step: int, section: str) -> dict:
         """Returns the values `section/...` of the open record, by name, if it is of this step."""

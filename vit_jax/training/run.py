@@ -9,6 +9,7 @@ from vit_jax.config.fields import expand_home
 from vit_jax.config.schema import Config
 from vit_jax.distributed.process import prepare_process
 from vit_jax.training import sweep
+from vit_jax.training.metrics import OnLog
 from vit_jax.training.profiler import Window
 
 
@@ -67,6 +68,7 @@ def train(
     fallback: bool = False,
     profile: Window | None = None,
     shard: sweep.Shard | None = None,
+    on_log: OnLog | None = None,
 ) -> Summary | None:
     """Trains every stage of a config to its end, from the newest checkpoint of each.
 
@@ -78,6 +80,9 @@ def train(
       fallback: if the newest checkpoint is damaged, resume from an older one.
       profile: steps to write a trace of.
       shard: this process is one of several that share the runs of a sweep.
+      on_log: called in every process with the folder of a run, a step and its metrics, whenever
+        metrics of training or of an evaluation are recorded. If it returns True, in all
+        processes, a checkpoint is saved after the next finished step.
 
     Returns the contents of `summary.json`; None if other processes still work on runs of the
     sweep. Raises a `vit_jax.errors.VitJaxError` in one line; Interrupted after a signal, with
@@ -87,5 +92,6 @@ def train(
     folder = pathlib.Path(expand_home(str(workdir)))
     workdir_lib.require_utf8(folder)
     stages = config_lib.resolve(config, overrides)
-    summary = sweep.run(stages, folder, fallback=fallback, profile=profile, shard=shard)
+    options = {"fallback": fallback, "profile": profile, "on_log": on_log}
+    summary = sweep.run(stages, folder, shard=shard, **options)
     return None if summary is None else Summary(summary, folder)

@@ -124,7 +124,9 @@ class Saver:
 
     def is_due(self, step: int) -> bool:
         """Returns True for a step after which a checkpoint is saved."""
-        return step == self._stage.total_steps or step % self._stage.config.checkpoint_every == 0
+        is_last = step == self._stage.total_steps
+        is_periodic = step % self._stage.config.checkpoint_every == 0
+        return is_last or is_periodic or self._log.is_save_requested
 
     def save(self, step: int, state: TrainState) -> None:
         """Writes a checkpoint, after the lines of metrics that belong to it.
@@ -167,6 +169,7 @@ class Saver:
             meta=self._meta() | {"metrics": self._log.digest()},
         )
         self.saved_step = step
+        self._log.is_save_requested = False
         self._log.clock.lap("save")
 
     def raise_if_failed(self) -> None:

@@ -16,6 +16,7 @@ from vit_jax.distributed import multihost
 from vit_jax.errors import ConfigError, InUseError, NonFiniteError
 from vit_jax.text import markdown_table, print_line
 from vit_jax.training import auto, stage, sweep_runs, train
+from vit_jax.training.metrics import OnLog
 from vit_jax.training.profiler import Window
 
 TABLE = "sweep.md"
@@ -36,6 +37,7 @@ def run(
     fallback: bool = False,
     profile: Window | None = None,
     shard: Shard | None = None,
+    on_log: OnLog | None = None,
 ) -> dict | None:
     """Runs the stages that are not finished, each in its own folder.
 
@@ -47,6 +49,7 @@ def run(
 
     Args:
       shard: index of this process among those that share the runs of the sweeps.
+      on_log: as for `run.train`, like `fallback` and `profile`.
     """
     stages = _with_own_values(stages, folder)
     if shard and not any(config.sweep.has_several_runs for config in stages.values()):
@@ -59,7 +62,7 @@ def run(
             print_line(note)
     prepared: dict[str, stage.Stage] = {}
     sweeps: dict[str, Sweep] = {}
-    options = {"fallback": fallback, "profile": profile}
+    options = {"fallback": fallback, "profile": profile, "on_log": on_log}
     for name, config in stages.items():
         if config.sweep.has_several_runs:
             sweeps[name] = Sweep(name, config, folder / name, prepared, shard, options)

@@ -26,7 +26,7 @@ from vit_jax.training import auto, build, head_norm, memory, schedules
 from vit_jax.training.batches import TrainBatches
 from vit_jax.training.collapse import CollapseWarnings
 from vit_jax.training.in_flight import StepsInFlight
-from vit_jax.training.metrics import TrainingLog
+from vit_jax.training.metrics import OnLog, TrainingLog
 from vit_jax.training.param_groups import count_trained
 from vit_jax.training.periodic_eval import Evaluation
 from vit_jax.training.profiler import Profiler, Window
@@ -37,12 +37,19 @@ from vit_jax.training.summary import make_summary, read_finished
 from vit_jax.training.train_step import TrainState
 
 
-def train_stage(stage: Stage, *, fallback: bool = False, profile: Window | None = None) -> dict:
+def train_stage(
+    stage: Stage,
+    *,
+    fallback: bool = False,
+    profile: Window | None = None,
+    on_log: OnLog | None = None,
+) -> dict:
     """Trains a stage to its end, from its newest checkpoint if there is one.
 
     Args:
       fallback: if the newest checkpoint is damaged, resume from an older one.
       profile: steps to write a trace of.
+      on_log: as for `run.train`.
 
     Returns the contents of `summary.json`. Raises Interrupted after a signal, with the last
     finished step saved. After an error, that step is saved, too, if it can be.
@@ -57,7 +64,7 @@ def train_stage(stage: Stage, *, fallback: bool = False, profile: Window | None 
                 checkpoint.remove_unfinished(stage.folder)
                 workdir.write_json(stage.folder / workdir.CONFIG, config)
             with _memory_errors(stage):
-                summary = _run(stage, stop, fallback, profile)
+                summary = _run(stage, stop, fallback, profile, on_log)
         if received := stop.exchange():
             raise Interrupted(
                 f"{received.name}: {stage.folder} is already finished; the same command continues "
@@ -89,14 +96,21 @@ def programs_of(stage: Stage) -> build.Programs:
     return build.build_programs(stage.config, stage.model, stage.mesh, teacher)
 
 
-def _run(stage: Stage, stop: StopSignal, fallback: bool, profile: Window | None) -> dict:
+def _run(
+    stage: Stage,
+    stop: StopSignal,
+    fallback: bool,
+    profile: Window | None,
+    on_log: OnLog | None,
+) -> dict:
     """Runs the training loop; returns the summary."""
     config = stage.config
     teacher = stage.teacher
     programs = programs_of(stage)
     hyperparams = schedules.make_hyperparams(config.optimizer, stage.total_steps)
     warnings = CollapseWarnings(config, stage.total_steps)
-    log = TrainingLog(stage.folder, stage.name, stage.total_steps, config.batch_size, warnings)
+    about = (stage.folder, stage.name, stage.total_steps, config.batch_size)
+    log = TrainingLog(*about, warnings, on_log)
     saver = Saver(stage, programs, log)
     profiler = Profiler(stage.folder, profile)
     evaluation = Evaluation(stage, programs, lambda: stop.is_received_here)
