@@ -321,3 +321,11 @@ def test_a_synced_record_takes_more_values_in_the_same_line(tmp_path):
     writer.write(10, {"loss": 1.0})
     writer.close()
     assert [json.loads(line)["step"] for line in lines(tmp_path)] == [5, 10]
+
+
+def test_a_record_of_step_0_is_kept_without_a_checkpoint(tmp_path):
+    write(tmp_path, 0, 1)
+    writer = MetricWriter(tmp_path)
+    assert not any("changed" in note for note in writer.notes)
+    writer.close()
+    assert metrics.read(tmp_path) == [{"step": 0, "loss": 0.0}]

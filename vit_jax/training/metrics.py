@@ -93,7 +93,7 @@ class Digest(NamedTuple):
     def repeated(self, records: list[dict]) -> "Digest":
         """Returns the digest of the same part of other records: the last one may have grown."""
         found = Digest()
-        for record in records:
+        for record in records if self.lines else ():
             if record["step"] == self.step:
                 record = dict(itertools.islice(record.items(), self.values))
             if record["step"] <= self.step:
