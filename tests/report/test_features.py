@@ -55,6 +55,14 @@ def test_section_warns_of_a_collapse(tmp_path):
     assert "Warning: the features have one dimension (probe/rankme 1.00" in text
 
 
+def test_section_warns_of_features_that_are_worse_than_those_of_step_0(tmp_path):
+    text = page_of(run(probe__knn=0.2), tmp_path).text
+    assert (
+        "Warning: the frozen features are worse than those of step 0 (probe/knn 0.2000, at" in text
+    )
+    assert "Warning" not in page_of(run(probe__knn=0.21), tmp_path).text
+
+
 def test_accuracy_of_nearest_neighbours_is_the_score_of_a_run_without_labels(tmp_path):
     assert run().main_score() == ("probe/knn", 0.9)
     assert "90.00 % probe/knn, n=359" in page_of(run(), tmp_path).text

@@ -4,6 +4,7 @@ import pytest
 
 from vit_jax.config.schema import Config, Task
 from vit_jax.training.collapse import SIGNS, CollapseWarnings, find_signs
+from vit_jax.training.metrics import TrainingLog
 
 DINO_LIKE = Config(steps=2000)
 MAE = Config(steps=2000, task=Task(name="mae"))
@@ -25,6 +26,10 @@ COLLAPSED = [
         "the same prototype (train/mean_entropy 0.002, train/teacher_entropy 0.001",
     ),
     ({"train/kl": 1e-5}, "the student equals the teacher (train/kl 0.00001"),
+    (
+        {"probe/knn": 0.44, "probe/knn at step 0": 0.5, "probe/n": 400},
+        "worse than those of step 0 (probe/knn 0.4400, at step 0 0.5000)",
+    ),
 ]
 
 
@@ -45,6 +50,17 @@ def test_each_sign_gives_one_line_that_names_the_figure(values, text):
     assert text in line
     assert line.endswith("see Features in report.html and docs/selfsupervised.md")
     assert "\n" not in line
+
+
+def test_a_fall_of_nearest_neighbours_is_compared_with_step_0_and_its_error():
+    warn = CollapseWarnings(DINO_LIKE, 2000)
+    assert list(warn(0, {"probe/knn": 0.5, "probe/n": 400})) == []
+    assert list(warn(400, {"probe/knn": 0.451, "probe/n": 400})) == [], "two standard errors: 0.05"
+    (line,) = warn(500, {"probe/knn": 0.449, "probe/n": 400})
+    assert "(probe/knn 0.4490, at step 0 0.5000); see Features in report.html" in line
+    assert list(warn(600, {"probe/knn": 0.1, "probe/n": 400})) == []
+    resumed = CollapseWarnings(DINO_LIKE, 2000)
+    assert list(resumed(600, {"probe/knn": 0.1, "probe/n": 400})) == [], "no probe at step 0"
 
 
 def test_low_entropy_of_single_targets_is_healthy_if_images_differ():
@@ -84,3 +100,21 @@ def test_a_short_run_is_not_warned_in_its_first_hundred_steps():
     warn = CollapseWarnings(DINO_LIKE, 120)
     assert list(warn(99, {"train/kl": 0.0})) == []
     assert len(list(warn(100, {"train/kl": 0.0}))) == 1
+
+
+def test_a_resumed_run_repeats_no_warning_and_compares_with_step_0(tmp_path, capsys):
+    def open_at(step) -> TrainingLog:
+        log = TrainingLog(tmp_path, "", 2000, 4, CollapseWarnings(DINO_LIKE, 2000))
+        log.open(step)
+        return log
+
+    log = open_at(0)
+    log.write(0, {"probe/knn": 0.5, "probe/n": 400})
+    log.write(300, {"train/kl": 0.0})
+    log.close()
+    assert capsys.readouterr().out.count("the student equals the teacher") == 1
+    log = open_at(300)
+    log.write(400, {"train/kl": 0.0, "probe/knn": 0.1, "probe/n": 400})
+    log.close()
+    (line,) = capsys.readouterr().out.splitlines()
+    assert "worse than those of step 0" in line

@@ -37,9 +37,11 @@ def features_section(run: RunRecord) -> html.Html | None:
     rows = list(_rows(run))
     if not rows:
         return None
-    found = collapse.find_signs(run.config, run.metrics, run.step, run.total_steps or 0)
+    first = run.history[0] if run.history and run.history[0]["step"] == 0 else {}
+    values = run.metrics | collapse.at_step_0(first)
+    found = collapse.find_signs(run.config, values, run.step, run.total_steps or 0)
     signs = (
-        html.element("p", f"Warning: {collapse.describe(sign, run.metrics)}.", class_="warning")
+        html.element("p", f"Warning: {collapse.describe(sign, values)}.", class_="warning")
         for sign in found
     )
     charts = html.plots(

@@ -288,6 +288,8 @@ class TrainingLog:
             self._writer = MetricWriter(self._folder, step, recorded)
             for note in self._writer.notes:
                 self.say(note)
+            for record in read(self._folder):  # Warnings about them were printed before.
+                list(self._warnings_of(record["step"], record))
         self.start_interval(step)
 
     def start_interval(self, step: int) -> None:
