@@ -197,7 +197,7 @@ def test_the_model_of_a_config_has_the_sizes_of_its_section():
             {"model__head_norm": True, "optimizer__freeze": "all but head"},
             "model.head_norm is True; it must be False",
         ),
-        ({"model__pool": "map"}, "without a class token"),
+        ({"model__pool": "map"}, "model.pool is 'map'; it must be 'token' or 'gap' or 'token_gap'"),
         ({"model__pool": "gap"}, "set model.class_token=True"),
         ({"model__pos_embed": "relative"}, "model.pos_embed is 'relative'; it must be 'learned'"),
         ({"model__name": "r_ti16", "model__patch": None}, "needs a model that embeds patches"),

@@ -335,16 +335,16 @@ def test_score_depends_on_the_number_of_an_example_only():
     [
         (
             {"name": "r50_b32", "image_size": 64},
-            "model.name is 'r50_b32'; masked patches need a model",
+            "model.name is 'r50_b32'; task.name='masked_patches' needs a model",
         ),
         (
             {"name": "bit_r50x1"},
-            "model.name is 'bit_r50x1'; masked patches need a model",
+            "model.name is 'bit_r50x1'; task.name='masked_patches' needs a model",
         ),
-        ({"pool": "map"}, "model.pool is 'map'; masked patches need 'token', 'gap' or 'token_gap'"),
-        ({"pre_logits": True}, "model.pre_logits is True; masked patch prediction has no"),
-        ({"projection": 7}, "model.projection is 7; masked patch prediction has no"),
-        ({"head_bias": -10.0}, "model.head_bias is -10.0; masked patch prediction has no"),
+        ({"pool": "map"}, "model.pool is 'map'; it must be 'token' or 'gap' or 'token_gap'"),
+        ({"pre_logits": True}, "model.pre_logits is True; it must be False"),
+        ({"projection": 7}, "model.projection is 7; it must be None"),
+        ({"head_bias": -10.0}, "model.head_bias is -10.0; it must be 0.0"),
         ({"image_size": 4}, "data.image_size gives 1 patch of 4x4; .* at least 2"),
         ({"corrupted": 0.08}, "task.corrupted is 0.08, which rounds to 0 of 6 patches"),
         (

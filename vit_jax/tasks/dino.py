@@ -8,7 +8,6 @@ the letters of `models/vit.py`, with V views, of which G = 2 are global, and S m
 
 import dataclasses
 import math
-from collections.abc import Iterator
 from typing import ClassVar
 
 import jax
@@ -18,12 +17,10 @@ from vit_jax.config.schema import Config, Task
 from vit_jax.config.schema_data import NUM_GLOBAL
 from vit_jax.data.block_masks import BlockMasks
 from vit_jax.data.multi_crop import MultiCropRecipe
-from vit_jax.errors import ConfigError
-from vit_jax.models import registry as model_registry
 from vit_jax.models.dino_vit import DinoViT, HeadShape
 from vit_jax.models.vit import ViT
 from vit_jax.tasks import losses, prototypes
-from vit_jax.tasks.masked_patches import rules_without_labels
+from vit_jax.tasks.unlabeled import Rules, build_encoder, encoder_rules, rules_without_labels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +33,7 @@ class SelfDistillation:
     has_classes: ClassVar[bool] = False
 
     @staticmethod
-    def rules(config: Config) -> Iterator[tuple[bool, str]]:
+    def rules(config: Config) -> Rules:
         task, optimizer = config.task, config.optimizer
         yield from rules_without_labels(config)
         yield (
@@ -62,11 +59,7 @@ class SelfDistillation:
 
         Raises ConfigError in one line for a model or an image size that cannot be used.
         """
-        task, size = config.task, config.data.image_size
-        vit = model_registry.build(config.model, num_classes=0, image_size=size)
-        for holds, message in _model_rules(config, vit):
-            if not holds:
-                raise ConfigError(f"{message}.")
+        task, vit = config.task, build_encoder(config, _model_rules)
         shape = HeadShape(
             num_prototypes=task.prototypes,
             num_layers=task.head_layers,
@@ -216,40 +209,24 @@ def masks_of(task: Task, model: ViT) -> BlockMasks:
     return BlockMasks(model.grid, task.masked_crops, task.mask_ratios)
 
 
-def _model_rules(config: Config, vit) -> Iterator[tuple[bool, str]]:
-    """Yields what a model must satisfy: whether it does, and the error message if not."""
-    model = config.model
-    yield (
-        isinstance(vit, ViT) and vit.stem is None,
-        f"model.name is {model.name!r}; self-distillation needs a model that embeds patches of "
-        "the image itself, such as vit_s16",
+def _model_rules(config: Config, vit) -> Rules:
+    yield from encoder_rules(
+        config,
+        vit,
+        pos_embed=("learned", "learned_2d", "sincos", "sincos_mae", "none", "rope", "learned_rope"),
+        pool=("token", "gap", "token_gap"),
+        distill_token=(False,),
+        fc_norm=(False,),
     )
     yield (
         vit.has_cls,
-        f"model.pool is {model.pool!r}, without a class token; self-distillation needs one: set "
-        "model.class_token=True",
+        f"model.pool is {config.model.pool!r}, without a class token; self-distillation needs one: "
+        "set model.class_token=True",
     )
-    kinds = ("learned", "learned_2d", "sincos", "sincos_mae", "none", "rope", "learned_rope")
-    for name, allowed in (
-        ("pos_embed", kinds),
-        ("pool", ("token", "gap", "token_gap")),
-        ("distill_token", (False,)),
-        ("fc_norm", (False,)),
-        ("pre_logits", (False,)),
-        ("projection", (None,)),
-        ("head_bias", (0.0,)),
-        ("head_std", (0.0,)),
-        ("head_norm", (False,)),
-    ):
-        value, choices = getattr(model, name), " or ".join(map(repr, allowed))
-        yield (
-            value in allowed,
-            f"model.{name} is {value!r}; it must be {choices} with task.name='dino'",
-        )
     yield from _crop_rules(config, vit)
 
 
-def _crop_rules(config: Config, vit: ViT) -> Iterator[tuple[bool, str]]:
+def _crop_rules(config: Config, vit: ViT) -> Rules:
     data, task, patch = config.data, config.task, vit.patch_size
     yield (
         not task.patch_weight or masks_of(task, vit).most_masked > 0,

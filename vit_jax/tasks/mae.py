@@ -5,25 +5,18 @@ pixels of those removed. Shapes use the letters of `models/vit.py`, with V visib
 """
 
 import dataclasses
-from collections.abc import Iterator
 from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from vit_jax.config.schema import Config, Task
-from vit_jax.errors import ConfigError
-from vit_jax.models import registry as model_registry
 from vit_jax.models.mae_vit import MaeViT
 from vit_jax.models.pixel_stats import denormalize, normalize
 from vit_jax.models.vit import ViT, patchify
 from vit_jax.tasks import losses
-from vit_jax.tasks.masked_patches import (
-    Reconstruction,
-    keys_of_numbers,
-    rules_without_labels,
-    unpatchify,
-)
+from vit_jax.tasks.masked_patches import Reconstruction, keys_of_numbers, unpatchify
+from vit_jax.tasks.unlabeled import Rules, build_encoder, encoder_rules, rules_without_labels
 
 VARIANCE_EPS = 1e-6  # Added to the variance of a patch.
 
@@ -38,7 +31,7 @@ class MaskedAutoencoder:
     has_classes: ClassVar[bool] = False
 
     @staticmethod
-    def rules(config: Config) -> Iterator[tuple[bool, str]]:
+    def rules(config: Config) -> Rules:
         task = config.task
         yield from rules_without_labels(config)
         yield (
@@ -53,11 +46,7 @@ class MaskedAutoencoder:
 
         Raises ConfigError in one line for a model or an image size that cannot be used.
         """
-        task, size = config.task, config.data.image_size
-        vit = model_registry.build(config.model, num_classes=0, image_size=size)
-        for holds, message in _model_rules(config, vit):
-            if not holds:
-                raise ConfigError(f"{message}.")
+        task, vit = config.task, build_encoder(config, _model_rules)
         return MaeViT.of(
             vit,
             num_kept(vit.grid[0] * vit.grid[1], task.mask_ratio),
@@ -127,30 +116,15 @@ class MaskedAutoencoder:
         return jnp.mean(jnp.take_along_axis(errors, order[:, self.model.num_kept :], 1), axis=1)
 
 
-def _model_rules(config: Config, vit) -> Iterator[tuple[bool, str]]:
-    """Yields what a model must satisfy: whether it does, and the error message if not."""
-    yield (
-        isinstance(vit, ViT) and vit.stem is None,
-        f"model.name is {config.model.name!r}; a masked autoencoder needs a model that embeds "
-        "patches of the image itself, such as vit_b16",
+def _model_rules(config: Config, vit) -> Rules:
+    yield from encoder_rules(
+        config,
+        vit,
+        pos_embed_at=("stem",),
+        pos_embed=("learned", "learned_2d", "sincos", "sincos_mae", "rope", "learned_rope"),
+        pool=("token", "gap", "token_gap"),
+        fc_norm=(False,),
     )
-    for name, allowed in (
-        ("pos_embed_at", ("stem",)),
-        ("pos_embed", ("learned", "learned_2d", "sincos", "sincos_mae", "rope", "learned_rope")),
-        ("pool", ("token", "gap", "token_gap")),
-        ("fc_norm", (False,)),
-        ("pre_logits", (False,)),
-        ("projection", (None,)),
-        ("head_bias", (0.0,)),
-        ("head_std", (0.0,)),
-        ("head_norm", (False,)),
-    ):
-        value = getattr(config.model, name)
-        choices = " or ".join(map(repr, allowed))
-        yield (
-            value in allowed,
-            f"model.{name} is {value!r}; it must be {choices} with task.name='mae'",
-        )
     N = vit.grid[0] * vit.grid[1]
     yield (
         0 < num_kept(N, config.task.mask_ratio) < N,

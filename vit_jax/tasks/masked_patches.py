@@ -6,18 +6,16 @@ Shapes use the letters of `models/vit.py`, with O outputs and S colours per patc
 
 import dataclasses
 import math
-from collections.abc import Iterator
 from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from vit_jax.config.schema import Config, Task
-from vit_jax.errors import ConfigError
-from vit_jax.models import registry as model_registry
 from vit_jax.models.masked_vit import MaskedViT
-from vit_jax.models.vit import ViT, patchify
+from vit_jax.models.vit import patchify
 from vit_jax.tasks import losses
+from vit_jax.tasks.unlabeled import Rules, build_encoder, encoder_rules, rules_without_labels
 
 LEVELS = 8  # Per channel: 3 bits.
 NUM_COLOURS = LEVELS**3
@@ -45,20 +43,6 @@ class Reconstruction(NamedTuple):
     images: jax.Array
 
 
-def rules_without_labels(config: Config) -> Iterator[tuple[bool, str]]:
-    """Yields the rules of tasks that use no labels, in the form of `Objective.rules`."""
-    for field, value, allowed in (
-        ("data.mixup", config.data.mixup, 0.0),
-        ("data.cutmix", config.data.cutmix, 0.0),
-        ("data.eval_crops", config.data.eval_crops, 1),
-        ("task.teacher", config.task.teacher, ""),
-    ):
-        yield (
-            value == allowed,
-            f"{field} is {value!r}; it must be {allowed!r} with task.name={config.task.name!r}",
-        )
-
-
 @dataclasses.dataclass(frozen=True)
 class MaskedPatches:
     """Masked patch prediction (an `Objective`)."""
@@ -69,7 +53,7 @@ class MaskedPatches:
     has_classes: ClassVar[bool] = False
 
     @staticmethod
-    def rules(config: Config) -> Iterator[tuple[bool, str]]:
+    def rules(config: Config) -> Rules:
         task, data = config.task, config.data
         yield (
             task.mask_share + task.random_share <= 1,
@@ -89,11 +73,7 @@ class MaskedPatches:
 
         Raises ConfigError in one line for a model, image size or target that cannot be used.
         """
-        size = config.data.image_size
-        vit = model_registry.build(config.model, num_classes=0, image_size=size)
-        for holds, message in _model_rules(config, vit):
-            if not holds:
-                raise ConfigError(f"{message}.")
+        vit = build_encoder(config, _model_rules)
         return MaskedViT.of(vit, num_outputs(config.task.targets, vit.patch_size))
 
     def loss(self, params, batch: dict, key: jax.Array) -> tuple[jax.Array, dict]:
@@ -159,25 +139,9 @@ class MaskedPatches:
         return corruption, patches, predictions
 
 
-def _model_rules(config: Config, vit) -> Iterator[tuple[bool, str]]:
-    """Yields what a model must satisfy: whether it does, and the error message if not."""
+def _model_rules(config: Config, vit) -> Rules:
     task = config.task
-    # A convolutional stem looks beyond the patch, so the pixels of a masked one would be visible.
-    yield (
-        isinstance(vit, ViT) and vit.stem is None,
-        f"model.name is {config.model.name!r}; masked patches need a model that embeds patches "
-        "of the image itself, such as vit_b16",
-    )
-    yield (
-        config.model.pool != "map",
-        "model.pool is 'map'; masked patches need 'token', 'gap' or 'token_gap'",
-    )
-    for name in ("pre_logits", "projection", "head_bias", "head_std", "head_norm"):
-        value = getattr(config.model, name)
-        yield (
-            not value,
-            f"model.{name} is {value}; masked patch prediction has no classification head",
-        )
+    yield from encoder_rules(config, vit, pool=("token", "gap", "token_gap"))
     N, P = vit.grid[0] * vit.grid[1], vit.patch_size
     yield N > 1, f"data.image_size gives {N} patch of {P}x{P}; masked patches need at least 2"
     yield (
