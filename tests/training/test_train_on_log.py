@@ -10,7 +10,7 @@ from vit_jax import config as config_lib
 from vit_jax.checkpoints import layout
 from vit_jax.cli import parser
 
-STEPS, EVERY, REQUESTED = 8, 4, 5
+STEPS, EVERY, REQUESTED = 16, 8, 3
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,8 @@ def run(tmp_path_factory):
         calls.append((*call, saved))
         return call[1] == REQUESTED and "train/loss" in call[2]
 
-    flags = tiny_flags(folder, "log_every=1", "eval_every=6", "keep_last=9", f"steps={STEPS}")
+    fields = ("log_every=1", "eval_every=6", "keep_last=99")
+    flags = tiny_flags(folder, *fields, f"steps={STEPS}", f"checkpoint_every={EVERY}")
     _, file, overrides = parser.split_config_flags(flags)
     vit_jax.train(config_lib.load(file), folder, overrides=overrides, on_log=on_log)
     return folder, calls
@@ -46,4 +47,4 @@ def test_on_log_saves_a_checkpoint_when_it_returns_true(run):
     [requested] = set(steps) - {EVERY, STEPS}
     # A step is recorded when up to two later ones are in flight.
     assert REQUESTED <= requested <= REQUESTED + 2
-    assert [saved for _, step, _, saved in calls if step == REQUESTED] == [[EVERY]]
+    assert [saved for _, step, _, saved in calls if step == REQUESTED] == [[]]
