@@ -286,8 +286,7 @@ class TrainingLog:
         """
         if multihost.is_process_0():
             self._writer = MetricWriter(self._folder, step, recorded)
-            for note in self._writer.notes:
-                self.say(note)
+            list(map(self.say, self._writer.notes))
             for record in read(self._folder):  # Warnings about them were printed before.
                 list(self._warnings_of(record["step"], record))
         self.start_interval(step)
@@ -342,8 +341,7 @@ class TrainingLog:
         shares = {name: seconds / busy if busy else 0.0 for name, seconds in shares.items()}
         values = values | shares
         if is_timed and busy and num_images:
-            speed = num_images / busy
-            values["img_per_sec"] = speed
+            values["img_per_sec"] = speed = num_images / busy
             left = (self._total_steps - step) * self._batch_size / speed
             line += f"  {speed:,.0f} img/s"
             for name, share in shares.items():
