@@ -149,3 +149,40 @@ def test_plan_takes_the_number_of_devices_from_the_mesh(config_file, capsys):
     )
     assert found["devices"] == 4
     assert Mesh(**found["mesh"]) == Mesh(data=2, fsdp=2, tensor=1)
+
+
+def test_plan_with_mtbf_has_the_expected_goodput_and_the_best_interval(config_file, capsys):
+    flags = (f"--config={config_file}", "--devices=4", "--accelerator=v4", "--mtbf=8h/device")
+    times = ("--checkpoint_time=30s", "--restart_time=2m")
+    found = json.loads(run_plan(capsys, *flags, *times, "--json"))["goodput"]
+    assert (found["mtbf_seconds"], found["checkpoint_seconds"]) == (7200, 30)
+    assert found["restart_seconds"] == 120
+    assert found["config"]["checkpoint_every"] == found["daly"]["checkpoint_every"] == 20
+    text = run_plan(capsys, *flags, *times)
+    assert re.search(r"mean time between failures +2:00:00\n", text)
+    assert re.search(r"best interval, Daly +[\d.]+%, .* hours with checkpoint_every=20 \(", text)
+    assert "goodput" not in json.loads(run_plan(capsys, *flags[:3], "--json"))
+
+
+def test_plan_estimates_the_checkpoint_from_the_bytes_of_the_state(config_file, capsys):
+    flags = (f"--config={config_file}", "--devices=1", "--accelerator=v4", "--json")
+    plan = json.loads(run_plan(capsys, *flags, "--mtbf=30m", "--disk_gb_s=0.5"))
+    memory, found = plan["memory"], plan["goodput"]
+    state = memory["parameters"] + memory["optimizer"] + memory["ema"]
+    assert found["checkpoint_bytes"] == pytest.approx(state, abs=64)  # And the number of steps.
+    assert found["checkpoint_seconds"] == pytest.approx(state / 5e8, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--mtbf=2"], "'2' is not a positive duration with a unit, as in 90s, 30m, 2h or 1.5d"),
+        (["--mtbf=0h"], "'0h' is not a positive duration"),
+        (["--mtbf=nanh"], "'nanh' is not a positive duration"),
+        (["--mtbf=2h/host"], "'2h/host' is not DURATION or DURATION/device"),
+        (["--restart_time=2m"], "--restart_time needs --mtbf, as in --mtbf=2h"),
+    ],
+)
+def test_plan_rejects_invalid_times_in_one_line(config_file, capsys, flags, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        run_plan(capsys, f"--config={config_file}", *flags)

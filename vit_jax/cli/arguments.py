@@ -87,6 +87,30 @@ def positive_floats(text: str) -> tuple[float, ...]:
     return numbers
 
 
+SECONDS_OF_UNIT = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def duration(text: str) -> float:
+    """Parses a duration such as 90s, 30m, 2h or 1.5d into seconds."""
+    try:
+        seconds = float(text[:-1]) * SECONDS_OF_UNIT[text[-1:]]
+    except (ValueError, KeyError):
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a positive duration with a unit, as in 90s, 30m, 2h or 1.5d"
+        )
+    return seconds
+
+
+def mtbf(text: str) -> tuple[float, bool]:
+    """Parses DURATION or DURATION/device; returns seconds, and True if they are of one device."""
+    time, slash, unit = text.partition("/")
+    if slash and unit != "device":
+        raise argparse.ArgumentTypeError(f"{text!r} is not DURATION or DURATION/device, as in 2h")
+    return duration(time), bool(slash)
+
+
 def number_up_to(most: float) -> Callable[[str], float]:
     """Returns the parser of a number above 0 and at most `most`."""
 

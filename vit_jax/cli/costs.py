@@ -8,6 +8,7 @@ from vit_jax.cli import arguments
 from vit_jax.cli.parser import Verb
 from vit_jax.errors import ConfigError
 from vit_jax.planning.accelerators import ACCELERATORS, GiB
+from vit_jax.planning.goodput import DISK_GB_S, START_SECONDS, Failures
 from vit_jax.text import print_text, warn
 
 FIELDS = {  # Flag of `benchmark` -> the config field that it sets.
@@ -78,12 +79,56 @@ def add_plan_flags(parser) -> None:
     parser.add_argument(
         "--layout", action="store_true", help="list the sharding and bytes of every array"
     )
+    _add_failure_flags(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _add_failure_flags(parser) -> None:
+    """Adds the mean time between failures, and the times of a checkpoint and of a restart."""
+    parser.add_argument(
+        "--mtbf",
+        type=arguments.mtbf,
+        metavar="TIME[/device]",
+        help="print the expected goodput and the best checkpoint_every for this mean time between "
+        "failures of the run, or of one device, as in 2h, 30m and 5000h/device",
+    )
+    parser.add_argument(
+        "--checkpoint_time",
+        type=arguments.duration,
+        metavar="TIME",
+        help="time that training waits for a checkpoint (default: its bytes / --disk_gb_s)",
+    )
+    parser.add_argument(
+        "--restart_time",
+        type=arguments.duration,
+        metavar="TIME",
+        help=f"time from a failure to the first step (default {START_SECONDS:g}s, and reading the "
+        "checkpoint)",
+    )
+    parser.add_argument(
+        "--disk_gb_s",
+        type=arguments.positive_float,
+        metavar="GB",
+        help=f"10^9 bytes of a checkpoint that are written per second (default {DISK_GB_S:g})",
+    )
+
+
+def _failures(args) -> Failures | None:
+    """Returns the failures of --mtbf; raises ConfigError for the other flags without it."""
+    names = ("checkpoint_time", "restart_time", "disk_gb_s")
+    if args.mtbf is None:
+        for name in names:
+            if getattr(args, name) is not None:
+                raise ConfigError(f"--{name} needs --mtbf, as in --mtbf=2h.")
+        return None
+    times = (args.checkpoint_time, args.restart_time)
+    return Failures(*args.mtbf, *times, args.disk_gb_s or DISK_GB_S)
 
 
 def run_plan(args, file: str | None, overrides: dict[str, str]) -> int:
     if file is None:
         raise ConfigError("plan needs --config=FILE.")
+    failures = _failures(args)
     stages = config_lib.resolve(file, args.mesh | overrides)
     from vit_jax.planning.compiled_step import simulate_devices
     from vit_jax.planning.plan import MFU, plan_run
@@ -104,6 +149,7 @@ def run_plan(args, file: str | None, overrides: dict[str, str]) -> int:
             largest=args.largest_batch,
             compiles=args.compile,
             layout=args.layout,
+            failures=failures,
         )
         for name, stage in stages.items()
     }

@@ -21,6 +21,7 @@ from vit_jax.planning.accelerators import (
 from vit_jax.planning.advice import advise, largest_batch
 from vit_jax.planning.communication import bytes_sent_by_kind, total_seconds
 from vit_jax.planning.compiled_step import compare_with_xla
+from vit_jax.planning.goodput import Failures, plan_goodput
 from vit_jax.planning.scenario import Scenario
 from vit_jax.tasks.registry import find_task
 from vit_jax.training import auto, build, sweep_runs
@@ -45,6 +46,7 @@ def plan_run(
     largest: bool = False,
     compiles: bool = False,
     layout: bool = False,
+    failures: Failures | None = None,
 ) -> dict:
     """Returns the requirements of one stage as a tree of numbers and strings.
 
@@ -60,6 +62,7 @@ def plan_run(
       largest: replace the config's batch size by the largest that fits.
       compiles: compile the step for simulated CPU devices as well.
       layout: add the sharding of every parameter.
+      failures: how often the run fails; adds the expected goodput.
 
     Raises:
       ConfigError: the mesh or the batch does not fit the devices, or an argument is invalid.
@@ -111,6 +114,15 @@ def plan_run(
         "largest_batch": max_batch,
         **_costs(scenario, steps, data["num_examples"], mfu),
     }
+    if failures is not None:
+        result["goodput"] = plan_goodput(
+            failures,
+            num_bytes=trees.num_bytes(scenario.state),
+            num_devices=num_devices,
+            step_seconds=result["time"]["step_seconds"],
+            steps=steps,
+            checkpoint_every=scenario.config.checkpoint_every,
+        )
     if layout:
         result["layout"] = mesh_lib.sharding_table(scenario.state.params)
     return result | ({"compiled": compare_with_xla(scenario)} if compiles else {})

@@ -3,6 +3,7 @@
 import dataclasses
 
 from vit_jax.atomic_io import to_json
+from vit_jax.distributed.progress import format_duration
 from vit_jax.text import format_bytes, markdown_table
 from vit_jax.training.memory import Memory
 
@@ -57,6 +58,8 @@ def _format_plan(stage: str, plan: dict) -> str:
         ("  time", f"{time['hours']:.4g} hours, {time['device_days']:.4g} device-days"),
         *([("sweep", f"{plan['runs']} runs like this one")] if plan["runs"] > 1 else []),
     ]
+    if "goodput" in plan:
+        rows += [("", ""), *_goodput_rows(plan["goodput"], time["step_seconds"])]
     if "compiled" in plan:
         rows += [("", ""), *_compiled_rows(plan["compiled"])]
     width = max(len(name) for name, _ in rows)
@@ -85,6 +88,24 @@ def _usable(memory: dict) -> str:
     part = memory["of"] / memory["of_device"]
     note = f", {100 * part:.0f} % of {format_bytes(memory['of_device'])}" if part < 1 else ""
     return f"{format_bytes(memory['of'])}{note}"
+
+
+def _goodput_rows(goodput: dict, step_seconds: float) -> list[tuple[str, str]]:
+    def row(name: str, plan: dict) -> tuple[str, str]:
+        every = plan["checkpoint_every"]
+        hours = "never ends" if plan["hours"] is None else f"{plan['hours']:.4g} hours"
+        text = f"{plan['goodput']:.1%}, {hours} with checkpoint_every={every}"
+        return name, f"{text} ({format_duration(every * step_seconds)})"
+
+    size = format_bytes(goodput["checkpoint_bytes"])
+    return [
+        ("mean time between failures", format_duration(goodput["mtbf_seconds"])),
+        ("  checkpoint", f"{goodput['checkpoint_seconds']:.4g} s, {size}"),
+        ("  restart", f"{goodput['restart_seconds']:.4g} s"),
+        row("expected goodput", goodput["config"]),
+        row("  best interval, Daly", goodput["daly"]),
+        row("  best interval, Young", goodput["young"]),
+    ]
 
 
 def _compiled_rows(compiled: dict) -> list[tuple[str, str]]:
