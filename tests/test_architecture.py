@@ -58,6 +58,7 @@ MAY_WRITE = {  # Module -> calls that change files; all others call `atomic_io`.
     "prepare/duplicates": {"savez"},  # The same.
     "figures/style": {"savefig"},  # Into memory.
     "prepare/prepare": {"replace", "rmtree", "rmdir", "unlink"},  # Its own DESTINATION.partial.
+    "training/attempts": {"open_to_append"},  # Its last line, replaced in place.
     "training/metrics": {"open_to_append"},  # One line per step.
     "weights/archive": {"open"},  # A member of a zip file.
     "weights/download": {"open_to_append", "replace", "truncate", "unlink"},  # The cache folder.

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 
 import jax
 import pytest
@@ -70,3 +71,17 @@ def test_the_settings_of_memory_change_no_bit_of_a_run(tmp_path, monkeypatch):
     assert run_main(*tiny_flags(tmp_path / "set")).code == 0
     assert records(tmp_path / "default") == records(tmp_path / "set")
     assert final_state(tmp_path / "default") == final_state(tmp_path / "set")
+
+
+def test_start_time_is_between_the_call_that_starts_a_process_and_its_first_line(tmp_path):
+    code = (
+        "import time; first = time.time()\nfrom vit_jax.distributed import process\n"
+        "print(process.start_time(), first)"
+    )
+    before = time.time()
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    started, first = map(float, done.stdout.split())
+    tick = 1 / os.sysconf("SC_CLK_TCK")
+    assert before - 2 * tick <= started <= first + 2 * tick

@@ -5,10 +5,11 @@ import json
 
 import pytest
 
+from tests.support.hands import Hands
 from tests.support.tiny_flags import tiny_flags
 from vit_jax import main
 from vit_jax.errors import ConfigError
-from vit_jax.training import metrics
+from vit_jax.training import attempts, metrics
 
 SHARES = ("train/data_wait", "train/device", "train/host")
 
@@ -39,22 +40,10 @@ def test_a_window_beyond_the_end_is_refused_before_anything_runs(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-class Hands:
-    """A clock whose hands the test moves."""
-
-    now = 0.0
-
-    def perf_counter(self) -> float:
-        return self.now
-
-    def monotonic(self) -> float:
-        return self.now
-
-
 @pytest.fixture
 def hands(monkeypatch) -> Hands:
     hands = Hands()
-    monkeypatch.setattr(metrics, "time", hands)
+    monkeypatch.setattr(attempts, "time", hands)
     monkeypatch.setattr(metrics, "_tensorboard", lambda *_: None)
     return hands
 

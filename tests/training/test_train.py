@@ -55,7 +55,7 @@ def test_the_summary_accounts_for_the_run(learnt):
     assert summary["step"] == 60
     assert summary["metrics"]["val/n"] == 48
     assert {"jax", "flax", "python"} <= set(summary["versions"])
-    parts = ("start", "data", "train", "eval", "save")
+    parts = ("start", "compile", "data", "train", "eval", "save")
     assert summary["seconds"]["wall"] == pytest.approx(sum(summary["seconds"][p] for p in parts))
 
 

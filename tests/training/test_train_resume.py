@@ -1,5 +1,6 @@
 """Runs that are killed and go on, on one device and on eight, to the same numbers."""
 
+import json
 import os
 import pathlib
 import shutil
@@ -15,6 +16,7 @@ from tests.support.runs import ROOT, final_state, records, run_main, run_until
 from vit_jax import main
 from vit_jax.checkpoints import layout
 from vit_jax.errors import VitJaxError
+from vit_jax.training import attempts
 
 # Dropout, stochastic depth, augmentation and shuffling on: all that randomness can hide in.
 NOISY = """
@@ -125,3 +127,26 @@ def test_a_workdir_in_use_is_refused_and_its_process_named(noisy, tmp_path):
             main.run(flags)
         first.kill()
     assert caught.value.exit_code == 2
+
+
+@pytest.mark.slow
+def test_goodput_counts_the_time_of_all_killed_attempts(interrupted, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(interrupted, folder)
+    done = run_main(f"--workdir={folder}")
+    assert done.code == 0, done.err
+    found = json.loads((folder / "summary.json").read_text())["goodput"]
+    processes = attempts.read(folder)
+    assert [each.end for each in processes] == ["", "", "SIGTERM", "finished"]
+    assert [each.resumed_step for each in processes[:3]] == [0, 0, 7]
+    assert processes[3].resumed_step == processes[2].step >= 17
+    first, second, third, _ = attempts.parts_of(processes)
+    assert first["train"] == third["lost"] == 0
+    assert first["lost"] > 0 < second["lost"]
+    assert second["train"] > 0
+    assert found["attempts"] == 4
+    assert sum(found["seconds"].values()) == pytest.approx(found["wall"], rel=0.01)
+    assert found["wall"] == pytest.approx(processes[-1].ended - processes[0].started, rel=0.01)
+    # Clocks of processes and the wall clock agree: a file is written when an attempt ends.
+    written = (folder / attempts.FILE).stat().st_mtime
+    assert written == pytest.approx(processes[-1].ended, abs=0.01 * found["wall"])

@@ -66,6 +66,7 @@ def run(args, file: str | None, overrides: dict[str, str]) -> int:
     workdir.check_not_in_use(folder)
     from vit_jax.distributed import cluster, multihost, process
 
+    started = process.start_time()
     process.prepare_process()
     options = cluster.detect_cluster(args.coordinator, args.num_processes, args.process_id)
     multihost.initialize(options, args.host_timeout or multihost.TIMEOUT)
@@ -79,6 +80,7 @@ def run(args, file: str | None, overrides: dict[str, str]) -> int:
         fallback=args.fallback,
         profile=args.profile and Window(args.profile[0], sum(args.profile) - 1),
         shard=args.shard and sweep.Shard(*args.shard),
+        started=started,
     )
     is_process_0 = multihost.is_process_0()
     if is_process_0:

@@ -3,6 +3,8 @@
 import contextlib
 import ctypes
 import os
+import pathlib
+import time
 
 import jax
 
@@ -15,6 +17,17 @@ def prepare_process() -> None:
     _keep_compiled_programs()
     _run_programs_in_turn()
     _keep_freed_memory()
+
+
+def start_time() -> float:
+    """Returns the Unix time at which this process started; without /proc, as on macOS, now."""
+    try:
+        status = pathlib.Path("/proc/self/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return time.time()
+    ticks = int(status.rpartition(")")[2].split()[19])  # Since the boot; field 22 of proc(5).
+    age = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    return time.time() - max(0.0, age)
 
 
 def _keep_compiled_programs() -> None:

@@ -56,6 +56,8 @@ class StepsInFlight:
         step, metrics, ids, gathered = self._steps.popleft()
         with self._log.waiting(book):
             metrics, gathered = jax.device_get((metrics, gathered))
+            attempt = self._log.clock.attempt
+            attempt.step = max(attempt.step, step)
         self._stop.agree(gathered[:, 0])
         self._saver.num_bad_images += int(gathered[:, 1].sum())
         values = {name: float(value) for name, value in metrics.items()}

@@ -8,7 +8,6 @@ import math
 import numbers
 import os
 import pathlib
-import time
 import zlib
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
@@ -20,6 +19,7 @@ from vit_jax.checkpoints.layout import DAMAGED
 from vit_jax.distributed import multihost
 from vit_jax.distributed.progress import Progress, format_duration
 from vit_jax.errors import listed
+from vit_jax.training.attempts import Clock
 
 FILE = "metrics.jsonl"
 SHOWN = ("loss", "top1", "teacher_entropy", "kl")  # In the progress line.
@@ -243,21 +243,6 @@ def _tensorboard(folder: pathlib.Path, restored_step: int):
     return SummaryWriter(str(folder), purge_step=restored_step + 1)
 
 
-class Clock:
-    """Seconds spent by activity; every moment belongs to one of them."""
-
-    def __init__(self):
-        self.seconds = dict.fromkeys(("start", "data", "train", "eval", "save"), 0.0)
-        self._last = time.perf_counter()
-
-    def lap(self, name: str) -> float:
-        """Adds the time since the last lap to an activity, and returns it."""
-        now = time.perf_counter()
-        passed, self._last = now - self._last, now
-        self.seconds[name] += passed
-        return passed
-
-
 class TrainingLog:
     """Output of a training loop by process 0: records of steps, and the progress line."""
 
@@ -269,9 +254,10 @@ class TrainingLog:
         batch_size: int,
         warnings_of: Callable[[int, dict], Iterable[str]] = lambda step, values: (),
         on_log: OnLog | None = None,
+        clock: Clock | None = None,
     ):
         """Lines start with `name`; `warnings_of(step, values)` returns warnings about metrics."""
-        self.clock, self._warnings_of = Clock(), warnings_of
+        self.clock, self._warnings_of = clock or Clock(), warnings_of
         self._on_log, self.is_save_requested = on_log, False  # See `run.train`.
         self._folder, self._name, self._progress = folder, name, Progress()
         self._total_steps, self._batch_size = total_steps, batch_size
@@ -312,14 +298,17 @@ class TrainingLog:
         waited = self.clock.lap(book)
         self._waited += waited if book == "train" else 0.0
 
-    def dispatched(self, output: jax.Array, book: str) -> None:
+    def dispatched(self, step: int, output: jax.Array, book: str) -> None:
         """Adds the time of the call that started a step to `book`.
 
         A CPU may finish the step before the call returns: `output` is then ready, and the call was
         a wait for the device.
         """
+        is_finished = output.is_ready()
+        if is_finished:
+            self.clock.attempt.step = step
         seconds = self.clock.lap(book)
-        self._waited += seconds if book == "train" and output.is_ready() else 0.0
+        self._waited += seconds if book == "train" and is_finished else 0.0
 
     def log(self, step: int, values: dict, is_timed: bool = True) -> None:
         """Records the metrics of a training step, and how the time since the last record was spent.

@@ -9,6 +9,7 @@ from vit_jax.config.fields import expand_home
 from vit_jax.config.schema import Config
 from vit_jax.distributed.process import prepare_process
 from vit_jax.training import sweep
+from vit_jax.training.attempts import Launch
 from vit_jax.training.metrics import OnLog
 from vit_jax.training.profiler import Window
 
@@ -17,9 +18,10 @@ class Summary(dict):
     """Contents of the `summary.json` of a finished run: a dict, with its workdir.
 
     Keys of a run are `step`, `metrics`, `num_examples`, `parameters`, `flops`, `seconds`,
-    `devices`, `versions` and `git_revision`. A config with stages has `metrics` and `stages`; a
-    sweep has `metrics`, `num_examples`, `runs`, and with a grid `best`, the selected values,
-    and `dev`, their scores on the examples held out; with seeds in the grid also `means`.
+    `goodput`, `devices`, `versions` and `git_revision`. A config with stages has `metrics`,
+    `stages` and `goodput`; a sweep has `metrics`, `num_examples`, `runs`, and with a grid `best`,
+    the selected values, and `dev`, their scores on the examples held out; with seeds in the grid
+    also `means`.
     """
 
     def __init__(self, values: dict, workdir: pathlib.Path):
@@ -69,6 +71,7 @@ def train(
     profile: Window | None = None,
     shard: sweep.Shard | None = None,
     on_log: OnLog | None = None,
+    started: float | None = None,
 ) -> Summary | None:
     """Trains every stage of a config to its end, from the newest checkpoint of each.
 
@@ -83,15 +86,18 @@ def train(
       on_log: called in every process with the folder of a run, a step and its metrics, whenever
         metrics of training or of an evaluation are recorded. If it returns True, in all
         processes, a checkpoint is saved after the next finished step.
+      started: Unix time from which on `goodput` counts, such as the start of the process; None for
+        now.
 
     Returns the contents of `summary.json`; None if other processes still work on runs of the
     sweep. Raises a `vit_jax.errors.VitJaxError` in one line; Interrupted after a signal, with
     the last finished step saved.
     """
+    launch = Launch(started)
     prepare_process()
     folder = pathlib.Path(expand_home(str(workdir)))
     workdir_lib.require_utf8(folder)
     stages = config_lib.resolve(config, overrides)
-    options = {"fallback": fallback, "profile": profile, "on_log": on_log}
+    options = {"fallback": fallback, "profile": profile, "on_log": on_log, "launch": launch}
     summary = sweep.run(stages, folder, shard=shard, **options)
     return None if summary is None else Summary(summary, folder)

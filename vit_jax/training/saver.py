@@ -103,7 +103,7 @@ class Saver:
                 continue
             if note := self._stage.check_same_data(meta, data):
                 self._log.say(note)
-            self._log.clock.seconds.update(meta["seconds"])
+            self._log.clock.resume(step, meta["seconds"])
             self.num_bad_images = meta.get("bad_images", 0)
             self.num_non_finite = meta.get("non_finite", 0)
             if step < self._stage.total_steps:

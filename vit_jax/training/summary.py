@@ -5,18 +5,20 @@ from vit_jax.checkpoints import layout, workdir
 from vit_jax.errors import CheckpointError, ConfigError
 from vit_jax.models import flops, trees
 from vit_jax.training import metrics
+from vit_jax.training.attempts import Clock
 from vit_jax.training.stage import Stage
 
 
-def make_summary(stage: Stage, params, step: int, seconds: dict[str, float], best=None) -> dict:
+def make_summary(stage: Stage, params, step: int, clock: Clock, best=None) -> dict:
     """Returns metrics, sizes, times and versions of a finished stage.
 
     Args:
       params: arrays, or their shapes.
       step: the last step.
-      seconds: seconds by activity.
+      clock: seconds by activity, and the attempts of the run.
       best: the `BestWeights` of a run with `select="best"`.
     """
+    seconds = clock.seconds
     values = metrics.last_values(metrics.read(stage.folder))
     step = values.pop("step", step)
     if best is not None and best.step:
@@ -32,6 +34,7 @@ def make_summary(stage: Stage, params, step: int, seconds: dict[str, float], bes
             "wall": sum(seconds.values()),
             "device": (seconds["train"] + seconds["eval"]) * stage.mesh.size,
         },
+        "goodput": clock.goodput(),
         "devices": [str(device) for device in stage.mesh.devices.flat],
         "versions": workdir.versions(),
         "git_revision": workdir.git_revision(),

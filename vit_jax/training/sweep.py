@@ -15,7 +15,7 @@ from vit_jax.config.validate import import_user_code
 from vit_jax.distributed import multihost
 from vit_jax.errors import ConfigError, InUseError, NonFiniteError
 from vit_jax.text import markdown_table, print_line
-from vit_jax.training import auto, stage, sweep_runs, train
+from vit_jax.training import attempts, auto, stage, sweep_runs, train
 from vit_jax.training.metrics import OnLog
 from vit_jax.training.profiler import Window
 
@@ -38,6 +38,7 @@ def run(
     profile: Window | None = None,
     shard: Shard | None = None,
     on_log: OnLog | None = None,
+    launch: attempts.Launch | None = None,
 ) -> dict | None:
     """Runs the stages that are not finished, each in its own folder.
 
@@ -50,6 +51,7 @@ def run(
     Args:
       shard: index of this process among those that share the runs of the sweeps.
       on_log: as for `run.train`, like `fallback` and `profile`.
+      launch: the start of this process; None for now.
     """
     stages = _with_own_values(stages, folder)
     if shard and not any(config.sweep.has_several_runs for config in stages.values()):
@@ -63,6 +65,7 @@ def run(
     prepared: dict[str, stage.Stage] = {}
     sweeps: dict[str, Sweep] = {}
     options = {"fallback": fallback, "profile": profile, "on_log": on_log}
+    options["launch"] = launch or attempts.Launch()
     for name, config in stages.items():
         if config.sweep.has_several_runs:
             sweeps[name] = Sweep(name, config, folder / name, prepared, shard, options)
@@ -93,6 +96,9 @@ def run(
         if "" in stages:
             return summaries[""]
         summary = _combined(summaries)
+        records = list(filter(None, (attempts.read(folder / name) for name in stages)))
+        if records and not sweeps:  # The runs of a sweep may be in progress at the same time.
+            summary["goodput"] = attempts.goodput_of(*records)
         if multihost.is_process_0():
             workdir.write_json(folder / workdir.SUMMARY, summary)
     return summary

@@ -22,7 +22,7 @@ from vit_jax.errors import (
     one_line,
 )
 from vit_jax.models import trees
-from vit_jax.training import auto, build, head_norm, memory, schedules
+from vit_jax.training import attempts, auto, build, head_norm, memory, schedules
 from vit_jax.training.batches import TrainBatches
 from vit_jax.training.collapse import CollapseWarnings
 from vit_jax.training.in_flight import StepsInFlight
@@ -43,6 +43,7 @@ def train_stage(
     fallback: bool = False,
     profile: Window | None = None,
     on_log: OnLog | None = None,
+    launch: attempts.Launch | None = None,
 ) -> dict:
     """Trains a stage to its end, from its newest checkpoint if there is one.
 
@@ -50,6 +51,7 @@ def train_stage(
       fallback: if the newest checkpoint is damaged, resume from an older one.
       profile: steps to write a trace of.
       on_log: as for `run.train`.
+      launch: the start of this process, from which on its time is counted.
 
     Returns the contents of `summary.json`. Raises Interrupted after a signal, with the last
     finished step saved. After an error, that step is saved, too, if it can be.
@@ -60,11 +62,13 @@ def train_stage(
         workdir.check_same_run(stage.folder, config)
         summary = multihost.broadcast_from_process_0("summary", lambda: read_finished(stage))
         if summary is None:
+            is_new = attempts.is_other_run(stage.folder, config)
             if multihost.is_process_0():
                 checkpoint.remove_unfinished(stage.folder)
                 workdir.write_json(stage.folder / workdir.CONFIG, config)
-            with _memory_errors(stage):
-                summary = _run(stage, stop, fallback, profile, on_log)
+            recorded = attempts.recorded(stage.folder, launch or attempts.Launch(), is_new=is_new)
+            with _memory_errors(stage), recorded as clock:
+                summary = _run(stage, stop, fallback, profile, on_log, clock)
         if received := stop.exchange():
             raise Interrupted(
                 f"{received.name}: {stage.folder} is already finished; the same command continues "
@@ -102,6 +106,7 @@ def _run(
     fallback: bool,
     profile: Window | None,
     on_log: OnLog | None,
+    clock: attempts.Clock,
 ) -> dict:
     """Runs the training loop; returns the summary."""
     config = stage.config
@@ -110,7 +115,7 @@ def _run(
     hyperparams = schedules.make_hyperparams(config.optimizer, stage.total_steps)
     warnings = CollapseWarnings(config, stage.total_steps)
     about = (stage.folder, stage.name, stage.total_steps, config.batch_size)
-    log = TrainingLog(*about, warnings, on_log)
+    log = TrainingLog(*about, warnings, on_log, clock)
     saver = Saver(stage, programs, log)
     profiler = Profiler(stage.folder, profile)
     evaluation = Evaluation(stage, programs, lambda: stop.is_received_here)
@@ -119,7 +124,9 @@ def _run(
     with contextlib.ExitStack() as stack:
         for close in (saver.close, log.close, profiler.stop):  # Called in reverse order.
             stack.callback(close)
+        clock.lap("start")
         compiled = _start_to_compile(stage, programs, hyperparams(0), stack)
+        clock.lap("compile")
         init_key, noise_key = jax.random.split(jax.random.key(config.seed))
         for line in stage.describe_data():
             log.say(line)
@@ -134,14 +141,15 @@ def _run(
         teacher_params = teacher and jax.device_put(teacher.params(), mesh.replicated(stage.mesh))
         first = step + 1
         rows = _read_first(stack.enter_context(contextlib.closing(batches.after(step))), stack)
+        clock.lap("start")
         concurrent.futures.wait(compiled)  # A failure is repeated, and raised, by the first step.
-        log.clock.lap("start")
+        clock.lap("compile")
         if profiler.is_past(first):
             log.say(f"no trace: the run resumes at step {first}, after the first step to trace")
         try:
             _evaluate(evaluation, step, state, log, saver, in_flight, stop)
             for batch in rows:
-                log.clock.lap("data")
+                clock.lap("data")
                 saver.raise_if_failed()
                 if stop:
                     break
@@ -149,8 +157,9 @@ def _run(
                     in_flight.settle_all()
                     profiler.start()
                 gathered = multihost.allgather(stop.number, batch["bad"].sum())
-                book = "start" if step + 1 == first else "train"  # Compilation is no training.
-                log.clock.lap(book)
+                # The first step includes the rest of the compilation.
+                book = attempts.FIRST_STEP if step + 1 == first else "train"
+                clock.lap(book)
                 with profiler.step(step + 1):
                     state, metrics = programs.train_step(
                         state,
@@ -159,20 +168,20 @@ def _run(
                         hyperparams(step),
                         teacher_params,
                     )
-                log.dispatched(metrics["loss"], book)
                 step += 1
+                log.dispatched(step, metrics["loss"], book)
                 in_flight.add(step, metrics, batch["id"], gathered)
                 if step == first:
                     in_flight.settle_all(book)
                     log.start_interval(step)
                 else:
                     in_flight.settle_oldest()
-                log.clock.lap(book)
+                clock.lap(book)
                 if profiler.ends_with(step):
                     in_flight.settle_all()  # The trace contains all work of these steps.
                     if profiler.stop():
                         log.say(f"step {step}: trace in {profiler.folder}")
-                    log.clock.lap("save")
+                    clock.lap("save")
                 # Saved first: an evaluation that fails is repeated, the step is not.
                 if saver.is_due(step) and not stop:
                     in_flight.settle_all()
@@ -276,9 +285,9 @@ def _write_summary(stage, programs, step: int, log: TrainingLog, saver: Saver) -
     saver.wait()
     log.flush()
     log.clock.lap("save")
-    params, seconds = programs.abstract_state.params, log.clock.seconds
+    params = programs.abstract_state.params
     summary = multihost.broadcast_from_process_0(
-        "summary", lambda: make_summary(stage, params, step, seconds, saver.best)
+        "summary", lambda: make_summary(stage, params, step, log.clock, saver.best)
     )
     if multihost.is_process_0():
         workdir.write_json(stage.folder / workdir.SUMMARY, summary)
