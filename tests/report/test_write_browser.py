@@ -11,7 +11,7 @@ from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.select import Select
 
-from tests.support.finished_runs import write_run_without_labels
+from tests.support.finished_runs import write_attempts, write_run_without_labels
 from tests.support.written_pages import change_config, copy_as_killed, train_quickstart
 from vit_jax import main
 
@@ -54,6 +54,7 @@ def folder(tmp_path_factory):
     killed = copy_as_killed(folder / "finetune", folder / "killed", keep_checkpoints=False)
     assert main.run(["report", str(killed)]) == 0
     write_run_without_labels(folder / "features")
+    write_attempts(folder / "features")
     assert main.run(["report", "--no_model", str(folder / "features")]) == 0
     return folder
 

@@ -1,9 +1,11 @@
 """Workdirs of finished runs, written without training."""
 
+import dataclasses
 import json
 
 from vit_jax import config as config_lib
 from vit_jax.config.schema import Config
+from vit_jax.training import attempts
 
 
 def write_finished_run(
@@ -31,3 +33,18 @@ def write_run_without_labels(folder) -> None:
     summary = json.loads((folder / "summary.json").read_text())
     metrics = {name: value for name, value in lines[-1].items() if name != "step"}
     (folder / "summary.json").write_text(json.dumps(summary | {"metrics": metrics}))
+
+
+def write_attempts(folder) -> None:
+    """Writes three attempts at a run: two were killed, and the last is finished."""
+    parts = dict.fromkeys(attempts.ACTIVITIES, 0.0) | {"start": 5.0, "compile": 3.0, "save": 2.0}
+    lines = [
+        attempts.Attempt(start, start, resumed, before, step, 2.0, parts | {"train": train}, end)
+        for start, resumed, before, step, train, end in (
+            (1.8e9, 0, 0.0, 101, 200.0, ""),
+            (1.8e9 + 250, 90, 180.0, 191, 200.0, ""),
+            (1.8e9 + 470, 180, 360.0, 200, 38.0, "finished"),
+        )
+    ]
+    text = "".join(json.dumps(dataclasses.asdict(line)) + "\n" for line in lines)
+    (folder / attempts.FILE).write_text(text)

@@ -14,7 +14,7 @@ from PIL import Image
 from tests.support.runs import ROOT
 from vit_jax import main
 
-ALWAYS = {"reproduce", "curves", "inputs", "parameters", "config", "environment"}
+ALWAYS = {"reproduce", "curves", "inputs", "goodput", "parameters", "config", "environment"}
 WITH_MODEL = {"predictions", "attention", "position-embeddings"}
 
 

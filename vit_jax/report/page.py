@@ -1,6 +1,8 @@
 """The page of one run."""
 
+import datetime
 import functools
+import itertools
 import math
 import os
 import pathlib
@@ -17,15 +19,24 @@ from vit_jax.report import sections as html
 from vit_jax.report.inputs import first_training_inputs
 from vit_jax.report.run_record import RunRecord, is_accuracy
 from vit_jax.tables import results
+from vit_jax.training import attempts
 from vit_jax.weights import load
 
-TIME_TITLES = {  # Time category -> title, colour of page.js.
-    "start": ("start and compilation", "#999999"),
-    "data": ("waiting for data", "#D55E00"),
+TIME_TITLES = {  # Part of the time -> title, colour of page.js.
     "train": ("training", "#0072B2"),
-    "eval": ("evaluation", "#009E73"),
+    "start": ("start", "#999999"),
+    "compile": ("compilation", "#56B4E9"),
+    "data": ("waiting for data", "#D55E00"),
     "save": ("saving", "#E69F00"),
+    "eval": ("evaluation", "#009E73"),
+    "lost": ("lost training", "#CC79A7"),
+    "down": ("down", "#8C564B"),
 }
+GOODPUT_NOTE = (
+    "Goodput is the time of the training steps that count, divided by the time since the start of "
+    "the first process. Lost training was repeated after a restart. A run is down from the last "
+    "activity of a process to the start of the next one."
+)
 PLOT_NOTE = (
     "Drag over a plot to zoom in, double-click to reset the zoom; click a name to hide its curve. "
     "Time is that of training, without start, evaluation and saving."
@@ -49,7 +60,7 @@ def render_run_page(run: RunRecord, with_model: bool = True, refresh: int | None
         parts += model_sections.model_sections(run)
     else:
         parts.append(_command_for_model_sections(run))
-    parts += [_parameters(run), _config(run), _environment(run)]
+    parts += [_goodput(run), _parameters(run), _config(run), _environment(run)]
     refresh = refresh if run.state == "running" else None
     return html.document(run.title, *parts, refresh=refresh)
 
@@ -224,15 +235,57 @@ def _environment(run: RunRecord) -> html.Html:
     if devices := source.get("devices"):
         rows.append(("devices", f"{len(devices)}: {', '.join(devices[:8])}"))
     parts = [html.table(rows)] if rows else [html.element("p", "No checkpoint has been saved yet.")]
-    return html.section("Environment", *_time_bar(run.seconds), *parts)
+    return html.section("Environment", *parts)
+
+
+def _goodput(run: RunRecord) -> html.Html:
+    """Returns the section with the time by part, and the attempts."""
+    if not run.attempts:  # Of an older version.
+        if not run.seconds:
+            return html.section("Goodput", note="No time has been recorded yet.")
+        return html.section("Goodput", *_time_bar(run.seconds))
+    total = attempts.goodput_of(run.attempts)
+    parts = attempts.parts_of(run.attempts)
+    up = f", {total['fraction_up']:.1%} without the time down" if total["seconds"]["down"] else ""
+    lead = f"Goodput {total['fraction']:.1%} of {format_duration(total['wall'])}{up}."
+    rows = [_attempt_row(*each) for each in zip(itertools.count(1), run.attempts, parts)]
+    if run.state == "running":
+        rows[-1] = (*rows[-1][:-1], "running")
+    header = ("attempt", "start (UTC)", "steps", "time", "goodput", "lost", "down after", "end")
+    return html.section(
+        "Goodput",
+        html.element("p", lead),
+        *_time_bar(total["seconds"]),
+        html.table(rows, header),
+        note=GOODPUT_NOTE,
+    )
+
+
+def _attempt_row(number: int, attempt: attempts.Attempt, parts: dict[str, float]) -> tuple:
+    """Returns the cells of an attempt."""
+    up = sum(attempt.seconds.values())
+    start = datetime.datetime.fromtimestamp(attempt.started, datetime.UTC)
+    is_any = attempt.step > attempt.resumed_step
+    return (
+        number,
+        f"{start:%Y-%m-%d %H:%M:%S}",
+        f"{attempt.resumed_step + 1:,} to {attempt.step:,}" if is_any else "none",
+        html.Cell(format_duration(up), up),
+        html.Cell(f"{parts['train'] / up:.1%}" if up else "", parts["train"]),
+        html.Cell(format_duration(parts["lost"]), parts["lost"]),
+        html.Cell(format_duration(parts["down"]), parts["down"]),
+        attempt.end or "killed",
+    )
 
 
 def _time_bar(seconds: dict[str, float]) -> list[html.Html]:
-    """Returns a bar and a table of the time by category."""
-    if not seconds:
-        return []
+    """Returns a bar and a table of the time by part."""
     total = sum(seconds.values())
-    shares = [(*TIME_TITLES[name], spent, spent / total) for name, spent in seconds.items()]
+    shares = [
+        (title, colour, seconds[part], seconds[part] / total)
+        for part, (title, colour) in TIME_TITLES.items()
+        if seconds.get(part)
+    ]
     segments = (
         html.element("span", style=f"width: {share:.2%}; background: {colour}", title=title)
         for title, colour, _, share in shares
@@ -246,4 +299,6 @@ def _time_bar(seconds: dict[str, float]) -> list[html.Html]:
         )
         for title, colour, spent, share in shares
     )
-    return [html.element("div", *segments, class_="bar"), html.table(rows)]
+    label = ", ".join(f"{title} {share:.1%}" for title, _, _, share in shares)
+    bar = html.element("div", *segments, class_="bar", role="img", aria_label=label)
+    return [bar, html.table(rows)]

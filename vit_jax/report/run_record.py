@@ -9,10 +9,10 @@ from vit_jax.checkpoints import layout, workdir
 from vit_jax.config.schema import Config
 from vit_jax.errors import CheckpointError, ConfigError, InUseError
 from vit_jax.tables import results as results_lib
+from vit_jax.training import attempts as attempts_lib
 from vit_jax.training import build, metrics
 
 REPORT_FILE = "report.html"  # In a run's folder.
-TIME_CATEGORIES = ("start", "data", "train", "eval", "save")
 # The first of these metrics that was logged is the score of a run.
 MAIN_SCORES = ("val/top1", "dev/top1", "probe/knn", "val/loss", "dev/loss", "train/loss")
 State = typing.Literal["finished", "running", "stopped"]
@@ -32,6 +32,7 @@ class RunRecord:
       meta: metadata of the newest checkpoint, {} if there is none.
       total_steps: steps to train for; None if it depends on data that are not available.
       num_examples: number of training examples; None before the first checkpoint.
+      attempts: the processes that have trained the run; [] if an older version has.
     """
 
     folder: pathlib.Path
@@ -43,6 +44,7 @@ class RunRecord:
     meta: dict
     total_steps: int | None
     num_examples: int | None
+    attempts: list[attempts_lib.Attempt] = dataclasses.field(default_factory=list)
 
     @property
     def title(self) -> str:
@@ -73,7 +75,7 @@ class RunRecord:
     def seconds(self) -> dict[str, float]:
         """Seconds by time category, up to the end or the newest checkpoint."""
         seconds = (self.summary or self.meta).get("seconds", {})
-        return {name: seconds[name] for name in TIME_CATEGORIES if seconds.get(name)}
+        return {name: seconds[name] for name in attempts_lib.ACTIVITIES if seconds.get(name)}
 
     def main_score(self) -> tuple[str, float] | None:
         """Returns name and value of the most important metric; None if none was logged."""
@@ -138,7 +140,10 @@ def _read_run_record(folder: pathlib.Path, name: str) -> RunRecord | None:
     state = _run_state(folder, summary)
     if num_examples is None and summary:
         num_examples = summary.get("num_examples", {}).get("train")
-    return RunRecord(folder, name, config, summary, history, state, meta, total_steps, num_examples)
+    attempts = attempts_lib.read(folder)
+    return RunRecord(
+        folder, name, config, summary, history, state, meta, total_steps, num_examples, attempts
+    )
 
 
 def _rename_val_to_dev(values: dict) -> dict:
