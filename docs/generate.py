@@ -1,9 +1,10 @@
-"""Writes the tables of config fields and the API entries into the pages of docs/.
+"""Writes the tables of config fields and engines and the API entries into the pages of docs/.
 
   python docs/generate.py
 
-The text between `<!-- fields -->`, or `<!-- api: NAME [MEMBERS] -->`, and `<!-- end -->` is
-replaced. MEMBERS are names of methods and properties that are listed too, or * for all of them.
+The text between `<!-- fields -->`, `<!-- dialects -->` or `<!-- api: NAME [MEMBERS] -->` and
+`<!-- end -->` is replaced. MEMBERS are names of methods and properties that are listed too, or *
+for all of them.
 """
 
 import ast
@@ -14,15 +15,16 @@ import pydoc
 import re
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from vit_jax.config import registry, schema  # noqa: E402
+from vit_jax.distributed.dialects import DIALECTS  # noqa: E402
 
 REGION = re.compile(
-    r"(<!-- (fields|api: (\S+)( [^>]+)?) -->\n)(?:(?!<!-- ).)*(<!-- end -->)", re.DOTALL
+    r"(<!-- (fields|dialects|api: (\S+)( [^>]+)?) -->\n)(?:(?!<!-- ).)*(<!-- end -->)", re.DOTALL
 )
 BOUNDS = {"above": "Above", "least": "At least", "most": "At most"}
 SECTION = re.compile(r"(Args|Attributes|Returns|Yields|Raises):$")
@@ -45,6 +47,8 @@ def generate(page: str) -> str:
     def region(match: re.Match) -> str:
         if match[2] == "fields":
             text = "\n\n".join(fields())
+        elif match[2] == "dialects":
+            text = dialects()
         else:
             text = "\n\n".join(api(match[3], (match[4] or "").split()))
         return f"{match[1]}\n{text}\n\n{match[5]}"
@@ -106,6 +110,29 @@ def _allowed(metadata) -> str:
         if limits
         else ""
     )
+
+
+def dialects() -> str:
+    """Returns the Markdown table of the variables of every engine, in the order of precedence."""
+    rows = [
+        "| Engine | Number of processes | Index of this process | Address of process 0 | Notes |",
+        "|---|---|---|---|---|",
+    ]
+    for dialect in DIALECTS.values():
+        offset = " x ".join(_as_code(dialect.offset))
+        cells = [
+            dialect.engine,
+            " or ".join(_as_code(dialect.number)),
+            " + ".join(filter(None, [offset, *_as_code([dialect.index])])),
+            " or ".join(_as_code(dialect.address)),
+            dialect.note,
+        ]
+        rows.append("| " + " | ".join(cell or "-" for cell in cells) + " |")
+    return "\n".join(rows)
+
+
+def _as_code(names: Iterable[str]) -> list[str]:
+    return [f"`{name}`" for name in names if name]
 
 
 def api(name: str, members: list[str]) -> Iterator[str]:

@@ -5,6 +5,7 @@ import typing
 
 if typing.TYPE_CHECKING:
     from vit_jax.data.preprocess import preprocess
+    from vit_jax.distributed.multihost import connect
     from vit_jax.evaluation.evaluate import evaluate
     from vit_jax.evaluation.extract import extract_features
     from vit_jax.evaluation.predict import predict
@@ -17,6 +18,7 @@ if typing.TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _MODULES = {  # Public name -> the module that defines it.
+    "connect": "vit_jax.distributed.multihost",
     "create_model": "vit_jax.models.registry",
     "evaluate": "vit_jax.evaluation.evaluate",
     "extract_features": "vit_jax.evaluation.extract",
@@ -29,6 +31,7 @@ _MODULES = {  # Public name -> the module that defines it.
     "train": "vit_jax.training.run",
 }
 __all__ = [
+    "connect",
     "create_model",
     "evaluate",
     "extract_features",

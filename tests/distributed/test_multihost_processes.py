@@ -6,31 +6,20 @@ import pathlib
 import shutil
 import signal
 import socket
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
 
-from tests.support.runs import ROOT, Finished, records, run_main
+from tests.support.processes import (
+    CONFIG,
+    environment_of_runs,
+    free_address,
+    printed_lines,
+    run_processes,
+)
+from tests.support.runs import Finished, records, run_main
 from vit_jax.checkpoints import layout
 from vit_jax.data import loader
-
-# Dropout, stochastic depth and mixup: losses depend on random keys and on the order of rows.
-CONFIG = """
-from vit_jax.config import base_config
-
-
-def get_config(arg=None):
-    config = base_config()
-    config.model.update(name="vit_ti16", patch=14, num_layers=2, hidden_size=16, mlp_size=32)
-    config.model.update(num_heads=2, dropout=0.1, drop_path=0.1)
-    config.data.update(image_size=28, num_classes=3, num_examples=100, mixup=0.3)
-    config.optimizer.update(warmup_steps=5, weight_decay=0.1)
-    config.update(batch_size=16, steps=60, log_every=1, checkpoint_every=20, eval_every=25)
-    return config
-"""
 
 
 @pytest.fixture(scope="module")
@@ -40,54 +29,10 @@ def config_file(tmp_path_factory) -> pathlib.Path:
     return path
 
 
-def free_address() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{probe.getsockname()[1]}"
-
-
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory) -> dict[str, str]:
     """Environment of a process with four devices; all share a compilation cache."""
-    return os.environ | {
-        "JAX_NUM_CPU_DEVICES": "4",
-        "JAX_ENABLE_COMPILATION_CACHE": "true",
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("programs")),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.05",
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",
-        "PYTHONPATH": str(ROOT),
-    }
-
-
-def run_processes(
-    commands: list[list[str]], environment, *, folder=None, step=0, signals=()
-) -> list:
-    """Runs processes to their end; sends each its signal, if any, once `step` is logged."""
-    started = [
-        subprocess.Popen(
-            [sys.executable, *command],
-            cwd=ROOT,
-            env=environment,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-        for command in commands
-    ]
-    try:
-        while signals and not any(process.poll() is not None for process in started):
-            path = folder / "metrics.jsonl"
-            if path.is_file() and path.read_text().count("\n") >= step:
-                for process, number in zip(started, signals):
-                    if number:
-                        process.send_signal(number)
-                break
-            time.sleep(0.01)
-        ends = [process.communicate(timeout=300) for process in started]
-    finally:
-        for process in started:
-            process.kill()
-    return [Finished(p.returncode, out, err) for p, (out, err) in zip(started, ends)]
+    return environment_of_runs(os.environ, tmp_path_factory.mktemp("programs"), devices=4)
 
 
 def train_on_two_processes(*flags: str, environment, **options) -> list[Finished]:
@@ -100,11 +45,6 @@ def train_on_one_process(*flags: str, environment, devices: int) -> None:
     command = ["-m", "vit_jax.main", *map(str, flags)]
     (done,) = run_processes([command], environment | {"JAX_NUM_CPU_DEVICES": str(devices)})
     assert done.code == 0, done.err
-
-
-def printed_lines(finished: Finished) -> list[str]:
-    """Returns the lines that a process printed, without those of Gloo about connections."""
-    return [line for line in finished.out.splitlines() if "peer ranks" not in line]
 
 
 @pytest.fixture(scope="module")
@@ -238,8 +178,8 @@ from vit_jax.distributed import multihost
 from vit_jax.errors import ConfigError, HostError, DataError
 
 index = int(sys.argv[2])
-options = {"coordinator_address": sys.argv[1], "num_processes": 2, "process_id": index}
-multihost.initialize(options, timeout=2)
+multihost.connect(sys.argv[1], 2, index, timeout=2)
+assert multihost.attach(timeout=2)
 assert multihost.is_process_0() == (index == 0)
 assert multihost.allgather_json("letter", "ab"[index]) == ["a", "b"]
 assert multihost.allgather_json("letter", "cd"[index]) == ["c", "d"]
@@ -305,4 +245,4 @@ def test_initialize_names_an_address_in_use(config_file, tmp_path):
             f"--config={config_file}", f"--workdir={tmp_path / 'run'}", *flags, "--host_timeout=20"
         )
     assert done.code == 2
-    assert f"--coordinator={address}: process 0 cannot listen at this port" in done.error
+    assert f"process 0 cannot listen at {address}" in done.error

@@ -38,8 +38,8 @@ def add_flags(parser) -> None:
     parser.add_argument(
         "--coordinator",
         metavar="HOST:PORT",
-        help="address of process 0 of several; by default detected from SLURM, Open MPI, "
-        "Kubernetes or a TPU slice (docs/hosts.md)",
+        help="address of process 0 of several; by default detected from the variables of SLURM, "
+        "Open MPI, Kubernetes, SkyPilot or a TPU slice (docs/hosts.md)",
     )
     parser.add_argument("--num_processes", type=int, metavar="N", help="number of processes")
     parser.add_argument("--process_id", type=int, metavar="I", help="index of this process, from 0")
@@ -64,12 +64,13 @@ def run(args, file: str | None, overrides: dict[str, str]) -> int:
         arguments.check_weights_file(stage.get("init", {}).get("path") or None)
     stages = config_lib.resolve(config, overrides, is_stored=file is None)
     workdir.check_not_in_use(folder)
-    from vit_jax.distributed import cluster, multihost, process
+    from vit_jax.distributed import multihost, process
 
     started = process.start_time()
     process.prepare_process()
-    options = cluster.detect_cluster(args.coordinator, args.num_processes, args.process_id)
-    multihost.initialize(options, args.host_timeout or multihost.TIMEOUT)
+    timeout = args.host_timeout or multihost.TIMEOUT
+    multihost.connect(args.coordinator, args.num_processes, args.process_id, timeout)
+    multihost.attach(timeout)
     from vit_jax.training import run as run_lib
     from vit_jax.training import sweep
     from vit_jax.training.profiler import Window
@@ -85,7 +86,7 @@ def run(args, file: str | None, overrides: dict[str, str]) -> int:
     is_process_0 = multihost.is_process_0()
     if is_process_0:
         print_line(closing_line(summary, folder))
-    multihost.shutdown()
+    multihost.detach()
     if is_process_0:  # The other processes need not wait for the report.
         from vit_jax.report import write
 

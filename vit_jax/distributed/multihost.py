@@ -1,7 +1,8 @@
 """Several processes as one run: start, communication and common exit.
 
 Each process runs the same program on its own devices (JAX's multi-controller runtime); only
-process 0 writes files and prints. Without `initialize`, all functions work for a single process.
+process 0 writes files and prints. A program calls `connect` before it uses a device; a run is
+`attached` to the runtime. Without them, all functions work for a single process.
 
 The functions on JSON values use JAX's key-value store instead of
 `jax.experimental.multihost_utils`: they accept values of any size, work before the devices are
@@ -11,55 +12,98 @@ used, and name the missing processes after a timeout.
 import collections
 import contextlib
 import functools
+import itertools
 import json
 import re
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
 from vit_jax.atomic_io import to_json
 from vit_jax.distributed import watchdog
-from vit_jax.errors import ConfigError, HostError, VitJaxError, one_line
-from vit_jax.text import warn
+from vit_jax.distributed.cluster import FLAGS, Cluster, detect_cluster
+from vit_jax.distributed.dialects import PORT
+from vit_jax.errors import ConfigError, HostError, Interrupted, VitJaxError, one_line, raised
+from vit_jax.text import print_line, warn
 
 TIMEOUT = 300  # Seconds to wait for other processes, at the start and at barriers; JAX's default.
 
 _watchdog: watchdog.Watchdog | None = None  # None for a run of one process.
+_runs = itertools.count()  # Numbers of the runs of this process; the keys of a run contain it.
 
 
-def initialize(options: dict | None, timeout: int = TIMEOUT) -> None:
-    """Connects to the other processes; call before any device is used.
+def connect(
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    timeout: int = TIMEOUT,
+) -> None:
+    """Connects this process to the others of its run; call it before any device is used.
+
+    What is not given is read from the variables of SLURM, Open MPI, Kubernetes, SkyPilot or a TPU
+    slice (docs/hosts.md). Without any, this is a run of one process. If JAX's distributed runtime
+    is initialised already, by the program or by Ray, nothing is started.
 
     If the others do not connect in time, the process exits with one line and exit code 6.
 
     Args:
-      options: arguments of `jax.distributed.initialize`, as `cluster.detect_cluster` returns
-        them; None for a single process.
-      timeout: seconds to wait for the others, here and at every barrier.
+      coordinator: HOST:PORT of process 0.
+      num_processes: number of processes.
+      process_id: index of this process, from 0.
+      timeout: seconds to wait for the others.
 
     Raises:
-      ConfigError: process 0 cannot listen at the given port.
+      ConfigError: a value is missing or invalid, or contradicts another one or a runtime that is
+        initialised already; or process 0 cannot listen at its port.
       HostError: JAX's distributed runtime cannot be started.
     """
-    if options is None:
-        return
     import jax
 
-    _check_port_is_free(options)
-    # JAX's handler of SIGTERM would replace `signals.SignalRecorder`, which saves the run.
+    if jax.distributed.is_initialized():
+        _check_runtime(coordinator, num_processes, process_id)
+        return
+    cluster = detect_cluster(coordinator, num_processes, process_id)
+    if cluster is None:
+        return
+    _start_runtime(cluster, timeout)
+    if cluster.process_id == 0:
+        address = watchdog.global_state().coordinator_address
+        print_line(
+            f"{cluster.num_processes} processes ({cluster.source}); process 0 is at {address}"
+        )
+
+
+def _check_runtime(*flags: str | int | None) -> None:
+    """Raises ConfigError if a flag differs from the runtime that is initialised already."""
+    state = watchdog.global_state()
+    values = (state.coordinator_address, state.num_processes, state.process_id)
+    for flag, given, value in zip(FLAGS, flags, values):
+        if given is not None and given != value:
+            raise ConfigError(
+                f"{flag}={given} contradicts JAX's distributed runtime, which is initialised "
+                f"already with {value}; leave the flag out."
+            )
+
+
+def _start_runtime(cluster: Cluster, timeout: int) -> None:
+    """Initialises JAX's distributed runtime."""
+    import jax
+
+    _check_port_is_free(cluster)
+    # JAX's handler of SIGTERM would replace `signals.SignalRecorder` between runs, and a process
+    # would ignore the signal.
     jax.config.update("jax_enable_preemption_service", False)
-    heartbeat_timeout = min(watchdog.HEARTBEAT_TIMEOUT, timeout)
     timer = threading.Timer(timeout, _exit_unconnected, [timeout])
     timer.daemon = True
     timer.start()
     try:
         jax.distributed.initialize(
-            **options,
+            **cluster.jax_arguments(),
             initialization_timeout=2 * timeout,
             # Twice as long as our watchdog takes, whose error is one line.
-            heartbeat_timeout_seconds=2 * (heartbeat_timeout + watchdog.EXIT_TIMEOUT),
+            heartbeat_timeout_seconds=2 * (_heartbeat_timeout(timeout) + watchdog.EXIT_TIMEOUT),
             shutdown_timeout_seconds=timeout,
         )
     except (RuntimeError, ValueError) as error:
@@ -67,21 +111,22 @@ def initialize(options: dict | None, timeout: int = TIMEOUT) -> None:
         raise HostError(f"cannot start JAX's runtime at {address}: {one_line(error)}") from error
     finally:
         timer.cancel()
-    global _watchdog
-    _watchdog = watchdog.Watchdog(timeout, heartbeat_timeout)
 
 
-def _check_port_is_free(options: dict) -> None:
+def _heartbeat_timeout(timeout: int) -> int:
+    return min(watchdog.HEARTBEAT_TIMEOUT, timeout)
+
+
+def _check_port_is_free(cluster: Cluster) -> None:
     """Raises ConfigError if process 0 cannot listen at its port; JAX would crash."""
-    address = options.get("coordinator_address")
-    if options.get("process_id") != 0 or not address:
+    if cluster.process_id != 0 or not cluster.coordinator:
         return
     try:
-        socket.create_server(("", int(address.rpartition(":")[2]))).close()
-    except (OSError, OverflowError) as error:
+        socket.create_server(("", int(cluster.coordinator.rpartition(":")[2]))).close()
+    except OSError as error:
         raise ConfigError(
-            f"--coordinator={address}: process 0 cannot listen at this port ({error}); "
-            "choose a free port."
+            f"process 0 cannot listen at {cluster.coordinator} ({error}); choose a free port, with "
+            f"--coordinator=HOST:PORT or {PORT}."
         ) from error
 
 
@@ -95,6 +140,59 @@ def _exit_unconnected(timeout: int) -> None:
     watchdog.exit_now(HostError.exit_code)
 
 
+def attach(timeout: int = TIMEOUT, grace: float = 0) -> bool:
+    """Starts the watchdog of a run; returns False if there is one, or only this process.
+
+    All processes must call this.
+
+    Args:
+      timeout: seconds to wait for the others at every barrier.
+      grace: seconds that this process has to end by itself after an error in another one.
+    """
+    global _watchdog
+    state = watchdog.global_state()
+    if _watchdog is not None or state.client is None or state.num_processes == 1:
+        return False
+    _num_gathered.clear()
+    _watchdog = watchdog.Watchdog(timeout, _heartbeat_timeout(timeout), next(_runs), grace)
+    return True
+
+
+def detach() -> None:
+    """Waits for all processes at the end of a run; JAX's runtime stays initialised."""
+    global _watchdog
+    if _watchdog is not None:
+        barrier("shutdown")
+        _watchdog.stop()
+        _watchdog = None
+
+
+@contextlib.contextmanager
+def attached(timeout: int = TIMEOUT) -> Iterator[None]:
+    """Context manager of a run in the processes of JAX's runtime, whoever has initialised it.
+
+    An error in this process is raised, and ends the other processes unless they raise one, too.
+    Inside of another such run, and in a single process, this does nothing.
+    """
+    global _watchdog
+    if not attach(timeout, grace=watchdog.EXIT_TIMEOUT):
+        yield
+        return
+    try:
+        yield
+        detach()
+    except Interrupted:  # All processes raise it after the same step.
+        detach()
+        raise
+    except BaseException as error:
+        is_ours = isinstance(error, VitJaxError)
+        _watchdog.release(
+            str(error) if is_ours else raised(error), error.exit_code if is_ours else 1
+        )
+        _watchdog = None
+        raise
+
+
 def exit_all(message: str, code: int) -> None:
     """Ends all processes of the run after an error; returns if this is the only process.
 
@@ -103,15 +201,6 @@ def exit_all(message: str, code: int) -> None:
     """
     if _watchdog is not None:
         _watchdog.exit_all(message, code)
-
-
-def shutdown() -> None:
-    """Waits for all processes at the end of a successful run."""
-    global _watchdog
-    if _watchdog is not None:
-        barrier("shutdown")
-        _watchdog.stop()
-        _watchdog = None
 
 
 def is_lost_process(error: BaseException) -> bool:
@@ -152,7 +241,7 @@ def allgather_json(name: str, value) -> list:
     """
     if _watchdog is None:
         return [value]
-    key = f"vit_jax/{name}/{_num_gathered[name]}"
+    key = f"{_watchdog.prefix}/{name}/{_num_gathered[name]}"
     _num_gathered[name] += 1
     _watchdog.client.key_value_set(f"{key}/{_watchdog.index}", to_json(value))
     barrier(name)

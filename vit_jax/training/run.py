@@ -7,6 +7,7 @@ from vit_jax import config as config_lib
 from vit_jax.checkpoints import workdir as workdir_lib
 from vit_jax.config.fields import expand_home
 from vit_jax.config.schema import Config
+from vit_jax.distributed import multihost
 from vit_jax.distributed.process import prepare_process
 from vit_jax.training import sweep
 from vit_jax.training.attempts import Launch
@@ -62,6 +63,7 @@ class Summary(dict):
         return line
 
 
+@multihost.attached()
 def train(
     config: str | pathlib.Path | config_lib.ConfigDict | Config | dict[str, Config],
     workdir: str | pathlib.Path,
@@ -74,6 +76,9 @@ def train(
     started: float | None = None,
 ) -> Summary | None:
     """Trains every stage of a config to its end, from the newest checkpoint of each.
+
+    If JAX's distributed runtime connects several processes, they train one run: all must call this.
+    Initialise it before, by `vit_jax.connect()` or `jax.distributed.initialize`; Ray has done so.
 
     Args:
       config: `FILE[:ARGS]`, a ConfigDict from `vit_jax.config.base_config()`, a Config, or the
