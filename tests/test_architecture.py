@@ -27,7 +27,10 @@ BOUNDARIES = {  # Third-party package -> the packages that may import it.
     "sklearn": set(),
     "mlxtend": set(),
     "orbax": {"checkpoints"},
-    "google_crc32c": {"checkpoints", "weights"},
+    "google_crc32c": {"data", "checkpoints", "weights"},
+    "fsspec": {"data"},
+    "gcsfs": set(),
+    "s3fs": set(),
     "ml_collections": {"config"},
     "scipy": {"evaluation"},
     "optax": {"tasks", "training", "planning"},
@@ -52,7 +55,10 @@ MAY_WRITE = {  # Module -> calls that change files; all others call `atomic_io`.
     "atomic_io": {"open", "replace", "rmtree", "unlink"},
     "benchmark/benchmark": {"open_to_append"},  # One line per measurement.
     "checkpoints/checkpoint": {"rename", "rmtree"},  # Moves a damaged step away.
-    "checkpoints/workdir": {"open_to_append", "truncate"},  # The lock, which keeps its inode.
+    "checkpoints/lock": {"open_to_append", "truncate"},  # It keeps its inode.
+    "checkpoints/local_copy": {"rmdir", "unlink"},  # Files that the bucket does not have.
+    "checkpoints/mirror": {"rmtree"},  # The local folder of a finished run.
+    "data/bucket_data": {"open_to_append", "rmdir", "unlink"},  # The cache folder.
     "evaluation/extract": {"savez"},  # Into a file of `open_atomically`.
     "data/manifest": {"save"},  # The same.
     "prepare/duplicates": {"savez"},  # The same.

@@ -14,9 +14,11 @@ from vit_jax.config import registry
 from vit_jax.config.schema import Data
 from vit_jax.data import packaged, subsets
 from vit_jax.data.array_record import open_prepared, open_tfds
+from vit_jax.data.bucket_data import fetch_data
 from vit_jax.data.csv_lists import open_csv
 from vit_jax.data.image_folder import open_folder
 from vit_jax.data.mixture import mix
+from vit_jax.data.object_store import is_url
 from vit_jax.data.unlabeled import open_images
 from vit_jax.data.vtab import open_vtab
 from vit_jax.errors import DataError, VitJaxError, one_line
@@ -212,12 +214,27 @@ def open_split(data: Data, split: str) -> Source:
     if data.val_split != "val":  # No examples are held out for a split that is not used.
         data = dataclasses.replace(data, val_fraction=0.0)
     try:
-        return find_kind(data).open(data, split)
+        return find_kind(data).open(_fetched(data), split)
     except Exception as error:  # A user-defined function can raise anything.
         if isinstance(error, VitJaxError) or not registry.is_user_defined(data.source):
             raise
         reason = f"{type(error).__name__}: {one_line(error)}"
         raise DataError(f"data.source={data.source!r} cannot open {split!r}: {reason}") from error
+
+
+def _fetched(data: Data) -> Data:
+    """Returns the section with the local copy of a `dir` in a bucket.
+
+    A user-defined opener receives the URL. Raises DataError for a kind that reads local files only.
+    """
+    if not is_url(data.dir) or data.source not in SOURCES:
+        return data
+    if SOURCES[data.source].named_by != "dir":
+        raise DataError(
+            f"data.dir={data.dir}: data.source={data.source} reads a folder on a disk; copy the "
+            "data set, or mount the bucket."
+        )
+    return dataclasses.replace(data, dir=fetch_data(data.dir))
 
 
 def check_classes(source: Source, data: Data, purpose: str) -> None:

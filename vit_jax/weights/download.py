@@ -29,6 +29,7 @@ from vit_jax.atomic_io import (
     to_json,
     write_atomically,
 )
+from vit_jax.data.object_store import cache_folder
 from vit_jax.errors import CheckpointError, one_line
 from vit_jax.text import can_overwrite, fit_to_terminal, printable, warn, write
 
@@ -169,24 +170,15 @@ def _http_url(url: str) -> str:
 
 def remove_from_cache(path: pathlib.Path) -> bool:
     """Removes a downloaded file; returns False for a file that is not in the cache folder."""
-    if not path.resolve().is_relative_to(_cache_folder().resolve()):
+    if not path.resolve().is_relative_to(cache_folder("weights").resolve()):
         return False
     path.unlink(missing_ok=True)
     return True
 
 
-def _cache_folder() -> pathlib.Path:
-    root = os.environ.get("XDG_CACHE_HOME", "")
-    if not os.path.isabs(root):  # The XDG specification ignores relative paths.
-        root = os.path.expanduser("~/.cache")
-    if not os.path.isabs(root):
-        raise CheckpointError("no home directory for a cache; set XDG_CACHE_HOME to a folder.")
-    return pathlib.Path(root, "vit_jax", "weights")
-
-
 def _cache_path(http_url: str) -> pathlib.Path:
     """The path of a URL in the cache: readable for plain URLs, hashed for all others."""
-    folder = _cache_folder()
+    folder = cache_folder("weights")
     pattern = r"(https?)://(\w[\w.:-]*)((?:/[\w+=-]+)*)/([\w.+=-]+\.(?:npz|txt|safetensors))"
     match = re.fullmatch(pattern, http_url.replace("%2B", "+"), re.ASCII)
     if match and len(http_url) < 200:  # A file name has at most 255 bytes.
