@@ -1,9 +1,7 @@
-"""Tests of `workdir`: atomic files, comparison of configs, and the lock."""
+"""Tests of `workdir`: atomic files and comparison of configs."""
 
 import json
 import os
-import signal
-import subprocess
 import sys
 import threading
 
@@ -12,16 +10,8 @@ import pytest
 from tests.support.json_steps import write_step
 from vit_jax import config as config_lib
 from vit_jax.checkpoints import workdir
-from vit_jax.checkpoints.workdir import Lock, check_same_run, read_json, write_json
+from vit_jax.checkpoints.workdir import check_same_run, read_json, write_json
 from vit_jax.errors import CheckpointError, ConfigError
-
-HOLD_LOCK = """
-import sys, time, pathlib
-from vit_jax.checkpoints.workdir import Lock
-with Lock(pathlib.Path(sys.argv[1])):
-    print("locked", flush=True)
-    time.sleep(120)
-"""
 
 
 def test_read_json_returns_what_write_json_wrote(tmp_path):
@@ -243,41 +233,6 @@ def test_check_same_run_compares_a_sweep_that_has_results(tmp_path, result):
     (tmp_path / result).mkdir(parents=True)
     with pytest.raises(ConfigError, match=r"differs in sweep\.seeds\. "):
         check_same_run(tmp_path, run_config(sweep__seeds="3"))
-
-
-def test_lock_is_exclusive_until_it_is_released(tmp_path):
-    folder = tmp_path / "new"
-    with Lock(folder), pytest.raises(ConfigError, match=rf"in use by process {os.getpid()} on"):
-        Lock(folder).__enter__()
-    with Lock(folder):
-        pass
-
-
-def test_lock_is_released_after_an_error(tmp_path):
-    with pytest.raises(ZeroDivisionError), Lock(tmp_path):
-        raise ZeroDivisionError
-    with Lock(tmp_path):
-        pass
-
-
-@pytest.mark.slow
-def test_lock_of_a_running_process_holds_and_of_a_killed_one_is_released(tmp_path):
-    command = [sys.executable, "-c", HOLD_LOCK, str(tmp_path)]
-    holder = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    try:
-        assert holder.stdout.readline() == "locked\n"
-        for _ in range(2):  # The rejected process does not overwrite the holder's name.
-            with pytest.raises(ConfigError) as caught, Lock(tmp_path):
-                pass
-            assert f"workdir {tmp_path} is in use by process {holder.pid} on " in str(caught.value)
-        holder.send_signal(signal.SIGKILL)
-        holder.wait(30)
-        with Lock(tmp_path):
-            assert (tmp_path / workdir.LOCK).read_text().startswith(f"process {os.getpid()} on ")
-    finally:
-        holder.kill()
-        holder.wait()
-        holder.stdout.close()
 
 
 def test_versions_include_jax_and_the_packages_that_affect_numbers():

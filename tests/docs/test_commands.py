@@ -20,6 +20,7 @@ NOT_RUN = {  # Of these commands, only the files, flags and test names are check
     r"^python benchmarks/": "takes minutes",
     r"vit_jax\.main (benchmark|tables benchmark) ": "takes minutes: tests/benchmark",
     r"/shared/|--coordinator": "several hosts: tests/distributed/test_multihost_processes.py",
+    r"(s3|gs)://bucket": "buckets: tests/checkpoints/test_mirror_buckets.py",
     r"algoperf": "a data set of TFDS: tests/tables/test_algoperf.py",
     r"data\.dataset=imagenet2012|vtab\.py|table9 ": "data sets of TFDS: tests/tables/test_vtab.py",
 }

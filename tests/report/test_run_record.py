@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.written_pages import ALWAYS, WITH_MODEL, Page, copy_as_killed
 from vit_jax import main
-from vit_jax.checkpoints import workdir
+from vit_jax.checkpoints import lock
 from vit_jax.errors import ConfigError
 
 pytestmark = pytest.mark.slow  # Shares a trained quickstart.
@@ -46,7 +46,7 @@ sys.stdin.read()
 @pytest.mark.slow
 def test_run_locked_by_another_process_is_running(quickstart, tmp_path):
     folder = copy_as_killed(quickstart / "finetune", tmp_path / "running")
-    command = [sys.executable, "-c", HOLD_LOCK, str(folder / workdir.LOCK)]
+    command = [sys.executable, "-c", HOLD_LOCK, str(folder / lock.LOCK)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.PIPE) as process:
         process.stdout.read(4)
         assert main.run(["report", "--no_model", str(folder)]) == 0

@@ -12,7 +12,7 @@ import pytest
 
 from tests.support.runs import ROOT
 from vit_jax import config, main
-from vit_jax.checkpoints import workdir
+from vit_jax.checkpoints import lock, workdir
 from vit_jax.errors import ConfigError, DataError, NonFiniteError
 from vit_jax.training import sweep
 
@@ -122,7 +122,7 @@ def test_a_sweep_that_was_killed_twice_ends_with_the_same_table(file, whole, tmp
 @pytest.mark.slow
 def test_processes_leave_each_other_the_runs_they_work_at(file, whole, tmp_path, capsys):
     flags = [f"--config={file}", f"--workdir={tmp_path}"]
-    with workdir.Lock(tmp_path / "grid/lr=0.01"):
+    with lock.Lock(tmp_path / "grid/lr=0.01"):
         assert main.run([*flags, "--shard=1/3"]) == 0
     out = capsys.readouterr().out
     steps = [line.split()[0] for line in out.splitlines() if "step 12/12  dev" in line]

@@ -272,7 +272,7 @@ def test_weights_without_class_names_have_none_in_any_format(tmp_path, photo_fol
         (["{npz}", "x.npz", "--pool=map"], 2, "invalid choice"),
         (["{npz}", "{huggingface}"], 2, "exists; name a new folder"),
         (["{npz}", "{orbax}", "--format=orbax"], 2, "exists; name a new folder"),
-        (["{npz}", "."], 2, "not the name of a new local file or folder"),
+        (["{npz}", "."], 2, "not the name of a new file or folder"),
         (["{npz}", "{npz}"], 2, "is the source"),
         (["{npz}", "gs://bucket/x.npz"], 2, "not the name of a new local file"),
         (["{npz}", "x.safetensor"], 2, "unknown suffix .safetensor; expected"),

@@ -8,7 +8,6 @@ import dataclasses
 import functools
 import json
 import logging
-import math
 import os
 import pathlib
 import re
@@ -21,14 +20,12 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from vit_jax.atomic_io import describe_space, to_json
-from vit_jax.checkpoints import workdir
+from vit_jax.checkpoints import local_copy, mirror
 from vit_jax.checkpoints.layout import (
     BEST,
     DAMAGED,
     FOLDER,
-    list_steps,
     make_manifest,
-    read_item,
     read_manifest,
 )
 from vit_jax.distributed import multihost
@@ -54,6 +51,26 @@ class _KeepLinks:
         return [(self.folder / str(each.step)).is_symlink() for each in checkpoints]
 
 
+def _handlers_of_own_folders(processes) -> dict:
+    """Returns the handlers of the items of a step for processes without a shared folder.
+
+    Every process writes the metadata and its own parts of the arrays. Files without OCDBT, whose
+    databases refer to each other, make one whole step together.
+    """
+    from orbax.checkpoint import type_handlers
+
+    ocp = _orbax()
+    arrays = type_handlers.ArrayHandler(primary_host=processes.primary_host)
+    registry = type_handlers.create_type_handler_registry((jax.Array, arrays))
+    state = ocp.PyTreeCheckpointHandler(
+        use_ocdbt=False, multiprocessing_options=processes, type_handler_registry=registry
+    )
+    json_items = ("manifest", "data", "meta")
+    return {"state": state} | {
+        name: ocp.JsonCheckpointHandler(multiprocessing_options=processes) for name in json_items
+    }
+
+
 def remove_unfinished(folder: pathlib.Path) -> None:
     """Removes unfinished steps, which failed or killed processes have left, and may fill a disk."""
     for name in filter(lambda name: (folder / name).is_dir(), (FOLDER, BEST)):
@@ -67,6 +84,7 @@ class Checkpoints:
     def __init__(self, folder: pathlib.Path, keep_last: int = 2, keep_every: int | None = None):
         self.folder, self._keep_last, self._keep_every = folder, keep_last, keep_every
         self._num_bytes, self._is_writing = 0, False  # Of the step that is being written.
+        self._mirror = mirror.mirror_of(folder)
         folder.mkdir(parents=True, exist_ok=True)
 
     @functools.cached_property
@@ -77,18 +95,24 @@ class Checkpoints:
         policies = [preservation_policy.LatestN(self._keep_last), _KeepLinks(self.folder)]
         if self._keep_every:
             policies.append(preservation_policy.EveryNSteps(self._keep_every))
+        is_own = self._mirror.has_own_folders
+        processes = ocp.options.MultiprocessingOptions(
+            primary_host=None if is_own else 0,
+            # `checkpoints` and `best` may save the same step: make their barrier names differ.
+            barrier_sync_key_prefix="_".join(self.folder.parts[-2:]),
+        )
         options = ocp.CheckpointManagerOptions(
             preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
             cleanup_tmp_directories=True,
-            # `checkpoints` and `best` may save the same step: make their barrier names differ.
-            multiprocessing_options=ocp.options.MultiprocessingOptions(
-                barrier_sync_key_prefix="_".join(self.folder.parts[-2:])
-            ),
+            multiprocessing_options=processes,
         )
+        handlers = _handlers_of_own_folders(processes) if is_own else None
         for name in ("absl", "asyncio"):  # Failures are raised as well, as one line.
             logging.getLogger(name).setLevel(logging.CRITICAL)
         _silence_cancelled_reads()
-        return ocp.CheckpointManager(self.folder.absolute(), options=options)
+        return ocp.CheckpointManager(
+            self.folder.absolute(), options=options, item_handlers=handlers
+        )
 
     @property
     def _has_manager(self) -> bool:
@@ -100,6 +124,7 @@ class Checkpoints:
         Raises:
           CheckpointError: this step or an earlier one could not be written.
         """
+        self._mirror.wait(self.folder)  # Retention must not remove a step that is being copied.
         # A copy, because the caller may change the items before they are written.
         items = json.loads(to_json({"data": data, "meta": meta}))
         ocp = _orbax()
@@ -118,10 +143,14 @@ class Checkpoints:
                 force=True,
             ),
         )
+        self._mirror.submit(self.folder / str(step), self._manager.wait_until_finished)
 
     def move_damaged_step(self, step: int) -> pathlib.Path:
         """Moves a damaged step to the folder `damaged` of the run; returns its new path."""
-        path = multihost.broadcast_from_process_0("damaged step", lambda: str(self._move(step)))
+        if self._mirror.has_own_folders:  # Each process has its own folder.
+            path = self._move(step)
+        else:
+            path = multihost.broadcast_from_process_0("damaged step", lambda: str(self._move(step)))
         if self._has_manager:
             self._manager.reload()
         return pathlib.Path(path)
@@ -144,19 +173,25 @@ class Checkpoints:
 
     def raise_if_failed(self) -> None:
         """Raises CheckpointError if a step could not be written; does not wait."""
+        self._mirror.raise_if_failed()
         if self._is_writing and not self._manager.is_saving_in_progress():
             self.wait()
 
     def wait(self) -> None:
-        """Waits until all steps are on disk; raises CheckpointError if one cannot be written."""
+        """Waits until all steps are on disk, and in the bucket of the workdir if it has one.
+
+        Raises CheckpointError if one cannot be written.
+        """
         self._is_writing = False
         if self._has_manager:
             self._wrap_errors(self._manager.wait_until_finished)
+        self._mirror.wait(self.folder)
 
     def close(self) -> None:
         """Waits until all steps are on disk and stops the writer threads."""
         if self._has_manager:
             self._wrap_errors(self._manager.close)
+        self._mirror.wait(self.folder)
 
     def _wrap_errors(self, action) -> None:
         try:
@@ -166,91 +201,6 @@ class Checkpoints:
                 f"cannot save a checkpoint in {self.folder}: {one_line(error).rstrip('.')} "
                 f"({describe_space(self.folder, self._num_bytes)})."
             ) from error
-
-
-class BestWeights:
-    """Weights with the best score on `val` so far, stored in the run's folder `best`.
-
-    Attributes:
-      step: the step of these weights; 0 if there are none.
-      metrics: validation metrics of these weights.
-    """
-
-    def __init__(self, folder: pathlib.Path):
-        self.folder = folder / BEST
-        self._checkpoints = Checkpoints(self.folder, keep_last=1)
-        self.step, self.metrics = 0, {}
-
-    def restore(self, restored_step: int, recorded_step: int | None, config: dict) -> None:
-        """Reads step and metrics of the stored weights.
-
-        Args:
-          restored_step: the step that the run resumes from.
-          recorded_step: the step of the best weights when that checkpoint was saved; 0 for none,
-            None if the checkpoint does not contain it.
-          config: the config of the run.
-
-        Raises:
-          CheckpointError: the weights are damaged, missing, or those of another run.
-        """
-        steps = multihost.broadcast_from_process_0("best", lambda: list_steps(self.folder))
-        step = steps[-1] if steps else 0
-        # A later step is possible: the run was killed after it, and before its next checkpoint.
-        if recorded_step not in (None, step) and step < restored_step:
-            raise CheckpointError(
-                f"{self.folder} has {f'weights of step {step}' if step else 'no weights'}; the "
-                f"checkpoint of step {restored_step} expects step {recorded_step or 'none'}."
-            )
-        if step:
-            path = self.folder / str(step)
-            workdir.check_saved_config(path, config)
-            meta = read_item(path, "meta")
-            if "means" not in meta:
-                raise CheckpointError(f"{path} is a checkpoint of the run, not its best weights.")
-            self.step, self.metrics = step, meta["means"]
-
-    def move_aside(self) -> list[pathlib.Path]:
-        """Moves all stored weights to the folder `damaged` of the run; returns their new paths."""
-        steps = multihost.broadcast_from_process_0("best", lambda: list_steps(self.folder))
-        return [self._checkpoints.move_damaged_step(step) for step in steps]
-
-    def save_if_better(self, step: int, params, metrics: dict, meta: dict) -> None:
-        """Saves the weights of a step if their score is better than all before.
-
-        Args:
-          step: number of the step.
-          params: the weights.
-          metrics: validation metrics of the weights, with `top1` or `loss`.
-          meta: item `meta` of the checkpoint.
-        """
-        if selection_score(metrics) > selection_score(self.metrics):
-            # Weights of this step or a later one are from before a resume.
-            self._checkpoints.delete_from(step)
-            self.step, self.metrics = step, metrics
-            meta = meta | {"means": metrics}
-            self._checkpoints.save(step, {"params": params}, data={}, meta=meta)
-
-    def raise_if_failed(self) -> None:
-        """Raises CheckpointError if the weights could not be written; does not wait."""
-        self._checkpoints.raise_if_failed()
-
-    def wait(self) -> None:
-        """Waits until all steps are on disk; raises CheckpointError if one cannot be written."""
-        self._checkpoints.wait()
-
-    def close(self) -> None:
-        """Waits until all steps are on disk and stops the writer threads."""
-        self._checkpoints.close()
-
-
-def selection_score(metrics: dict) -> float:
-    """Returns the score that selects the best weights and runs: top1, or else minus the loss.
-
-    It is minus infinity for a score that is missing or not finite.
-    """
-    top1, loss = metrics.get("top1"), metrics.get("loss")
-    score = top1 if top1 is not None else -loss if loss is not None else math.nan
-    return score if math.isfinite(score) else -math.inf
 
 
 def crc32c(array) -> int:
@@ -299,6 +249,7 @@ def restore(step_folder: pathlib.Path, abstract_state):
         str(step_folder),
     )
     with multihost.raise_on_all("restored", CheckpointError):
+        local_copy.complete(step_folder)
         leaves = _read_arrays(step_folder, expected)
     with multihost.raise_on_all("verified", CheckpointError):
         # First all checksums, because `crc32c` may communicate with the other hosts.

@@ -1,39 +1,24 @@
-"""Files of a workdir, each written atomically, and the lock of a workdir."""
+"""Files of a workdir, each written atomically."""
 
 import contextlib
-import fcntl
 import itertools
-import os
 import pathlib
 import platform
-import socket
 import subprocess
-import time
 from importlib import metadata
 
 from vit_jax import config as config_lib
-from vit_jax.atomic_io import (
-    add_path_to_errors,
-    json_object,
-    open_to_append,
-    to_json,
-    write_atomically,
-)
+from vit_jax.atomic_io import json_object, to_json, write_atomically
 from vit_jax.checkpoints import layout
 from vit_jax.config.schema import Config
-from vit_jax.distributed import multihost
-from vit_jax.errors import CheckpointError, ConfigError, InUseError
+from vit_jax.errors import CheckpointError, ConfigError
 
-CONFIG, SUMMARY, LOCK = "config.json", "summary.json", ".lock"
+CONFIG, SUMMARY = "config.json", "summary.json"
 SUMMARY_FIELDS = {"step": int, "metrics": dict, "flops": int | float, "seconds": dict}
 GRID = "grid"  # Folder of the runs of a sweep's grid.
 DIVERGED = "diverged.json"  # Written for a run whose loss became NaN or infinite.
 # Fields that may differ on a resume. Fingerprints in checkpoints detect other data in `data.dir`.
 MAY_CHANGE = (*config_lib.FREE_ON_RESUME, "data.dir")
-# Seconds to retry to lock: `check_not_in_use` of another process holds the lock for far less.
-LOCK_TIMEOUT = 0.5
-# Seconds to wait for the lock file of process 0: NFS caches missing files for 60 s (acdirmax).
-SHARED_FOLDER_TIMEOUT = 60
 
 
 def require_utf8(folder: pathlib.Path) -> None:
@@ -299,87 +284,6 @@ def _may_change(name: str) -> bool:
     parts = name.split(".")
     name = ".".join(parts[2:] if parts[0] == "stages" else parts)
     return any(name == free or name.startswith(f"{free}.") for free in MAY_CHANGE)
-
-
-def check_not_in_use(folder: pathlib.Path) -> None:
-    """Raises InUseError if a running process has locked the folder; changes nothing."""
-    if (folder / LOCK).is_file():
-        with open(folder / LOCK, encoding="utf-8") as file:
-            _flock(file, fcntl.LOCK_SH, folder)
-
-
-def _flock(file, mode: int, folder: pathlib.Path) -> None:
-    try:
-        fcntl.flock(file, mode | fcntl.LOCK_NB)
-    except OSError as error:
-        file.seek(0)
-        holder = file.read().strip() or "another process"
-        raise InUseError(
-            f"workdir {folder} is in use by {holder}; wait until it ends, or use another workdir."
-        ) from error
-
-
-class Lock:
-    """Context manager that locks a folder, so that only this process writes to it.
-
-    The operating system releases the lock when the process ends, also when it is killed. Raises
-    InUseError that names the process which has locked the folder.
-    """
-
-    def __init__(self, folder: pathlib.Path):
-        self.path = folder / LOCK
-
-    def __enter__(self):
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open_to_append(self.path, "a+", buffering=1)
-        deadline = time.monotonic() + LOCK_TIMEOUT
-        while True:
-            try:
-                _flock(self._file, fcntl.LOCK_EX, self.path.parent)
-                break
-            except InUseError:
-                if time.monotonic() > deadline:
-                    self._file.close()
-                    raise
-                time.sleep(0.05)
-        with add_path_to_errors(self.path):
-            self._file.truncate(0)
-            self._file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        return self
-
-    def __exit__(self, *_):
-        self._file.close()
-
-
-@contextlib.contextmanager
-def lock_on_all(folder: pathlib.Path):
-    """Context manager that locks a folder for all processes of the run; all must enter it.
-
-    Process 0 holds the lock.
-
-    Raises:
-      InUseError: another run has locked the folder; raised on all processes.
-      ConfigError: this process does not see the folder of process 0.
-    """
-    with contextlib.ExitStack() as stack:
-        with multihost.raise_on_all(f"lock of {folder.name}", InUseError):
-            if multihost.is_process_0():
-                stack.enter_context(Lock(folder))
-        if not multihost.is_process_0():
-            _wait_for_lock_file(folder)
-        yield
-
-
-def _wait_for_lock_file(folder: pathlib.Path) -> None:
-    """Waits until the lock file of process 0 is visible to this process."""
-    deadline = time.monotonic() + SHARED_FOLDER_TIMEOUT
-    while not (folder / LOCK).exists():
-        if time.monotonic() > deadline:
-            raise ConfigError(
-                f"workdir {folder} is not the folder of process 0; all processes need the same "
-                "folder on a shared file system."
-            )
-        time.sleep(0.1)
 
 
 def versions() -> dict[str, str]:

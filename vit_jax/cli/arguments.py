@@ -9,8 +9,8 @@ from vit_jax.config.schema import Data
 from vit_jax.errors import ConfigError
 
 WHERE = (
-    "a workdir, a stage's folder, its checkpoints folder, a step's folder, an .npz or "
-    ".safetensors file, a Hugging Face folder, a URL (https, gs, hf, file), or a published name; "
+    "a workdir, a stage's folder, its checkpoints folder, a step's folder, an .npz or .safetensors "
+    "file, a Hugging Face folder, a URL (https, gs, s3, hf, file), or a published name; "
     "FILE:OPTION=VALUE,... adds options that a file lacks, as in vit.safetensors:num_heads=12"
 )
 LAYER = "pre_logits (default), token (class token), mean (mean of the patch tokens)"

@@ -87,6 +87,7 @@ def run_evaluate(args, file: str | None, overrides: dict[str, str]) -> int:
     where = arguments.where(args)
     arguments.refuse_config("evaluate", file)
     options = protocol_options(args)
+    from vit_jax.checkpoints.local_copy import publish, url_of
     from vit_jax.distributed.process import prepare_process
     from vit_jax.distributed.progress import Progress
     from vit_jax.evaluation import evaluate, protocols, setup
@@ -99,7 +100,10 @@ def run_evaluate(args, file: str | None, overrides: dict[str, str]) -> int:
         folder = prepared.result_path(args.out, f"eval-{prepared.split()}.json").parent
         scores = evaluate.score_split(prepared, **options, progress=progress)
         path, *tables = scores.write(folder)
-        progress.print_line(f"wrote {path}" + (" and three tables beside it" if tables else ""))
+        publish(path, *tables)
+        progress.print_line(
+            f"wrote {url_of(path)}" + (" and three tables beside it" if tables else "")
+        )
         print_line(scores)
         return 0
     line = protocols.evaluate_features(

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 
 from vit_jax.config.fields import expand_home
 from vit_jax.config.schema import is_path_field
+from vit_jax.data.object_store import is_url
 from vit_jax.errors import ConfigError
 
 
@@ -80,6 +81,8 @@ def _checked(argument: str) -> str:
     )
     if not value and (equals or not flag):
         raise ConfigError(f"{flag or 'an argument'} is empty; give it a value, or leave it out.")
+    if flag == "--out" and is_url(value):
+        raise ConfigError(f"{argument} is a URL; give a local path, and copy the files from there.")
     return f"{flag}{equals}{expand_home(value)}"
 
 

@@ -10,7 +10,7 @@ def add_report_flags(parser) -> None:
         "workdirs",
         nargs="+",
         metavar="WORKDIR",
-        help="workdirs; all stages and runs of sweeps in them are included",
+        help="workdirs, or their URLs; all stages and runs of sweeps in them are included",
     )
     parser.add_argument(
         "--out",
@@ -112,7 +112,10 @@ def add_tables_flags(parser) -> None:
         "between devices), or benchmark (files of benchmark --out)",
     )
     parser.add_argument(
-        "files", nargs="*", metavar="INPUT", help="workdirs, or files written by `benchmark --out`"
+        "files",
+        nargs="*",
+        metavar="INPUT",
+        help="workdirs or their URLs, or files written by `benchmark --out`",
     )
     parser.add_argument("--out", metavar="DIR", help="folder for a plot of the table")
     parser.add_argument("--json", action="store_true", help="print JSON")

@@ -5,6 +5,7 @@ import pathlib
 from vit_jax import config as config_lib
 from vit_jax.cli import arguments
 from vit_jax.cli.parser import Verb
+from vit_jax.errors import ConfigError
 from vit_jax.text import print_line
 
 
@@ -17,7 +18,17 @@ def add_flags(parser) -> None:
     parser.add_argument(
         "--config.KEY", metavar="VALUE", help="set one field, as in --config.optimizer.lr=3e-4"
     )
-    parser.add_argument("--workdir", required=True, metavar="DIR", help="folder of the run")
+    parser.add_argument(
+        "--workdir",
+        required=True,
+        metavar="DIR",
+        help="folder of the run, or its URL in a bucket (gs:// or s3://; docs/runs.md)",
+    )
+    parser.add_argument(
+        "--scratch",
+        metavar="DIR",
+        help="with a workdir in a bucket: folder in which the run works (default: in the cache)",
+    )
     parser.add_argument(
         "--fallback",
         action="store_true",
@@ -52,18 +63,21 @@ def add_flags(parser) -> None:
 
 
 def run(args, file: str | None, overrides: dict[str, str]) -> int:
-    from vit_jax.checkpoints import workdir
+    from vit_jax.checkpoints import local_copy, lock, workdir
+    from vit_jax.data.object_store import is_url
 
-    folder = pathlib.Path(args.workdir)
+    where = args.workdir if is_url(args.workdir) else pathlib.Path(args.workdir)
     if file is not None:
         config = config_lib.load(file)
     else:
+        folder = local_copy.open_folder(where, ConfigError)
         config = config_lib.to_config_dict(workdir.read_config(folder))
     changed = config_lib.overridden(config, overrides)
     for stage in changed.get("stages", {}).values() or [changed]:  # Errors before slow imports.
         arguments.check_weights_file(stage.get("init", {}).get("path") or None)
     stages = config_lib.resolve(config, overrides, is_stored=file is None)
-    workdir.check_not_in_use(folder)
+    if not is_url(where):  # The lease of a bucket is checked when it is taken.
+        lock.check_not_in_use(where)
     from vit_jax.distributed import multihost, process
 
     started = process.start_time()
@@ -77,28 +91,29 @@ def run(args, file: str | None, overrides: dict[str, str]) -> int:
 
     summary = run_lib.train(
         stages,
-        folder,
+        where,
         fallback=args.fallback,
         profile=args.profile and Window(args.profile[0], sum(args.profile) - 1),
         shard=args.shard and sweep.Shard(*args.shard),
         started=started,
+        scratch=args.scratch,
     )
     is_process_0 = multihost.is_process_0()
     if is_process_0:
-        print_line(closing_line(summary, folder))
+        print_line(closing_line(summary, where))
     multihost.detach()
     if is_process_0:  # The other processes need not wait for the report.
         from vit_jax.report import write
 
-        write.write_reports_after_training(folder)
+        write.write_reports_after_training(where)
     return 0
 
 
-def closing_line(summary, folder: pathlib.Path) -> str:
+def closing_line(summary, where: pathlib.Path | str) -> str:
     """Returns the last line of the output: steps and scores, of each stage if there are several."""
     if summary is None:
-        return f"done: the remaining runs are in progress in other processes workdir={folder}"
-    return f"done: {summary} workdir={folder}"
+        return f"done: the remaining runs are in progress in other processes workdir={where}"
+    return f"done: {summary} workdir={where}"
 
 
 TRAIN = Verb(

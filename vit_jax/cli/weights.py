@@ -22,7 +22,9 @@ def run_inspect(args, file: str | None, overrides: dict[str, str]) -> int:
 def add_convert_flags(parser) -> None:
     parser.add_argument("source", metavar="SOURCE", help=arguments.WHERE)
     parser.add_argument(
-        "destination", metavar="DESTINATION", help="an .npz file, a .safetensors file or a folder"
+        "destination",
+        metavar="DESTINATION",
+        help="an .npz file, a .safetensors file or a folder; also as a URL (gs, s3)",
     )
     parser.add_argument(
         "--format",

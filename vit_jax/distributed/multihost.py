@@ -210,41 +210,58 @@ def is_lost_process(error: BaseException) -> bool:
     return _watchdog is not None and isinstance(error, jax.errors.JaxRuntimeError)
 
 
+def process_index() -> int:
+    """Returns the index of this process; 0 for a run of one process."""
+    return 0 if _watchdog is None else _watchdog.index
+
+
+def process_count() -> int:
+    """Returns the number of processes of the run."""
+    return 1 if _watchdog is None else _watchdog.count
+
+
 def is_process_0() -> bool:
     """Returns True on the process that writes files and prints."""
-    return _watchdog is None or _watchdog.index == 0
+    return process_index() == 0
 
 
-def barrier(name: str) -> None:
-    """Waits until all processes have called this; raises HostError that names the missing ones."""
+def barrier(name: str, timeout: int | None = None) -> None:
+    """Waits until all processes have called this; raises HostError that names the missing ones.
+
+    Args:
+      name: name of the barrier, the same on all processes.
+      timeout: seconds to wait; None for the timeout of the run.
+    """
     if _watchdog is None:
         return
+    timeout = timeout or _watchdog.timeout
     try:
-        _watchdog.client.wait_at_barrier(f"vit_jax/{name}", _watchdog.timeout * 1000)
+        _watchdog.client.wait_at_barrier(f"vit_jax/{name}", timeout * 1000)
     except RuntimeError as error:
         missing = re.search(r"timed out task names:\s*(\S[^\n]*)", str(error))
         reason = (
             f"process {missing[1]} of {_watchdog.count} is missing" if missing else one_line(error)
         )
-        raise HostError(f"barrier {name!r}: {reason} after {_watchdog.timeout} s.") from error
+        raise HostError(f"barrier {name!r}: {reason} after {timeout} s.") from error
 
 
 _num_gathered = collections.Counter()  # Makes the keys of repeated calls unique.
 
 
-def allgather_json(name: str, value) -> list:
+def allgather_json(name: str, value, timeout: int | None = None) -> list:
     """Returns the JSON values of all processes, in order; all processes must call this.
 
     Args:
       name: name of the exchange, the same on all processes.
       value: anything that JSON can represent.
+      timeout: seconds to wait for the others; None for the timeout of the run.
     """
     if _watchdog is None:
         return [value]
     key = f"{_watchdog.prefix}/{name}/{_num_gathered[name]}"
     _num_gathered[name] += 1
     _watchdog.client.key_value_set(f"{key}/{_watchdog.index}", to_json(value))
-    barrier(name)
+    barrier(name, timeout)
     values = dict(_watchdog.client.key_value_dir_get(f"{key}/"))
     return [json.loads(values[f"{key}/{i}"]) for i in range(_watchdog.count)]
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from vit_jax.atomic_io import write_atomically
 from vit_jax.checkpoints import workdir
+from vit_jax.checkpoints.local_copy import url_of
 from vit_jax.config.fields import expand_home
 from vit_jax.data import labels as labels_lib
 from vit_jax.data.overview import describe_splits
@@ -127,7 +128,7 @@ def score_split(
         show=lambda done: progress and progress.show(f"{done}/{len(source)} examples"),
         **prepared.options,
     )
-    report = {"split": split, "checkpoint": loaded.weights.where, "size": len(source)}
+    report = {"split": split, "checkpoint": url_of(loaded.weights.where), "size": len(source)}
     has_labels = getattr(source, "has_own_labels", True)
     metrics, size = examples.means(), len(source)
     if has_labels:

@@ -8,6 +8,7 @@ import numpy as np
 
 from vit_jax.atomic_io import open_atomically
 from vit_jax.checkpoints import workdir
+from vit_jax.checkpoints.local_copy import url_of
 from vit_jax.data import record_files
 from vit_jax.data.overview import describe_splits
 from vit_jax.distributed.progress import Progress
@@ -118,7 +119,7 @@ def write_features(
         **prepared.options,
     )
     about = {
-        "checkpoint": prepared.loaded.weights.where,
+        "checkpoint": url_of(prepared.loaded.weights.where),
         "layer": layer,
         "split": split,
         "classes": list(source.classes),

@@ -5,6 +5,7 @@ Labels of both splits must have the same classes; they may differ from those of 
 """
 
 from vit_jax.checkpoints import workdir
+from vit_jax.checkpoints.local_copy import publish, url_of
 from vit_jax.data.labels import relabelled
 from vit_jax.data.overview import describe_splits
 from vit_jax.data.sources import check_classes
@@ -59,7 +60,7 @@ def evaluate_features(
     run, format_scores = PROTOCOLS[protocol]
     report = run(features_of, train, test, len(train.classes), **options)
     settings = {
-        "checkpoint": prepared.loaded.weights.where,
+        "checkpoint": url_of(prepared.loaded.weights.where),
         "layer": layer,
         "fitted_on": data.split,
         "num_fitted": len(train),
@@ -67,8 +68,9 @@ def evaluate_features(
         "size": len(test),
     }
     workdir.write_json(path, settings | report)
+    publish(path)
     if progress:
-        progress.print_line(f"wrote {path}")
+        progress.print_line(f"wrote {url_of(path)}")
     return f"{format_scores(report)} n={report['n']}/{len(test)}"
 
 

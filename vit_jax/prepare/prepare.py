@@ -24,7 +24,7 @@ from vit_jax.atomic_io import (
     remove_abandoned,
     write_atomically,
 )
-from vit_jax.checkpoints import workdir
+from vit_jax.checkpoints import lock, workdir
 from vit_jax.config.schema import Data
 from vit_jax.data import manifest
 from vit_jax.distributed.progress import Progress, format_duration
@@ -81,7 +81,7 @@ def prepare_dataset(
     if folder.is_dir() and any(folder.iterdir()):
         _check_same_plan(manifest.read_info(folder), plan, folder)
     else:
-        with workdir.Lock(partial):
+        with lock.Lock(partial):
             _create_partial(partial, plan)
             try:
                 shards = _make_shards(partial, images, max_megapixels)
@@ -110,7 +110,7 @@ def _check_partial(partial: pathlib.Path) -> None:
     """Raises ConfigError for a folder that `prepare` has not created: it would be removed."""
     if partial.is_symlink() or (partial.exists() and not partial.is_dir()):
         raise ConfigError(f"{partial} exists and is not a folder; rename it.")
-    own = {workdir.LOCK, DATA, PARTS}
+    own = {lock.LOCK, DATA, PARTS}
     foreign = (p for p in partial.rglob("*") if p.name not in own and not is_temporary(p))
     if not (partial / PLAN).is_file() and (path := next(foreign, None)):
         raise ConfigError(

@@ -12,6 +12,7 @@ import shlex
 from vit_jax import config as config_lib
 from vit_jax.atomic_io import to_json
 from vit_jax.checkpoints import workdir
+from vit_jax.checkpoints.local_copy import find
 from vit_jax.distributed.progress import format_duration
 from vit_jax.models import titles
 from vit_jax.report import curves, features
@@ -150,6 +151,8 @@ def _new_workdir(folder: pathlib.Path) -> str:
     workdirs = [parent for parent in path.parents[:3] if (parent / workdir.CONFIG).is_file()]
     top = workdirs[-1] if workdirs else path
     name = "_".join([top.name, *path.relative_to(top).parts, "again"])
+    if (copy := find(top)) is not None:
+        return f"{copy.store.url.rpartition('/')[0]}/{name}"
     return _relative_like(top.parent / name, folder)
 
 

@@ -5,7 +5,7 @@ import pathlib
 import typing
 from collections.abc import Callable
 
-from vit_jax.checkpoints import layout, workdir
+from vit_jax.checkpoints import layout, lock, workdir
 from vit_jax.config.schema import Config
 from vit_jax.errors import CheckpointError, ConfigError, InUseError
 from vit_jax.tables import results as results_lib
@@ -152,7 +152,7 @@ def _rename_val_to_dev(values: dict) -> dict:
 
 def _run_state(folder: pathlib.Path, summary: dict | None) -> State:
     try:
-        workdir.check_not_in_use(folder)
+        lock.check_not_in_use(folder)
     except InUseError:
         return "running"
     return "finished" if summary else "stopped"

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from vit_jax.atomic_io import to_json
 from vit_jax.checkpoints import workdir
+from vit_jax.checkpoints.local_copy import open_folder
 from vit_jax.errors import ConfigError
 from vit_jax.tables.results import run_folders
 from vit_jax.text import markdown_table
@@ -49,7 +50,7 @@ def read_runs(folders: Sequence[str]) -> dict[str, Curve]:
     Scores in files `eval-SPLIT.json` of a run have the name SPLIT/METRIC.
     """
     runs = {}
-    for folder in map(pathlib.Path, folders):
+    for folder in (open_folder(folder, ConfigError) for folder in folders):
         found = {
             str(path): _read_curve(path)
             for path in run_folders(folder)

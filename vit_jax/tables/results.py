@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 
 from vit_jax.checkpoints import workdir
+from vit_jax.checkpoints.local_copy import open_folder
 from vit_jax.config.schema import Config
 from vit_jax.data import dataset_info
 from vit_jax.errors import ConfigError
@@ -165,7 +166,7 @@ def read_finished_runs(folders: Iterable[str]) -> list[FinishedRun]:
       ConfigError: a folder does not exist or contains no finished run.
     """
     all_runs = []
-    for folder in map(pathlib.Path, folders):
+    for folder in (open_folder(folder, ConfigError) for folder in folders):
         if not folder.is_dir():
             raise ConfigError(f"{folder}: no such folder.")
         runs = list(filter(None, map(_read_finished_run, run_folders(folder))))

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from vit_jax.atomic_io import to_json
 from vit_jax.checkpoints import workdir
+from vit_jax.checkpoints.local_copy import open_folder
 from vit_jax.data.vtab import GROUPS, TASKS
 from vit_jax.errors import ConfigError
 from vit_jax.tables.paper import TABLE_9
@@ -54,7 +55,7 @@ def read_accuracies(folders: Iterable[str]) -> dict[str, list[float]]:
       ConfigError: a folder does not exist or contains no such run.
     """
     accuracies: dict[str, list[float]] = {}
-    for folder in map(pathlib.Path, folders):
+    for folder in (open_folder(folder, ConfigError) for folder in folders):
         if not folder.is_dir():
             raise ConfigError(f"{folder}: no such folder.")
         scores = list(filter(None, map(_read_task_and_top1, run_folders(folder))))

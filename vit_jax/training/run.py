@@ -4,11 +4,13 @@ import pathlib
 from collections.abc import Mapping
 
 from vit_jax import config as config_lib
+from vit_jax.checkpoints import mirror
 from vit_jax.checkpoints import workdir as workdir_lib
-from vit_jax.config.fields import expand_home
 from vit_jax.config.schema import Config
+from vit_jax.data.object_store import is_url
 from vit_jax.distributed import multihost
 from vit_jax.distributed.process import prepare_process
+from vit_jax.errors import ConfigError
 from vit_jax.training import sweep
 from vit_jax.training.attempts import Launch
 from vit_jax.training.metrics import OnLog
@@ -16,7 +18,7 @@ from vit_jax.training.profiler import Window
 
 
 class Summary(dict):
-    """Contents of the `summary.json` of a finished run: a dict, with its workdir.
+    """Contents of the `summary.json` of a finished run: a dict, with its workdir, a path or a URL.
 
     Keys of a run are `step`, `metrics`, `num_examples`, `parameters`, `flops`, `seconds`,
     `goodput`, `devices`, `versions` and `git_revision`. A config with stages has `metrics`,
@@ -25,7 +27,7 @@ class Summary(dict):
     also `means`.
     """
 
-    def __init__(self, values: dict, workdir: pathlib.Path):
+    def __init__(self, values: dict, workdir: pathlib.Path | str):
         super().__init__(values)
         self.workdir = workdir
 
@@ -74,6 +76,7 @@ def train(
     shard: sweep.Shard | None = None,
     on_log: OnLog | None = None,
     started: float | None = None,
+    scratch: str | None = None,
 ) -> Summary | None:
     """Trains every stage of a config to its end, from the newest checkpoint of each.
 
@@ -83,7 +86,7 @@ def train(
     Args:
       config: `FILE[:ARGS]`, a ConfigDict from `vit_jax.config.base_config()`, a Config, or the
         checked stages by name.
-      workdir: folder of the run; a run that it holds already is resumed.
+      workdir: folder of the run, or its URL in a bucket; a run that it holds already is resumed.
       overrides: dotted field -> value, such as {"optimizer.lr": 0.003, "steps": 500}.
       fallback: if the newest checkpoint is damaged, resume from an older one.
       profile: steps to write a trace of.
@@ -93,6 +96,7 @@ def train(
         processes, a checkpoint is saved after the next finished step.
       started: Unix time from which on `goodput` counts, such as the start of the process; None for
         now.
+      scratch: folder for the local files of a run whose workdir is a URL; None for the cache.
 
     Returns the contents of `summary.json`; None if other processes still work on runs of the
     sweep. Raises a `vit_jax.errors.VitJaxError` in one line; Interrupted after a signal, with
@@ -100,9 +104,16 @@ def train(
     """
     launch = Launch(started)
     prepare_process()
-    folder = pathlib.Path(expand_home(str(workdir)))
-    workdir_lib.require_utf8(folder)
+    if shard is not None and is_url(workdir):
+        raise ConfigError(
+            f"--shard needs a workdir on a file system that all processes share; {workdir} is in a "
+            "bucket, which one run at a time writes to."
+        )
     stages = config_lib.resolve(config, overrides)
     options = {"fallback": fallback, "profile": profile, "on_log": on_log, "launch": launch}
-    summary = sweep.run(stages, folder, shard=shard, **options)
-    return None if summary is None else Summary(summary, folder)
+    with mirror.local_folder(workdir, scratch, keeps_damaged=fallback) as folder:
+        workdir_lib.require_utf8(folder)
+        summary = sweep.run(stages, folder, shard=shard, **options)
+    if summary is None:
+        return None
+    return Summary(summary, str(workdir) if is_url(workdir) else folder)

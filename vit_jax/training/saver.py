@@ -9,7 +9,7 @@ import jax
 
 from vit_jax import config as config_lib
 from vit_jax.atomic_io import describe_space
-from vit_jax.checkpoints import checkpoint, layout, workdir
+from vit_jax.checkpoints import best_weights, checkpoint, layout, workdir
 from vit_jax.data.preprocess import EvalRecipe
 from vit_jax.distributed import multihost
 from vit_jax.errors import CheckpointError
@@ -32,7 +32,7 @@ class Saver:
         self._checkpoints = checkpoint.Checkpoints(
             stage.folder / layout.FOLDER, config.keep_last, config.keep_every
         )
-        self.best: checkpoint.BestWeights | None = None
+        self.best: best_weights.BestWeights | None = None
         self.saved_step = 0
         self._assumed: Sequence[str] = ()  # Of the starting weights.
         self.num_bad_images = 0  # Unreadable images so far, in all processes.
@@ -67,7 +67,7 @@ class Saver:
     def _restore_best(
         self, step: int, state: TrainState, recorded_step: int | None, fallback: bool
     ) -> None:
-        self.best = checkpoint.BestWeights(self._stage.folder)
+        self.best = best_weights.BestWeights(self._stage.folder)
         try:
             self.best.restore(step, recorded_step, self._config)
         except CheckpointError as error:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 
 from vit_jax import config as config_lib
 from vit_jax.atomic_io import write_atomically
-from vit_jax.checkpoints import workdir
+from vit_jax.checkpoints import lock, workdir
 from vit_jax.checkpoints.workdir import DIVERGED, GRID
 from vit_jax.config.schema import Config
 from vit_jax.config.validate import import_user_code
@@ -77,7 +77,7 @@ def run(
     if "" in prepared:
         return train.train_stage(prepared[""], **options)
     # Processes that share a folder use the locks of the single runs.
-    with workdir.lock_on_all(folder) if shard is None else contextlib.nullcontext():
+    with lock.lock_on_all(folder) if shard is None else contextlib.nullcontext():
         if multihost.is_process_0():
             folder.mkdir(parents=True, exist_ok=True)
             chosen = {name: each.config for name, each in prepared.items()}
@@ -252,7 +252,7 @@ def _is_in_use(folder: pathlib.Path) -> bool:
 
     def look() -> bool:
         try:
-            workdir.check_not_in_use(folder)
+            lock.check_not_in_use(folder)
         except InUseError:
             return True
         return False

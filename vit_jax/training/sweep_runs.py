@@ -12,7 +12,7 @@ import statistics
 from typing import NamedTuple
 
 from vit_jax import config as config_lib
-from vit_jax.checkpoints.checkpoint import selection_score
+from vit_jax.checkpoints.best_weights import selection_score
 from vit_jax.config.schema import Config, Sweep
 from vit_jax.config.validate import DURATIONS
 from vit_jax.errors import ConfigError

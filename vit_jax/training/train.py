@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import jax
 
 from vit_jax import config as config_lib
-from vit_jax.checkpoints import checkpoint, layout, workdir
+from vit_jax.checkpoints import checkpoint, layout, lock, workdir
 from vit_jax.checkpoints.signals import SignalRecorder
 from vit_jax.config.schema import Config
 from vit_jax.distributed import mesh, multihost
@@ -57,7 +57,7 @@ def train_stage(
     finished step saved. After an error, that step is saved, too, if it can be.
     """
     config = config_lib.to_dict({"": stage.config})
-    with workdir.lock_on_all(stage.folder), SignalRecorder() as recorder:
+    with lock.lock_on_all(stage.folder), SignalRecorder() as recorder:
         stop = StopSignal(recorder)
         workdir.check_same_run(stage.folder, config)
         summary = multihost.broadcast_from_process_0("summary", lambda: read_finished(stage))

@@ -9,9 +9,10 @@ import jax
 import numpy as np
 
 from vit_jax import config as config_lib
-from vit_jax.checkpoints import checkpoint, layout
+from vit_jax.checkpoints import checkpoint, layout, local_copy
 from vit_jax.config.schema import Data, Init
 from vit_jax.data import packaged
+from vit_jax.data.object_store import is_url
 from vit_jax.data.preprocess import EvalRecipe
 from vit_jax.errors import CheckpointError, ConfigError
 from vit_jax.models import trees
@@ -49,7 +50,7 @@ def convert(
 
     Args:
       source: location of weights, as `load.load` takes it.
-      destination: a `.npz`, a `.safetensors`, or a folder.
+      destination: a `.npz`, a `.safetensors`, or a folder; also the URL of one in a bucket.
       file_format: one of FILE_FORMATS; None infers it from the suffix, and means huggingface for
         a folder.
       name: model name that the weights must have the shape of, such as `vit_b16`.
@@ -66,12 +67,30 @@ def convert(
         support the model.
       CheckpointError: the source is not readable, or the outputs differ.
     """
-    path = pathlib.Path(destination)
-    file_format = _check_file_format(file_format, path)
-    _refuse_source(path, source)
-    _check_destination(path, destination, overwrite)
     if image_size is not None and image_size < 1:
         raise ConfigError(f"--image_size is {image_size}; expected at least 1.")
+    with local_copy.destination(destination, overwrite) as path:
+        file_format = _check_file_format(file_format, path)
+        _refuse_source(path, source)
+        _check_destination(path, destination, overwrite)
+        changes = {"image_size": image_size, "pool": pool, "no_head": no_head}
+        counts = _convert(source, path, file_format, name, overwrite, **changes)
+    shown = destination if is_url(destination) else path
+    return f"done: {counts} destination={shown}"
+
+
+def _convert(
+    source: str,
+    path: pathlib.Path,
+    file_format: str,
+    name: str | None,
+    overwrite: bool,
+    *,
+    image_size: int | None,
+    pool: str | None,
+    no_head: bool,
+) -> str:
+    """Writes and verifies the file or folder `path`; returns counts and differences as text."""
     loaded = load.load(source)
     if loaded.weights_file:  # The source may be its folder.
         _refuse_source(path, loaded.weights_file.path)
@@ -116,10 +135,7 @@ def convert(
         notes.append(f"timm: model = {write_timm.constructor(model)}")
     for line in (*tensor_table(loaded, plan, export, shapes), *plan.notes, *notes):
         print_line(line)
-    return (
-        f"done: tensors={len(shapes)} parameters={trees.count(params):,} "
-        f"{' '.join(compared)} destination={path}"
-    )
+    return f"tensors={len(shapes)} parameters={trees.count(params):,} {' '.join(compared)}"
 
 
 def _target_metadata(loaded: load.LoadedModel, model: ViT | BitResNet) -> WeightsMetadata:
@@ -209,8 +225,9 @@ def _refuse_source(path: pathlib.Path, source: str | pathlib.Path) -> None:
 
 def _check_destination(path: pathlib.Path, destination: str, overwrite: bool) -> None:
     """Raises ConfigError if writing would replace something that it may not replace."""
-    if download.is_url(destination) or not path.name:
-        raise ConfigError(f"{destination} is not the name of a new local file or folder.")
+    is_remote = download.is_url(destination) and not is_url(destination)
+    if is_remote or not path.name:
+        raise ConfigError(f"{destination} is not the name of a new file or folder.")
     if path.suffix in save.SUFFIXES.values():
         save.check_file(path, overwrite)
     elif path.exists() and (not path.is_dir() or any(path.iterdir())):

@@ -4,6 +4,7 @@ import math
 
 from vit_jax.atomic_io import to_json
 from vit_jax.checkpoints import layout
+from vit_jax.checkpoints.local_copy import url_of
 from vit_jax.errors import CheckpointError
 from vit_jax.text import warn
 from vit_jax.weights import families, location
@@ -48,7 +49,7 @@ def inspect_checkpoint(where: str, as_json: bool = False) -> str:
         arrays = layout.read_manifest(path)["leaves"]
         params = [name for name in arrays if name.startswith("params/")]
         data, meta = (layout.read_item(path, item) for item in ("data", "meta"))
-        metadata = {"checkpoint": str(path), "step": int(path.name), "data": data, **meta}
+        metadata = {"checkpoint": url_of(path), "step": int(path.name), "data": data, **meta}
     metadata["parameters"] = sum(math.prod(arrays[name]["shape"]) for name in params)
     if as_json:
         return to_json({**metadata, "leaves": arrays}, indent=2)

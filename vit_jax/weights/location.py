@@ -6,19 +6,26 @@ Options of a weights file may follow after a colon, as in `small.safetensors:num
 options that the file does not contain.
 """
 
+import importlib.util
+import os
 import pathlib
 import re
 from typing import NamedTuple
 
-from vit_jax.checkpoints import layout, workdir
+from vit_jax.checkpoints import layout, local_copy, workdir
 from vit_jax.config.fields import expand_home
+from vit_jax.data.object_store import ObjectStore, cache_folder, fetch_file
+from vit_jax.data.object_store import is_url as is_in_bucket
 from vit_jax.errors import CheckpointError, ConfigError
 from vit_jax.models.encoders import published_weights
 from vit_jax.weights import download, published, weights_folder
 from vit_jax.weights import metadata as metadata_lib
 from vit_jax.weights.archive import open_archive
+from vit_jax.weights.file_kinds import NPZ, PICKLES, SAFETENSORS
 from vit_jax.weights.metadata import WeightsMetadata
+from vit_jax.weights.writer import CLASSES_SUFFIX
 
+FILES = (NPZ, SAFETENSORS, *PICKLES)  # Ends of the URLs of files; others in a bucket are folders.
 OPTIONS = r"(.+?):([a-z_]+=[^,:]*(?:,[a-z_]+=[^,:]*)*)"  # Path, options.
 
 
@@ -35,7 +42,7 @@ def resolve(where: str | pathlib.Path) -> Location:
 
     The path is a weights file, a folder with model.safetensors, or the step folder of a
     checkpoint: the newest, or the best of a run with select=best. URLs and published weights are
-    downloaded.
+    downloaded; of a workdir in a bucket, the arrays are downloaded when they are read.
 
     Raises:
       ConfigError: WHERE is a sweep or a config with stages; the message lists its runs or stages.
@@ -65,7 +72,9 @@ def _resolve_path(where: str) -> tuple[pathlib.Path, published.PublishedWeights 
     path = pathlib.Path(where)
     if not path.exists():
         where = published_weights(where) or where
-    if download.is_url(where):
+    if is_in_bucket(where):
+        path = _from_bucket(where)
+    elif download.is_url(where):
         path = _check_download(download.fetch(where), where)
     if is_weights_file(path):
         return path, None
@@ -93,6 +102,26 @@ def _resolve_path(where: str) -> tuple[pathlib.Path, published.PublishedWeights 
     if step_folder.parent.name == layout.BEST and step_folder != path:
         workdir.check_best(step_folder)
     return step_folder, None
+
+
+def _from_bucket(url: str) -> pathlib.Path:
+    """Returns the local copy of a file or folder in a bucket."""
+    if not url.lower().endswith(FILES):
+        return local_copy.open_folder(url)
+    is_emulated = "STORAGE_EMULATOR_HOST" in os.environ  # The endpoint of gcsfs.
+    if url.lower().startswith("gs:") and not is_emulated:
+        try:
+            return _check_download(download.fetch(url), url)  # A public object needs no package.
+        except CheckpointError as error:
+            is_private = getattr(error.__cause__, "code", 0) in (401, 403)
+            if not is_private or importlib.util.find_spec("gcsfs") is None:
+                raise
+    folder = cache_folder("weights")
+    path = fetch_file(url, folder)
+    names = re.sub(r"\.[^./]*$", CLASSES_SUFFIX, url)
+    if ObjectStore(names).list():
+        fetch_file(names, folder)
+    return _check_download(path, url)
 
 
 def _check_download(path: pathlib.Path, url: str) -> pathlib.Path:
