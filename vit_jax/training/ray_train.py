@@ -24,6 +24,7 @@ from vit_jax.atomic_io import FULL
 from vit_jax.checkpoints import layout
 from vit_jax.checkpoints import workdir as workdir_lib
 from vit_jax.config.fields import expand_home
+from vit_jax.data.object_store import is_url
 from vit_jax.errors import ConfigError, HostError, InUseError, VitJaxError, one_line
 
 if TYPE_CHECKING:
@@ -63,6 +64,11 @@ def fit(
     """
     ray_train, jax_trainer = _import_ray()
     stages = config_lib.resolve(config, overrides)
+    if is_url(workdir):
+        raise ConfigError(
+            f"workdir {workdir} is in a bucket; under Ray Train, give a folder on a file system "
+            "that all nodes share."
+        )
     folder = pathlib.Path(expand_home(str(workdir))).absolute()
     workdir_lib.require_utf8(folder)
     on_accelerator = scaling.get("use_gpu") or scaling.get("use_tpu")
