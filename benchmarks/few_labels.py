@@ -2,6 +2,7 @@
 
   python benchmarks/few_labels.py --folder=runs/few_labels
   python benchmarks/few_labels.py --folder=runs/few_labels --fashion=DIR
+  python benchmarks/few_labels.py --folder=runs/few_labels --dev
 
 Runs `configs/few_labels.py` for each method and seed, each in its own process: the same 10 labelled
 images of each class, the same model and the same fine-tuning with and without pre-training. `kNN`
@@ -10,8 +11,10 @@ labels; a linear classifier on 10 images of each class, mean of draws), beside t
 pixels. Finished runs in `--folder` are not repeated. Seconds are the time of the complete process.
 
 With `--fashion`, the images are those of Fashion-MNIST, from the files in `DIR`, which is
-/usr/share/datasets/fashion-mnist after `apt install dataset-fashion-mnist`; the first `--count`
-training images and 5,000 test images are written to class folders first.
+/usr/share/datasets/fashion-mnist after `apt install dataset-fashion-mnist`: the first `--count`
+training images, and 5,000 test images. With `--dev`, they are the 4,000 training images of
+MNIST-5k, of which a quarter is scored: options are chosen with these, and not with the 1,000 images
+of the results. Both are written to class folders first.
 """
 
 import argparse
@@ -27,7 +30,8 @@ import numpy as np
 from PIL import Image
 
 from vit_jax.config.schema import Data
-from vit_jax.data.sources import open_split
+from vit_jax.data import decode
+from vit_jax.data.sources import ArraySource, Source, open_both, open_split
 from vit_jax.evaluation import fewshot, probes
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -51,17 +55,33 @@ def command(*arguments: str) -> None:
     subprocess.run(parts, cwd=ROOT, check=True, stdout=sys.stderr)
 
 
-def write_folders(files: pathlib.Path, count: int, folder: pathlib.Path) -> None:
-    """Writes Fashion-MNIST as PNG files `folder/<split>/<class>/<number>.png`."""
+def fashion(files: pathlib.Path, count: int) -> dict[str, Source]:
+    """Returns the first `count` training images of Fashion-MNIST and NUM_TEST test images."""
+    splits = {}
     for split, prefix, number in (("train", "train", count), ("val", "t10k", NUM_TEST)):
         with gzip.open(files / f"{prefix}-images-idx3-ubyte.gz") as file:
             images = np.frombuffer(file.read(), np.uint8, offset=16).reshape(-1, 28, 28)
         with gzip.open(files / f"{prefix}-labels-idx1-ubyte.gz") as file:
             labels = np.frombuffer(file.read(), np.uint8, offset=8)
-        for i, (image, label) in enumerate(zip(images[:number], labels[:number])):
-            path = folder / split / TITLES[label] / f"{i:05}.png"
+        pixels = np.repeat(images[:number, :, :, None], 3, axis=-1)
+        splits[split] = ArraySource(pixels, labels[:number].astype(np.int64), TITLES)
+    return splits
+
+
+def held_out() -> dict[str, Source]:
+    """Returns three quarters of the training images of MNIST-5k, and the others as `val`."""
+    section = Data(source="mnist5k", dev=0.25)
+    return dict(zip(("train", "val"), open_both(section), strict=True))
+
+
+def write_folders(splits: dict[str, Source], folder: pathlib.Path) -> pathlib.Path:
+    """Writes images as PNG files `folder/<split>/<class>/<number>.png`; returns the folder."""
+    for split, source in splits.items():
+        for i, label in enumerate(source.labels):
+            path = folder / split / source.classes[label] / f"{i:05}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(image).save(path)
+            Image.fromarray(source[i]["image"]).save(path)
+    return folder
 
 
 def run(method: str, seed: int, data: str, folder: pathlib.Path) -> dict:
@@ -92,7 +112,7 @@ def raw_pixels(data: str) -> dict:
     sides = []
     for split in ("train", "val"):
         source = open_split(section, split)
-        images = [np.asarray(source[i]["image"]) for i in range(len(source))]
+        images = [decode.decode(source[i]["image"]) for i in range(len(source))]
         sides += [np.stack(images)[..., 0].reshape(len(images), -1) / np.float32(255)]
         sides += [source.labels]
     knn = probes.knn(*sides, 10)
@@ -134,18 +154,25 @@ def _with_error(values: list[float]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--folder", type=pathlib.Path, required=True, help="folder of the runs")
-    parser.add_argument("--fashion", type=pathlib.Path, help="folder of the files of Fashion-MNIST")
-    parser.add_argument("--count", type=int, default=10_000, help="training images of --fashion")
+    images = parser.add_mutually_exclusive_group()
+    images.add_argument("--fashion", type=pathlib.Path, help="folder of the files of Fashion-MNIST")
+    images.add_argument("--dev", action="store_true", help="score held-out training images")
+    parser.add_argument("--count", type=int, default=4_000, help="training images of --fashion")
     parser.add_argument("--seeds", type=int, default=5, help="number of seeds")
     parser.add_argument("--methods", default=",".join(METHODS), help="methods, with commas")
     args = parser.parse_args()
+    methods = args.methods.split(",")
+    if "none" not in methods or not METHODS.keys() >= set(methods):
+        names = ", ".join(METHODS)
+        parser.error(f"--methods={args.methods}: give none, which gains refer to, and of {names}")
     folder, data = args.folder.resolve(), "mnist5k"
-    folder.mkdir(parents=True, exist_ok=True)
-    if args.fashion:
-        data, folder = str(folder / "fashion_images"), folder / "fashion"
+    if args.fashion or args.dev:
+        folder /= "fashion" if args.fashion else "dev"
+        data = str(folder / "images")
         if not pathlib.Path(data).exists():
-            write_folders(args.fashion, args.count, pathlib.Path(data))
-    scores: dict[str, list[dict]] = {name: [] for name in args.methods.split(",")}
+            splits = fashion(args.fashion, args.count) if args.fashion else held_out()
+            write_folders(splits, folder / "partial").rename(data)
+    scores: dict[str, list[dict]] = {name: [] for name in methods}
     for seed in range(args.seeds):
         for method, runs in scores.items():
             runs.append(run(method, seed, data, folder))
