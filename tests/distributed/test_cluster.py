@@ -153,14 +153,14 @@ PRECEDENCE = {  # The first engine is used; the variables of the second are othe
         launchers.open_mpi_5(1) | launchers.slurm(0),
     ),
     "srun over a shell of one rank": (
-        "SLURM step (`srun`)",
+        "SLURM step",
         launchers.open_mpi_5(0) | {"OMPI_COMM_WORLD_SIZE": "1"} | launchers.slurm(1),
     ),
     "mpirun over SkyPilot": (
         "Open MPI 4 and 5",
         launchers.skypilot(0) | {"SKYPILOT_NUM_NODES": "4"} | launchers.open_mpi_5(1),
     ),
-    "slurm over skypilot": ("SLURM step (`srun`)", launchers.slurm(1) | launchers.skypilot(1)),
+    "slurm over skypilot": ("SLURM step", launchers.slurm(1) | launchers.skypilot(1)),
     "kubeflow beside half of xpk": (
         "Kubeflow Trainer",
         launchers.kubeflow(1, 1) | {"NNODES": "2"},

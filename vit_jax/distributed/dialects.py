@@ -165,7 +165,7 @@ DIALECTS = {
         "version 4, where `mpirun` is; otherwise give `--coordinator`.",
     ),
     "slurm": Dialect(
-        "SLURM step (`srun`)",
+        "SLURM step",
         number=("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"),
         index="SLURM_PROCID",
         address=("SLURM_STEP_NODELIST",),

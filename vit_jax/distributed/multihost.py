@@ -15,6 +15,7 @@ import functools
 import itertools
 import json
 import re
+import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -178,6 +179,7 @@ def attached(timeout: int = TIMEOUT) -> Iterator[None]:
     if not attach(timeout, grace=watchdog.EXIT_TIMEOUT):
         yield
         return
+    _take_sigterm()
     try:
         yield
         detach()
@@ -191,6 +193,17 @@ def attached(timeout: int = TIMEOUT) -> Iterator[None]:
         )
         _watchdog = None
         raise
+
+
+def _take_sigterm() -> None:
+    """Installs the handler of SIGTERM that Python knows again.
+
+    JAX's preemption service replaces it by its own, which only records the signal; it would be
+    ignored until the first stage records it, too.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    if is_main and watchdog.global_state().preemption_sync_manager is not None:
+        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM) or signal.SIG_DFL)
 
 
 def exit_all(message: str, code: int) -> None:
