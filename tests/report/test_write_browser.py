@@ -12,8 +12,15 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support.select import Select
 
 from tests.support.finished_runs import write_attempts, write_run_without_labels
-from tests.support.written_pages import change_config, copy_as_killed, train_quickstart
+from tests.support.written_pages import (
+    change_config,
+    copy_as_killed,
+    train_quickstart,
+    train_without_labels,
+)
 from vit_jax import main
+from vit_jax.figures import reconstruction
+from vit_jax.report.predictions import NUM_RECONSTRUCTED
 
 pytestmark = pytest.mark.browser
 WIDTHS = (1280, 390)  # Pixels of a desktop and of a phone.
@@ -56,6 +63,8 @@ def folder(tmp_path_factory):
     write_run_without_labels(folder / "features")
     write_attempts(folder / "features")
     assert main.run(["report", "--no_model", str(folder / "features")]) == 0
+    for task in ("mae", "dino"):
+        train_without_labels(folder / task, task)
     return folder
 
 
@@ -67,11 +76,11 @@ def show(browser, path, width: int, scheme: str = "light") -> None:
     browser.get(path.as_uri())
 
 
-PAGES = ("finetune/report.html", "killed/report.html", "features/report.html", "report.html")
+RUNS = ("finetune/", "killed/", "features/", "mae/", "dino/", "")
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize("name", [f"{run}report.html" for run in RUNS])
 def test_page_plots_its_charts_and_fits_the_window_without_errors(browser, folder, name, width):
     show(browser, folder / name, width)
     plots = browser.find_elements(By.CSS_SELECTOR, ".plot")
@@ -100,6 +109,40 @@ def test_click_on_a_legend_entry_hides_its_curve(browser, folder):
     plot.find_elements(By.CSS_SELECTOR, ".u-series th")[1].click()
     after = screenshot(canvas)
     assert not (abs(after - (0x00, 0x72, 0xB2)) < 40).all(-1).any()
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_reconstruction_shows_the_four_images_of_an_example_side_by_side(browser, folder, width):
+    show(browser, folder / "mae" / "report.html", width)
+    rows = browser.find_elements(By.CSS_SELECTOR, "#reconstruction .row")
+    assert len(rows) == NUM_RECONSTRUCTED
+    for row in rows:
+        images = row.find_elements(By.TAG_NAME, "img")
+        assert [image.get_attribute("alt") for image in images] == list(reconstruction.TITLES)
+        assert len({image.rect["y"] for image in images}) == 1
+        assert min(image.rect["width"] for image in images) >= 60
+        original, masked, predicted, combined = map(screenshot, images)
+        assert all(pixels.std() > 5 for pixels in (original, masked, predicted)), "not empty"
+        is_grey = (abs(masked - 128) < 3).all(-1)
+        assert abs(is_grey.mean() - 0.75) < 0.1, "task.mask_ratio"
+        # Most pixels: those at borders of patches are blurred.
+        assert np.median(abs(combined - predicted)[is_grey]) < 3
+        assert np.median(abs(combined - original)[~is_grey]) < 3
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("task", ["mae", "dino"])
+def test_features_plots_the_probes_and_the_targets_of_a_task(browser, folder, task, width):
+    show(browser, folder / task / "report.html", width)
+    section = browser.find_element(By.ID, "features")
+    titles = [title.text for title in section.find_elements(By.CSS_SELECTOR, ".u-title")]
+    assert "Accuracy of frozen features" in titles
+    assert ("Entropy of the targets" in titles) == (task == "dino")
+    for canvas in section.find_elements(By.TAG_NAME, "canvas"):
+        colours = screenshot(canvas)
+        is_blue = (abs(colours - (0x00, 0x72, 0xB2)) < 40).all(-1)
+        assert is_blue.sum() > 50, "the first curve is plotted"
+    assert section.find_elements(By.CSS_SELECTOR, ".scroll table")
 
 
 @pytest.fixture(scope="module")

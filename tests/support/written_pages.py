@@ -119,3 +119,34 @@ def change_config(folder: pathlib.Path, section: str, **fields) -> None:
     config = json.loads((folder / "config.json").read_text())
     (config[section] if section else config).update(fields)
     (folder / "config.json").write_text(json.dumps(config))
+
+
+WITHOUT_LABELS = """
+from vit_jax.config import base_config
+
+
+def get_config(arg):
+    config = base_config()
+    config.model.update(name="vit_ti16", patch=7, num_layers=2, hidden_size=32, mlp_size=64)
+    config.model.num_heads = 2
+    config.data.update(source="digits", image_size=28, augment="random_resized_crop(0.4)")
+    config.task.name = arg
+    if arg == "mae":
+        config.task.update(decoder_layers=1, decoder_size=32, decoder_heads=2)
+    else:
+        config.task.update(prototypes=64, head_hidden=64, bottleneck=16, patch_weight=1.0)
+        config.task.koleo_weight = 0.1
+        config.data.update(local_crops=2, local_size=14, local_augment="random_resized_crop(0.2)")
+    config.optimizer.update(lr=3e-3, warmup_steps=5, ema=0.9)
+    config.probe.update(every=10, count=300)
+    config.update(batch_size=64, steps=60, log_every=2, checkpoint_every=60, eval_every=20)
+    return config
+"""
+
+
+def train_without_labels(folder: pathlib.Path, task: str) -> None:
+    """Trains a tiny model without labels, with probes, and writes the page with its model."""
+    config = folder.with_suffix(".py")
+    config.write_text(WITHOUT_LABELS)
+    assert main.run([f"--config={config}:{task}", f"--workdir={folder}"]) == 0
+    assert main.run(["report", str(folder)]) == 0

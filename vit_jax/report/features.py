@@ -47,7 +47,9 @@ def features_section(run: RunRecord) -> html.Html | None:
     charts = html.plots(
         curves.run_charts(run, curves.FEATURE_CHARTS), "run", [curves.run_axes(run)]
     )
-    return html.section(TITLE, *signs, html.table(rows, HEADER), charts, note=NOTE)
+    return html.section(
+        TITLE, *signs, html.table(rows, HEADER, class_="described"), charts, note=NOTE
+    )
 
 
 def _rows(run: RunRecord) -> Iterator[tuple]:
