@@ -1,4 +1,4 @@
-"""Recording of SIGTERM, Ctrl-C and SIGHUP, so that training can stop between two steps."""
+"""Recording of signals that ask a run to end, so that training can stop between two steps."""
 
 import os
 import signal
@@ -11,13 +11,15 @@ def signal_from_number(number: int) -> signal.Signals | None:
 
 
 class SignalRecorder:
-    """Context manager that records the first SIGTERM, SIGINT or SIGHUP in `received`.
+    """Context manager that records the first signal of SIGNALS in `received`.
 
     A second SIGTERM or SIGINT ends the process at once. A terminal that is closed may send SIGHUP
-    several times, and none if it is ignored, as by `nohup`.
+    several times, and none if it is ignored, as by `nohup`. Job schedulers can be asked to send
+    SIGUSR1; `mpirun` passes it on at once, but SIGTERM only after a delay.
     """
 
-    SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+    REPEATED = (signal.SIGHUP, signal.SIGUSR1)  # A second one does not end the process.
 
     def __init__(self):
         self.received: signal.Signals | None = None
@@ -39,5 +41,5 @@ class SignalRecorder:
     def _handle(self, number, _frame):
         if self.received is None:
             self.received = signal.Signals(number)
-        elif number != signal.SIGHUP:
+        elif number not in self.REPEATED:
             os._exit(128 + number)

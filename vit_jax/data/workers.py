@@ -320,7 +320,7 @@ class _Processes:
 
 def _work(pipe, trusted, rows, layout: Layout, arena: heap.Arena, parts: list[range], k: int):
     """Fills part `k` of one batch after the other until the pipe ends."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)  # Sent to the process group; the parent handles it.
     _keep_freed_memory()
     registry.trust(trusted)
