@@ -15,6 +15,7 @@ from vit_jax.checkpoints.local_copy import (
     complete,
     destination,
     find,
+    newest_steps,
     open_folder,
     publish,
     registered,
@@ -191,3 +192,20 @@ def test_destination_of_a_failed_block_writes_nothing(store):
         path.write_bytes(b"weights")
         raise ZeroDivisionError
     assert not contents(f"{store.url}/new")
+
+
+def test_newest_steps_of_a_bucket_are_those_of_finished_steps(store):
+    upload = ObjectStore(f"{store.url}/finetune")
+    upload.write(f"{layout.FOLDER}/9/{MARKER}", b"")
+    upload.write(f"{layout.BEST}/10/{MARKER}", b"")
+    assert newest_steps(store.url) == {store.url: 8, f"{store.url}/finetune": 9}
+    assert newest_steps(f"{store.url}/nothing") == {}
+
+
+def test_newest_steps_of_a_folder_are_those_of_all_runs_in_it(tmp_path):
+    assert newest_steps(str(tmp_path / "run")) == {}
+    for step in ("first/checkpoints/4", "first/checkpoints/10", "first/best/12", "checkpoints/3"):
+        (tmp_path / "run" / step).mkdir(parents=True)
+    (tmp_path / "run/damaged/checkpoints/5").mkdir(parents=True)
+    run = f"{tmp_path}/run"
+    assert newest_steps(run) == {run: 3, f"{run}/first": 10}

@@ -30,6 +30,20 @@ def list_steps(folder: pathlib.Path) -> list[int]:
     return sorted(int(name) for name in names if re.fullmatch(r"0|[1-9][0-9]*", name))
 
 
+def newest_steps(folder: pathlib.Path) -> dict[str, int]:
+    """Returns the newest step of every run in a workdir, by the folder of the run.
+
+    A run is the workdir itself, a stage, or a run of a sweep; one without a step is left out.
+    """
+    found = {}
+    if steps := list_steps(folder / FOLDER):
+        found[str(folder)] = steps[-1]
+    for inner in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if inner.is_dir() and inner.name not in (FOLDER, BEST, DAMAGED) and inner.name[0] != ".":
+            found |= newest_steps(inner)
+    return found
+
+
 def find_step_folder(where: str | pathlib.Path) -> pathlib.Path:
     """Returns the folder of the newest step in a workdir, stage folder or `checkpoints` folder.
 

@@ -150,6 +150,19 @@ def by_step(objects: Mapping[str, Listed]) -> dict[str, dict[str, Listed]]:
     return steps
 
 
+def newest_steps(where: str) -> dict[str, int]:
+    """Returns the newest step of every run in a workdir, by the path or URL of the run."""
+    if not is_url(where):
+        return layout.newest_steps(pathlib.Path(where))
+    store, newest = ObjectStore(where), {}
+    for step, objects in by_step(store.list()).items():
+        folder, _, number = step.rpartition("/")
+        if MARKER in objects and folder.endswith(layout.FOLDER):
+            run = store.address(folder.removesuffix(layout.FOLDER)).rstrip("/")
+            newest[run] = max(newest.get(run, 0), int(number))
+    return newest
+
+
 def make_marker(files: Mapping[str, Fingerprint]) -> bytes:
     """Returns the content of the marker of a step with these files."""
     return to_json({"files": {name: list(files[name]) for name in sorted(files)}}).encode()

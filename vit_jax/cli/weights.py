@@ -8,11 +8,22 @@ from vit_jax.text import print_line, print_text
 def add_inspect_flags(parser) -> None:
     parser.add_argument("where", metavar="WHERE", help=arguments.WHERE)
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
+    parser.add_argument(
+        "--steps",
+        action="store_true",
+        help="print only the newest saved step of each run in a workdir, which may have none",
+    )
 
 
 def run_inspect(args, file: str | None, overrides: dict[str, str]) -> int:
     arguments.check_weights_file(args.where)
     arguments.refuse_config("inspect", file, overrides)
+    if args.steps:
+        from vit_jax.checkpoints import local_copy
+
+        for run, step in local_copy.newest_steps(args.where).items():
+            print_line(f"{run} {step}")
+        return 0
     from vit_jax.weights.inspect_checkpoint import inspect_checkpoint
 
     print_text(inspect_checkpoint(args.where, args.json))
