@@ -23,7 +23,7 @@ from vit_jax.text import STDOUT, open_standard_streams, warn, write
 
 try:
     from vit_jax.atomic_io import FULL
-    from vit_jax.cli import costs, evaluation, parser, prepare, results, train, weights
+    from vit_jax.cli import costs, evaluation, launch, parser, prepare, results, train, weights
 except ModuleNotFoundError as error:
     if error.name != "fcntl":
         raise
@@ -41,6 +41,7 @@ VERBS = {
     verb.name: verb
     for verb in (
         train.TRAIN,
+        launch.LAUNCH,
         evaluation.EVALUATE,
         evaluation.FEATURES,
         results.FIGURES,

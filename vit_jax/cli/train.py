@@ -5,6 +5,7 @@ import pathlib
 from vit_jax import config as config_lib
 from vit_jax.cli import arguments
 from vit_jax.cli.parser import Verb
+from vit_jax.config.schema import Config
 from vit_jax.errors import ConfigError
 from vit_jax.text import print_line
 
@@ -62,11 +63,12 @@ def add_flags(parser) -> None:
     )
 
 
-def run(args, file: str | None, overrides: dict[str, str]) -> int:
-    from vit_jax.checkpoints import local_copy, lock, workdir
-    from vit_jax.data.object_store import is_url
+def read_stages(
+    where: pathlib.Path | str, file: str | None, overrides: dict[str, str]
+) -> dict[str, Config]:
+    """Returns the checked stages of `--config`, or without it, of the run in a workdir."""
+    from vit_jax.checkpoints import local_copy, workdir
 
-    where = args.workdir if is_url(args.workdir) else pathlib.Path(args.workdir)
     if file is not None:
         config = config_lib.load(file)
     else:
@@ -75,7 +77,15 @@ def run(args, file: str | None, overrides: dict[str, str]) -> int:
     changed = config_lib.overridden(config, overrides)
     for stage in changed.get("stages", {}).values() or [changed]:  # Errors before slow imports.
         arguments.check_weights_file(stage.get("init", {}).get("path") or None)
-    stages = config_lib.resolve(config, overrides, is_stored=file is None)
+    return config_lib.resolve(config, overrides, is_stored=file is None)
+
+
+def run(args, file: str | None, overrides: dict[str, str]) -> int:
+    from vit_jax.checkpoints import lock
+    from vit_jax.data.object_store import is_url
+
+    where = args.workdir if is_url(args.workdir) else pathlib.Path(args.workdir)
+    stages = read_stages(where, file, overrides)
     if not is_url(where):  # The lease of a bucket is checked when it is taken.
         lock.check_not_in_use(where)
     from vit_jax.distributed import multihost, process

@@ -12,7 +12,7 @@ import re
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from vit_jax.errors import ConfigError
 from vit_jax.models import trees
@@ -55,6 +55,12 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices=None) -> M
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
+def abstract_mesh(num_devices: int, data: int = -1, fsdp: int = 1, tensor: int = 1) -> AbstractMesh:
+    """Returns the mesh of a number of devices, which need not exist; see `make_mesh`."""
+    shape = mesh_shape(num_devices, data, fsdp, tensor)
+    return AbstractMesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
 def mesh_shape(num_devices: int, data: int, fsdp: int, tensor: int) -> tuple[int, int, int]:
     """Returns the axis sizes with -1 resolved; raises ConfigError if they do not fit."""
     sizes = (data, fsdp, tensor)
@@ -78,12 +84,12 @@ def _valid_shapes(num_devices: int, max_shown: int = 16) -> str:
     return ", ".join(shapes) + (", ..." if len(valid) > max_shown else "")
 
 
-def num_batch_shards(mesh: Mesh) -> int:
+def num_batch_shards(mesh: Mesh | AbstractMesh) -> int:
     """Returns the number of parts that the batch is split into."""
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
-def check_batch_size(batch_size: int, mesh: Mesh, accumulate: int = 1) -> None:
+def check_batch_size(batch_size: int, mesh: Mesh | AbstractMesh, accumulate: int = 1) -> None:
     """Raises ConfigError with the nearest valid sizes if the batch cannot be split evenly."""
     shards = num_batch_shards(mesh)
     parts = shards * accumulate

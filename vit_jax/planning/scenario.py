@@ -4,7 +4,7 @@ import dataclasses
 import functools
 
 import jax.numpy as jnp
-from jax.sharding import AbstractMesh, AxisType
+from jax.sharding import AbstractMesh
 
 from vit_jax.config.schema import Config
 from vit_jax.distributed import mesh as mesh_lib
@@ -29,8 +29,7 @@ class Scenario:
     @property
     def mesh(self) -> AbstractMesh:
         """Mesh of the config; raises ConfigError if it does not fit the number of devices."""
-        shape = mesh_lib.mesh_shape(self.num_devices, **dataclasses.asdict(self.config.mesh))
-        return AbstractMesh(shape, mesh_lib.AXES, axis_types=(AxisType.Auto,) * len(shape))
+        return mesh_lib.abstract_mesh(self.num_devices, **dataclasses.asdict(self.config.mesh))
 
     @functools.cached_property
     def model(self):
