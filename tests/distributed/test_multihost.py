@@ -53,3 +53,14 @@ def test_connect_starts_no_second_runtime():
 def test_connect_rejects_flags_that_contradict_an_initialised_runtime(flags, message):
     with pytest.raises(ConfigError, match=message):
         multihost.connect(*flags)
+
+
+def test_is_lost_process_recognises_failures_of_communication_in_a_run_of_several(monkeypatch):
+    import jax
+
+    gloo = ValueError("UNKNOWN: Gloo AllGather failed: Read error: Connection reset by peer")
+    assert not multihost.is_lost_process(gloo)
+    monkeypatch.setattr(multihost, "_watchdog", object())
+    assert multihost.is_lost_process(gloo)
+    assert multihost.is_lost_process(jax.errors.JaxRuntimeError("UNAVAILABLE: connection closed"))
+    assert not multihost.is_lost_process(ValueError("shapes (2,) and (3,) differ"))

@@ -217,10 +217,16 @@ def exit_all(message: str, code: int) -> None:
 
 
 def is_lost_process(error: BaseException) -> bool:
-    """Returns True if an error may be caused by a process that died."""
+    """Returns True if an error may be caused by a process that died.
+
+    A compiled program raises a failure of its communication as JaxRuntimeError, or, with the status
+    UNKNOWN, as ValueError.
+    """
     import jax
 
-    return _watchdog is not None and isinstance(error, jax.errors.JaxRuntimeError)
+    is_runtime_error = isinstance(error, jax.errors.JaxRuntimeError)
+    is_unknown = isinstance(error, ValueError) and str(error).startswith("UNKNOWN: ")
+    return _watchdog is not None and (is_runtime_error or is_unknown)
 
 
 def process_index() -> int:
