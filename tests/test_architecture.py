@@ -38,6 +38,7 @@ BOUNDARIES = {  # Third-party package -> the packages that may import it.
     "tensorboardX": {"training"},
     "matplotlib": {"tables", "figures"},
     "cycler": {"figures"},
+    "ray": {"training"},
     "absl": set(),
     "argparse": {"cli"},
     "safetensors": {"weights"},
