@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import http.client
 import http.server
+import logging
 import os
 import socket
 import threading
@@ -34,6 +35,15 @@ def contents(url: str) -> dict[str, bytes]:
     """Returns the objects below a URL."""
     store = ObjectStore(url)
     return {name: store.read(name) for name in store.list()}
+
+
+def compiled_programs(folder) -> dict[str, str]:
+    """Returns variables by which processes share compiled programs, in a folder."""
+    return {
+        "JAX_ENABLE_COMPILATION_CACHE": "true",
+        "JAX_COMPILATION_CACHE_DIR": str(folder),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.05",
+    }
 
 
 def free_port() -> int:
@@ -88,6 +98,7 @@ def emulator(scheme: str) -> Iterator[Emulator]:
 def _s3(port: int) -> Iterator[int]:
     pytest.importorskip("s3fs", reason=f"s3fs is not installed{MISSING}")
     moto = pytest.importorskip("moto.server", reason=f"moto[server] is not installed{MISSING}")
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # It logs every request.
     server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=port)
     server.start()
     try:

@@ -10,6 +10,7 @@ import concurrent.futures
 import contextlib
 import functools
 import itertools
+import logging
 import os
 import pathlib
 import random
@@ -128,6 +129,8 @@ class ObjectStore:
     def _system(self):
         """The file system of fsspec; raises ConfigError that names the extra to install."""
         package, extra = PACKAGES[self._scheme]
+        # Failures are raised as well, as one line.
+        logging.getLogger(package).setLevel(logging.CRITICAL)
         try:
             import fsspec
 
