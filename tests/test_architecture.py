@@ -44,6 +44,7 @@ BOUNDARIES = {  # Third-party package -> the packages that may import it.
     "safetensors": {"weights"},
     "ml_dtypes": {"weights"},
     "huggingface_hub": {"weights"},
+    "yaml": {"distributed"},
     "torch": set(),
     "timm": set(),
 }
