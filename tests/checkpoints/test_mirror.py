@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.support.buckets import contents, use_memory
-from vit_jax.checkpoints import layout, lease
+from vit_jax.checkpoints import layout, lease, lock
 from vit_jax.checkpoints import local_copy as local_copy_lib
 from vit_jax.checkpoints.checkpoint import Checkpoints, restore
 from vit_jax.checkpoints.lease import NAME
@@ -259,3 +259,11 @@ def test_scratch_is_the_folder_of_the_local_copies(url, tmp_path):
     with local_folder(url, str(tmp_path / "scratch")) as folder:
         assert folder == tmp_path / "scratch/process_0/memory/bucket/runs/a"
         assert isinstance(mirror_of(folder / "x"), Mirror)
+
+
+def test_a_run_of_this_machine_in_the_same_folder_is_refused_by_its_url(url):
+    with local_folder(url) as folder, lock.Lock(folder):
+        other = Mirror(ObjectStore(url), folder)
+        with pytest.raises(InUseError, match=f"workdir {url} is in use by process"):
+            other.start()
+        other.close()

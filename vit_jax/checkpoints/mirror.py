@@ -58,7 +58,7 @@ class Mirror(LocalCopy):
         """
         with multihost.raise_on_all("lease", InUseError):
             if multihost.is_process_0():
-                lock.check_not_in_use(self.folder)
+                self._check_folder()
                 self._lease.acquire()
         with multihost.raise_on_all("fetched", CheckpointError):
             objects = self.fetch()
@@ -66,6 +66,14 @@ class Mirror(LocalCopy):
         if multihost.is_process_0():  # What killed processes have left.
             for step in local_copy.by_step(objects).keys() - self.steps.keys():
                 local_copy.delete_step(self.store, step)
+
+    def _check_folder(self) -> None:
+        """Raises InUseError if a run of this machine works in the local folder."""
+        try:
+            lock.check_not_in_use(self.folder)
+        except InUseError as error:
+            message = str(error).replace(str(self.folder), self.store.url)
+            raise InUseError(message) from error
 
     def complete(self, step_folder: pathlib.Path) -> None:
         """Copies what the local folder of a step lacks; waits until the step is in the bucket."""
