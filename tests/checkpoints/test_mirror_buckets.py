@@ -329,3 +329,12 @@ def test_a_sweep_with_shards_is_refused(bucket):
     done = run_main(*tiny_flags(f"{bucket.url}/runs/sweep"), "--shard=0/2")
     assert done.code == 2
     assert "--shard needs a workdir on a file system that all processes share" in done.error
+
+
+@pytest.mark.parametrize("end", [b"\r", b"\n", b"\r\n", b"\n\n--", b""])
+def test_objects_keep_every_byte(bucket, tmp_path, end):
+    store = ObjectStore(f"{bucket.url}/bytes")
+    (tmp_path / "file").write_bytes(b"\n\n\0" + end)
+    store.upload("x", tmp_path / "file")
+    store.write("y", b"\n\n\0" + end)
+    assert store.read("x") == store.read("y") == b"\n\n\0" + end
