@@ -8,7 +8,7 @@ weights, on the same labelled images. `data` is mnist5k (4,000 images) or a fold
 with splits train and val. `seed` draws the labelled images as well as the weights.
 `benchmarks/few_labels.py` compares the methods over several seeds.
 
-Hardware and time: two CPU cores, one to six minutes. Expected: docs/selfsupervised.md.
+Hardware and time: one CPU core, one to eight minutes. Expected: docs/selfsupervised.md.
 """
 
 from vit_jax.config import ConfigError, base_config, parse_arg, smoke
@@ -65,11 +65,11 @@ def mae(stage) -> None:
 def dino(stage) -> None:
     """DINO with the patch loss of iBOT and the KoLeo term and Sinkhorn-Knopp of DINOv2.
 
-    Two global and two local crops that differ little: digits are small in the image already.
+    Two global and four local crops that differ little: digits are small in the image already.
     """
     crop = "random_resized_crop({})|affine(8,0.05,0.1,8)"
     stage.data.update(augment=crop.format(0.85), local_augment=crop.format("0.5,0.85"))
-    stage.data.update(local_crops=2, local_size=14)
+    stage.data.update(local_crops=4, local_size=14)
     stage.task.update(name="dino", prototypes=512, head_hidden=256, bottleneck=64)
     stage.task.update(patch_weight=1.0, koleo_weight=0.1, centering="sinkhorn")
     stage.task.teacher_temperature = 0.025
