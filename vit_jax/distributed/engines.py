@@ -17,7 +17,7 @@ OPTIONAL = ("gpus", "cpus", "time", "grace", "max_restarts", "image", "volume", 
 
 @dataclasses.dataclass(frozen=True)
 class Engine:
-    """How an engine is given a job.
+    """Job file and submit command of an engine.
 
     Attributes:
       title: name of the engine in messages.

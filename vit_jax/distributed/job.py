@@ -21,7 +21,7 @@ MAX_NAME = 40  # Characters; Kubernetes appends to it and allows 63 in all.
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What runs, on which nodes, and how it ends; every node runs one process with all its GPUs."""
+    """Run, nodes and restarts of a job; every node runs one process with all its GPUs."""
 
     name: str
     workdir: str

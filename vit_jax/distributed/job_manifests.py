@@ -17,7 +17,7 @@ def write_jobset(job: Job, file: str) -> str:
     """Returns a JobSet with one indexed Job of a pod per node.
 
     JobSet creates the headless service that gives the first pod its name, and restarts all pods
-    together: processes that are left cannot go on alone.
+    together: processes that are left cannot continue alone.
     """
     container = _container(job, "node")
     container["env"] += [
