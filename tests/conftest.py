@@ -25,12 +25,13 @@ import pytest
 from PIL import Image
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+SLOW_FILES = ("test_multihost_elastic.py", "test_train_resume.py", "test_train.py")
 gc.set_threshold(100_000, 20, 20)  # JAX makes many objects; collecting them took 15 % of the time.
 
 
 def pytest_collection_modifyitems(items):
     """The slow files first, so that no process is left alone with one at the end."""
-    items.sort(key=lambda item: item.path.name not in ("test_train_resume.py", "test_train.py"))
+    items.sort(key=lambda item: item.path.name not in SLOW_FILES)
 
 
 @pytest.fixture(scope="session")

@@ -7,11 +7,11 @@ import shutil
 import signal
 import socket
 
-import numpy as np
 import pytest
 
 from tests.support.processes import (
     CONFIG,
+    assert_same_run,
     environment_of_runs,
     free_address,
     printed_lines,
@@ -88,19 +88,6 @@ def stopped_run(killed_run, tmp_path_factory, environment) -> tuple[pathlib.Path
         signals=(None, signal.SIGTERM),
     )
     return folder, ends
-
-
-def assert_same_run(folder: pathlib.Path, reference: pathlib.Path) -> None:
-    """Asserts the same steps, the same examples, and losses within a relative 1e-5."""
-    found = records(folder)
-    expected = records(reference)[: len(found)]
-    assert [line["step"] for line in found] == list(range(1, len(found) + 1))
-    ids, counts = ([line.get(name) for line in found] for name in ("train/ids_crc", "val/n"))
-    assert ids == [line["train/ids_crc"] for line in expected]
-    # The signal may arrive between the last step and its evaluation.
-    assert counts[:-1] == [line.get("val/n") for line in expected][:-1]
-    losses = [[line["train/loss"] for line in run] for run in (found, expected)]
-    np.testing.assert_allclose(*losses, rtol=1e-5)
 
 
 @pytest.mark.slow

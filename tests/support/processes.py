@@ -7,7 +7,9 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 
-from tests.support.runs import ROOT, Finished
+import numpy as np
+
+from tests.support.runs import ROOT, Finished, records
 
 # Dropout, stochastic depth and mixup: losses depend on random keys and on the order of rows.
 CONFIG = """
@@ -93,3 +95,16 @@ def run_processes(
 def printed_lines(finished: Finished) -> list[str]:
     """Returns the lines that a process printed, without those of Gloo about connections."""
     return [line for line in finished.out.splitlines() if "peer ranks" not in line]
+
+
+def assert_same_run(folder: pathlib.Path, reference: pathlib.Path) -> None:
+    """Asserts the same steps, the same examples, and losses within a relative 1e-5."""
+    found = records(folder)
+    expected = records(reference)[: len(found)]
+    assert [line["step"] for line in found] == list(range(1, len(found) + 1))
+    ids, counts = ([line.get(name) for line in found] for name in ("train/ids_crc", "val/n"))
+    assert ids == [line["train/ids_crc"] for line in expected]
+    # The signal may arrive between the last step and its evaluation.
+    assert counts[:-1] == [line.get("val/n") for line in expected][:-1]
+    losses = [[line["train/loss"] for line in run] for run in (found, expected)]
+    np.testing.assert_allclose(*losses, rtol=1e-5)
