@@ -23,7 +23,7 @@ from vit_jax.checkpoints.lease import NAME
 from vit_jax.checkpoints.local_copy import MARKER, open_folder
 from vit_jax.data.object_store import ObjectStore
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.cluster
 STEPS, EVERY = 30, 5
 OPTIONS = (f"steps={STEPS}", f"checkpoint_every={EVERY}", "log_every=1", "eval_every=10")
 TIMEOUT = 600  # Seconds, on a machine with other work.

@@ -19,7 +19,7 @@ from vit_jax.checkpoints.lease import NAME
 from vit_jax.checkpoints.local_copy import MARKER, open_folder
 from vit_jax.data.object_store import ObjectStore
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.cluster
 OPTIONS = ("steps=24", "checkpoint_every=4", "log_every=1", "eval_every=8", "select=best")
 TIMEOUT = 600  # Seconds, on a machine with other work.
 MESHES = {"replicated": "mesh.data=8", "sharded": "mesh.fsdp=8"}

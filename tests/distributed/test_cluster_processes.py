@@ -67,7 +67,7 @@ def reserved(port: int):
         yield port
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 @pytest.mark.parametrize("name", PODS)
 def test_processes_with_the_variables_of_an_engine_train_one_run(
     name, command, environment, single_process_run, tmp_path
@@ -86,7 +86,7 @@ def test_processes_with_the_variables_of_an_engine_train_one_run(
     np.testing.assert_allclose(*losses, rtol=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 def test_contradictory_variables_end_the_command_before_the_workdir_exists(
     command, environment, tmp_path
 ):

@@ -14,7 +14,7 @@ from tests.support.slurm import TIMEOUT, processes_with, wait_until
 from vit_jax.checkpoints import layout
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.cluster,
     pytest.mark.skipif(
         not shutil.which("mpirun"), reason="mpirun missing: apt-get install openmpi-bin"
     ),

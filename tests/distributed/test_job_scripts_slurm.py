@@ -12,7 +12,7 @@ from vit_jax import main
 from vit_jax.checkpoints import layout
 
 REASON = slurm.reason_to_skip()
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(REASON), reason=str(REASON))]
+pytestmark = [pytest.mark.cluster, pytest.mark.skipif(bool(REASON), reason=str(REASON))]
 
 
 @pytest.fixture(scope="module")

@@ -87,7 +87,7 @@ def run_program(case: str, config_file, parent, environment, **options) -> list[
     return run_processes(commands, environment, **options)
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 def test_train_uses_a_runtime_that_is_initialised_and_leaves_it_running(
     config_file, tmp_path, environment
 ):
@@ -97,7 +97,7 @@ def test_train_uses_a_runtime_that_is_initialised_and_leaves_it_running(
         assert len(records(tmp_path / name)) == 6
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 def test_signal_to_one_process_saves_the_run_in_spite_of_the_preemption_service(
     config_file, tmp_path, environment
 ):
@@ -118,7 +118,7 @@ def test_signal_to_one_process_saves_the_run_in_spite_of_the_preemption_service(
         assert f"SIGTERM: step {step} is saved in {folder}" in end.out
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 def test_error_in_one_process_is_raised_there_and_ends_the_other(
     config_file, photo_folder, tmp_path, environment
 ):

@@ -16,7 +16,7 @@ from tests.support.processes import (
 from tests.support.runs import Finished, records
 from vit_jax.checkpoints import layout
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.cluster
 
 STEPS = 20
 # Every number of devices divides the batch; some of them split it and the arrays unevenly.

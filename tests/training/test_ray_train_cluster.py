@@ -18,7 +18,7 @@ from vit_jax import errors
 from vit_jax.checkpoints import layout
 from vit_jax.training import ray_train
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.cluster
 
 # Dropout and mixup: losses depend on random keys and on the order of rows.
 CONFIG = """
