@@ -35,7 +35,7 @@ def test_part_records_errors_and_skipped_checks_and_continues(monkeypatch, tmp_p
     assert part.has_failed
 
 
-@pytest.mark.slow
+@pytest.mark.stress
 def test_both_parts_pass_on_a_cpu_with_tiny_models(tmp_path):
     out = tmp_path / "gpu.jsonl"
     for part in ("1", "2"):

@@ -142,8 +142,9 @@ def test_goodput_counts_the_time_of_all_killed_attempts(interrupted, tmp_path):
     assert processes[3].resumed_step == processes[2].step >= 17
     first, second, third, _ = attempts.parts_of(processes)
     assert first["train"] == third["lost"] == 0
-    assert first["lost"] > 0 < second["lost"]
-    assert second["train"] > 0
+    # The line of a killed attempt is up to a second old; what it lacks counts as `down`.
+    assert first["lost"] + first["down"] > 0 < second["lost"] + second["down"]
+    assert third["train"] > 0
     assert found["attempts"] == 4
     assert sum(found["seconds"].values()) == pytest.approx(found["wall"], rel=0.01)
     assert found["wall"] == pytest.approx(processes[-1].ended - processes[0].started, rel=0.01)

@@ -274,7 +274,7 @@ def test_weights_without_class_names_have_none_in_any_format(tmp_path, photo_fol
         (["{npz}", "{orbax}", "--format=orbax"], 2, "exists; name a new folder"),
         (["{npz}", "."], 2, "not the name of a new file or folder"),
         (["{npz}", "{npz}"], 2, "is the source"),
-        (["{npz}", "gs://bucket/x.npz"], 2, "not the name of a new local file"),
+        (["{npz}", "https://bucket/x.npz"], 2, "new file or folder on a disk or in a bucket"),
         (["{npz}", "x.safetensor"], 2, "unknown suffix .safetensor; expected"),
         (["{npz}"], 2, "required: DESTINATION"),
     ],

@@ -227,7 +227,10 @@ def _check_destination(path: pathlib.Path, destination: str, overwrite: bool) ->
     """Raises ConfigError if writing would replace something that it may not replace."""
     is_remote = download.is_url(destination) and not is_url(destination)
     if is_remote or not path.name:
-        raise ConfigError(f"{destination} is not the name of a new file or folder.")
+        raise ConfigError(
+            f"{destination} is not the name of a new file or folder on a disk or in a bucket "
+            "(gs://, s3://)."
+        )
     if path.suffix in save.SUFFIXES.values():
         save.check_file(path, overwrite)
     elif path.exists() and (not path.is_dir() or any(path.iterdir())):
