@@ -18,7 +18,7 @@ from vit_jax.checkpoints import layout
 
 pytestmark = pytest.mark.cluster
 
-STEPS = 20
+STEPS = 60
 # Every number of devices divides the batch; some of them split it and the arrays unevenly.
 CONFIG = """
 from vit_jax.config import base_config
@@ -32,7 +32,7 @@ def get_config(arg):
     config.model.update(num_heads=2, dropout=0.1, drop_path=0.1)
     config.data.update(image_size=14, val_split="")
     config.optimizer.update(warmup_steps=5, weight_decay=0.1)
-    config.update(batch_size=24, steps={steps}, log_every=1, checkpoint_every=4)
+    config.update(batch_size=24, steps={steps}, log_every=1, checkpoint_every=12)
     if arg == "mixture":
         config.data.update(source="folder", mix=((PHOTOS + "/train", 3), (PHOTOS + "/val", 2)))
         config.data.update(augment="random_resized_crop|flip|erase(0.25)", mixup=0.3)
