@@ -35,6 +35,11 @@ def test_check_job_accepts_the_examples(engine):
         ("jobset", {"gpu_type": "h100"}, "--gpus_per_node=h100:8 has a type, which Kubernetes"),
         ("skypilot", {"gpu_type": ""}, "SkyPilot needs the type of the GPUs, as in --gpus_per_no"),
         ("ray", {"config": None}, "--engine=ray needs --config=FILE"),
+        (
+            "ray",
+            {"workdir": "gs://b/runs/l16"},
+            "--workdir=gs://b/runs/l16 is in a bucket; --engine=ray",
+        ),
         ("slurm", {"time": "2"}, "--time=2 is not longer than --grace=120 seconds"),
         ("kubeflow", {"volume": None}, "--workdir=/shared/runs/l16 is lost when a node of Kubefl"),
         ("kubeflow", {"volume": ("claim", "/sha")}, "is lost when .*; PATH is /sha now"),

@@ -145,7 +145,7 @@ def _request(port: int, method: str, path: str) -> None:
 
 @dataclasses.dataclass
 class Fault:
-    """What a proxy does with some requests in place of passing them on.
+    """Fault that a proxy injects into some requests instead of forwarding them.
 
     Attributes:
       kind: a status such as 503, 'stall' (no answer), 'cut' (half of the answer), 'reset' (the

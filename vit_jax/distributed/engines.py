@@ -107,6 +107,11 @@ def check_job(name: str, job: Job) -> None:
         )
     if name == "ray" and job.config is None:
         raise ConfigError("--engine=ray needs --config=FILE.")
+    if name == "ray" and is_url(job.workdir):
+        raise ConfigError(
+            f"--workdir={job.workdir} is in a bucket; --engine=ray needs a folder on a file system "
+            "that all nodes share."
+        )
     if job.time and (seconds_of(job.time) or 0) <= job.grace:
         raise ConfigError(
             f"--time={job.time} is not longer than --grace={job.grace} seconds; a run would be "
